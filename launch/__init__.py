@@ -1,0 +1,1 @@
+"""Command-line programs, thin: `python -m launch.NAME --help`."""

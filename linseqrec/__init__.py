@@ -1,0 +1,1 @@
+"""linseqrec: recommendation from long behaviour histories with linear-time sequence models."""

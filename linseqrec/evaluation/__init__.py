@@ -1,0 +1,1 @@
+"""Ranks, metrics, the evaluator, floors and significance."""

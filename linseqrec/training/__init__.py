@@ -1,0 +1,1 @@
+"""Train step, loop, optimizer and checkpoints."""

@@ -1,0 +1,92 @@
+"""Measures parts of the library and prints medians and ratios.
+
+    python -m launch.benchmark --suite=cross_entropy --output=runs/cross_entropy.json
+
+A suite is a file of `linseqrec/benchmarks/` with a function `rows(repeats)`; `--suite` takes
+several names separated by commas, or `all`. The JSON holds the machine, the versions and every row.
+"""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import pkgutil
+from collections.abc import Sequence
+
+from absl import app, flags
+
+import linseqrec.benchmarks
+from linseqrec.benchmarks import measuring
+
+_SUITE = flags.DEFINE_list("suite", ["all"], "Suites to run, or `all`.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds a case.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures; none is written without.")
+
+
+def suite_names() -> list[str]:
+    """The names `--suite` accepts: the modules of `linseqrec.benchmarks` but the measuring one."""
+    modules = pkgutil.iter_modules(linseqrec.benchmarks.__path__)
+    return sorted(module.name for module in modules if module.name != "measuring")
+
+
+def select(requested: Sequence[str]) -> list[str]:
+    """The suites asked for, in order.
+
+    Raises:
+      ValueError: A name that is no suite.
+    """
+    names = suite_names()
+    if list(requested) == ["all"]:
+        return names
+    unknown = [name for name in requested if name not in names]
+    if unknown:
+        raise ValueError(f"no suite {', '.join(unknown)}: --suite takes {', '.join(names)} or all")
+    return list(requested)
+
+
+def describe(row: measuring.Row) -> str:
+    """One printed line: median, quartiles, ratio to the case's first variant, further figures."""
+    parts = [f"  {row.variant:<44}"]
+    if row.seconds is not None:
+        parts.append(f"{row.seconds * 1e3:10.2f} ms")
+    if row.quartiles is not None:
+        parts.append("[{:.2f}, {:.2f}]".format(*(1e3 * value for value in row.quartiles)))
+    if row.ratio is not None:
+        parts.append(f"x {row.ratio:.2f}")
+    for name, value in row.extra.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        parts.append(f"{name}={shown:,.4g}" if isinstance(value, float) else f"{name}={shown}")
+    return "  ".join(parts)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the suites; rows are printed as they come."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
+    try:
+        selected = select(_SUITE.value)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+    report = measuring.environment()
+    print(json.dumps(report, indent=2))
+    report["suites"] = {}
+    for name in selected:
+        print(f"\n{name}")
+        rows: list[dict] = []
+        case = None
+        for row in importlib.import_module(f"linseqrec.benchmarks.{name}").rows(_REPEATS.value):
+            if row.case != case:
+                case = row.case
+                print(f" {case}")
+            print(describe(row), flush=True)
+            rows.append(dataclasses.asdict(row))
+        report["suites"][name] = rows
+    if _OUTPUT.value:
+        output = pathlib.Path(_OUTPUT.value)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"\nwrote {output}")
+
+
+if __name__ == "__main__":
+    app.run(main)

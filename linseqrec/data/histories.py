@@ -1,0 +1,54 @@
+"""The histories before given events, gathered into rows: what evaluation and serving feed a model."""
+
+import numpy as np
+
+from linseqrec.data.dataset import Dataset
+from linseqrec.events import Events
+
+
+def gather_histories(
+    dataset: Dataset, users: np.ndarray, ends: np.ndarray, length: int | None
+) -> Events:
+    """Gathers the last `length` events before each end, one row each, padded on the right.
+
+    One fancy index for the whole batch: the cost is that of the [B, T] block it returns.
+
+    Args:
+      dataset: Where the events are.
+      users: [B], indices into `dataset.offsets`.
+      ends: [B], absolute event indices; row i holds events of `users[i]` up to, without, `ends[i]`.
+      length: T, the width of the rows; None takes the longest of these histories (at least 1).
+
+    Returns:
+      NumPy `Events` [B, T]: segment 1, positions from 0, timestamps since `dataset.origin`. A row
+      without history is all padding.
+
+    Raises:
+      ValueError: An end lies outside its user's events, or `length` is not positive.
+    """
+    users, ends = np.asarray(users), np.asarray(ends)
+    starts = np.asarray(dataset.offsets)[users]
+    outside = (ends < starts) | (ends > np.asarray(dataset.offsets)[users + 1])
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise ValueError(
+            f"row {row}: event {int(ends[row])} does not belong to user {int(users[row])}, whose "
+            f"events are {int(starts[row])} to {int(dataset.offsets[users[row] + 1])}"
+        )
+    if length is None:
+        length = max(1, int((ends - starts).max(initial=0)))
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    starts = np.maximum(starts, ends - length)
+    slots = np.arange(length)
+    real = slots < (ends - starts)[:, None]
+    index = np.where(real, starts[:, None] + slots, 0)
+    if dataset.num_events == 0:
+        blank = np.zeros(index.shape, np.int32)
+        return Events(blank, blank, blank, blank)
+    return Events(
+        items=np.where(real, dataset.items[index], 0).astype(np.int32),
+        timestamps=np.where(real, dataset.timestamps[index] - dataset.origin, 0).astype(np.int32),
+        segment_ids=real.astype(np.int32),
+        positions=np.where(real, slots, 0).astype(np.int32),
+    )

@@ -1,4 +1,4 @@
-"""The histories before given events, gathered into rows: what evaluation and serving feed a model."""
+"""Histories before given events, gathered into rows: what evaluation and serving read."""
 
 import numpy as np
 

@@ -1,0 +1,130 @@
+"""Packing: which pieces share a row.
+
+The shapes of the rows are found once, from the histogram of piece lengths, by best fit decreasing:
+its cost grows with the number of distinct lengths, not of users. Because the shapes are the same in
+every epoch, so is the number of rows, and a step number says at once which epoch it lies in. An
+epoch shuffles the rows, and the pieces of equal length among their places.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """One epoch's shuffle.
+
+    Attributes:
+      rows: int64 [R], the rows in the order in which they are visited.
+      pieces: int64 [P], the piece in each place; None where place i holds piece i.
+    """
+
+    rows: np.ndarray
+    pieces: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows as runs of places; an epoch puts one piece in each place.
+
+    Attributes:
+      firsts: int64 [R], each row's first place.
+      counts: int64 [R], each row's number of places, at least 1.
+      lengths: int32 [P], length of each piece.
+      ranks: int64 [P], for each place, the rank (0 the longest) of the piece that it holds; None
+        where place i holds piece i in every epoch.
+    """
+
+    firsts: np.ndarray
+    counts: np.ndarray
+    lengths: np.ndarray
+    ranks: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def shuffled(self, seed: int, epoch: int) -> Epoch:
+        """The order of one epoch, a function of `seed` and `epoch` alone."""
+        generator = np.random.default_rng((seed, epoch))
+        rows = generator.permutation(len(self))
+        if self.ranks is None:
+            return Epoch(rows, None)
+        pieces = generator.permutation(len(self.lengths))
+        longest_first = pieces[np.argsort(-self.lengths[pieces], kind="stable")]
+        return Epoch(rows, longest_first[self.ranks])
+
+
+def one_piece_a_row(lengths: np.ndarray) -> Rows:
+    """Rows of one piece each."""
+    return Rows(np.arange(len(lengths)), np.ones(len(lengths), np.int64), lengths, None)
+
+
+def pack(lengths: np.ndarray, capacity: int) -> Rows:
+    """Rows of up to `capacity` slots that hold all pieces, in close to as few rows as can be.
+
+    Best fit decreasing: pieces are placed longest first, each into the row with the least room that
+    still takes it. Pieces of one length and rows of one room are moved together.
+
+    Args:
+      lengths: int32 [P], length of each piece.
+      capacity: T, slots in a row.
+
+    Returns:
+      The rows.
+
+    Raises:
+      ValueError: A piece is longer than a row.
+
+    Source: ours; the idea of packing a histogram is Krell et al., 2021 ("Efficient sequence packing
+    without cross-contamination").
+    """
+    if len(lengths) and lengths.max() > capacity:
+        raise ValueError(
+            f"a piece of {lengths.max()} events does not fit into a row of {capacity} slots"
+        )
+    histogram = np.bincount(lengths, minlength=capacity + 1)
+    # Rows by the room left in them; bit r of `rooms` says that some row has room r > 0.
+    rows_with_room: dict[int, list[np.ndarray]] = {}
+    rooms = 0
+    row_of_rank: list[np.ndarray] = []
+    num_rows = 0
+    for length in np.flatnonzero(histogram)[::-1].tolist():
+        left = int(histogram[length])
+        while left:
+            enough = rooms >> length
+            if enough:
+                room = (enough & -enough).bit_length() - 1 + length
+                rows = _merged(rows_with_room.pop(room))
+                rooms ^= 1 << room
+                chosen, others = rows[:left], rows[left:]
+                if len(others):
+                    rows_with_room[room] = [others]
+                    rooms |= 1 << room
+                moved = [(chosen, room - length)]
+                left -= len(chosen)
+                row_of_rank.append(chosen)
+            else:
+                # No row has room: open rows and fill each with as many of this length as fit.
+                fit = capacity // length
+                opened = np.arange(num_rows, num_rows + -(-left // fit))
+                num_rows += len(opened)
+                row_of_rank.append(np.repeat(opened, fit)[:left])
+                in_last = left - fit * (len(opened) - 1)
+                moved = [
+                    (opened[:-1], capacity - fit * length),
+                    (opened[-1:], capacity - in_last * length),
+                ]
+                left = 0
+            for rows, room in moved:
+                if len(rows) and room:
+                    rows_with_room.setdefault(room, []).append(rows)
+                    rooms |= 1 << room
+    row_of = _merged(row_of_rank) if row_of_rank else np.zeros(0, np.int64)
+    counts = np.bincount(row_of, minlength=num_rows)
+    return Rows(np.cumsum(counts) - counts, counts, lengths, np.argsort(row_of, kind="stable"))
+
+
+def _merged(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts as one array."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

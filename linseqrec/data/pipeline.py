@@ -1,0 +1,169 @@
+"""Training batches on Grain: a step number is all the state there is.
+
+Step → epoch and batch within it → that epoch's shuffle, planned vectorised from (seed, epoch) → one
+gather for the whole batch. Any step can be asked for at any time, in any process.
+"""
+
+import sys
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from linseqrec.data.batch import Batch, gather_rows
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.packing import Epoch, Rows, one_piece_a_row, pack
+from linseqrec.data.splits import Split
+from linseqrec.data.windows import cut_windows, every_prefix
+
+Plan = Literal["packed", "windows", "prefixes"]
+
+
+class TrainingBatches(grain.MapDataset[Batch]):
+    """Training batches by step number, without end; `training_batches` makes it.
+
+    Within an epoch each target is seen once; the epoch's last batch is filled up with rows of
+    padding. Iterators made by `to_iter_dataset` save and restore the step by `get_state` and
+    `set_state`.
+
+    Attributes:
+      length: T, slots in a row.
+      batch_size: Rows in a global batch.
+      rows_per_epoch: Rows that hold events, R.
+      steps_per_epoch: Batches in every epoch.
+      targets_per_epoch: Predictions made in an epoch.
+      fill: Share of the slots of those rows that hold an event.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        plan: Plan,
+        length: int,
+        stride: int | None,
+        batch_size: int,
+        seed: int,
+        process_index: int,
+        process_count: int,
+    ):
+        super().__init__()
+        starts = dataset.offsets[:-1]
+        if plan == "prefixes":
+            self._pieces = every_prefix(starts, split.train_end, length)
+        else:
+            self._pieces = cut_windows(starts, split.train_end, length, stride)
+        if not len(self._pieces):
+            raise ValueError(
+                f"split {split.name!r} leaves nothing to train on: none of the {dataset.num_users} "
+                "users has two training events"
+            )
+        lengths = self._pieces.lengths
+        self._rows: Rows = pack(lengths, length) if plan == "packed" else one_piece_a_row(lengths)
+        self._dataset = dataset
+        self._last_only = plan == "prefixes"
+        self._seed = seed
+        self._process_index = process_index
+        self._rows_per_process = batch_size // process_count
+        self._epochs: dict[int, Epoch] = {}
+        self.length = length
+        self.batch_size = batch_size
+        self.rows_per_epoch = len(self._rows)
+        self.steps_per_epoch = -(-self.rows_per_epoch // batch_size)
+        self.targets_per_epoch = int(np.sum(lengths - self._pieces.skips, dtype=np.int64))
+        self.fill = float(np.sum(lengths, dtype=np.int64) / (self.rows_per_epoch * length))
+
+    def __len__(self) -> int:
+        # Grain's own length of a data set repeated without end.
+        return sys.maxsize
+
+    def __getitem__(self, index: Any) -> Any:
+        """The batch of step `index`; a slice gives a data set of those steps."""
+        if isinstance(index, slice):
+            return self.slice(index)
+        if index < 0:
+            raise IndexError(f"steps count from 0, got {index}")
+        epoch, step = divmod(int(index), self.steps_per_epoch)
+        order = self._epoch(epoch)
+        first = step * self.batch_size + self._process_index * self._rows_per_process
+        rows = order.rows[first : first + self._rows_per_process]
+        counts = np.zeros(self._rows_per_process, np.int64)
+        counts[: len(rows)] = self._rows.counts[rows]
+        held = counts[: len(rows)]
+        members = np.arange(held.sum()) + np.repeat(
+            self._rows.firsts[rows] - (np.cumsum(held) - held), held
+        )
+        if order.pieces is not None:
+            members = order.pieces[members]
+        return gather_rows(
+            self._dataset, self._pieces, members, counts, self.length, last_only=self._last_only
+        )
+
+    def _epoch(self, epoch: int) -> Epoch:
+        """The epoch's order; the two last asked for are kept, since prefetching reads ahead."""
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = self._rows.shuffled(self._seed, epoch)
+            # Replaced, never changed in place: prefetching threads may read it meanwhile.
+            kept = sorted(self._epochs.items())[-1:]
+            self._epochs = dict([*kept, (epoch, order)])
+        return order
+
+
+def training_batches(
+    dataset: Dataset,
+    split: Split,
+    *,
+    plan: Plan = "packed",
+    length: int,
+    batch_size: int,
+    seed: int,
+    stride: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainingBatches:
+    """Batches of a split's training events, shuffled anew in every epoch.
+
+    Args:
+      dataset: The events.
+      split: Where each user's training events end.
+      plan: How events are laid in rows. "packed": windows of several users share a row; the loss is
+        that of "windows": one window a row; "prefixes": RecGRELA's released mode, a row for every
+        training event, predicted at its last slot from up to T events before it.
+      length: T, slots in a row.
+      batch_size: Rows in a global batch.
+      seed: Of the shuffles, at least 0.
+      stride: Of the windows (see `cut_windows`); None makes them disjoint.
+      process_index: Which slice of each global batch this process reads.
+      process_count: Into how many equal slices global batches are divided.
+
+    Returns:
+      The batches, for step 0, 1, 2, ... without end.
+
+    Raises:
+      ValueError: An argument out of range, a split of another data set, or nothing to train on.
+    """
+    if plan not in ("packed", "windows", "prefixes"):
+        raise ValueError(f'plan must be "packed", "windows" or "prefixes", got {plan!r}')
+    if stride is not None and plan == "prefixes":
+        raise ValueError("stride has no meaning for prefixes: every prefix is a row")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must be in 0..process_count - 1, got {process_index} of {process_count}"
+        )
+    if batch_size % process_count:
+        raise ValueError(
+            f"a batch of {batch_size} rows does not divide over {process_count} processes"
+        )
+    if len(split.train_end) != dataset.num_users:
+        raise ValueError(
+            f"the split is of {len(split.train_end)} users but the data set has "
+            f"{dataset.num_users}: make it from this data set"
+        )
+    return TrainingBatches(
+        dataset, split, plan, length, stride, batch_size, seed, process_index, process_count
+    )

@@ -1,0 +1,248 @@
+"""The experiment's typed configuration: frozen dataclasses, flag overrides, and their JSON."""
+
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from typing import Any, Literal
+
+from ml_collections import config_dict
+
+from linseqrec.models.encoding import ModelConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.training.loss import LossConfig
+from linseqrec.training.optimizer import OptimizerConfig
+
+# Where a dataclass's JSON names its class, so that a run can be restored from its workdir alone.
+_CLASS_KEY = "class"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be: says which field, and what it wants."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which events, split how, and cut into which rows.
+
+    Attributes:
+      folder: A prepared dataset folder (`launch.prepare`). Empty: generate `world` in memory.
+      world: Preset of the generated world, where `folder` is empty.
+      world_seed: Its seed.
+      split: "leave_one_out"; "global_temporal" at the quantiles below; "folds", the log's own.
+      validation_quantile: Of all events' times: training ends, validation targets begin.
+      test_quantile: Of all events' times: test targets begin.
+      temporal_targets: Which events of a user after a global cut are targets.
+      plan: How training events become rows: "packed" (several histories a row), "windows" (one
+        history a row), "prefixes" (one target a row: the released RecGRELA).
+      length: T, slots a row; also the longest history that evaluation reads.
+      batch_size: Rows a step, over all devices and accumulation steps.
+    """
+
+    folder: str = ""
+    world: str = "quick"
+    world_seed: int = 0
+    split: Literal["leave_one_out", "global_temporal", "folds"] = "leave_one_out"
+    validation_quantile: float = 0.8
+    test_quantile: float = 0.9
+    temporal_targets: Literal["last", "first", "all"] = "last"
+    plan: Literal["packed", "windows", "prefixes"] = "packed"
+    length: int = 200
+    batch_size: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long to train, and how often to look.
+
+    Attributes:
+      num_epochs: The run's length, in passes over the training targets.
+      evaluate_every: Epochs (fractions allowed) between validations; each one saves a checkpoint.
+      patience: Validations without a better NDCG@10 before the run stops; 0 never stops early.
+      accumulation_steps: Parts a batch is split into, one gradient each, to save memory.
+      log_every: Steps between training metrics.
+      seed: Of parameters, dropout and the order of the data.
+    """
+
+    num_epochs: float = 10.0
+    evaluate_every: float = 1.0
+    patience: int = 0
+    accumulation_steps: int = 1
+    log_every: int = 50
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The protocol of validation and test: full ranking over the catalogue.
+
+    Attributes:
+      filter_seen: Whether items of the user's history leave the ranking: "none" or "all". Both may
+        be asked for; the first one selects the model.
+      batch_size: Users a batch; changes no metric.
+      ties: How equal scores rank, "mean" or "pessimistic".
+    """
+
+    filter_seen: tuple[str, ...] = ("none",)
+    batch_size: int = 256
+    ties: Literal["mean", "pessimistic"] = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on.
+
+    Attributes:
+      name: For tables and figures.
+      note: What a reader of the results must know (synthetic data, imputed timestamps, ...).
+      model: The config object that builds the model.
+      data: See `DataConfig`.
+      loss: See `LossConfig`.
+      optimizer: See `OptimizerConfig`.
+      training: See `TrainingConfig`.
+      evaluation: See `EvaluationConfig`.
+    """
+
+    name: str = "recgrela"
+    note: str = ""
+    model: ModelConfig = RecGRELAConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        data, training, evaluation = self.data, self.training, self.evaluation
+        _require(data.length > 0, "data.length", data.length, "at least 1")
+        _require(data.batch_size > 0, "data.batch_size", data.batch_size, "at least 1")
+        steps = training.accumulation_steps
+        _require(
+            steps > 0 and data.batch_size % steps == 0,
+            "training.accumulation_steps",
+            steps,
+            f"a divisor of data.batch_size, {data.batch_size}",
+        )
+        _require(training.num_epochs > 0, "training.num_epochs", training.num_epochs, "above 0")
+        _require(
+            training.evaluate_every > 0, "training.evaluate_every", training.evaluate_every, "above 0"
+        )
+        known = {"none", "all"}
+        _require(
+            bool(evaluation.filter_seen) and set(evaluation.filter_seen) <= known,
+            "evaluation.filter_seen",
+            evaluation.filter_seen,
+            "'none', 'all' or both",
+        )
+        _require(
+            getattr(self.model, "causal", True) or data.plan == "prefixes",
+            "data.plan",
+            data.plan,
+            "'prefixes' for a model that is not causal, or it would read its targets",
+        )
+
+
+def _require(holds: bool, field: str, value: object, want: str) -> None:
+    if not holds:
+        raise ConfigError(f"{field} is {value!r}: it must be {want}")
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as plain JSON values; each dataclass carries its class's name."""
+    if dataclasses.is_dataclass(config):
+        cls = type(config)
+        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {_CLASS_KEY: f"{cls.__module__}:{cls.__qualname__}", **fields}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`.
+
+    Raises:
+      ConfigError: If a field is not one of its class's: the file is of another version.
+    """
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    module, _, name = value[_CLASS_KEY].partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    fields = {key: from_json(item) for key, item in value.items() if key != _CLASS_KEY}
+    for key in fields:
+        if key not in (known := [f.name for f in dataclasses.fields(cls)]):
+            raise ConfigError(f"{name} has no field {key!r}{_nearest(key, known)}")
+    return cls(**fields)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration as {"optimizer.learning_rate": 0.001, ...}, in the order of its fields."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat[f"{prefix}{field.name}"] = type(value).__name__
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[f"{prefix}{field.name}"] = value
+    return flat
+
+
+def to_config_dict(config: Any) -> config_dict.ConfigDict:
+    """The mutable, locked view of a configuration that flags override."""
+    hints = typing.get_type_hints(type(config))
+    fields = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            fields[field.name] = to_config_dict(value)
+        elif value is None:
+            fields[field.name] = config_dict.placeholder(_not_none(hints[field.name]))
+        else:
+            fields[field.name] = value
+    return config_dict.ConfigDict(fields).lock()
+
+
+def from_config_dict(values: config_dict.ConfigDict, template: Any) -> Any:
+    """A configuration of `template`'s classes with the overridden `values`.
+
+    Raises:
+      ConfigError: If a value is not one that its field admits.
+    """
+    hints = typing.get_type_hints(type(template))
+    fields = {}
+    for field in dataclasses.fields(template):
+        before, value = getattr(template, field.name), values[field.name]
+        if dataclasses.is_dataclass(before):
+            value = from_config_dict(value, before)
+        elif typing.get_origin(hints[field.name]) is Literal:
+            choices = typing.get_args(hints[field.name])
+            if value not in choices:
+                raise ConfigError(
+                    f"{field.name} is {value!r}{_nearest(str(value), choices)}; "
+                    f"it must be one of {', '.join(map(repr, choices))}"
+                )
+        fields[field.name] = value
+    return type(template)(**fields)
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """The fields in which two configurations differ, a line each: "a.b: old -> new"."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {before.get(key, '(absent)')!r} -> {after.get(key, '(absent)')!r}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _not_none(hint: Any) -> type:
+    """T of `T | None`."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    return kinds[0] if kinds else hint
+
+
+def _nearest(key: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

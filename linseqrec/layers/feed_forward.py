@@ -1,0 +1,40 @@
+"""The position-wise feed-forward half of a block."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from linseqrec.layers.dense import dense
+from linseqrec.layers.dropout import dropout
+
+
+class FeedForward(nnx.Module):
+    """Two dense layers with an activation between: W_2 Drop(φ(W_1 x + b_1)) + b_2.
+
+    φ is the exact (erf) GELU unless said otherwise.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden_width: int,
+        rate: float,
+        *,
+        activation: Callable[[Array], Array] = partial(jax.nn.gelu, approximate=False),
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.expand = dense(width, hidden_width, dtype=dtype, rngs=rngs)
+        self.contract = dense(hidden_width, width, dtype=dtype, rngs=rngs)
+        self.rate, self.activation = rate, activation
+
+    def __call__(
+        self, x: Float[Array, "B T D"], *, dropout_key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B T D"]:
+        """Maps every position on its own; `dropout_key=None` is evaluation."""
+        hidden = self.activation(self.expand(x))
+        return self.contract(dropout(hidden, self.rate, dropout_key))

@@ -1,0 +1,41 @@
+"""Absolute positions: learned, and fixed sinusoids."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+class PositionEmbedding(nnx.Module):
+    """One learned vector a position, added to the item's embedding.
+
+    Attributes:
+      table: float32 [max_length, D], drawn from N(0, 0.02²).
+    """
+
+    def __init__(self, max_length: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.table = nnx.Param(
+            nnx.initializers.normal(0.02)(rngs.params(), (max_length, width), jnp.float32)
+        )
+        self.dtype = dtype
+
+    def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Looks positions up.
+
+        Raises:
+          ValueError: If a row is longer than the table.
+        """
+        table = self.table[...]
+        if positions.shape[1] > len(table):
+            raise ValueError(
+                f"rows of {positions.shape[1]} slots, but only {len(table)} positions were "
+                "learned: raise the model's max_length or shorten the rows"
+            )
+        # A position past the end (a history carried on too far) must not pass for the last one.
+        return jnp.take(table, positions, axis=0, mode="fill").astype(self.dtype)
+
+
+def sinusoidal_positions(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
+    """Fixed sinusoids of the positions, sines then cosines (arXiv 1706.03762, section 3.5)."""
+    rates = 10_000.0 ** (-jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+    angles = positions[..., None].astype(jnp.float32) * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

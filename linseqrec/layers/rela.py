@@ -1,0 +1,164 @@
+"""RELA: rotary-enhanced linear attention with its local branch (arXiv 2506.13315)."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from linseqrec.layers.dense import dense
+from linseqrec.ops.convolution import short_convolution
+from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
+from linseqrec.ops.rotary import rotary
+
+Selector = Literal["silu", "convex"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RELAState:
+    """What a RELA mixer carries from one call to the next.
+
+    Attributes:
+      attention: Sums over the past: Σ k vᵀ [B, H, K, V] and Σ φ(k) [B, H, K], float32.
+      convolution: The last `kernel - 1` inputs of the local branch, [B, W - 1, D]; None without it.
+    """
+
+    attention: LinearAttentionState
+    convolution: Array | None
+
+
+class RELA(nnx.Module):
+    """The attention half of a RecGRELA block, without its norm and residual.
+
+        G = SiLU(W_1 x + b_1);  X = W_2 x + b_2
+        q, k = split(W_qk X + b_qk);  v = X;  q̃, k̃ = R(φ(q)), R(φ(k)),  φ = ELU + 1
+        o_m = Σ_n ⟨q̃_m, k̃_n⟩ v_n / (Σ_n ⟨φ(q_m), φ(k_n)⟩ + ε)              per head
+        y = W_3 (G ⊙ select(o, SiLU(conv_4(X)))) + b_3
+
+    The rotation runs over the full width before the head split, and touches the numerator only.
+    `selector="silu"` adds the two branches and lets G choose (the published form);
+    `"convex"` (ours, for the gated rank selector of the latest abstract) mixes them with a learned
+    gate g = σ(W_s x + b_s) first: g ⊙ o + (1 − g) ⊙ S.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = True,
+        selector: Selector = "silu",
+        gate: bool = True,
+        input_gate: bool = True,
+        shortcut: bool = True,
+        rotation: bool = True,
+        value_projection: bool = False,
+        kernel: int = 4,
+        epsilon: float = 1e-6,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.width, self.heads, self.causal, self.kernel = width, heads, causal, kernel
+        self.epsilon, self.rotation, self.dtype = epsilon, rotation, dtype
+        make = lambda outputs: dense(width, outputs, dtype=dtype, rngs=rngs)  # noqa: E731
+        self.gate = make(width) if gate else None
+        self.input_gate = make(width) if input_gate else None
+        self.query_key = make(2 * width)
+        self.value = make(width) if value_projection else None
+        self.output = make(width)
+        self.selector = make(width) if selector == "convex" and shortcut else None
+        self.shortcut = ShortConvolution(width, kernel, rngs=rngs) if shortcut else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        state: RELAState | None = None,
+    ) -> tuple[Float[Array, "B T D"], RELAState | None]:
+        """Mixes a row's events over time.
+
+        Args:
+          x: Normalised inputs.
+          segment_ids: One id from 1 per history; 0 is padding. The released form (`causal=False`)
+            does not look at them: it sums over every slot.
+          positions: Positions for the rotation.
+          state: The past of each row's first segment; None is no past. Causal form only.
+
+        Returns:
+          The mixed values, and the state after each row's last segment (None if not causal).
+        """
+        mixed = x if self.input_gate is None else self.input_gate(x)
+        features = jax.nn.elu(self.query_key(mixed)) + 1
+        query, key = jnp.split(features, 2, axis=-1)
+        rotated_query, rotated_key = (
+            (rotary(query, positions), rotary(key, positions)) if self.rotation else (query, key)
+        )
+        value = mixed if self.value is None else self.value(mixed)
+        # The released code divides by the number of slots throughout, so its ε counts once a slot.
+        epsilon = self.epsilon if self.causal else self.epsilon * x.shape[1]
+        attended, attention = linear_attention(
+            self._split(rotated_query),
+            self._split(rotated_key),
+            self._split(value),
+            denominator_query=self._split(query),
+            denominator_key=self._split(key),
+            causal=self.causal,
+            segment_ids=segment_ids if self.causal else None,
+            epsilon=epsilon,
+            initial_state=None if state is None else state.attention,
+        )
+        output = attended.reshape(x.shape)
+        convolution = None
+        if self.shortcut is not None:
+            local, convolution = self.shortcut(
+                mixed,
+                segment_ids if self.causal else None,
+                None if state is None else state.convolution,
+            )
+            if self.selector is None:
+                output = output + local
+            else:
+                share = jax.nn.sigmoid(self.selector(x))
+                output = share * output + (1 - share) * local
+        if self.gate is not None:
+            output = jax.nn.silu(self.gate(x)) * output
+        return self.output(output), RELAState(attention, convolution) if self.causal else None
+
+    def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
+        return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
+
+
+class ShortConvolution(nnx.Module):
+    """The local branch: SiLU of a causal depthwise convolution with bias.
+
+    Attributes:
+      weight: float32 [W, D]; the last row multiplies the current event.
+      bias: float32 [D].
+    """
+
+    def __init__(self, width: int, kernel: int, *, rngs: nnx.Rngs):
+        # PyTorch's default for a depthwise convolution, U(±1/√kernel): the released model's.
+        bound = kernel**-0.5
+        draw = nnx.initializers.uniform(2 * bound)
+        self.weight = nnx.Param(draw(rngs.params(), (kernel, width), jnp.float32) - bound)
+        self.bias = nnx.Param(draw(rngs.params(), (width,), jnp.float32) - bound)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        state: Float[Array, "B W-1 D"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
+        """Convolves each segment on its own; returns the outputs and the last W − 1 inputs."""
+        mixed, state = short_convolution(
+            x,
+            self.weight[...].astype(x.dtype),
+            self.bias[...].astype(x.dtype),
+            segment_ids=segment_ids,
+            state=state,
+        )
+        return jax.nn.silu(mixed), state

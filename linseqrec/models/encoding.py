@@ -1,0 +1,48 @@
+"""What every model returns, and what the training loop asks of one."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from linseqrec.events import Events
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """A model's reading of a batch.
+
+    Attributes:
+      hidden: [B, T, D]; position t predicts the event after t. Its scores are `hidden @ table.T`.
+      losses: Auxiliary losses by name, already weighted, to add to the prediction loss; scalars.
+      state: What to pass to the next call to go on from here; None where the model carries none.
+    """
+
+    hidden: Float[Array, "B T D"]
+    losses: dict[str, Float[Array, ""]]
+    state: Any
+
+
+class SequenceModel(Protocol):
+    """A model: events in, encoding out, and the table its predictions are scored against."""
+
+    def __call__(
+        self, events: Events, state: Any = None, *, dropout_key: PRNGKeyArray | None = None
+    ) -> Encoding:
+        """Encodes a batch; `dropout_key=None` is evaluation, `state=None` no past."""
+        ...
+
+    def item_table(self) -> Float[Array, "N+1 D"]:
+        """The float32 output table; row 0 is padding."""
+        ...
+
+
+class ModelConfig(Protocol):
+    """A model's hyperparameters: the object that builds it."""
+
+    def build(self, num_items: int, *, rngs: nnx.Rngs) -> SequenceModel:
+        """Makes the model with fresh parameters for a catalogue of `num_items`."""
+        ...

@@ -1,0 +1,214 @@
+"""RecGRELA: gated rotary-enhanced linear attention with rank modulation (arXiv 2506.13315).
+
+    H = LN(Drop(E[items]))
+    per block:  H_3 = H + DropPath(RELA(LN(H)));  H' = H_3 + Drop(FFN(LN(H_3)))
+    scores = H E^T
+
+The block's attention half (gates, rotated linear attention, local branch) is `layers/rela.py`.
+From the paper and its released code: everything under `causal=False`. Ours: the causal form, which
+masks padding, trains on every position at once and streams; the `"convex"` selector.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from linseqrec.events import Events
+from linseqrec.layers.dense import layer_norm
+from linseqrec.layers.dropout import drop_path, dropout, split_key
+from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.layers.feed_forward import FeedForward
+from linseqrec.layers.positions import PositionEmbedding, sinusoidal_positions
+from linseqrec.layers.rela import RELA, RELAState, Selector
+from linseqrec.models.encoding import Encoding
+
+
+@dataclasses.dataclass(frozen=True)
+class RecGRELAConfig:
+    """RecGRELA's hyperparameters; the defaults are the published setting, in the causal form.
+
+    Attributes:
+      width: D.
+      heads: Attention heads; they divide the width.
+      num_layers: Blocks.
+      dropout: Rate on the embeddings and in the feed-forward half.
+      drop_path: Rate at which a row skips a block's attention half.
+      causal: True (ours) sums over the past only and trains on every position; False is the
+        released model: bidirectional, padding not masked, one target per row.
+      selector: How the two branches are joined (see `RELA`).
+      gate: The output gate G.
+      input_gate: The projection W_2; without it the normalised input is taken.
+      shortcut: The local branch.
+      positions: "rotary" (published); "none" (no rotation); "learned" or "absolute" (fixed
+        sinusoids) are added to the embeddings in its stead.
+      value_projection: Whether the values are projected once more (published: no).
+      max_length: The longest row that learned positions can serve.
+      epsilon: Of the attention's denominator, and, `norm_epsilon`, of the layer norms.
+      norm_epsilon: See `epsilon`.
+      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+    """
+
+    width: int = 64
+    heads: int = 4
+    num_layers: int = 4
+    dropout: float = 0.1
+    drop_path: float = 0.1
+    causal: bool = True
+    selector: Selector = "silu"
+    gate: bool = True
+    input_gate: bool = True
+    shortcut: bool = True
+    positions: Literal["rotary", "none", "learned", "absolute"] = "rotary"
+    value_projection: bool = False
+    max_length: int = 200
+    epsilon: float = 1e-6
+    norm_epsilon: float = 1e-12
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(
+                f"width {self.width} must be even and a multiple of heads {self.heads}"
+            )
+
+    def build(self, num_items: int, *, rngs: nnx.Rngs) -> "RecGRELA":
+        """Makes the model with fresh parameters for a catalogue of `num_items`."""
+        return RecGRELA(self, num_items, rngs=rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RecGRELAState:
+    """The past of each row's history, of a size that does not depend on its length.
+
+    Attributes:
+      layers: One `RELAState` a block.
+      length: int32 [B], events so far: the position of the next one.
+    """
+
+    layers: list[RELAState]
+    length: Int[Array, "B"]
+
+
+class RecGRELA(nnx.Module):
+    """The model; see the module's docstring."""
+
+    def __init__(self, config: RecGRELAConfig, num_items: int, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = jnp.dtype(config.dtype)
+        self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
+        self.positions = (
+            PositionEmbedding(config.max_length, config.width, dtype=dtype, rngs=rngs)
+            if config.positions == "learned"
+            else None
+        )
+        self.norm = layer_norm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
+
+    def __call__(
+        self,
+        events: Events,
+        state: RecGRELAState | None = None,
+        *,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Encoding:
+        """Encodes histories.
+
+        Args:
+          events: The batch, [B, T]. The released form reads positions off the slots, and wants one
+            right-padded history a row.
+          state: Where each row's first history stands; its events' positions go on from
+            `state.length`. Causal form only.
+          dropout_key: Randomness of dropout and DropPath; None is evaluation.
+
+        Returns:
+          Hidden states [B, T, D]; no auxiliary losses; the state (None unless causal).
+
+        Raises:
+          ValueError: If a state is given to the released form, which cannot stream.
+        """
+        if state is not None and not self.config.causal:
+            raise ValueError("RecGRELA with causal=False reads whole rows: it carries no state")
+        embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
+        positions = (
+            events.positions
+            if self.config.causal
+            else jnp.broadcast_to(jnp.arange(events.items.shape[1]), events.items.shape)
+        )
+        x = self.embedding(events.items)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        elif self.config.positions == "absolute":
+            x = x + sinusoidal_positions(positions, self.config.width).astype(x.dtype)
+        x = self.norm(dropout(x, self.config.dropout, embedding_key))
+        states = []
+        for index, (block, key) in enumerate(zip(self.blocks, block_keys, strict=True)):
+            past = None if state is None else state.layers[index]
+            x, after = block(x, events.segment_ids, positions, past, dropout_key=key)
+            states.append(after)
+        if not self.config.causal:
+            return Encoding(x, {}, None)
+        return Encoding(x, {}, RecGRELAState(states, _length_after(events, state)))
+
+    def item_table(self) -> Float[Array, "N+1 D"]:
+        """The tied output table, float32; row 0 is padding."""
+        return self.embedding.table[...]
+
+
+class Block(nnx.Module):
+    """One pre-norm block: RELA, then the feed-forward half."""
+
+    def __init__(self, config: RecGRELAConfig, *, rngs: nnx.Rngs):
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.config = config
+        self.attention_norm = layer_norm(
+            width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs
+        )
+        self.attention = RELA(
+            width,
+            config.heads,
+            causal=config.causal,
+            selector=config.selector,
+            gate=config.gate,
+            input_gate=config.input_gate,
+            shortcut=config.shortcut,
+            rotation=config.positions == "rotary",
+            value_projection=config.value_projection,
+            epsilon=config.epsilon,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.feed_forward_norm = layer_norm(
+            width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs
+        )
+        self.feed_forward = FeedForward(width, 4 * width, config.dropout, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        state: RELAState | None,
+        *,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], RELAState | None]:
+        """Returns the block's output and its attention's state."""
+        path_key, hidden_key, output_key = split_key(dropout_key, 3)
+        mixed, state = self.attention(self.attention_norm(x), segment_ids, positions, state)
+        x = x + drop_path(mixed, self.config.drop_path, path_key)
+        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
+        return x + dropout(fed, self.config.dropout, output_key), state
+
+
+def _length_after(events: Events, state: RecGRELAState | None) -> Int[Array, "B"]:
+    """Events so far of each row's last history: one more than its last event's position."""
+    last = jnp.max(
+        jnp.where(events.segment_ids > 0, jnp.arange(events.items.shape[1]), -1), axis=1
+    )
+    position = jnp.take_along_axis(events.positions, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
+    before = jnp.zeros_like(position) if state is None else state.length
+    return jnp.where(last < 0, before, position + 1)

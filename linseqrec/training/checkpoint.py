@@ -1,0 +1,141 @@
+"""Checkpoints: the best and the latest, each a training state beside the run's progress."""
+
+import dataclasses
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from linseqrec.training.step import TrainState
+
+_METRIC = "selection_metric"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is not there, or does not fit the model that asks for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands, beside its arrays.
+
+    Attributes:
+      iterator: The data iterator's state.
+      best_step: The step whose validation was best so far.
+      best_metric: Its selection metric.
+      stale: Validations since then.
+      seconds: Wall time spent training so far, over all resumptions.
+      finished: Whether the run has ended, by its length or by early stopping.
+    """
+
+    iterator: dict[str, Any]
+    best_step: int
+    best_metric: float
+    stale: int
+    seconds: float
+    finished: bool
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager, since a save not waited for is lost.
+
+    Keeps the best step and the latest. One process writes into a folder at a time.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool = False):
+        policies = [
+            checkpoint_managers.LatestN(1),
+            checkpoint_managers.BestN(
+                lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                create=not read_only,
+                read_only=read_only,
+            ),
+            item_names=("state", "progress"),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, progress: Progress, metric: float) -> None:
+        """Saves in the background under the state's step; `metric` ranks it, higher is better."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+            ),
+            metrics={_METRIC: metric},
+            force=True,
+        )
+
+    def latest(self) -> int | None:
+        """The newest step, or None where nothing was saved."""
+        return self._manager.latest_step()
+
+    def resolve(self, which: str | int) -> int:
+        """The step that "best", "latest" or a step's number means.
+
+        Raises:
+          CheckpointError: If there is none, with those that there are.
+        """
+        self._manager.wait_until_finished()
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise CheckpointError(f"no checkpoint in {self._folder}: has the run been trained?")
+        if which == "latest":
+            return steps[-1]
+        if which == "best":
+            return self.progress(steps[-1]).best_step
+        if not str(which).isdigit() or int(which) not in steps:
+            raise CheckpointError(
+                f"no checkpoint {which!r} in {self._folder}: there are 'best', 'latest' and steps "
+                f"{', '.join(map(str, steps))}"
+            )
+        return int(which)
+
+    def progress(self, step: int) -> Progress:
+        """The run's progress as saved at `step`."""
+        return Progress(
+            **self._manager.restore(
+                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+            ).progress
+        )
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The training state saved at `step`.
+
+        Args:
+          step: One of the steps saved.
+          like: A state (arrays or their shapes) of the run's configuration.
+
+        Raises:
+          CheckpointError: If it cannot be read as such a state.
+        """
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            return self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            ).state
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"checkpoint {step} in {self._folder} does not fit this configuration's model and "
+                f"optimizer: {str(error).splitlines()[0]}"
+            ) from error

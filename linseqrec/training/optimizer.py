@@ -1,0 +1,91 @@
+"""The optimizer: AdamW with a schedule, clipping, and a rule for what is decayed."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW's hyperparameters.
+
+    Attributes:
+      learning_rate: The peak.
+      schedule: After the warm-up "constant", or "cosine" down to `final_fraction` of the peak at
+        the run's last step.
+      warmup_steps: Steps of linear increase from 0.
+      final_fraction: Of the peak, at the end of the cosine.
+      weight_decay: Decoupled, on the weights of dense layers only (see `is_decayed`).
+      b1: Decay of the gradient's average.
+      b2: Decay of the squared gradient's average.
+      epsilon: Added to the root of the squared average.
+      clip_norm: The gradient's largest global norm; 0 does not clip.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float = 0.0
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """The learning rate by step, for a run of `num_steps`.
+
+    Raises:
+      ValueError: If the warm-up is longer than the run, or the schedule is not known.
+    """
+    if config.warmup_steps > num_steps:
+        raise ValueError(
+            f"optimizer.warmup_steps {config.warmup_steps} exceeds the run's {num_steps} steps"
+        )
+    if config.schedule == "constant":
+        main = optax.constant_schedule(config.learning_rate)
+    elif config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(
+            config.learning_rate, max(num_steps - config.warmup_steps, 1), config.final_fraction
+        )
+    else:
+        raise ValueError(f"optimizer.schedule is {config.schedule!r}: want 'constant' or 'cosine'")
+    if not config.warmup_steps:
+        return main
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, main], [config.warmup_steps])
+
+
+def is_decayed(path: str) -> bool:
+    """Whether weight decay touches the parameter at `path` ("blocks/0/attention/output/kernel").
+
+    Only the kernels of dense layers are decayed, and of these no gate's: biases, norms, embeddings
+    and the recurrences' own parameters keep their scale.
+    """
+    *module, name = path.split("/")
+    return name == "kernel" and not any("gate" in part or part == "selector" for part in module)
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """The Optax chain for a run of `num_steps`; clipping first, then AdamW."""
+    adamw = optax.adamw(
+        learning_rate(config, num_steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: is_decayed(parameter_path(path)), params
+        ),
+    )
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    return adamw
+
+
+def parameter_path(path: jax.tree_util.KeyPath) -> str:
+    """A parameter's path as one writes it: "blocks/0/attention/output/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")

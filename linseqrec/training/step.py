@@ -1,0 +1,120 @@
+"""The training state and the step that advances it: a plain function under `jax.jit`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from linseqrec.data.pipeline import Batch
+from linseqrec.training.loss import LossConfig, prediction_loss
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+      step: Updates applied so far.
+      params: The model's parameters, float32.
+      optimizer: Optax's state.
+      halted: Set by the first non-finite loss or gradient; from then on nothing changes any more.
+    """
+
+    step: Int[Array, ""]
+    params: nnx.State
+    optimizer: optax.OptState
+    halted: Bool[Array, ""]
+
+
+def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.zeros((), jnp.bool_)
+    )
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    rest: Any,
+    optimizer: optax.GradientTransformation,
+    loss_config: LossConfig,
+    *,
+    seed: int,
+    accumulation_steps: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Builds the step.
+
+    Randomness is folded from the seed and the step's number, so a resumed run repeats it. With
+    accumulation the batch is split into parts of rows; the gradient is the whole batch's, weighted
+    by target, up to rounding.
+
+    Args:
+      graphdef: The model's structure (`nnx.split(model, nnx.Param, ...)`).
+      rest: Its variables that are not parameters.
+      optimizer: The Optax chain.
+      loss_config: The objective.
+      seed: Of the dropout keys.
+      accumulation_steps: Parts a batch is split into.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
+      per target), "loss/NAME" of each auxiliary loss, "gradient_norm", "update_norm", "targets"
+      and "events" (counts). A step whose loss or gradient is not finite changes neither parameters
+      nor optimizer, and halts the state.
+    """
+
+    def part_loss(
+        params: nnx.State, batch: Batch, total: Float[Array, ""], key: Array
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        model = nnx.merge(graphdef, params, rest)
+        dropout_key, loss_key = jax.random.split(key)
+        encoding = model(batch.events, dropout_key=dropout_key)
+        summed = prediction_loss(encoding.hidden, model.item_table(), batch, loss_config, loss_key)
+        auxiliary = {name: loss / accumulation_steps for name, loss in encoding.losses.items()}
+        loss = summed / total
+        return loss + sum(auxiliary.values()), {"loss": loss} | {
+            f"loss/{name}": value for name, value in auxiliary.items()
+        }
+
+    def gradient(
+        params: nnx.State, batch: Batch, key: Array
+    ) -> tuple[dict[str, Array], nnx.State]:
+        total = jnp.maximum(batch.weights.sum(), 1.0)
+        grad = jax.grad(part_loss, has_aux=True)
+        if accumulation_steps == 1:
+            grads, losses = grad(params, batch, total, key)
+            return losses, grads
+
+        def accumulate(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, grad(params, part[0], total, part[1])), None
+
+        parts = jax.tree.map(
+            lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch
+        )
+        keys = jax.random.split(key, accumulation_steps)
+        first = grad(params, jax.tree.map(lambda x: x[0], parts), total, keys[0])
+        remaining = jax.tree.map(lambda x: x[1:], (parts, keys))
+        (grads, losses), _ = jax.lax.scan(accumulate, first, remaining)
+        return losses, grads
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        losses, grads = gradient(state.params, batch, key)
+        norm = optax.global_norm(grads)
+        halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(losses.values())))
+        updates, after = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        advanced = TrainState(state.step + 1, params, after, halted)
+        kept = dataclasses.replace(state, halted=halted)
+        state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)
+        counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
+        norms = {"gradient_norm": norm, "update_norm": optax.global_norm(updates)}
+        return state, losses | norms | counts
+
+    return step

@@ -1,0 +1,130 @@
+"""The workdir: what a run leaves on disk, readable while it runs and after."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import tensorboardX
+
+from linseqrec import config as config_lib
+
+
+class WorkdirError(RuntimeError):
+    """A workdir that belongs to another run, or to none."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON in one move, so that no reader sees half a file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def claim(workdir: Path, experiment: config_lib.Experiment, card: dict[str, Any]) -> None:
+    """Writes `config.json` and `card.json`, or checks that they are this run's.
+
+    Raises:
+      WorkdirError: If the workdir was started with another configuration (with the differences) or
+        on other data.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    config_path, card_path = workdir / "config.json", workdir / "card.json"
+    if config_path.exists():
+        changes = config_lib.differences(read_experiment(workdir), experiment)
+        if changes:
+            raise WorkdirError(
+                f"{workdir} holds a run of another configuration; use another --workdir, or undo:\n  "
+                + "\n  ".join(changes)
+            )
+        before = json.loads(card_path.read_text())["sha256"]
+        if before != card["sha256"]:
+            raise WorkdirError(
+                f"{workdir} holds a run on other data (sha256 {before}, now {card['sha256']}): use "
+                "another --workdir"
+            )
+        return
+    write_json(card_path, card)
+    write_json(config_path, config_lib.to_json(experiment))
+
+
+def read_experiment(workdir: Path) -> config_lib.Experiment:
+    """The configuration that a workdir was started with.
+
+    Raises:
+      WorkdirError: If there is none.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise WorkdirError(f"no config.json in {workdir}: it is not the workdir of a run")
+    return config_lib.from_json(json.loads(path.read_text()))
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its configuration: versions, device, git revision."""
+    from importlib.metadata import version
+
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars")
+    root = Path(__file__).parents[2]
+    revision = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    device = jax.devices()[0]
+    return {
+        "git": revision or None,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "cpu_count": os.cpu_count(),
+    }
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one record a line, mirrored to TensorBoard.
+
+    Opening it at a step drops the records after that step: a resumed run writes them again.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._path = workdir / "metrics.jsonl"
+        records = [record for record in read_metrics(workdir) if record["step"] <= step]
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        self._file = self._path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Appends one record, on disk when it returns."""
+        self._file.write(json.dumps({"step": step} | metrics) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+
+def read_metrics(workdir: Path) -> Iterator[dict[str, float]]:
+    """The records of `metrics.jsonl` in order; a last line cut short by a kill is left out."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)

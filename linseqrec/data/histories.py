@@ -1,5 +1,7 @@
 """Histories before given events, gathered into rows: what evaluation and serving read."""
 
+from typing import Any
+
 import numpy as np
 
 from linseqrec.data.dataset import Dataset
@@ -43,12 +45,13 @@ def gather_histories(
     slots = np.arange(length)
     real = slots < (ends - starts)[:, None]
     index = np.where(real, starts[:, None] + slots, 0)
-    if dataset.num_events == 0:
-        blank = np.zeros(index.shape, np.int32)
-        return Events(blank, blank, blank, blank)
+
+    def fill(values: np.ndarray) -> Any:
+        return np.where(real, values, 0).astype(np.int32)
+
     return Events(
-        items=np.where(real, dataset.items[index], 0).astype(np.int32),
-        timestamps=np.where(real, dataset.timestamps[index] - dataset.origin, 0).astype(np.int32),
-        segment_ids=real.astype(np.int32),
-        positions=np.where(real, slots, 0).astype(np.int32),
+        items=fill(dataset.items[index]),
+        timestamps=fill(dataset.timestamps[index] - dataset.origin),
+        segment_ids=fill(real),
+        positions=fill(slots),
     )

@@ -1,0 +1,131 @@
+"""From ranks to metrics, in float64: one target a row, so each is a mean over rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+CUTOFFS = (1, 5, 10, 20, 50, 100, 200, 500)
+BUCKET_EDGES = (0, 50, 100, 200, 500)
+
+
+def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
+    """HR, NDCG and MRR of every target by itself: what means and paired comparisons are made of.
+
+    With one relevant item, HR@k is 1 where `rank <= k`, NDCG@k is `1 / log2(1 + rank)` there and
+    MRR@k `1 / rank`; all are 0 below. A fractional rank (a tie) is used as it is, so that a target
+    at 10.5 is no hit at 10.
+
+    Args:
+      ranks: [M], from 1.
+      cutoffs: The ks.
+
+    Returns:
+      Float64 [M] by name, `HR@10` and so on.
+    """
+    ranks = np.asarray(ranks, np.float64)
+    values: dict[str, np.ndarray] = {}
+    for name, gain in (
+        ("HR", np.ones_like(ranks)),
+        ("NDCG", 1.0 / np.log2(1.0 + ranks)),
+        ("MRR", 1.0 / ranks),
+    ):
+        for k in cutoffs:
+            values[f"{name}@{k}"] = np.where(ranks <= k, gain, 0.0)
+    return values
+
+
+def rank_metrics(
+    ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Means and standard errors over the targets, by name.
+
+    The standard error is that of a mean of independent targets (sample deviation over sqrt(M)); it
+    is NaN for a single one. With several targets a user it is too small: bootstrap over users
+    (`significance.py`).
+
+    Raises:
+      ValueError: No targets.
+    """
+    if len(ranks) == 0:
+        raise ValueError("no targets: a metric over nothing has no value")
+    means, errors = {}, {}
+    for name, values in per_target(ranks, cutoffs).items():
+        means[name] = float(values.mean())
+        spread = values.std(ddof=1) if len(values) > 1 else np.nan
+        errors[name] = float(spread / np.sqrt(len(values)))
+    return means, errors
+
+
+def group_auc(ranks: np.ndarray, num_candidates: np.ndarray) -> float:
+    """GAUC: the mean over targets of the share of other candidates ranked below the target.
+
+    Args:
+      ranks: [M], with mean ties (a tie then counts one half, as an AUC should).
+      num_candidates: [M] or a scalar, candidates of each row, the target included.
+    """
+    others = np.maximum(np.asarray(num_candidates, np.float64) - 1.0, 1.0)
+    return float(np.mean(1.0 - (np.asarray(ranks, np.float64) - 1.0) / others))
+
+
+def list_metrics(
+    top: np.ndarray, num_items: int, item_counts: np.ndarray | None = None
+) -> dict[str, float]:
+    """Coverage and popularity of what is recommended.
+
+    Args:
+      top: [M, K], recommended item ids.
+      num_items: N.
+      item_counts: [N + 1], how often each item occurs in training; None leaves popularity out.
+
+    Returns:
+      `coverage@K`, the share of the catalogue recommended to anyone, and `popularity@K`, the mean
+      number of training events of a recommended item.
+    """
+    k = top.shape[1]
+    values = {f"coverage@{k}": np.unique(top).size / num_items}
+    if item_counts is not None:
+        values[f"popularity@{k}"] = float(np.asarray(item_counts, np.float64)[top].mean())
+    return values
+
+
+def bucket_metrics(
+    ranks: np.ndarray,
+    lengths: np.ndarray,
+    edges: Sequence[int] = BUCKET_EDGES,
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> list[dict[str, Any]]:
+    """Metrics by the length of the history before the target.
+
+    Args:
+      ranks: [M].
+      lengths: [M], events before the target, not cut to the model's window.
+      edges: Lower bounds of the buckets, ascending, the first 0; the last bucket has no upper one.
+      cutoffs: The ks.
+
+    Returns:
+      One record a bucket, shortest first: `name` ("50-99", "500+"), `low`, `high` (inclusive; None
+      for the last), `targets`, `metrics` and `standard_errors` (both empty without targets).
+
+    Raises:
+      ValueError: Edges that do not ascend from 0.
+    """
+    if list(edges) != sorted(set(edges)) or not edges or edges[0] != 0:
+        raise ValueError(f"bucket edges must ascend from 0, got {tuple(edges)}")
+    records: list[dict[str, Any]] = []
+    for low, above in zip(edges, [*edges[1:], None], strict=True):
+        inside = lengths >= low
+        if above is not None:
+            inside &= lengths < above
+        means, errors = rank_metrics(ranks[inside], cutoffs) if inside.any() else ({}, {})
+        records.append(
+            {
+                "name": f"{low}+" if above is None else f"{low}-{above - 1}",
+                "low": int(low),
+                "high": None if above is None else int(above) - 1,
+                "targets": int(inside.sum()),
+                "metrics": means,
+                "standard_errors": errors,
+            }
+        )
+    return records

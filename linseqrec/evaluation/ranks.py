@@ -1,0 +1,361 @@
+"""The rank of each user's target among the whole catalogue, in float32, a block of items at a time.
+
+`rank = 1 + #greater + #equal / 2` over the other candidates, so that a model which cannot tell
+items apart lands in the middle of the catalogue and not at its top. Item 0 is never a candidate,
+and a score that is not finite is an error, never a rank.
+
+Axis letters: B batch, D width, N catalogue, S seen items, K length of the recommended list.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+Ties = Literal["mean", "pessimistic"]
+FilterSeen = Literal["none", "all"]
+
+# The bits of a matmul may depend on its shape. With rows in eights and items in 64s or more they
+# did not on XLA:CPU (0.10.2 and 0.12, widths 16 to 1,000), so every call is padded to these.
+ROW_MULTIPLE = 8
+ITEM_MULTIPLE = 64
+
+
+class NonFiniteScoreError(ValueError):
+    """Some scores are NaN or infinite; `rows` are the indices of the rows that hold them."""
+
+    def __init__(self, rows: np.ndarray, what: str = "rows"):
+        self.rows = np.asarray(rows)
+        shown = ", ".join(str(int(row)) for row in self.rows[:10])
+        more = f" and {len(self.rows) - 10} more" if len(self.rows) > 10 else ""
+        super().__init__(
+            f"NaN or infinite scores for {what} {shown}{more}: nothing can be ranked; look for "
+            "divergence in training or for inputs the model cannot digest"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How a batch of targets compares with the other candidates: all that a rank needs.
+
+    Attributes:
+      greater: Candidates that score above the target.
+      equal: Other candidates that score exactly as the target.
+      seen: Distinct seen items other than the target; 0 without seen items.
+      seen_greater: Those of `greater` that are seen.
+      seen_equal: Those of `equal` that are seen.
+      target_score: The target's own score.
+      finite: Whether every score of the row is finite.
+      top: The K best candidates, best first, lower ids first among equals; None when not asked.
+      top_unseen: The same without the seen items (the target stays).
+    """
+
+    greater: Int[Array, " B"]
+    equal: Int[Array, " B"]
+    seen: Int[Array, " B"]
+    seen_greater: Int[Array, " B"]
+    seen_equal: Int[Array, " B"]
+    target_score: Float[Array, " B"]
+    finite: Bool[Array, " B"]
+    top: Int[Array, "B K"] | None = None
+    top_unseen: Int[Array, "B K"] | None = None
+
+    def fetch(self, what: str = "rows", names: np.ndarray | None = None) -> "Counts":
+        """The same counts as NumPy arrays, after the check that every score was finite.
+
+        Args:
+          what: What the rows are, for the error message.
+          names: [B], how to name the rows in the error message; their indices by default.
+
+        Raises:
+          NonFiniteScoreError: Some scores are NaN or infinite.
+        """
+        counts = jax.tree.map(np.asarray, self)
+        bad = np.flatnonzero(~counts.finite)
+        if bad.size:
+            raise NonFiniteScoreError(bad if names is None else np.asarray(names)[bad], what)
+        return counts
+
+    def ranks(self, filter_seen: FilterSeen = "none", ties: Ties = "mean") -> np.ndarray:
+        """Ranks float64 [B], from 1; fractional where the target ties with others.
+
+        Args:
+          filter_seen: "all" removes the seen items (never the target) from the candidates.
+          ties: "mean" puts the target in the middle of its equals, "pessimistic" behind them.
+        """
+        if filter_seen not in ("none", "all"):
+            raise ValueError(f"filter_seen must be 'none' or 'all', got {filter_seen!r}")
+        if ties not in ("mean", "pessimistic"):
+            raise ValueError(f"ties must be 'mean' or 'pessimistic', got {ties!r}")
+        greater = np.asarray(self.greater, np.float64)
+        equal = np.asarray(self.equal, np.float64)
+        if filter_seen == "all":
+            greater = greater - np.asarray(self.seen_greater)
+            equal = equal - np.asarray(self.seen_equal)
+        return 1.0 + greater + (equal / 2.0 if ties == "mean" else equal)
+
+
+def count_catalogue(
+    hidden: Float[Array, "B D"],
+    table: Float[Array, "N1 D"],
+    targets: Int[np.ndarray, " B"],
+    seen: Int[np.ndarray, "B S"] | None = None,
+    *,
+    item_block: int = 8192,
+    top_k: int = 0,
+) -> Counts:
+    """Scores every item by `hidden @ table.T` and compares each row's target with the others.
+
+    Scores are float32 whatever the inputs are, at the highest matmul precision, and live a block
+    of items at a time. The target's own score comes out of the very same matmul instruction as the
+    scores it is compared with: blocks that hold targets are visited once more, first.
+
+    Args:
+      hidden: One query a row.
+      table: Item vectors by id, N + 1 rows; row 0 is padding and never a candidate.
+      targets: Item ids from 1 to N.
+      seen: Item ids to report separately, padded with 0, in any order, repeats allowed; None for
+        none. The target itself is never among the `seen` counts.
+      item_block: Items scored at once, a multiple of 64; changes memory and speed, no result.
+      top_k: K, how many best candidates to return; 0 for none.
+
+    Returns:
+      `Counts` on the device, not waited for: `fetch()` brings them here and checks them.
+
+    Raises:
+      ValueError: A target outside 1..N, shapes that do not fit, a bad `item_block`.
+    """
+    targets = np.asarray(targets)
+    num_rows, num_slots = hidden.shape[0], table.shape[0]
+    if targets.shape != (num_rows,) or hidden.shape[1] != table.shape[1]:
+        raise ValueError(
+            f"shapes do not fit: hidden {hidden.shape}, table {table.shape}, "
+            f"targets {targets.shape}"
+        )
+    _check_targets(targets, num_slots)
+    if item_block < 1 or item_block % ITEM_MULTIPLE:
+        raise ValueError(f"item_block must be a multiple of {ITEM_MULTIPLE}, got {item_block}")
+    if top_k > num_slots - 1:
+        raise ValueError(f"top_k is {top_k}, the catalogue has {num_slots - 1} items")
+    block = min(item_block, -(-num_slots // ITEM_MULTIPLE) * ITEM_MULTIPLE)
+    blocks = np.arange(-(-num_slots // block))
+    holding = np.unique(targets // block)
+    # Dynamic count, fixed shape: no compilation of its own for every set of holding blocks.
+    visits = np.zeros(min(len(blocks), num_rows) + len(blocks), np.int32)
+    visits[: len(holding) + len(blocks)] = np.concatenate([holding, blocks])
+    counts = _count_blocks(
+        hidden,
+        table,
+        targets.astype(np.int32),
+        None if seen is None else np.asarray(seen).astype(np.int32),
+        visits,
+        len(holding),
+        len(holding) + len(blocks),
+        block=block,
+        top_k=top_k,
+    )
+    return counts
+
+
+def catalogue_ranks(
+    hidden: Float[Array, "B D"],
+    table: Float[Array, "N1 D"],
+    targets: Int[np.ndarray, " B"],
+    seen: Int[np.ndarray, "B S"] | None = None,
+    *,
+    ties: Ties = "mean",
+    item_block: int = 8192,
+) -> np.ndarray:
+    """Ranks float64 [B] of the targets; `seen` items, where given, are no candidates.
+
+    See `count_catalogue` for the arguments and `Counts.ranks` for the definition.
+
+    Raises:
+      NonFiniteScoreError: Some scores are NaN or infinite.
+    """
+    counts = count_catalogue(hidden, table, targets, seen, item_block=item_block).fetch()
+    return counts.ranks("none" if seen is None else "all", ties)
+
+
+Best = tuple[Array, Array]  # scores and ids of the best candidates so far, [B, K]
+Carry = tuple[Counts, Best, Best]
+
+
+@functools.partial(jax.jit, static_argnames=("block", "top_k"))
+def _count_blocks(
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    seen: Array | None,
+    visits: Array,
+    num_holding: Array,
+    num_visits: Array,
+    *,
+    block: int,
+    top_k: int,
+) -> Counts:
+    """One loop over `visits`: the first `num_holding` find the targets' scores, the rest count."""
+    num_rows, num_slots = hidden.shape[0], table.shape[0]
+    padding = -num_rows % ROW_MULTIPLE
+    query = jnp.pad(hidden.astype(jnp.float32), ((0, padding), (0, 0)))
+    if num_slots < block:
+        table = jnp.pad(table, ((0, block - num_slots), (0, 0)))
+    rows = jnp.arange(num_rows)
+
+    def find(scores: Array, first: Array, start: Array, counts: Counts) -> Counts:
+        local = targets - start
+        inside = (targets >= first) & (local < block)
+        own = scores[rows, jnp.clip(local, 0, block - 1)]
+        return dataclasses.replace(counts, target_score=jnp.where(inside, own, counts.target_score))
+
+    def count(
+        scores: Array, first: Array, start: Array, counts: Counts
+    ) -> tuple[Counts, Array, Array]:
+        ids = start + jnp.arange(block)
+        # The last block reaches back over the one before it; what that one counted is masked.
+        candidate = (ids >= first) & (ids > 0) & (ids < num_slots)
+        other = candidate & (ids != targets[:, None])
+        above = other & (scores > counts.target_score[:, None])
+        level = other & (scores == counts.target_score[:, None])
+        changes: dict[str, Array] = {
+            "greater": counts.greater + above.sum(1),
+            "equal": counts.equal + level.sum(1),
+            "finite": counts.finite & (jnp.isfinite(scores) | ~candidate).all(1),
+        }
+        hidden_from_list = jnp.zeros_like(other)
+        if seen is not None:
+            local = jnp.where(seen >= jnp.maximum(first, 1), seen - start, block)
+            mask = jnp.zeros((num_rows, block), bool)
+            mask = other & mask.at[rows[:, None], local].set(True, mode="drop")
+            hidden_from_list = mask
+            changes["seen"] = counts.seen + mask.sum(1)
+            changes["seen_greater"] = counts.seen_greater + (mask & above).sum(1)
+            changes["seen_equal"] = counts.seen_equal + (mask & level).sum(1)
+        return dataclasses.replace(counts, **changes), hidden_from_list, candidate
+
+    def merge(best: Best, scores: Array, keep: Array, start: Array) -> Best:
+        best_scores, best_ids = best
+        ids = jnp.broadcast_to(start + jnp.arange(block), scores.shape)
+        merged = jnp.concatenate([best_scores, jnp.where(keep, scores, -jnp.inf)], axis=1)
+        top, chosen = lax.top_k(merged, top_k)
+        return top, jnp.take_along_axis(jnp.concatenate([best_ids, ids], axis=1), chosen, axis=1)
+
+    def visit(index: Array, carry: Carry) -> Carry:
+        counts, best, best_unseen = carry
+        first = visits[index] * block
+        start = jnp.minimum(first, table.shape[0] - block)
+        items = lax.dynamic_slice_in_dim(table, start, block).astype(jnp.float32)
+        scores = jnp.einsum("bd,nd->bn", query, items, precision=lax.Precision.HIGHEST)
+        scores = lax.optimization_barrier(scores)[:num_rows]
+
+        def counted(counts: Counts, best: Best, best_unseen: Best) -> Carry:
+            counts, hidden_from_list, candidate = count(scores, first, start, counts)
+            if top_k:
+                best = merge(best, scores, candidate, start)
+                best_unseen = merge(best_unseen, scores, candidate & ~hidden_from_list, start)
+            return counts, best, best_unseen
+
+        def found(counts: Counts, best: Best, best_unseen: Best) -> Carry:
+            return find(scores, first, start, counts), best, best_unseen
+
+        return lax.cond(index < num_holding, found, counted, counts, best, best_unseen)
+
+    zeros = jnp.zeros(num_rows, jnp.int32)
+    counts = Counts(
+        zeros, zeros, zeros, zeros, zeros, zeros.astype(jnp.float32), jnp.ones(num_rows, bool)
+    )
+    best = (
+        jnp.full((num_rows, top_k), -jnp.inf, jnp.float32),
+        jnp.zeros((num_rows, top_k), jnp.int32),
+    )
+    counts, best, best_unseen = lax.fori_loop(0, num_visits, visit, (counts, best, best))
+    if not top_k:
+        return counts
+    return dataclasses.replace(counts, top=best[1], top_unseen=best_unseen[1])
+
+
+def _check_targets(targets: np.ndarray, num_slots: int) -> None:
+    bad = np.flatnonzero((targets < 1) | (targets >= num_slots))
+    if bad.size:
+        raise ValueError(
+            f"row {int(bad[0])}: target item {int(targets[bad[0]])} is outside the catalogue, "
+            f"whose ids run from 1 to {num_slots - 1}"
+        )
+
+
+def count_scores(
+    scores: Float[np.ndarray, "B N1"],
+    targets: Int[np.ndarray, " B"],
+    seen: Int[np.ndarray, "B S"] | None = None,
+    *,
+    top_k: int = 0,
+) -> Counts:
+    """The same `Counts` from scores at hand, in their own precision: floors and oracles.
+
+    Args:
+      scores: One row of scores by item id; column 0 is ignored.
+      targets: Item ids from 1 to N.
+      seen: As in `count_catalogue`.
+      top_k: As in `count_catalogue`.
+
+    Raises:
+      ValueError: A target outside 1..N.
+    """
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    num_rows, num_slots = scores.shape
+    _check_targets(targets, num_slots)
+    rows = np.arange(num_rows)
+    own = scores[rows, targets]
+    other = np.ones(scores.shape, bool)
+    other[:, 0] = False
+    other[rows, targets] = False
+    above = other & (scores > own[:, None])
+    level = other & (scores == own[:, None])
+    mask = np.zeros(scores.shape, bool)
+    if seen is not None:
+        mask[rows[:, None], seen] = True
+        mask &= other
+    top: Any = None
+    top_unseen: Any = None
+    if top_k:
+        top = _best(scores, np.zeros_like(mask), top_k)
+        top_unseen = _best(scores, mask, top_k)
+    return Counts(
+        greater=above.sum(1),
+        equal=level.sum(1),
+        seen=mask.sum(1),
+        seen_greater=(above & mask).sum(1),
+        seen_equal=(level & mask).sum(1),
+        target_score=own,
+        finite=np.isfinite(scores[:, 1:]).all(1),
+        top=top,
+        top_unseen=top_unseen,
+    )
+
+
+def _best(scores: np.ndarray, removed: np.ndarray, top_k: int) -> np.ndarray:
+    """The `top_k` best columns from 1, best first, lower ids first among equals."""
+    kept = np.where(removed, -np.inf, scores)[:, 1:]
+    return np.argsort(-kept, axis=1, kind="stable")[:, :top_k] + 1
+
+
+def score_ranks(
+    scores: Float[np.ndarray, "B N1"],
+    targets: Int[np.ndarray, " B"],
+    seen: Int[np.ndarray, "B S"] | None = None,
+    *,
+    ties: Ties = "mean",
+) -> np.ndarray:
+    """Ranks float64 [B] from scores at hand; `seen` items, where given, are no candidates.
+
+    Raises:
+      NonFiniteScoreError: Some scores are NaN or infinite.
+    """
+    counts = count_scores(scores, targets, seen).fetch()
+    return counts.ranks("none" if seen is None else "all", ties)

@@ -1,6 +1,7 @@
 """`Batch`: what a training step reads, and the one gather that makes it."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,27 +72,36 @@ def gather_rows(
 
     def read(values: np.ndarray, where: np.ndarray) -> np.ndarray:
         # Padding's sources may lie past the last event; what is read there is then multiplied by 0.
-        return np.take(values, where, mode="clip")
+        # `asarray`: what is read from a memory map is no memory map.
+        return np.take(np.asarray(values), where, mode="clip")
 
-    shape = (len(counts), length)
-    elapsed = read(dataset.timestamps, sources) - dataset.origin
+    def shaped(values: np.ndarray, dtype: type, width: int = length) -> Any:
+        return values.astype(dtype, copy=False).reshape(len(counts), width)
+
     events = Events(
-        items=(read(dataset.items, sources) * real).reshape(shape),
-        timestamps=(elapsed * real).astype(np.int32).reshape(shape),
-        segment_ids=segment_ids.reshape(shape),
-        positions=(positions * real).astype(np.int32).reshape(shape),
+        items=shaped(read(dataset.items, sources) * real, np.int32),
+        timestamps=shaped((read(dataset.timestamps, sources) - dataset.origin) * real, np.int32),
+        segment_ids=shaped(segment_ids, np.int32),
+        positions=shaped(positions * real, np.int32),
     )
     if last_only:
-        predicted = counts > 0
-        read_at = np.zeros(len(counts), np.int32)
+        read_at = np.zeros(len(counts), np.int64)
         read_at[rows] = lengths - 1
         targets = np.zeros(len(counts), np.int32)
-        targets[rows] = dataset.items[pieces.starts[members] + lengths]
+        targets[rows] = read(dataset.items, pieces.starts[members] + lengths)
         return Batch(
-            events, targets[:, None], predicted.astype(np.float32)[:, None], read_at[:, None]
+            events,
+            targets=shaped(targets, np.int32, 1),
+            weights=shaped(counts > 0, np.float32, 1),
+            read_at=shaped(read_at, np.int32, 1),
         )
     skips = np.insert(pieces.skips[members], ends, 0)
     if skips.any():
         real = real & (positions >= np.repeat(skips, run_lengths))
     targets = read(dataset.items, sources + 1) * real
-    return Batch(events, targets.reshape(shape), real.astype(np.float32).reshape(shape), None)
+    return Batch(
+        events,
+        targets=shaped(targets, np.int32),
+        weights=shaped(real, np.float32),
+        read_at=None,
+    )

@@ -93,33 +93,29 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
         left = int(histogram[length])
         while left:
             enough = rooms >> length
+            room = (enough & -enough).bit_length() - 1 + length if enough else capacity
+            # A row that took one piece of this length has the least room for the next one too.
+            each = room // length
+            needed = -(-left // each)
             if enough:
-                room = (enough & -enough).bit_length() - 1 + length
                 rows = _merged(rows_with_room.pop(room))
                 rooms ^= 1 << room
-                chosen, others = rows[:left], rows[left:]
-                if len(others):
-                    rows_with_room[room] = [others]
-                    rooms |= 1 << room
-                moved = [(chosen, room - length)]
-                left -= len(chosen)
-                row_of_rank.append(chosen)
             else:
-                # No row has room: open rows and fill each with as many of this length as fit.
-                fit = capacity // length
-                opened = np.arange(num_rows, num_rows + -(-left // fit))
-                num_rows += len(opened)
-                row_of_rank.append(np.repeat(opened, fit)[:left])
-                in_last = left - fit * (len(opened) - 1)
-                moved = [
-                    (opened[:-1], capacity - fit * length),
-                    (opened[-1:], capacity - in_last * length),
-                ]
-                left = 0
-            for rows, room in moved:
-                if len(rows) and room:
-                    rows_with_room.setdefault(room, []).append(rows)
-                    rooms |= 1 << room
+                rows = np.arange(num_rows, num_rows + needed)
+                num_rows += needed
+            taken = rows[:needed]
+            placed = min(left, each * len(taken))
+            row_of_rank.append(np.repeat(taken, each)[:placed])
+            left -= placed
+            in_last = placed - each * (len(taken) - 1)
+            for changed, room_left in (
+                (taken[:-1], room - each * length),
+                (taken[-1:], room - in_last * length),
+                (rows[needed:], room),
+            ):
+                if len(changed) and room_left:
+                    rows_with_room.setdefault(room_left, []).append(changed)
+                    rooms |= 1 << room_left
     row_of = _merged(row_of_rank) if row_of_rank else np.zeros(0, np.int64)
     counts = np.bincount(row_of, minlength=num_rows)
     return Rows(np.cumsum(counts) - counts, counts, lengths, np.argsort(row_of, kind="stable"))

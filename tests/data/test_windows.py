@@ -1,0 +1,85 @@
+"""Windows and prefixes against a loop over targets written from the definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from linseqrec.data.windows import cut_windows, every_prefix
+
+
+def predictions(pieces):
+    """(first event of the context, target) of every prediction, in order of the target."""
+    return sorted(
+        (start, start + slot + 1)
+        for start, length, skip in zip(pieces.starts, pieces.lengths, pieces.skips, strict=True)
+        for slot in range(skip, length)
+    )
+
+
+def bounds(counts):
+    """Users of `counts` (training, held out) events each."""
+    starts = np.cumsum([0, *(train + rest for train, rest in counts)])[:-1].astype(np.int64)
+    return starts, starts + np.array([train for train, _ in counts], np.int64)
+
+
+users = st.lists(st.tuples(st.integers(0, 23), st.integers(0, 2)), min_size=1, max_size=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(counts=users, length=st.integers(1, 9), data=st.data())
+def test_windows_predict_every_event_once_from_the_context_that_is_defined(counts, length, data):
+    stride = data.draw(st.one_of(st.none(), st.integers(1, length)))
+    starts, ends = bounds(counts)
+    expected = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        for target in range(start + 1, end):
+            # The oldest window that reaches the target: windows end `stride` apart, counted back
+            # from the last training event, until one reaches the user's first event.
+            last = end - 1
+            while last - (stride or length) >= target and last - length > start:
+                last -= stride or length
+            expected.append((max(start, last - length), target))
+    pieces = cut_windows(starts, ends, length, stride)
+    assert sorted(expected) == predictions(pieces)
+    assert pieces.lengths.max(initial=0) <= length
+    assert pieces.starts.dtype == np.int64
+    assert pieces.lengths.dtype == pieces.skips.dtype == np.int32
+
+
+def test_windows_are_aligned_to_the_end():
+    pieces = cut_windows(np.array([10]), np.array([21]), length=4)
+    assert pieces.starts.tolist() == [16, 12, 10]
+    assert pieces.lengths.tolist() == [4, 4, 2]
+    assert pieces.skips.tolist() == [0, 0, 0]
+
+
+def test_a_stride_gives_every_prediction_a_longer_context():
+    pieces = cut_windows(np.array([10]), np.array([21]), length=6, stride=2)
+    assert pieces.starts.tolist() == [14, 12, 10]
+    assert pieces.lengths.tolist() == [6, 6, 6]
+    assert pieces.skips.tolist() == [4, 4, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts=users, length=st.integers(1, 9))
+def test_every_prefix_is_one_prediction_at_its_last_slot(counts, length):
+    starts, ends = bounds(counts)
+    pieces = every_prefix(starts, ends, length)
+    expected = [
+        (max(start, target - length), target)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        for target in range(start + 1, end)
+    ]
+    assert predictions(pieces) == sorted(expected)
+    assert len(pieces) == len(expected)
+
+
+def test_out_of_range_is_refused():
+    one = np.array([0]), np.array([5])
+    for cut in (cut_windows, every_prefix):
+        with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+            cut(*one, 0)
+    for stride in (0, 5):
+        with pytest.raises(ValueError, match=f"between 1 and length=4, got {stride}"):
+            cut_windows(*one, 4, stride)

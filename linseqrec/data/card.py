@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,42 @@ def make_card(
     }
 
 
+def format_card(card: Mapping[str, Any]) -> str:
+    """The card as a few lines to read."""
+    rows = [("source", f"{card['source']}")]
+    reader = card.get("reader")
+    if reader:
+        columns = ", ".join(f"{role} = {column}" for role, column in reader["columns"].items())
+        rows.append(("reader", f"{reader['format']} ({columns})"))
+        if reader["ignored_columns"]:
+            rows.append(("ignored columns", ", ".join(reader["ignored_columns"])))
+        rows.append(("times", reader["times"]))
+        rows.append(("read", _format_counts(card["read"])))
+        rows += [(step["filter"], _format_counts(step["after"])) for step in card["filters"]]
+        if not card["filters"]:
+            rows.append(("filters", "none"))
+    rows.append(("data set", _format_counts(card["counts"])))
+    lengths = (f"{name} {value:,.5g}" for name, value in card["lengths"].items())
+    rows.append(("events per user", ", ".join(lengths)))
+    time = card["time"]
+    if time["order_only"]:
+        rows.append(("time", "order only"))
+    else:
+        days = (time["last"] - time["first"]) / 86_400
+        rows.append(("time", f"{time['first']} to {time['last']} s ({days:,.1f} days)"))
+        ties = card["ties"]
+        rows.append(
+            ("ties", f"{ties['event_rate']:.1%} of events, {ties['user_rate']:.1%} of users' last")
+        )
+        rows.append(("duplicates", f"{card['duplicates']['rate']:.2%} of events"))
+    rows.append(("repeats", f"{card['repeats']['rate']:.1%} of events"))
+    if card["folds"]:
+        rows.append(("folds", ", ".join(f"{name} {n:,}" for name, n in card["folds"].items())))
+    rows += [(f"sha256 {name}", digest) for name, digest in card["sha256"].items()]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the libraries that make a data set."""
     found = {"python": platform.python_version()}
@@ -152,3 +188,7 @@ def _count_distinct(keys: np.ndarray) -> int:
 
 def _rate(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
+
+
+def _format_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events"))

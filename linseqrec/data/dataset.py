@@ -14,11 +14,14 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from linseqrec.data import card as cards
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _DTYPES: dict[str, np.dtype] = {
     "items": np.dtype(np.int32),
@@ -27,6 +30,9 @@ _DTYPES: dict[str, np.dtype] = {
     "folds": np.dtype(np.int8),
 }
 _BLOCK = 1 << 22  # elements checked at a time: constant memory on a memory-mapped array
+
+
+Ids: TypeAlias = "Sequence[str] | pl.Series"
 
 
 class DatasetError(ValueError):
@@ -176,7 +182,7 @@ class Dataset:
 
 
 def write_dataset(
-    folder: str | Path, dataset: Dataset, user_ids: Sequence[str], item_ids: Sequence[str]
+    folder: str | Path, dataset: Dataset, user_ids: "Ids", item_ids: "Ids"
 ) -> Dataset:
     """Writes a dataset folder so that it either stands complete or not at all.
 

@@ -1,0 +1,82 @@
+"""Prepares a raw log: `python -m launch.prepare --input=ratings.csv --output=data/ml`.
+
+The log may be any dialect of `linseqrec.data.readers.FORMATS`, plain or gzip. Prints the card.
+"""
+
+import sys
+
+from absl import app, flags
+
+from linseqrec.data import filters
+from linseqrec.data.card import format_card
+from linseqrec.data.dataset import DatasetError
+from linseqrec.data.prepare import prepare
+from linseqrec.data.readers import FORMATS, LogError
+from linseqrec.data.readers.formats import TIME_UNITS
+
+_INPUT = flags.DEFINE_string("input", None, "The log file, plain or gzip.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The dataset folder to write.", required=True)
+_FORMAT = flags.DEFINE_enum(
+    "format", None, list(FORMATS), "The dialect; told from the file if unset."
+)
+_COLUMNS = flags.DEFINE_list(
+    "columns",
+    [],
+    "Columns by role, user=..,item=..,timestamp=..,rating=..,fold=..; names, or positions from 0 "
+    "where the file has no header.",
+)
+_TIME_UNIT = flags.DEFINE_enum(
+    "time_unit", None, list(TIME_UNITS), "How times are written; `order`: the log has none."
+)
+_TIME_RANGE = flags.DEFINE_list(
+    "time_range", [], "FIRST,END: keep events with FIRST <= time < END, in seconds."
+)
+_MIN_RATING = flags.DEFINE_float("min_rating", None, "Keep events rated at least so.")
+_USER_CORE = flags.DEFINE_integer("user_core", 1, "Least events of a user (iterated).", 1)
+_ITEM_CORE = flags.DEFINE_integer("item_core", 1, "Least events of an item (iterated).", 1)
+_DUPLICATES = flags.DEFINE_enum(
+    "duplicates", "keep", list(filters.DUPLICATES), "Events equal in user, item and time."
+)
+
+
+def _columns() -> dict[str, str | int]:
+    pairs = [entry.partition("=") for entry in _COLUMNS.value]
+    if not all(role and column for role, _, column in pairs):
+        raise app.UsageError("--columns takes role=column pairs: user=..,item=..,timestamp=..")
+    return {role: int(column) if column.isdecimal() else column for role, _, column in pairs}
+
+
+def _time_range() -> tuple[float, float] | None:
+    if not _TIME_RANGE.value:
+        return None
+    try:
+        first, end = map(float, _TIME_RANGE.value)
+    except ValueError:
+        raise app.UsageError("--time_range takes two numbers, FIRST,END.") from None
+    return first, end
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}.")
+    try:
+        dataset = prepare(
+            _INPUT.value,
+            _OUTPUT.value,
+            format=_FORMAT.value,
+            columns=_columns(),
+            time_unit=_TIME_UNIT.value,
+            time_range=_time_range(),
+            min_rating=_MIN_RATING.value,
+            duplicates=_DUPLICATES.value,
+            user_core=_USER_CORE.value,
+            item_core=_ITEM_CORE.value,
+        )
+    except (LogError, DatasetError, ValueError) as error:
+        sys.exit(f"prepare: {error}")
+    print(format_card(dataset.card))
+    print(f"written to {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)

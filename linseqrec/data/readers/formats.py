@@ -1,0 +1,159 @@
+"""The dialects that public logs come in, as data."""
+
+import dataclasses
+from collections.abc import Mapping
+
+ROLES = ("user", "item", "timestamp", "rating", "fold", "row")
+
+# How times are written: seconds, milliseconds or microseconds since an epoch, ISO 8601 text, or
+# not at all ("order": the order of the lines is all there is).
+TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "iso": 1_000_000, "order": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A dialect of log files.
+
+    Attributes:
+      name: What `--format` calls it.
+      description: Whose it is and how a line looks.
+      kind: "text" (fields and separators), "json" (one object a line) or "parquet".
+      separator: Between fields; text only.
+      columns: Role to column name, or to position from 0 where there is no header.
+      num_fields: Fields a line, where there is no header; None where there is one.
+      time_unit: A key of `TIME_UNITS`; None where the dialect leaves it open.
+      quoted: Fields may stand in double quotes.
+    """
+
+    name: str
+    description: str
+    kind: str = "text"
+    separator: str = ","
+    columns: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
+    num_fields: int | None = None
+    time_unit: str | None = "s"
+    quoted: bool = False
+
+    @property
+    def header(self) -> bool:
+        """Whether the first line names the columns."""
+        return self.kind == "text" and self.num_fields is None
+
+
+def _by_position(*roles: str | None) -> dict[str, str | int]:
+    return {role: position for position, role in enumerate(roles) if role}
+
+
+def _named(user: str, item: str, timestamp: str, rating: str | None = None) -> dict[str, str | int]:
+    named: dict[str, str | int] = {"user": user, "item": item, "timestamp": timestamp}
+    return {**named, "rating": rating} if rating else named
+
+
+_ALL = (
+    Format(
+        "movielens-dat",
+        "MovieLens ratings.dat: user::item::rating::seconds",
+        separator="::",
+        columns=_by_position("user", "item", "rating", "timestamp"),
+        num_fields=4,
+    ),
+    Format(
+        "movielens-csv",
+        "MovieLens ratings.csv: userId,movieId,rating,timestamp",
+        columns=_named("userId", "movieId", "timestamp", "rating"),
+        quoted=True,
+    ),
+    Format(
+        "movielens-tab",
+        "MovieLens u.data: user, item, rating, seconds between tabs",
+        separator="\t",
+        columns=_by_position("user", "item", "rating", "timestamp"),
+        num_fields=4,
+    ),
+    Format(
+        "recbole",
+        "RecBole atomic .inter: tabs, a header of name:type such as user_id:token",
+        separator="\t",
+        columns=_named("user_id", "item_id", "timestamp", "rating"),
+        time_unit=None,
+    ),
+    Format(
+        "amazon-csv",
+        "Amazon reviews 2014, ratings only: user,item,rating,seconds",
+        columns=_by_position("user", "item", "rating", "timestamp"),
+        num_fields=4,
+        quoted=True,
+    ),
+    Format(
+        "amazon-csv-item-first",
+        "Amazon reviews 2018, ratings only: item,user,rating,seconds",
+        columns=_by_position("item", "user", "rating", "timestamp"),
+        num_fields=4,
+        quoted=True,
+    ),
+    Format(
+        "amazon-2023-csv",
+        "Amazon reviews 2023: user_id,parent_asin,rating,timestamp in milliseconds",
+        columns=_named("user_id", "parent_asin", "timestamp", "rating"),
+        time_unit="ms",
+        quoted=True,
+    ),
+    Format(
+        "amazon-json",
+        "Amazon reviews 2014/2018, an object a line: reviewerID, asin, overall, unixReviewTime",
+        kind="json",
+        columns=_named("reviewerID", "asin", "unixReviewTime", "overall"),
+    ),
+    Format(
+        "amazon-2023-json",
+        "Amazon reviews 2023, an object a line: user_id, parent_asin, rating, timestamp in ms",
+        kind="json",
+        columns=_named("user_id", "parent_asin", "timestamp", "rating"),
+        time_unit="ms",
+    ),
+    Format(
+        "kuairand",
+        "KuaiRand log_*.csv: user_id, video_id, time_ms among others",
+        columns=_named("user_id", "video_id", "time_ms"),
+        time_unit="ms",
+        quoted=True,
+    ),
+    Format(
+        "taobao",
+        "Taobao UserBehavior.csv: user,item,category,behaviour,seconds",
+        columns=_by_position("user", "item", None, None, "timestamp"),
+        num_fields=5,
+    ),
+    Format(
+        "checkins",
+        "SNAP check-ins (Gowalla): user, ISO time, latitude, longitude, place between tabs",
+        separator="\t",
+        columns=_by_position("user", "timestamp", None, None, "item"),
+        num_fields=5,
+        time_unit="iso",
+    ),
+    Format(
+        "user-item",
+        "A pair a line, `user item`; the order of the lines is each user's order",
+        separator=" ",
+        columns=_by_position("user", "item"),
+        num_fields=2,
+        time_unit="order",
+    ),
+    Format("csv", "Commas and a header", time_unit=None, quoted=True),
+    Format("tsv", "Tabs and a header", separator="\t", time_unit=None),
+    Format("json", "An object a line", kind="json", time_unit=None),
+    Format("parquet", "Parquet", kind="parquet", time_unit=None),
+)
+
+FORMATS: dict[str, Format] = {entry.name: entry for entry in _ALL}
+
+# Names a column is found by where neither dialect nor caller names it, lower case, best first.
+COMMON_NAMES: dict[str, tuple[str, ...]] = {
+    "user": ("user", "user_id", "userid", "uid", "reviewerid", "session_id", "sessionid"),
+    "item": ("item", "item_id", "itemid", "iid", "movieid", "video_id", "parent_asin", "asin"),
+    "timestamp": ("timestamp", "time", "ts", "time_ms", "unixreviewtime", "datetime", "date"),
+    "rating": ("rating", "overall", "stars"),
+    "fold": (),  # a split is used only where the caller names it
+    "row": (),
+}

@@ -74,7 +74,7 @@ def list_metrics(
     """Coverage and popularity of what is recommended.
 
     Args:
-      top: [M, K], recommended item ids.
+      top: [M, K], recommended item ids; 0 where a list is shorter.
       num_items: N.
       item_counts: [N + 1], how often each item occurs in training; None leaves popularity out.
 
@@ -83,6 +83,7 @@ def list_metrics(
       number of training events of a recommended item.
     """
     k = top.shape[1]
+    top = top[top > 0]
     values = {f"coverage@{k}": np.unique(top).size / num_items}
     if item_counts is not None:
         values[f"popularity@{k}"] = float(np.asarray(item_counts, np.float64)[top].mean())

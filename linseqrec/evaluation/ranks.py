@@ -52,7 +52,8 @@ class Counts:
       seen_equal: Those of `equal` that are seen.
       target_score: The target's own score.
       finite: Whether every score of the row is finite.
-      top: The K best candidates, best first, lower ids first among equals; None when not asked.
+      top: The K best candidates, best first, lower ids first among equals, 0 where there are no more
+        candidates; None when not asked.
       top_unseen: The same without the seen items (the target stays).
     """
 
@@ -244,7 +245,8 @@ def _count_blocks(
         ids = jnp.broadcast_to(start + jnp.arange(block), scores.shape)
         merged = jnp.concatenate([best_scores, jnp.where(keep, scores, -jnp.inf)], axis=1)
         top, chosen = lax.top_k(merged, top_k)
-        return top, jnp.take_along_axis(jnp.concatenate([best_ids, ids], axis=1), chosen, axis=1)
+        merged_ids = jnp.concatenate([best_ids, ids], axis=1)
+        return top, jnp.where(jnp.isneginf(top), 0, jnp.take_along_axis(merged_ids, chosen, 1))
 
     def visit(index: Array, carry: Carry) -> Carry:
         counts, best, best_unseen = carry
@@ -342,7 +344,15 @@ def count_scores(
 def _best(scores: np.ndarray, removed: np.ndarray, top_k: int) -> np.ndarray:
     """The `top_k` best columns from 1, best first, lower ids first among equals."""
     kept = np.where(removed, -np.inf, scores)[:, 1:]
-    return np.argsort(-kept, axis=1, kind="stable")[:, :top_k] + 1
+    last = -np.partition(-kept, top_k - 1, axis=1)[:, top_k - 1 : top_k]
+    room = top_k - (kept > last).sum(1, keepdims=True)
+    level = kept == last
+    chosen = (kept > last) | (level & (np.cumsum(level, axis=1) <= room))
+    ids = np.nonzero(chosen)[1].reshape(-1, top_k)
+    values = np.take_along_axis(kept, ids, 1)
+    best = np.argsort(-values, axis=1, kind="stable")
+    ids = np.where(np.isneginf(values), 0, ids + 1)
+    return np.take_along_axis(ids, best, 1)
 
 
 def score_ranks(

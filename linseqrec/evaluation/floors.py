@@ -1,0 +1,162 @@
+"""Floors: recommenders without a gradient. A trained model near them is not working.
+
+Each is fitted on the training events of a split alone and called as `Evaluator.run_scores` wants
+it, `floor(users, positions) -> scores [B, N + 1]`. At test time the history before a target, which
+includes the validation event, is an input; nothing is learned from it.
+"""
+
+import numpy as np
+
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.splits import Split
+
+SECONDS_PER_DAY = 86_400
+
+
+def training_events(dataset: Dataset, split: Split) -> np.ndarray:
+    """Which events train, bool [E]."""
+    ends = np.repeat(split.train_end, np.diff(dataset.offsets))
+    return np.arange(dataset.num_events) < ends
+
+
+def item_counts(dataset: Dataset, split: Split) -> np.ndarray:
+    """How often each item occurs in training, int64 [N + 1]."""
+    items = np.asarray(dataset.items)[training_events(dataset, split)]
+    return np.bincount(items, minlength=dataset.num_items + 1)
+
+
+class Popularity:
+    """Every user is shown the items with the most training events."""
+
+    def __init__(self, dataset: Dataset, split: Split):
+        self.scores = item_counts(dataset, split).astype(np.float64)
+
+    def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Scores float64 [B, N + 1], the same in every row."""
+        return np.broadcast_to(self.scores, (len(users), len(self.scores)))
+
+
+class RecentPopularity(Popularity):
+    """Popularity over the last training events only, the same for every user.
+
+    Only for logs with real timestamps: where time is a mere order within each user, no event of one
+    user is more recent than another's.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        *,
+        days: float | None = None,
+        share: float | None = None,
+    ):
+        """Counts the items of the window.
+
+        Args:
+          dataset: The events.
+          split: Says which of them train.
+          days: The window is the last `days` before the last training event.
+          share: Or it holds the latest `share` of the training events, in (0, 1].
+
+        Raises:
+          ValueError: Not exactly one of `days` and `share`, or one out of its range.
+        """
+        train = training_events(dataset, split)
+        times = np.asarray(dataset.timestamps)[train]
+        if days is not None and share is None:
+            if days <= 0:
+                raise ValueError(f"days must be positive, got {days}")
+            since = times.max() - days * SECONDS_PER_DAY
+        elif share is not None and days is None:
+            if not 0 < share <= 1:
+                raise ValueError(f"share must lie in (0, 1], got {share}")
+            first = min(int((1 - share) * len(times)), len(times) - 1)
+            since = np.partition(times, first)[first]
+        else:
+            raise ValueError(f"give one of days and share, got days={days} and share={share}")
+        recent = np.asarray(dataset.items)[train][times >= since]
+        self.scores = np.bincount(recent, minlength=dataset.num_items + 1).astype(np.float64)
+
+
+class DecayedMarkov:
+    """First-order transitions from each of the last items, the older ones counting less.
+
+    With `c[i, j]` how often item j directly followed item i in training, `n[i]` how often i occurs
+    in training, and `h_0, h_1, ...` the history from its last item backwards:
+
+        score(j) = sum over k < last of  decay**k * c[h_k, j] / n[h_k]**0.5
+
+    The square root stands half-way between counts, where frequent items drown the others, and
+    probabilities, where an item seen once speaks as loud as one seen a thousand times.
+
+    Source: ours.
+    """
+
+    def __init__(self, dataset: Dataset, split: Split, *, last: int = 10, decay: float = 0.7):
+        """Counts the transitions between neighbouring training events of a user.
+
+        Args:
+          dataset: The events.
+          split: Says which of them train.
+          last: How many of the last items speak.
+          decay: The weight of each further item back, in (0, 1].
+
+        Raises:
+          ValueError: A setting out of its range.
+        """
+        if last < 1 or not 0 < decay <= 1:
+            raise ValueError(f"last must be positive, decay in (0, 1], got {last} and {decay}")
+        self._dataset = dataset
+        self._weights = decay ** np.arange(last)
+        self._offsets, self._next, counts = _transitions(dataset, split)
+        scale = np.sqrt(np.maximum(item_counts(dataset, split), 1))
+        self._values = counts / np.repeat(scale, np.diff(self._offsets))
+
+    def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Scores float64 [B, N + 1]; 0 for what never followed."""
+        num_slots = self._dataset.num_items + 1
+        back = positions[:, None] - 1 - np.arange(len(self._weights))
+        real = back >= self._dataset.offsets[users][:, None]
+        speaking = np.asarray(self._dataset.items)[np.maximum(back, 0)]
+        starts = self._offsets[speaking].ravel()
+        sizes = np.where(real, self._offsets[speaking + 1] - self._offsets[speaking], 0).ravel()
+        # Every transition of every speaking item, one after another: [sum of sizes].
+        entries = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+        rows = np.repeat(np.repeat(np.arange(len(users)), len(self._weights)), sizes)
+        weights = np.repeat(np.tile(self._weights, len(users)), sizes)
+        scores = np.bincount(
+            rows * num_slots + self._next[entries],
+            weights=weights * self._values[entries],
+            minlength=len(users) * num_slots,
+        )
+        return scores.reshape(len(users), num_slots)
+
+
+class Markov(DecayedMarkov):
+    """First-order Markov: what most often followed the last item in training."""
+
+    def __init__(self, dataset: Dataset, split: Split):
+        # With one item speaking, the scale of its row changes no rank: these are the plain counts.
+        super().__init__(dataset, split, last=1, decay=1.0)
+
+
+def _transitions(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How often each item followed each other in training, as a sparse matrix by rows.
+
+    Returns:
+      offsets int64 [N + 2], so that item i's transitions are `offsets[i] : offsets[i + 1]`; the
+      items that followed, ascending within a row; how often.
+    """
+    num_slots = dataset.num_items + 1
+    items = np.asarray(dataset.items).astype(np.int64)
+    train = training_events(dataset, split)
+    # Training events are the head of a user's events, so a training event that does not begin a
+    # user follows a training event.
+    follows = train.copy()
+    beginnings = np.asarray(dataset.offsets[:-1])
+    follows[beginnings[beginnings < len(follows)]] = False
+    second = np.flatnonzero(follows)
+    pairs, counts = np.unique(items[second - 1] * num_slots + items[second], return_counts=True)
+    row_sizes = np.bincount(pairs // num_slots, minlength=num_slots)
+    return np.concatenate([[0], np.cumsum(row_sizes)]), pairs % num_slots, counts

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
+from linseqrec.data.source import DataConfig
 from linseqrec.models.encoding import ModelConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.training.loss import LossConfig
@@ -20,36 +21,6 @@ _CLASS_KEY = "class"
 
 class ConfigError(ValueError):
     """A configuration that cannot be: says which field, and what it wants."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which events, split how, and cut into which rows.
-
-    Attributes:
-      folder: A prepared dataset folder (`launch.prepare`). Empty: generate `world` in memory.
-      world: Preset of the generated world, where `folder` is empty.
-      world_seed: Its seed.
-      split: "leave_one_out"; "global_temporal" at the quantiles below; "folds", the log's own.
-      validation_quantile: Of all events' times: training ends, validation targets begin.
-      test_quantile: Of all events' times: test targets begin.
-      temporal_targets: Which events of a user after a global cut are targets.
-      plan: How training events become rows: "packed" (several histories a row), "windows" (one
-        history a row), "prefixes" (one target a row: the released RecGRELA).
-      length: T, slots a row; also the longest history that evaluation reads.
-      batch_size: Rows a step, over all devices and accumulation steps.
-    """
-
-    folder: str = ""
-    world: str = "quick"
-    world_seed: int = 0
-    split: Literal["leave_one_out", "global_temporal", "folds"] = "leave_one_out"
-    validation_quantile: float = 0.8
-    test_quantile: float = 0.9
-    temporal_targets: Literal["last", "first", "all"] = "last"
-    plan: Literal["packed", "windows", "prefixes"] = "packed"
-    length: int = 200
-    batch_size: int = 32
 
 
 @dataclasses.dataclass(frozen=True)

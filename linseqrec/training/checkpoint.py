@@ -47,9 +47,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, read_only: bool = False):
         policies = [
-            checkpoint_managers.LatestN(1),
+            checkpoint_managers.LatestN(n=1),
             checkpoint_managers.BestN(
-                lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
             ),
         ]
         self._folder = folder

@@ -6,7 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from linseqrec.data.pipeline import Batch
+from linseqrec.data.batch import Batch
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
 
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.data.pipeline import Batch
+from linseqrec.data.batch import Batch
 from linseqrec.training.loss import LossConfig, prediction_loss
 
 

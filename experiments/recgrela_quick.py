@@ -1,0 +1,2 @@
+from linseqrec.config import Experiment
+def get_config(): return Experiment()

@@ -1,0 +1,73 @@
+"""Where an experiment's events come from: a prepared folder or a generated world, and its split."""
+
+import dataclasses
+from typing import Literal
+
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
+from linseqrec.data.worlds import World, generate, world_config
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which events, split how, and cut into which rows.
+
+    Attributes:
+      folder: A prepared dataset folder (`launch.prepare`). Empty: generate `world` in memory.
+      world: Preset of the generated world, where `folder` is empty.
+      world_seed: Its seed.
+      split: "leave_one_out"; "global_temporal" at the quantiles below; "folds", the log's own.
+      validation_quantile: Of all events' times: training ends, validation targets begin.
+      test_quantile: Of all events' times: test targets begin.
+      temporal_targets: Which events of a user after a global cut are targets.
+      plan: How training events become rows: "packed" (several histories a row), "windows" (one
+        history a row), "prefixes" (one target a row: the released RecGRELA).
+      length: T, slots a row; also the longest history that evaluation reads.
+      batch_size: Rows a step, over all devices and accumulation steps.
+    """
+
+    folder: str = ""
+    world: str = "quick"
+    world_seed: int = 0
+    split: Literal["leave_one_out", "global_temporal", "folds"] = "leave_one_out"
+    validation_quantile: float = 0.8
+    test_quantile: float = 0.9
+    temporal_targets: Literal["last", "first", "all"] = "last"
+    plan: Literal["packed", "windows", "prefixes"] = "packed"
+    length: int = 200
+    batch_size: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An experiment's events.
+
+    Attributes:
+      dataset: All events.
+      split: Which of them train, and which are predicted.
+      world: The generated world they are of, which knows the best possible score; None for a log.
+    """
+
+    dataset: Dataset
+    split: Split
+    world: World | None
+
+
+def load_source(config: DataConfig) -> Source:
+    """Opens or generates the events, and splits them.
+
+    Raises:
+      DatasetError: If the folder is no dataset folder, or damaged.
+      WorldError: If there is no such world.
+    """
+    world = None if config.folder else generate(world_config(config.world), config.world_seed)
+    dataset = Dataset.open(config.folder) if world is None else world.dataset
+    if config.split == "leave_one_out":
+        split = leave_one_out(dataset)
+    elif config.split == "global_temporal":
+        split = global_temporal(
+            dataset, config.validation_quantile, config.test_quantile, config.temporal_targets
+        )
+    else:
+        split = from_folds(dataset)
+    return Source(dataset, split, world)

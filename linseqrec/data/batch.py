@@ -72,8 +72,7 @@ def gather_rows(
 
     def read(values: np.ndarray, where: np.ndarray) -> np.ndarray:
         # Padding's sources may lie past the last event; what is read there is then multiplied by 0.
-        # `asarray`: what is read from a memory map is no memory map.
-        return np.take(np.asarray(values), where, mode="clip")
+        return np.take(values, where, mode="clip")
 
     def shaped(values: np.ndarray, dtype: type, width: int = length) -> Any:
         return values.astype(dtype, copy=False).reshape(len(counts), width)

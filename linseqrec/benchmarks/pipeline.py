@@ -1,0 +1,80 @@
+"""How many events a second the training pipeline delivers, on one thread.
+
+A token is a slot that holds an event; padding does not count.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from linseqrec.benchmarks import measuring
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.packing import pack
+from linseqrec.data.pipeline import Plan, TrainingBatches, training_batches
+from linseqrec.data.splits import Split, leave_one_out
+from linseqrec.data.windows import cut_windows
+
+_PLANS: tuple[tuple[Plan, int, int], ...] = (
+    ("windows", 200, 128),
+    ("packed", 200, 128),
+    ("packed", 2_048, 16),
+    ("prefixes", 200, 512),
+)
+_STEPS = 200  # of the epochs that have as many
+
+
+def rows(repeats: int, num_users: int = 6_000) -> Iterator[measuring.Row]:
+    """Measures batches through Grain, and planning, on a log of MovieLens-1M's size and lengths."""
+    dataset = _log(num_users)
+    split = leave_one_out(dataset)
+    epochs, counts = {}, {}
+    for plan, length, batch_size in _PLANS:
+        batches = training_batches(
+            dataset, split, plan=plan, length=length, batch_size=batch_size, seed=0
+        )
+        name = f"{plan}, T {length:,}, {batch_size} rows"
+        steps = min(batches.steps_per_epoch, _STEPS)
+        epochs[name] = _reader(batches, steps)
+        tokens = sum(int(np.sum(batches[step].events.segment_ids > 0)) for step in range(steps))
+        counts[name] = {"steps": steps, "tokens": tokens, "fill": batches.fill}
+    case = f"an epoch's shuffle and up to {_STEPS} of its batches, {dataset.num_events:,} events"
+    for row in measuring.compare(case, epochs, repeats=repeats):
+        figures = counts[row.variant]
+        speed = figures["tokens"] / row.seconds if row.seconds else 0.0
+        yield dataclasses.replace(row, extra={**figures, "tokens_per_second": speed})
+    yield from measuring.compare("planning", _planning(dataset, split), repeats=repeats)
+
+
+def _log(num_users: int) -> Dataset:
+    """A log of log-normal lengths (median about 96, mean about 165, at most 2,300 events)."""
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(np.log(96), 1.04, num_users), 20, 2_300).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = generator.integers(1, 3_417, offsets[-1])
+    return Dataset.from_arrays(items, np.arange(offsets[-1]), offsets)
+
+
+def _reader(batches: TrainingBatches, steps: int) -> Callable[[], None]:
+    """A function that reads the first `steps` batches of an epoch not planned before."""
+    iterator = iter(batches)
+    epoch = itertools.count()
+
+    def read() -> None:
+        iterator.set_state({"next_index": next(epoch) * batches.steps_per_epoch})
+        for _ in range(steps):
+            next(iterator)
+
+    return read
+
+
+def _planning(dataset: Dataset, split: Split) -> dict[str, Callable[[], object]]:
+    """What is done once for a run, and what once for an epoch, of packed rows of 2,048 slots."""
+    lengths = cut_windows(dataset.offsets[:-1], split.train_end, 2_048).lengths
+    packed = pack(lengths, 2_048)
+    epoch = itertools.count()
+    return {
+        "row shapes, once a run": lambda: pack(lengths, 2_048),
+        "shuffle, once an epoch": lambda: packed.shuffled(0, next(epoch)),
+    }

@@ -5,21 +5,19 @@ or an oracle enters as a function to scores. Both leave as the same `EvaluationR
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import gather_histories
 from linseqrec.data.splits import Targets
 from linseqrec.evaluation import metrics, ranks
+from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
 
 Encode = Callable[[Events], Float[Array, "B T D"]]
@@ -27,76 +25,18 @@ ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationResult:
-    """What an evaluation found, target by target, under each filter.
+class _Scorer:
+    """What the evaluator asks of a model or a scorer, for users [B] and positions [B].
 
     Attributes:
-      protocol: JSON-able: split, filters, ties, window, numbers of targets and items.
-      users: int64 [M], user index of each target.
-      targets: int32 [M], the item to be found.
-      lengths: int64 [M], events before the target (all of them, not only the model's window).
-      target_seen: bool [M], whether the target stands among those events: where a filter that did
-        not spare the target would have removed it.
-      ranks: Filter to float64 [M], the targets' ranks.
-      metrics_by_filter: Filter to metric name to value.
-      standard_errors: Filter to metric name to the standard error over targets.
-      buckets: Filter to one record a length bucket (`metrics.bucket_metrics`).
+      count: With the seen items [B, S] or None, to the counts that ranks are made of.
+      blocks: To the scores, as (first item id, scores [B, n]) until every item had its turn.
+      max_length: The events that are read; None for all.
     """
 
-    protocol: dict[str, Any]
-    users: np.ndarray
-    targets: np.ndarray
-    lengths: np.ndarray
-    target_seen: np.ndarray
-    ranks: dict[str, np.ndarray]
-    metrics_by_filter: dict[str, dict[str, float]]
-    standard_errors: dict[str, dict[str, float]]
-    buckets: dict[str, list[dict[str, Any]]]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The metrics under the first filter: the only one, or the one to select by."""
-        return self.metrics_by_filter[self.protocol["filter_seen"][0]]
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but the per-target arrays, ready for `results.json`."""
-        return {
-            "protocol": self.protocol,
-            "metrics": self.metrics_by_filter,
-            "standard_errors": self.standard_errors,
-            "buckets": self.buckets,
-        }
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the per-target dump, from which every rank metric can be recomputed.
-
-        Args:
-          path: An `.npz` file; its folder is made. It is replaced in one step, never half written.
-
-        Returns:
-          The path. The file holds `user`, `target`, `length`, `target_seen`, `rank_none` and/or
-          `rank_all`, one entry a target each, and `protocol` (JSON).
-
-        Raises:
-          ValueError: The path does not end in `.npz`.
-        """
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise ValueError(f"the per-target dump is an .npz file, got {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
-        arrays: dict[str, Any] = {f"rank_{name}": values for name, values in self.ranks.items()}
-        np.savez_compressed(
-            partial,
-            user=self.users,
-            target=self.targets,
-            length=self.lengths,
-            target_seen=self.target_seen,
-            protocol=np.array(json.dumps(self.protocol)),
-            **arrays,
-        )
-        partial.replace(path)
-        return path
+    count: Callable[[np.ndarray, np.ndarray, np.ndarray | None], ranks.Counts]
+    blocks: Callable[[np.ndarray, np.ndarray], Iterator[tuple[int, np.ndarray]]]
+    max_length: int | None
 
 
 class Evaluator:
@@ -124,6 +64,7 @@ class Evaluator:
         item_block: int = 8192,
         list_size: int = 10,
         item_counts: np.ndarray | None = None,
+        auc: bool = False,
     ):
         """Reads the targets and settles the protocol.
 
@@ -146,6 +87,8 @@ class Evaluator:
           list_size: Length of the recommended lists behind coverage and popularity; 0 for neither.
           item_counts: [N + 1], training events of each item, for the popularity of what is
             recommended; None leaves it out.
+          auc: Also the pooled AUC, at the price of a second pass over model and catalogue and a
+            sort of all scores.
 
         Raises:
           ValueError: No targets, or a setting that makes no sense.
@@ -182,7 +125,7 @@ class Evaluator:
         self._ties, self._split = ties, split
         self._bucket_edges, self._cutoffs = tuple(bucket_edges), tuple(cutoffs)
         self._item_block, self._item_counts = item_block, item_counts
-        self._list_size = min(list_size, dataset.num_items)
+        self._list_size, self._auc = min(list_size, dataset.num_items), auc
 
     def run(self, encode: Encode, table: Float[Array, "N1 D"]) -> EvaluationResult:
         """Evaluates a model: the hidden vector at each history's last event against the table.
@@ -202,15 +145,18 @@ class Evaluator:
                 f"{self.dataset.num_items} items needs {self.dataset.num_items + 1}"
             )
 
-        def count(
-            users: np.ndarray, positions: np.ndarray, seen: np.ndarray | None
-        ) -> ranks.Counts:
+        def query(users: np.ndarray, positions: np.ndarray) -> Array:
             window = int((positions - self.dataset.offsets[users]).max())
             width = int(self._widths[np.searchsorted(self._widths, min(window, self._max_length))])
             events = gather_histories(self.dataset, users, positions, width)
             last = np.asarray(events.segment_ids).sum(1) - 1
+            return _read(encode(events), last)
+
+        def count(
+            users: np.ndarray, positions: np.ndarray, seen: np.ndarray | None
+        ) -> ranks.Counts:
             return ranks.count_catalogue(
-                _read(encode(events), last),
+                query(users, positions),
                 table,
                 self.dataset.items[positions],
                 seen,
@@ -218,7 +164,12 @@ class Evaluator:
                 top_k=self._list_size,
             )
 
-        return self._collect(count, {"max_length": self._max_length})
+        def blocks(users: np.ndarray, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+            hidden = query(users, positions)
+            for first in range(1, table.shape[0], self._item_block):
+                yield first, np.asarray(_score(hidden, table[first : first + self._item_block]))
+
+        return self._collect(_Scorer(count, blocks, self._max_length))
 
     def run_scores(self, score: ScoreFunction) -> EvaluationResult:
         """Evaluates a scorer: floors, oracles, models of other libraries.
@@ -232,18 +183,25 @@ class Evaluator:
           ValueError: Scores of another shape.
         """
 
-        def count(
-            users: np.ndarray, positions: np.ndarray, seen: np.ndarray | None
-        ) -> ranks.Counts:
+        def checked(users: np.ndarray, positions: np.ndarray) -> np.ndarray:
             scores = score(users, positions)
             expected = (len(users), self.dataset.num_items + 1)
             if scores.shape != expected:
                 raise ValueError(f"scores must be [B, N + 1] = {expected}, got {scores.shape}")
+            return scores
+
+        def count(
+            users: np.ndarray, positions: np.ndarray, seen: np.ndarray | None
+        ) -> ranks.Counts:
+            targets = self.dataset.items[positions]
             return ranks.count_scores(
-                scores, self.dataset.items[positions], seen, top_k=self._list_size
+                checked(users, positions), targets, seen, top_k=self._list_size
             )
 
-        return self._collect(count, {"max_length": None})
+        def blocks(users: np.ndarray, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+            yield 1, checked(users, positions)[:, 1:]
+
+        return self._collect(_Scorer(count, blocks, None))
 
     def _batches(self) -> Iterator[tuple[np.ndarray, int]]:
         """Row indices [batch_size] and how many of them are real, longest histories first."""
@@ -252,21 +210,13 @@ class Evaluator:
             rows = order[start : start + self._batch_size]
             yield np.pad(rows, (0, self._batch_size - len(rows)), mode="edge"), len(rows)
 
-    def _collect(
-        self,
-        count: Callable[[np.ndarray, np.ndarray, np.ndarray | None], ranks.Counts],
-        window: dict[str, Any],
-    ) -> EvaluationResult:
-        """Runs `count` over the batches and turns the counts into a result."""
+    def _collect(self, scorer: _Scorer) -> EvaluationResult:
+        """Counts batch after batch, and turns the counts into a result."""
         parts: list[tuple[np.ndarray, ranks.Counts]] = []
         waiting: tuple[np.ndarray, int, ranks.Counts] | None = None
         for rows, real in self._batches():
-            users, positions = self.users[rows], self.positions[rows]
-            seen = None
-            if "all" in self.filters:
-                seen = _whole_histories(self.dataset, users, positions)
             # The device works on this batch while the counts of the one before are fetched.
-            dispatched = count(users, positions, seen)
+            dispatched = scorer.count(self.users[rows], self.positions[rows], self._seen(rows))
             if waiting is not None:
                 parts.append(self._fetch(*waiting))
             waiting = (rows, real, dispatched)
@@ -277,15 +227,47 @@ class Evaluator:
         counts = jax.tree.map(
             lambda *leaves: np.concatenate(leaves)[order], *[part for _, part in parts]
         )
-        return self._result(counts, window)
+        pooled = self._pooled_auc(scorer, counts) if self._auc else {}
+        return self._result(scorer, counts, pooled)
 
     def _fetch(
         self, rows: np.ndarray, real: int, counts: ranks.Counts
     ) -> tuple[np.ndarray, ranks.Counts]:
+        """Waits for a batch's counts and drops the rows that only filled it up."""
         fetched = counts.fetch("users", self.users[rows])
         return rows[:real], jax.tree.map(lambda leaf: leaf[:real], fetched)
 
-    def _result(self, counts: ranks.Counts, window: dict[str, Any]) -> EvaluationResult:
+    def _seen(self, rows: np.ndarray) -> np.ndarray | None:
+        """The items before each target [B, S], zero-padded, if any filter asks for them."""
+        if "all" not in self.filters:
+            return None
+        # In powers of 4, for few compilations.
+        width, longest = 256, int(self.lengths[rows].max())
+        while width < longest:
+            width *= 4
+        events = gather_histories(self.dataset, self.users[rows], self.positions[rows], width)
+        return np.asarray(events.items)
+
+    def _pooled_auc(self, scorer: _Scorer, counts: ranks.Counts) -> dict[str, float]:
+        """The pooled AUC under each filter, from a second pass over all scores."""
+        pooled = {name: metrics.PooledAUC(np.asarray(counts.target_score)) for name in self.filters}
+        for rows, real in self._batches():
+            seen = self._seen(rows)
+            for first, scores in scorer.blocks(self.users[rows], self.positions[rows]):
+                ids = first + np.arange(scores.shape[1])
+                other = ids != self.targets[rows, None]
+                other[real:] = False
+                if "none" in pooled:
+                    pooled["none"].add(scores[other])
+                if seen is not None:
+                    row, slot = np.nonzero((seen >= first) & (seen <= ids[-1]))
+                    other[row, seen[row, slot] - first] = False
+                    pooled["all"].add(scores[other])
+        return {name: auc.value() for name, auc in pooled.items()}
+
+    def _result(
+        self, scorer: _Scorer, counts: ranks.Counts, pooled: dict[str, float]
+    ) -> EvaluationResult:
         num_items = self.dataset.num_items
         result = EvaluationResult(
             protocol={
@@ -293,12 +275,12 @@ class Evaluator:
                 "filter_seen": list(self.filters),
                 "ties": self._ties,
                 "candidates": "all items",
+                "max_length": scorer.max_length,
                 "num_items": num_items,
                 "targets": len(self.targets),
                 "users": int(np.unique(self.users).size),
                 "targets_among_seen": int(self.target_seen.sum()),
                 "bucket_edges": list(self._bucket_edges),
-                **window,
             },
             users=self.users,
             targets=self.targets,
@@ -313,6 +295,8 @@ class Evaluator:
             means, errors = metrics.rank_metrics(result.ranks[name], self._cutoffs)
             removed = np.asarray(counts.seen) if name == "all" else np.zeros(len(self.targets))
             means["GAUC"] = metrics.group_auc(counts.ranks(name, "mean"), num_items - removed)
+            if name in pooled:
+                means["AUC"] = pooled[name]
             top = counts.top if name == "none" else counts.top_unseen
             if top is not None:
                 means |= metrics.list_metrics(np.asarray(top), num_items, self._item_counts)
@@ -330,11 +314,11 @@ def _read(hidden: Array, last: Array) -> Array:
     return hidden[jnp.arange(hidden.shape[0]), last]
 
 
-def _whole_histories(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The items before each target [B, S], zero-padded; S a power of two: few compilations."""
-    longest = int((positions - dataset.offsets[users]).max())
-    width = 1 << max(6, (longest - 1).bit_length())
-    return np.asarray(gather_histories(dataset, users, positions, width).items)
+@jax.jit
+def _score(hidden: Array, items: Array) -> Array:
+    """Scores [B, n] in float32."""
+    hidden, items = hidden.astype(jnp.float32), items.astype(jnp.float32)
+    return jnp.einsum("bd,nd->bn", hidden, items, precision=lax.Precision.HIGHEST)
 
 
 def _target_seen(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:

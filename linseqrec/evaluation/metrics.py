@@ -68,6 +68,31 @@ def group_auc(ranks: np.ndarray, num_candidates: np.ndarray) -> float:
     return float(np.mean(1.0 - (np.asarray(ranks, np.float64) - 1.0) / others))
 
 
+class PooledAUC:
+    """AUC over all pairs of one target's score and one score of another candidate, of any users.
+
+    The share of (target of row a, other candidate of row b) pairs in which the target scores
+    higher, a tie counting one half; rows are pooled, so it asks that scores be comparable between
+    users, which GAUC does not. Exact: each batch of other candidates is sorted once.
+    """
+
+    def __init__(self, target_scores: np.ndarray):
+        self._targets = np.asarray(target_scores).ravel()
+        self._won, self._pairs = 0, 0
+
+    def add(self, others: np.ndarray) -> None:
+        """Takes in scores of other candidates, of any shape."""
+        ordered = np.sort(others, axis=None)
+        below = np.searchsorted(ordered, self._targets, "left").sum(dtype=np.int64)
+        not_above = np.searchsorted(ordered, self._targets, "right").sum(dtype=np.int64)
+        self._won += int(below) + int(not_above)
+        self._pairs += 2 * ordered.size * self._targets.size
+
+    def value(self) -> float:
+        """The AUC of everything taken in; NaN if nothing was."""
+        return self._won / self._pairs if self._pairs else float("nan")
+
+
 def list_metrics(
     top: np.ndarray, num_items: int, item_counts: np.ndarray | None = None
 ) -> dict[str, float]:

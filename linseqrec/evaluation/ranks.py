@@ -52,8 +52,8 @@ class Counts:
       seen_equal: Those of `equal` that are seen.
       target_score: The target's own score.
       finite: Whether every score of the row is finite.
-      top: The K best candidates, best first, lower ids first among equals, 0 where there are no more
-        candidates; None when not asked.
+      top: The K best candidates, best first, lower ids first among equals, 0 where there are no
+        more candidates; None when not asked.
       top_unseen: The same without the seen items (the target stays).
     """
 
@@ -229,16 +229,14 @@ def _count_blocks(
             "equal": counts.equal + level.sum(1),
             "finite": counts.finite & (jnp.isfinite(scores) | ~candidate).all(1),
         }
-        hidden_from_list = jnp.zeros_like(other)
+        removed = jnp.zeros_like(other)
         if seen is not None:
             local = jnp.where(seen >= jnp.maximum(first, 1), seen - start, block)
-            mask = jnp.zeros((num_rows, block), bool)
-            mask = other & mask.at[rows[:, None], local].set(True, mode="drop")
-            hidden_from_list = mask
-            changes["seen"] = counts.seen + mask.sum(1)
-            changes["seen_greater"] = counts.seen_greater + (mask & above).sum(1)
-            changes["seen_equal"] = counts.seen_equal + (mask & level).sum(1)
-        return dataclasses.replace(counts, **changes), hidden_from_list, candidate
+            removed = other & removed.at[rows[:, None], local].set(True, mode="drop")
+            changes["seen"] = counts.seen + removed.sum(1)
+            changes["seen_greater"] = counts.seen_greater + (removed & above).sum(1)
+            changes["seen_equal"] = counts.seen_equal + (removed & level).sum(1)
+        return dataclasses.replace(counts, **changes), removed, candidate
 
     def merge(best: Best, scores: Array, keep: Array, start: Array) -> Best:
         best_scores, best_ids = best
@@ -257,10 +255,13 @@ def _count_blocks(
         scores = lax.optimization_barrier(scores)[:num_rows]
 
         def counted(counts: Counts, best: Best, best_unseen: Best) -> Carry:
-            counts, hidden_from_list, candidate = count(scores, first, start, counts)
+            counts, removed, candidate = count(scores, first, start, counts)
             if top_k:
                 best = merge(best, scores, candidate, start)
-                best_unseen = merge(best_unseen, scores, candidate & ~hidden_from_list, start)
+                unseen = candidate & ~removed
+                best_unseen = (
+                    merge(best_unseen, scores, unseen, start) if seen is not None else best
+                )
             return counts, best, best_unseen
 
         def found(counts: Counts, best: Best, best_unseen: Best) -> Carry:

@@ -10,6 +10,9 @@ import dataclasses
 
 import numpy as np
 
+_ROWS_PER_GROUP = 32
+_MOST_GROUPS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
@@ -63,8 +66,9 @@ def one_piece_a_row(lengths: np.ndarray) -> Rows:
 def pack(lengths: np.ndarray, capacity: int) -> Rows:
     """Rows of up to `capacity` slots that hold all pieces, in close to as few rows as can be.
 
-    Best fit decreasing: pieces are placed longest first, each into the row with the least room that
-    still takes it. Pieces of one length and rows of one room are moved together.
+    The pieces are dealt like cards, longest first, to as many as 16 groups, and each group is
+    packed by itself. Packed as one, the short histories of a log would share the same few rows in
+    every epoch, because best fit decreasing keeps equal lengths together.
 
     Args:
       lengths: int32 [P], length of each piece.
@@ -83,11 +87,37 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
         raise ValueError(
             f"a piece of {lengths.max()} events does not fit into a row of {capacity} slots"
         )
+    longest_first = np.sort(lengths)[::-1]
+    # Each group leaves about one row half empty.
+    full_rows = int(np.sum(lengths, dtype=np.int64)) // capacity
+    groups = min(max(full_rows // _ROWS_PER_GROUP, 1), _MOST_GROUPS)
+    row_of_rank = np.zeros(len(lengths), np.int64)
+    num_rows = 0
+    for group in range(groups):
+        row_of = best_fit_decreasing(longest_first[group::groups], capacity)
+        row_of_rank[group::groups] = num_rows + row_of
+        num_rows += int(row_of.max(initial=-1)) + 1
+    counts = np.bincount(row_of_rank, minlength=num_rows)
+    return Rows(np.cumsum(counts) - counts, counts, lengths, np.argsort(row_of_rank, kind="stable"))
+
+
+def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Places pieces, longest first, each into the row with the least room that still takes it.
+
+    Pieces of one length and rows of one room are moved together.
+
+    Args:
+      lengths: Integers [P] in 1..capacity, none larger than the one before it.
+      capacity: T, slots in a row.
+
+    Returns:
+      int64 [P], the row of each piece; rows are numbered from 0 as they are opened.
+    """
     histogram = np.bincount(lengths, minlength=capacity + 1)
     # Rows by the room left in them; bit r of `rooms` says that some row has room r > 0.
     rows_with_room: dict[int, list[np.ndarray]] = {}
     rooms = 0
-    row_of_rank: list[np.ndarray] = []
+    row_of: list[np.ndarray] = []
     num_rows = 0
     for length in np.flatnonzero(histogram)[::-1].tolist():
         left = int(histogram[length])
@@ -105,7 +135,7 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
                 num_rows += needed
             taken = rows[:needed]
             placed = min(left, each * len(taken))
-            row_of_rank.append(np.repeat(taken, each)[:placed])
+            row_of.append(np.repeat(taken, each)[:placed])
             left -= placed
             in_last = placed - each * (len(taken) - 1)
             for changed, room_left in (
@@ -116,9 +146,7 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
                 if len(changed) and room_left:
                     rows_with_room.setdefault(room_left, []).append(changed)
                     rooms |= 1 << room_left
-    row_of = _merged(row_of_rank) if row_of_rank else np.zeros(0, np.int64)
-    counts = np.bincount(row_of, minlength=num_rows)
-    return Rows(np.cumsum(counts) - counts, counts, lengths, np.argsort(row_of, kind="stable"))
+    return _merged(row_of) if row_of else np.zeros(0, np.int64)
 
 
 def _merged(parts: list[np.ndarray]) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linseqrec.data.packing import one_piece_a_row, pack
+from linseqrec.data.packing import best_fit_decreasing, one_piece_a_row, pack
 
 lengths_and_capacity = st.integers(1, 40).flatmap(
     lambda capacity: st.tuples(
@@ -24,7 +24,7 @@ def contents(rows, epoch):
     ]
 
 
-def best_fit_decreasing(lengths, capacity):
+def one_at_a_time(lengths, capacity):
     """The textbook algorithm, one piece at a time: the room left in each row."""
     rooms = []
     for length in sorted(lengths, reverse=True):
@@ -38,14 +38,34 @@ def best_fit_decreasing(lengths, capacity):
 
 @settings(max_examples=200, deadline=None)
 @given(case=lengths_and_capacity)
-def test_pieces_go_where_best_fit_decreasing_puts_them(case):
+def test_groups_of_pieces_go_where_single_pieces_would(case):
     lengths, capacity = case
-    rows = pack(lengths, capacity)
+    lengths = np.sort(lengths)[::-1]
+    row_of = best_fit_decreasing(lengths, capacity)
+    assert len(row_of) == len(lengths)
+    rooms = capacity - np.bincount(row_of, weights=lengths)
+    assert sorted(rooms) == sorted(one_at_a_time(lengths.tolist(), capacity))
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 30, 3_000])
+def test_rows_hold_each_piece_once_and_are_not_overfull(pieces):
+    lengths = np.random.default_rng(pieces).integers(1, 12, pieces).astype(np.int32)
+    rows = pack(lengths, 20)
+    for epoch in (0, 1):
+        packed = contents(rows, rows.shuffled(0, epoch))
+        assert sorted(piece for row in packed for piece in row) == list(range(pieces))
+        assert all(0 < lengths[row].sum() <= 20 for row in packed)
+
+
+def test_short_pieces_are_spread_over_the_rows():
+    """Best fit decreasing over the whole log would lay the shortest pieces in under ten rows."""
+    lengths = np.random.default_rng(0).lognormal(4.5, 1.0, 6_000).astype(np.int32).clip(20, 2_048)
+    rows = pack(lengths, 2_048)
     packed = contents(rows, rows.shuffled(0, 0))
-    rooms = [capacity - lengths[row].sum() for row in packed]
-    assert sorted(rooms) == sorted(best_fit_decreasing(lengths.tolist(), capacity))
-    assert sorted(piece for row in packed for piece in row) == list(range(len(lengths)))
-    assert rows.counts.min(initial=1) >= 1
+    assert (lengths == 20).sum() > 300
+    assert sum(any(lengths[row] == 20) for row in packed) > 25
+    together = best_fit_decreasing(np.sort(lengths)[::-1], 2_048)
+    assert len(set(together[-300:])) < 10
 
 
 def test_a_shuffle_is_of_rows_and_of_pieces_of_equal_length():

@@ -290,4 +290,4 @@ def test_movielens_1m_has_the_published_number_of_prefixes():
     for length in (200, 2_048):
         packed = plan("packed", length)
         assert packed.targets_per_epoch == 981_491
-        assert packed.fill > 0.99
+        assert packed.fill > 0.98

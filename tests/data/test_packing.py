@@ -57,15 +57,17 @@ def test_rows_hold_each_piece_once_and_are_not_overfull(pieces):
         assert all(0 < lengths[row].sum() <= 20 for row in packed)
 
 
-def test_short_pieces_are_spread_over_the_rows():
-    """Best fit decreasing over the whole log would lay the shortest pieces in under ten rows."""
+def test_no_row_holds_more_short_pieces_than_one_group_was_dealt():
     lengths = np.random.default_rng(0).lognormal(4.5, 1.0, 6_000).astype(np.int32).clip(20, 2_048)
+    shortest = int((lengths == 20).sum())
+    groups = int(lengths.sum()) // 2_048 // 32
+    assert (shortest, groups) == (413, 13)
     rows = pack(lengths, 2_048)
-    packed = contents(rows, rows.shuffled(0, 0))
-    assert (lengths == 20).sum() > 300
-    assert sum(any(lengths[row] == 20) for row in packed) > 25
-    together = best_fit_decreasing(np.sort(lengths)[::-1], 2_048)
-    assert len(set(together[-300:])) < 10
+    most = max(int((lengths[row] == 20).sum()) for row in contents(rows, rows.shuffled(0, 0)))
+    assert most <= -(-shortest // groups)
+    # Packed as one, a single row takes far more of them: this is what dealing prevents.
+    together = best_fit_decreasing(np.sort(lengths)[::-1], 2_048)[-shortest:]
+    assert np.bincount(together).max() > 2 * -(-shortest // groups)
 
 
 def test_a_shuffle_is_of_rows_and_of_pieces_of_equal_length():

@@ -1,0 +1,85 @@
+"""Metrics against loops over targets, in float64, from the definitions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from linseqrec.evaluation import metrics
+
+
+def test_each_metric_is_the_mean_of_its_definition():
+    ranks = [1.0, 2.0, 2.5, 5.0, 5.5, 10.0, 10.5, 11.0, 480.0, 501.0]
+    means, errors = metrics.rank_metrics(np.array(ranks))
+    assert set(means) == {
+        f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in (1, 5, 10, 20, 50, 100, 200, 500)
+    }
+    for k in (1, 5, 10, 20, 50, 100, 200, 500):
+        for name, gain in (
+            ("HR", lambda rank: 1.0),
+            ("NDCG", lambda rank: math.log(2) / math.log(1 + rank)),
+            ("MRR", lambda rank: 1 / rank),
+        ):
+            values = [gain(rank) if rank <= k else 0.0 for rank in ranks]
+            mean = sum(values) / len(values)
+            variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+            assert means[f"{name}@{k}"] == pytest.approx(mean, abs=1e-15)
+            assert errors[f"{name}@{k}"] == pytest.approx(math.sqrt(variance / len(values)))
+    assert means["HR@10"] == 0.6  # 10.5 is no hit
+    with pytest.raises(ValueError, match="no targets"):
+        metrics.rank_metrics(np.array([]))
+    assert math.isnan(metrics.rank_metrics(np.array([1.0]))[1]["HR@1"])
+
+
+def test_group_auc_is_the_share_of_pairs_won_by_each_target():
+    rng = np.random.default_rng(0)
+    shares, ranks, sizes = [], [], []
+    for _ in range(50):
+        others = rng.integers(0, 6, rng.integers(1, 40))
+        own = rng.integers(0, 6)
+        shares.append(np.mean([1.0 if own > x else 0.5 if own == x else 0.0 for x in others]))
+        ranks.append(1 + (others > own).sum() + (others == own).sum() / 2)
+        sizes.append(1 + len(others))
+    auc = metrics.group_auc(np.array(ranks), np.array(sizes))
+    assert auc == pytest.approx(np.mean(shares), abs=1e-15)
+
+
+def test_pooled_auc_is_the_share_of_all_pairs():
+    rng = np.random.default_rng(1)
+    targets, others = rng.integers(0, 9, 30) / 7, rng.integers(0, 9, (40, 5)) / 7
+    won = [1.0 if t > o else 0.5 if t == o else 0.0 for t in targets for o in others.ravel()]
+    auc = metrics.PooledAUC(targets)
+    assert math.isnan(auc.value())
+    for part in np.array_split(others, 3):
+        auc.add(part)
+    assert auc.value() == pytest.approx(np.mean(won), abs=1e-15)
+
+
+def test_coverage_and_popularity_of_the_lists():
+    top = np.array([[1, 2, 3], [3, 2, 0], [5, 1, 2]])  # the second list ends early
+    counts = np.array([100, 10, 20, 30, 40, 50])
+    values = metrics.list_metrics(top, 8, counts)
+    assert values == {"coverage@3": 4 / 8, "popularity@3": (10 + 20 + 30 + 30 + 20 + 50 + 30) / 8}
+    assert set(metrics.list_metrics(top, 8)) == {"coverage@3"}
+
+
+def test_buckets_hold_their_targets_and_join_to_the_whole():
+    rng = np.random.default_rng(2)
+    lengths = np.array([0, 49, 50, 99, 100, 199, 200, 499, 500, 9_999, 50, 1])
+    ranks = rng.integers(1, 30, len(lengths)).astype(np.float64)
+    records = metrics.bucket_metrics(ranks, lengths)
+    assert [record["name"] for record in records] == ["0-49", "50-99", "100-199", "200-499", "500+"]
+    assert [record["targets"] for record in records] == [3, 3, 2, 2, 2]
+    assert (records[0]["low"], records[0]["high"], records[-1]["high"]) == (0, 49, None)
+    np.testing.assert_allclose(
+        records[1]["metrics"]["NDCG@10"],
+        np.mean([1 / np.log2(1 + ranks[i]) if ranks[i] <= 10 else 0 for i in (2, 3, 10)]),
+    )
+    whole = metrics.rank_metrics(ranks)[0]["MRR@20"]
+    joined = sum(record["targets"] * record["metrics"]["MRR@20"] for record in records)
+    assert joined / len(ranks) == pytest.approx(whole, abs=1e-15)
+    empty = metrics.bucket_metrics(ranks, lengths, edges=(0, 20_000))[1]
+    assert (empty["targets"], empty["metrics"], empty["standard_errors"]) == (0, {}, {})
+    for edges in ((), (1, 5), (0, 5, 5), (0, 9, 3)):
+        with pytest.raises(ValueError, match="ascend from 0"):
+            metrics.bucket_metrics(ranks, lengths, edges=edges)

@@ -1,0 +1,82 @@
+"""`EvaluationResult`: ranks target by target, the metrics made of them, and their protocol."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found, target by target, under each filter.
+
+    Attributes:
+      protocol: JSON-able: split, filters, ties, window, numbers of targets and items.
+      users: int64 [M], user index of each target.
+      targets: int32 [M], the item to be found.
+      lengths: int64 [M], events before the target (all of them, not only the model's window).
+      target_seen: bool [M], whether the target stands among those events: where a filter that did
+        not spare the target would have removed it.
+      ranks: Filter to float64 [M], the targets' ranks.
+      metrics_by_filter: Filter to metric name to value.
+      standard_errors: Filter to metric name to the standard error over targets.
+      buckets: Filter to one record a length bucket (`metrics.bucket_metrics`).
+    """
+
+    protocol: dict[str, Any]
+    users: np.ndarray
+    targets: np.ndarray
+    lengths: np.ndarray
+    target_seen: np.ndarray
+    ranks: dict[str, np.ndarray]
+    metrics_by_filter: dict[str, dict[str, float]]
+    standard_errors: dict[str, dict[str, float]]
+    buckets: dict[str, list[dict[str, Any]]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics under the first filter: the only one, or the one to select by."""
+        return self.metrics_by_filter[self.protocol["filter_seen"][0]]
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the per-target arrays, ready for `results.json`."""
+        return {
+            "protocol": self.protocol,
+            "metrics": self.metrics_by_filter,
+            "standard_errors": self.standard_errors,
+            "buckets": self.buckets,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the per-target dump, from which every rank metric can be recomputed.
+
+        Args:
+          path: An `.npz` file; its folder is made. It is replaced in one step, never half written.
+
+        Returns:
+          The path. The file holds `user`, `target`, `length`, `target_seen`, `rank_none` and/or
+          `rank_all`, one entry a target each, and `protocol` (JSON).
+
+        Raises:
+          ValueError: The path does not end in `.npz`.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"the per-target dump is an .npz file, got {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npz")
+        arrays: dict[str, Any] = {f"rank_{name}": values for name, values in self.ranks.items()}
+        np.savez_compressed(
+            partial,
+            user=self.users,
+            target=self.targets,
+            length=self.lengths,
+            target_seen=self.target_seen,
+            protocol=np.array(json.dumps(self.protocol)),
+            **arrays,
+        )
+        partial.replace(path)
+        return path

@@ -6,7 +6,6 @@ item_ids.parquet, user_ids.parquet    columns `index`, `id`: original ids, as te
 card.json        what is known of the data (`card.py`); written last
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -186,8 +185,8 @@ def write_dataset(
 ) -> Dataset:
     """Writes a dataset folder so that it either stands complete or not at all.
 
-    Everything goes to a hidden folder beside it, is synced to disk and then renamed; a process
-    killed on the way leaves at most that hidden folder, which has no card and does not open.
+    Everything goes to a hidden folder beside it, the card last, is synced to disk and then renamed.
+    A process killed on the way leaves at most that hidden folder, `.NAME.partial-*`.
 
     Args:
       folder: Where; must not exist yet, or be an empty folder.
@@ -348,15 +347,8 @@ def _check_sha256(folder: Path, name: str, array: np.ndarray | None, said: str) 
 
 
 def _sync(path: Path) -> None:
-    with contextlib.closing(_Descriptor(path)) as descriptor:
-        os.fsync(descriptor.number)
-
-
-class _Descriptor:
-    """An open file or folder, for `os.fsync`."""
-
-    def __init__(self, path: Path):
-        self.number = os.open(path, os.O_RDONLY)
-
-    def close(self) -> None:
-        os.close(self.number)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

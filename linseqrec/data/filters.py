@@ -13,13 +13,15 @@ DUPLICATES = ("keep", "first", "last", "error")
 
 
 def materialise(frame: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
-    """Computes a Polars frame so far, out of core; leaves other engines' frames lazy.
+    """Computes a frame so far, where it is: it is read several times, but need not be computed so.
 
-    What is read several times need not be computed several times; an engine that spans machines
-    keeps its own plan, because collecting would bring the log to one of them.
+    Polars computes out of core; Spark keeps the result on its workers. Other engines' frames stay
+    lazy: each use computes them anew.
     """
     if frame.implementation.is_polars():
         return frame.collect(engine="streaming").lazy()
+    if frame.implementation.is_pyspark():
+        return nw.from_native(nw.to_native(frame).localCheckpoint())
     return frame
 
 

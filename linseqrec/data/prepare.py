@@ -257,7 +257,7 @@ def _index(
         times,
         offsets,
         int(numbers[-1]),
-        source=log.where,
+        source=Path(log.where).name,
         folds=events["fold"].to_numpy() if folds else None,
         order_only=ordered,
     )

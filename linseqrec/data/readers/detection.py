@@ -117,19 +117,15 @@ def _detect_header(head: Head, first: str) -> Format | None:
 
 
 def _detect_headerless(head: Head) -> Format | None:
-    """The only dialect whose field patterns fit most of the first lines.
+    """The dialect whose field patterns fit most of the first lines (no two fit one line).
 
     Most, not all: a damaged line among them is to be refused by its number later, not to hide
     what the file is.
     """
-    fitting = [
-        name for name, patterns in _HEADERLESS.items() if _fits_most(head.lines, name, patterns)
-    ]
-    if len(fitting) > 1:
-        raise LogError(
-            str(head.path), f"the format may be any of {', '.join(fitting)}: name it (--format=…)."
-        )
-    return FORMATS[fitting[0]] if fitting else None
+    for name, patterns in _HEADERLESS.items():
+        if _fits_most(head.lines, name, patterns):
+            return FORMATS[name]
+    return None
 
 
 def _fits_most(lines: list[str], name: str, patterns: tuple[re.Pattern[str] | None, ...]) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.formats import Format
 
 _BLOCK = 1 << 24
-_HEAD = 1 << 16
+_HEAD, _HEAD_LINES = 1 << 20, 200
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive; unpack it",
     b"BZh": "compressed with bzip2; unpack it, or use gzip",
@@ -82,7 +83,8 @@ def read_head(path: Path) -> Head:
     lines = text.split("\n")
     if len(lines) > 1:
         lines.pop()  # cut by the end of the head, or the nothing after the last line end
-    return Head(path, name, parquet=False, lines=[line.removesuffix("\r") for line in lines])
+    lines = [line.removesuffix("\r") for line in lines[:_HEAD_LINES]]
+    return Head(path, name, parquet=False, lines=lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ def check_json(path: Path, numbers: set[str]) -> None:
     with open_bytes(path) as file:
         for line, text in enumerate(file, start=1):
             try:
-                found = json.loads(text)
+                found = json.loads(text, parse_constant=_refuse_constant)
             except ValueError as error:
                 raise LogError(str(path), f"no JSON object: {error}.", line=line) from None
             if not isinstance(found, dict):
@@ -151,6 +153,20 @@ def check_json(path: Path, numbers: set[str]) -> None:
             for name in numbers & set(found):
                 if not isinstance(found[name], int | float | None):
                     raise LogError(str(path), f"{name} is no number: {found[name]!r}.", line=line)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def check_quotes(path: Path, separator: str) -> None:
+    """Names the first line with a quote where none may stand."""
+    field = rf'("([^"]|"")*"|[^"{separator}]*)'
+    proper = re.compile(f"{field}({separator}{field})*")
+    with open_bytes(path) as file:
+        for line, text in enumerate(file, start=1):
+            if b'"' in text and not proper.fullmatch(text.decode("utf-8").rstrip("\r\n")):
+                raise LogError(str(path), "a quote stands inside an unquoted field.", line=line)
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

@@ -34,7 +34,7 @@ def experiment() -> config_lib.Experiment:
     values = flags.FLAGS.config
     if isinstance(values, _Unset):
         raise config_lib.ConfigError("give an experiment: --config=experiments/NAME.py")
-    template = load_experiment(flags.FLAGS["config"].config_filename)
+    template = load_experiment(config_flags.get_config_filename(flags.FLAGS["config"]))
     return config_lib.from_config_dict(values, template)
 
 

@@ -1,26 +1,35 @@
-"""Trains an experiment and tests the checkpoint that validation selects.
+"""Trains an experiment, then tests the checkpoint that validation selects.
 
     python -m launch.train --config=experiments/recgrela_quick.py --workdir=runs/quick
 
-Running the same command again resumes the run, or, if it has ended, prints its results.
+Running the same command again goes on where the run stopped; a run that has ended prints its
+results.
 """
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from launch import flags as launch_flags
+from launch.program import run_program
+from linseqrec.evaluation.table import results_table
 from linseqrec.training.loop import train
+from linseqrec.training.results import write_results
 from linseqrec.training.run import Run
 
 launch_flags.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 
 
-def main(_: list[str]) -> None:
-    run = Run.of(launch_flags.experiment())
-    state, step = train(run, Path(_WORKDIR.value))
+def main(argv: list[str]) -> None:
+    del argv
+    run, workdir = Run.of(launch_flags.experiment()), Path(_WORKDIR.value)
+    state, _ = train(run, workdir)
+    results = write_results(run, state, workdir)
+    print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}\n")
+    print(results_table(results["test"]))
+    print(f"written to {workdir}: results.json, metrics.jsonl, ranks/, figures/")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ml_collections import config_dict
 
 from linseqrec.data.source import DataConfig
+from linseqrec.evaluation.ranks import FilterSeen, Ties
 from linseqrec.models.encoding import ModelConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.training.loss import LossConfig
@@ -55,9 +56,9 @@ class EvaluationConfig:
       ties: How equal scores rank, "mean" or "pessimistic".
     """
 
-    filter_seen: tuple[str, ...] = ("none",)
+    filter_seen: tuple[FilterSeen, ...] = ("none",)
     batch_size: int = 256
-    ties: Literal["mean", "pessimistic"] = "mean"
+    ties: Ties = "mean"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,10 @@ class Experiment:
         )
         _require(training.num_epochs > 0, "training.num_epochs", training.num_epochs, "above 0")
         _require(
-            training.evaluate_every > 0, "training.evaluate_every", training.evaluate_every, "above 0"
+            training.evaluate_every > 0,
+            "training.evaluate_every",
+            training.evaluate_every,
+            "above 0",
         )
         known = {"none", "all"}
         _require(

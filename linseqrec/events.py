@@ -1,9 +1,10 @@
 """`Events`: what every model reads, a batch of user histories."""
 
 import dataclasses
+from typing import Any
 
 import jax
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +22,7 @@ class Events:
       positions: Position of the event within its segment, from 0; 0 at padding.
     """
 
-    items: Int[Array, "B T"]
-    timestamps: Int[Array, "B T"]
-    segment_ids: Int[Array, "B T"]
-    positions: Int[Array, "B T"]
+    items: Int[Any, "B T"]
+    timestamps: Int[Any, "B T"]
+    segment_ids: Int[Any, "B T"]
+    positions: Int[Any, "B T"]

@@ -13,6 +13,4 @@ def dense(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx
 
 def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A layer norm over the width; its statistics are float32 whatever the compute dtype."""
-    return nnx.LayerNorm(
-        width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs
-    )
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)

@@ -1,13 +1,11 @@
-"""Dropout and stochastic depth as functions of a key, so that a training step is a pure function."""
+"""Dropout and stochastic depth as functions of a key: a training step stays a pure function."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
-def dropout(
-    x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None
-) -> Float[Array, "..."]:
+def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
     """Zeroes entries of `x` with probability `rate` and scales the rest by 1 / (1 - rate).
 
     Args:

@@ -12,6 +12,9 @@ from linseqrec.layers.dense import dense
 from linseqrec.layers.dropout import dropout
 
 
+exact_gelu = partial(jax.nn.gelu, approximate=False)
+
+
 class FeedForward(nnx.Module):
     """Two dense layers with an activation between: W_2 Drop(φ(W_1 x + b_1)) + b_2.
 
@@ -24,7 +27,7 @@ class FeedForward(nnx.Module):
         hidden_width: int,
         rate: float,
         *,
-        activation: Callable[[Array], Array] = partial(jax.nn.gelu, approximate=False),
+        activation: Callable[[Array], Array] = exact_gelu,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):

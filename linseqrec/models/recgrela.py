@@ -149,7 +149,8 @@ class RecGRELA(nnx.Module):
         for index, (block, key) in enumerate(zip(self.blocks, block_keys, strict=True)):
             past = None if state is None else state.layers[index]
             x, after = block(x, events.segment_ids, positions, past, dropout_key=key)
-            states.append(after)
+            if after is not None:
+                states.append(after)
         if not self.config.causal:
             return Encoding(x, {}, None)
         return Encoding(x, {}, RecGRELAState(states, _length_after(events, state)))
@@ -165,9 +166,7 @@ class Block(nnx.Module):
     def __init__(self, config: RecGRELAConfig, *, rngs: nnx.Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.config = config
-        self.attention_norm = layer_norm(
-            width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs
-        )
+        self.attention_norm = layer_norm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
         self.attention = RELA(
             width,
             config.heads,
@@ -206,9 +205,7 @@ class Block(nnx.Module):
 
 def _length_after(events: Events, state: RecGRELAState | None) -> Int[Array, "B"]:
     """Events so far of each row's last history: one more than its last event's position."""
-    last = jnp.max(
-        jnp.where(events.segment_ids > 0, jnp.arange(events.items.shape[1]), -1), axis=1
-    )
+    last = jnp.max(jnp.where(events.segment_ids > 0, jnp.arange(events.items.shape[1]), -1), axis=1)
     position = jnp.take_along_axis(events.positions, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
     before = jnp.zeros_like(position) if state is None else state.length
     return jnp.where(last < 0, before, position + 1)

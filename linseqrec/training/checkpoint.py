@@ -49,7 +49,9 @@ class Checkpoints:
         policies = [
             checkpoint_managers.LatestN(n=1),
             checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=lambda metrics: metrics[_METRIC],
+                n=1,
+                keep_checkpoints_without_metrics=False,
             ),
         ]
         self._folder = folder

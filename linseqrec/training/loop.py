@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from linseqrec.evaluation.evaluator import EvaluationResult
+from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.training import throughput, workdir
 from linseqrec.training.checkpoint import Checkpoints, Progress
 from linseqrec.training.run import Run
@@ -58,8 +58,9 @@ def train(run: Run, folder: Path) -> tuple[TrainState, int]:
 
         with (
             workdir.MetricsLog(folder, step) as log,
-            tqdm(total=run.num_steps, initial=step, unit="step", disable=None, desc=experiment.name)
-            as bar,
+            tqdm(
+                total=run.num_steps, initial=step, unit="step", disable=None, desc=experiment.name
+            ) as bar,
         ):
             meter = Meter(run, bar)
 
@@ -128,9 +129,7 @@ def _report(run: Run, step: int, result: EvaluationResult, progress: Progress) -
         for name, metrics in result.metrics_by_filter.items()
     )
     epoch = step / run.batches.steps_per_epoch
-    tqdm.write(
-        f"step {step} epoch {epoch:.1f} validation {scores}; best step {progress.best_step}"
-    )
+    tqdm.write(f"step {step} epoch {epoch:.1f} validation {scores}; best step {progress.best_step}")
 
 
 class Meter:

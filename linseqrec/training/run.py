@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -13,12 +12,21 @@ from jaxtyping import Array, Float
 from linseqrec.config import Experiment
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
-from linseqrec.evaluation.evaluator import EvaluationResult, Evaluator
+from linseqrec.evaluation.evaluator import Evaluator
+from linseqrec.evaluation.floors import item_counts
+from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
+from linseqrec.models.encoding import SequenceModel
 from linseqrec.training.optimizer import make_optimizer
 from linseqrec.training.step import TrainState, init_state, make_train_step
 
 SplitName = Literal["validation", "test"]
+
+
+def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """A model's structure, its parameters, and its other variables; `nnx.merge` joins them."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return graphdef, params, rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Run:
         )
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
         model = experiment.model.build(source.dataset.num_items, rngs=nnx.Rngs(training.seed))
-        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        graphdef, params, rest = split_model(model)
         return cls(
             experiment=experiment,
             source=source,
@@ -104,15 +112,6 @@ class Run:
         )
 
     @cached_property
-    def item_counts(self) -> np.ndarray:
-        """[N + 1], training events of each item."""
-        dataset, train_end = self.source.dataset, self.source.split.train_end
-        positions = np.arange(dataset.num_events)
-        users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))
-        trained = np.asarray(dataset.items)[positions < train_end[users]]
-        return np.bincount(trained, minlength=dataset.num_items + 1)
-
-    @cached_property
     def _evaluators(self) -> dict[str, Evaluator]:
         return {}
 
@@ -128,7 +127,7 @@ class Run:
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,
-                item_counts=self.item_counts,
+                item_counts=item_counts(self.source.dataset, self.source.split),
             )
         return self._evaluators[split]
 

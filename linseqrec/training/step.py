@@ -82,9 +82,7 @@ def make_train_step(
             f"loss/{name}": value for name, value in auxiliary.items()
         }
 
-    def gradient(
-        params: nnx.State, batch: Batch, key: Array
-    ) -> tuple[dict[str, Array], nnx.State]:
+    def gradient(params: nnx.State, batch: Batch, key: Array) -> tuple[dict[str, Array], nnx.State]:
         total = jnp.maximum(batch.weights.sum(), 1.0)
         grad = jax.grad(part_loss, has_aux=True)
         if accumulation_steps == 1:
@@ -94,9 +92,7 @@ def make_train_step(
         def accumulate(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, grad(params, part[0], total, part[1])), None
 
-        parts = jax.tree.map(
-            lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch
-        )
+        parts = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
         keys = jax.random.split(key, accumulation_steps)
         first = grad(params, jax.tree.map(lambda x: x[0], parts), total, keys[0])
         remaining = jax.tree.map(lambda x: x[1:], (parts, keys))

@@ -1,4 +1,4 @@
-"""Model FLOP utilisation: the arithmetic a step must do, over what the device could do meanwhile."""
+"""Model FLOP utilisation: the arithmetic a step must do, over what the device could do."""
 
 import time
 

@@ -34,23 +34,33 @@ def claim(workdir: Path, experiment: config_lib.Experiment, card: dict[str, Any]
         on other data.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    config_path, card_path = workdir / "config.json", workdir / "card.json"
+    config_path = workdir / "config.json"
     if config_path.exists():
         changes = config_lib.differences(read_experiment(workdir), experiment)
         if changes:
             raise WorkdirError(
-                f"{workdir} holds a run of another configuration; use another --workdir, or undo:\n  "
+                f"{workdir} holds a run of another configuration: use another --workdir, or undo\n  "
                 + "\n  ".join(changes)
             )
-        before = json.loads(card_path.read_text())["sha256"]
-        if before != card["sha256"]:
-            raise WorkdirError(
-                f"{workdir} holds a run on other data (sha256 {before}, now {card['sha256']}): use "
-                "another --workdir"
-            )
+        check_data(workdir, card)
         return
-    write_json(card_path, card)
+    write_json(workdir / "card.json", card)
     write_json(config_path, config_lib.to_json(experiment))
+
+
+def check_data(workdir: Path, card: dict[str, Any]) -> None:
+    """Checks that data are those that a workdir's run was started on.
+
+    Raises:
+      WorkdirError: If their digests differ.
+    """
+    before = json.loads((workdir / "card.json").read_text())["sha256"]
+    arrays = [name for name in before if card["sha256"].get(name) != before[name]]
+    if arrays:
+        raise WorkdirError(
+            f"{workdir} holds a run on other data ({', '.join(arrays)} differ): use the data set "
+            "that it was started on, or another --workdir"
+        )
 
 
 def read_experiment(workdir: Path) -> config_lib.Experiment:

@@ -1,0 +1,23 @@
+"""RecGRELA, causal form, on MovieLens-1M, ids only, leave-one-out.
+
+python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
+python -m launch.train --config=experiments/recgrela_ml1m.py --workdir=runs/recgrela_ml1m
+"""
+
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.data.source import DataConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.training.optimizer import OptimizerConfig
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        name="RecGRELA",
+        model=RecGRELAConfig(),
+        data=DataConfig(folder="data/ml-1m", batch_size=16),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, schedule="cosine", final_fraction=0.05, warmup_steps=300
+        ),
+        training=TrainingConfig(num_epochs=40, evaluate_every=2),
+        evaluation=EvaluationConfig(filter_seen=("none", "all")),
+    )

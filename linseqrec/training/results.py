@@ -1,0 +1,70 @@
+"""A run's results: the test split, read once, beside floors and oracle; tables and figures."""
+
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+from linseqrec.evaluation import floors
+from linseqrec.evaluation.result import EvaluationResult
+from linseqrec.training import workdir
+from linseqrec.training.run import Run, SplitName
+from linseqrec.training.step import TrainState
+
+
+def title(run: Run) -> str:
+    """A heading for tables and figures, with what a reader must know of the data."""
+    if run.source.world is not None:
+        data = f"generated world {run.experiment.data.world!r} (synthetic data)"
+    else:
+        data = Path(run.experiment.data.folder).name
+    parts = [f"{run.experiment.name} on {data}", f"split {run.source.split.name}"]
+    return "; ".join([*parts, run.experiment.note] if run.experiment.note else parts)
+
+
+def references(run: Run, split: SplitName) -> dict[str, EvaluationResult]:
+    """What frames a model's result: the floors, and in a generated world the best score."""
+    dataset, division = run.source.dataset, run.source.split
+    evaluator = run.evaluator(split)
+    scorers: dict[str, Any] = {"Popularity": floors.Popularity(dataset, division)}
+    if not dataset.card["time"]["order_only"]:
+        scorers["Recent popularity"] = floors.RecentPopularity(dataset, division, share=0.1)
+    scorers["Markov"] = floors.Markov(dataset, division)
+    scorers["Decayed Markov"] = floors.DecayedMarkov(dataset, division)
+    if run.source.world is not None:
+        scorers["Oracle"] = run.source.world.oracle_scores
+    return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}
+
+
+def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
+    """Evaluates the selected state on both splits and writes `results.json`.
+
+    The per-target ranks of the model go to `ranks/SPLIT.npz`: every metric can be recomputed from
+    them. Where `results.json` exists already, it is returned as it is: the test split is read once.
+
+    Args:
+      run: The experiment.
+      state: The state that validation selected.
+      folder: The workdir.
+
+    Returns:
+      What `results.json` holds.
+    """
+    path = folder / "results.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    results: dict[str, Any] = {
+        "name": run.experiment.name,
+        "title": title(run),
+        "step": int(state.step),
+        "epoch": int(state.step) / run.batches.steps_per_epoch,
+        "environment": workdir.environment(),
+        "split": run.source.split.description,
+    }
+    for split in typing.get_args(SplitName):
+        evaluated = run.evaluate(state.params, split)
+        evaluated.save(folder / "ranks" / f"{split}.npz")
+        results[split] = {run.experiment.name: evaluated.summary()}
+    results["test"] |= {name: result.summary() for name, result in references(run, "test").items()}
+    workdir.write_json(path, results)
+    return results

@@ -12,6 +12,7 @@ from typing import cast
 from absl import flags
 
 from launch.program import run_program
+from linseqrec.evaluation.ranks import FilterSeen
 from linseqrec.evaluation.table import results_table
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
@@ -31,7 +32,8 @@ def main(_: list[str]) -> None:
     experiment = workdir.read_experiment(folder)
     evaluation = dataclasses.replace(
         experiment.evaluation,
-        filter_seen=tuple(_FILTER_SEEN.value) or experiment.evaluation.filter_seen,
+        filter_seen=cast(tuple[FilterSeen, ...], tuple(_FILTER_SEEN.value))
+        or experiment.evaluation.filter_seen,
         batch_size=_BATCH_SIZE.value or experiment.evaluation.batch_size,
     )
     run = Run.of(dataclasses.replace(experiment, evaluation=evaluation))

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from linseqrec.layers.dense import dense
 from linseqrec.layers.dropout import dropout
 
-
 exact_gelu = partial(jax.nn.gelu, approximate=False)
 
 

@@ -17,13 +17,16 @@ others fill. Everything here is ours; the online logsumexp is Milakov and Gimels
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+Carry = TypeVar("Carry")
 
 # Logits held at once, in elements, and tokens a block, by platform ("" = any other). A CPU wants
 # them in its caches, an accelerator wants few large kernels.
@@ -219,7 +222,7 @@ def _backward(blocks: Blocks, residuals: Any, cotangent: Array) -> Any:
     hidden_gradient, table_gradient, nll, (hidden_like, table_like) = residuals
     return (
         (cotangent * hidden_gradient).astype(hidden_like.dtype),
-        (cotangent * table_gradient).astype(table_like.dtype),
+        (cotangent * table_gradient.T).astype(table_like.dtype),
         None,
         cotangent * nll,
     )
@@ -264,7 +267,7 @@ def _run(
         _Sums(
             jnp.zeros(slots, jnp.float32),
             jnp.zeros((slots, width), jnp.float32) if gradients else None,
-            jnp.zeros(table.shape, jnp.float32) if gradients else None,
+            jnp.zeros(table.shape[::-1], jnp.float32) if gradients else None,
         ),
     )
     nll = jnp.where(queue.counted, sums.negative_log_likelihood[queue.slot], 0)
@@ -282,11 +285,11 @@ def _one_pass(
     table_gradient: Float[Array, "N+1 D"] | None,
 ) -> tuple[Array, Array | None, Array | None]:
     """A block of tokens against the whole catalogue, its logits computed once."""
-    logits = _logits(hidden, table, 0, 1)
+    logits = _logits(hidden, table, 0)
     row = jnp.arange(hidden.shape[0])
-    largest, own = lax.optimization_barrier((jnp.max(logits, axis=1), logits[row, targets]))
+    largest, own = jnp.max(logits, axis=1), logits[row, targets]
     powers = jnp.exp(logits - largest[:, None])
-    total = _row_sums(powers)
+    total = jnp.sum(powers, axis=1)
     nll = largest + jnp.log(total) - own
     if table_gradient is None:
         return nll, None, None
@@ -304,64 +307,80 @@ def _two_passes(
     table_gradient: Float[Array, "N+1 D"] | None,
 ) -> tuple[Array, Array | None, Array | None]:
     """A block of tokens against catalogue blocks: logsumexp first, then gradients."""
-    rows = table.shape[0]
-    count = -(-rows // size)
     tokens = hidden.shape[0]
     row = jnp.arange(tokens)
 
-    def block(index: Array) -> tuple[Array, Array, Array, Array, Array]:
-        # The last block is moved back to end with the table; `first` is where its own rows begin.
-        start = jnp.minimum(index * size, rows - size)
-        first = jnp.maximum(index * size, 1)
-        items = lax.dynamic_slice(table, (start, 0), (size, table.shape[1]))
-        local = targets - start
-        inside = (targets >= first) & (local < size)
-        return start, items, _logits(hidden, items, start, first), local, inside
-
-    def summarise(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def summarise(
+        carry: tuple[Array, Array, Array], start: Array | int, items: Array
+    ) -> tuple[Array, Array, Array]:
         largest, total, own = carry
-        _, _, logits, local, inside = block(index)
+        logits = _logits(hidden, items, start)
         new = jnp.maximum(largest, jnp.max(logits, axis=1))
-        # A block of the padding row alone has no logit: -inf - -inf is no number.
+        # A block of the padding row alone has no logit, and -inf - -inf is no number.
         safe = jnp.where(new == -jnp.inf, 0, new)
-        total = total * jnp.exp(largest - safe) + _row_sums(jnp.exp(logits - safe[:, None]))
-        picked = logits[row, jnp.clip(local, 0, size - 1)]
+        total = total * jnp.exp(largest - safe) + jnp.sum(jnp.exp(logits - safe[:, None]), axis=1)
+        local = targets - start
+        inside = (local >= 0) & (local < items.shape[0])
+        picked = logits[row, jnp.clip(local, 0, items.shape[0] - 1)]
         return new, total, jnp.where(inside, picked, own)
 
     zeros = jnp.zeros(tokens, jnp.float32)
-    largest, total, own = lax.fori_loop(0, count, summarise, (zeros - jnp.inf, zeros, zeros))
+    largest, total, own = _over_blocks(size, table, summarise, (zeros - jnp.inf, zeros, zeros))
     logsumexp = largest + jnp.log(total)
     nll = logsumexp - own
     if table_gradient is None:
         return nll, None, None
 
-    def differentiate(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def differentiate(
+        carry: tuple[Array, Array], start: Array | int, items: Array
+    ) -> tuple[Array, Array]:
         hidden_gradient, table_gradient = carry
-        start, items, logits, local, inside = block(index)
-        softmax = jnp.exp(logits - logsumexp[:, None])
-        column = jnp.where(inside, local, size)
-        difference = softmax.at[row, column].add(-1.0, mode="drop", unique_indices=True)
+        softmax = jnp.exp(_logits(hidden, items, start) - logsumexp[:, None])
+        local = targets - start
+        inside = (local >= 0) & (local < items.shape[0])
+        difference = softmax.at[row, jnp.clip(local, 0, items.shape[0] - 1)].add(
+            jnp.where(inside, -1.0, 0.0), unique_indices=True
+        )
         addition, items_gradient = _gradients(difference, hidden, items, weights)
-        before = lax.dynamic_slice(table_gradient, (start, 0), items.shape)
+        before = lax.dynamic_slice(table_gradient, (0, start), items.shape[::-1])
         return hidden_gradient + addition, lax.dynamic_update_slice(
-            table_gradient, before + items_gradient, (start, 0)
+            table_gradient, before + items_gradient, (0, start)
         )
 
-    hidden_gradient, table_gradient = lax.fori_loop(
-        0, count, differentiate, (jnp.zeros(hidden.shape, jnp.float32), table_gradient)
+    hidden_gradient, table_gradient = _over_blocks(
+        size, table, differentiate, (jnp.zeros(hidden.shape, jnp.float32), table_gradient)
     )
     return nll, hidden_gradient, table_gradient
 
 
+def _over_blocks(
+    size: int,
+    table: Float[Array, "N+1 D"],
+    function: Callable[[Carry, Array | int, Array], Carry],
+    carry: Carry,
+) -> Carry:
+    """Folds `function(carry, start, items)` over the blocks of the table, the first one shorter."""
+    rows, width = table.shape
+    # The first block stands outside the loop: it alone has a padding row to hide.
+    first = rows % size or size
+
+    def step(index: Array, carry: Carry) -> Carry:
+        start = first + index * size
+        return function(carry, start, lax.dynamic_slice(table, (start, 0), (size, width)))
+
+    return lax.fori_loop(0, (rows - first) // size, step, function(carry, 0, table[:first]))
+
+
 def _logits(
-    hidden: Float[Array, "M D"], items: Float[Array, "N D"], start: Any, first: Any
+    hidden: Float[Array, "M D"], items: Float[Array, "N D"], start: Array | int
 ) -> Float[Array, "M N"]:
-    """Float32 scores of the table rows from `start` on; rows before `first` are -inf."""
+    """Float32 scores of the table rows from `start` on; -inf for the padding row, if it is one."""
     scores = lax.dot_general(
         hidden, items, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
     )
-    own = start + jnp.arange(items.shape[0]) >= first
-    return jnp.where(own, scores, -jnp.inf)
+    starts_the_table = isinstance(start, int) and start == 0
+    # One column is written in place; a mask over all would cost another array of this size.
+    return scores.at[:, 0].set(-jnp.inf) if starts_the_table else scores
 
 
 def _gradients(
@@ -378,16 +397,6 @@ def _gradients(
     )
     scaled = (scale[:, None] * hidden.astype(jnp.float32)).astype(compute)
     items_gradient = lax.dot_general(
-        difference, scaled, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        scaled, difference, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
     )
     return hidden_gradient, items_gradient
-
-
-def _row_sums(powers: Float[Array, "M N"]) -> Float[Array, "M"]:
-    """Sums over items, as a matmul: XLA:CPU would recompute the exponentials inside a reduction."""
-    return lax.dot_general(
-        powers,
-        jnp.ones(powers.shape[1], jnp.float32),
-        (((1,), (0,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-    )

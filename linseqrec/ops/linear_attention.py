@@ -264,8 +264,8 @@ def _within(
     numerator = _accumulated("...cn,...nv->...cv", scores.astype(x.value.dtype), x.value)
     if x.denominator_query is x.query and x.denominator_key is x.key:
         return numerator, jnp.sum(scores, axis=-1)
-    scores = _accumulated("...ck,...nk->...cn", x.denominator_query, x.denominator_key)
-    return numerator, jnp.sum(jnp.where(visible, scores, 0), axis=-1)
+    sums = _accumulated("...cn,...nk->...ck", visible.astype(x.denominator_key.dtype), x.denominator_key)
+    return numerator, jnp.sum(x.denominator_query * sums, axis=-1)
 
 
 def _of_run(x: _Inputs, runs: Int[Array, "... C"] | None, run: Int[Array, "..."]) -> _Inputs:
@@ -278,14 +278,18 @@ def _of_run(x: _Inputs, runs: Int[Array, "... C"] | None, run: Int[Array, "..."]
     )
 
 
-def _reading(x: _Inputs, runs: Int[Array, "... C"] | None, run: Int[Array, "..."]) -> _Inputs:
-    """The inputs with the queries of all other runs than `run` set to zero."""
-    if runs is None:
-        return x
-    mine = (runs == run[..., None])[..., None, :, None]
-    return x._replace(
-        query=jnp.where(mine, x.query, 0), denominator_query=jnp.where(mine, x.denominator_query, 0)
-    )
+def _read_as(
+    x: _Inputs,
+    runs: Int[Array, "... C"] | None,
+    state: LinearAttentionState,
+    run: Int[Array, "..."] | None,
+) -> tuple[Array, Array]:
+    """Reads a state that belongs to `run`: zero for the queries of all other runs."""
+    numerator, denominator = _read(x, state)
+    if runs is None or run is None:
+        return numerator, denominator
+    mine = (runs == run[..., None])[..., None, :]
+    return jnp.where(mine[..., None], numerator, 0), jnp.where(mine, denominator, 0)
 
 
 def _chunked(
@@ -300,7 +304,7 @@ def _chunked(
     def step(carry, now):  # type: ignore[no-untyped-def]
         (state, run), (x, runs) = carry, now
         numerator, denominator = _within(x, runs, causal=True)
-        before = _read(_reading(x, runs, run), state)
+        before = _read_as(x, runs, state, run)
         if runs is not None:
             last = runs[:, -1]
             state = jax.tree.map(lambda s: _keep(last == run, s), state)
@@ -353,7 +357,7 @@ def _associative(
     chunks, chunk_runs = _split(inputs, runs, chunk_size)
     states, ends = _carried(chunks, chunk_runs, state)
     before, final = (jax.tree.map(lambda x: x[:-1], states), jax.tree.map(lambda x: x[-1], states))
-    carried = _read(_reading(chunks, chunk_runs, ends[:-1]), before)
+    carried = _read_as(chunks, chunk_runs, before, ends[:-1])
     within = _within(chunks, chunk_runs, causal=True)
     time = inputs.query.shape[1]
     return _join(within[0] + carried[0], time), _join(within[1] + carried[1], time), final
@@ -380,8 +384,8 @@ def _full_in_segments(
         x, runs, before, end, after, start = now
         parts = (
             _within(x, runs, causal=False),
-            _read(_reading(x, runs, end), before),
-            _read(_reading(x, runs, start), after),
+            _read_as(x, runs, before, end),
+            _read_as(x, runs, after, start),
         )
         return tuple(map(sum, zip(*parts, strict=True)))
 

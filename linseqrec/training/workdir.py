@@ -39,7 +39,7 @@ def claim(workdir: Path, experiment: config_lib.Experiment, card: dict[str, Any]
         changes = config_lib.differences(read_experiment(workdir), experiment)
         if changes:
             raise WorkdirError(
-                f"{workdir} holds a run of another configuration: use another --workdir, or undo\n  "
+                f"{workdir} holds a run of another configuration: change --workdir, or undo\n  "
                 + "\n  ".join(changes)
             )
         check_data(workdir, card)

@@ -49,12 +49,12 @@ class WorldConfig:
     name: str = "custom"
     num_users: int = 2_000
     num_items: int = 1_000
-    num_categories: int = 40
+    num_categories: int = 100
     mean_length: float = 80.0
     length_spread: float = 0.5
     min_length: int = 10
-    zipf_exponent: float = 0.7
-    taste_concentration: float = 2.0
+    zipf_exponent: float = 0.6
+    taste_concentration: float = 2.5
     session_length: float = 10.0
     session_gap: float = 60.0
     session_timeout: int = 1_800
@@ -66,8 +66,8 @@ class WorldConfig:
     drift_time: float = 60 * 86_400.0
     burst_start: float = 0.02
     burst_end: float = 0.2
-    succession: float = 0.35
-    num_successors: int = 5
+    succession: float = 0.2
+    num_successors: int = 3
     successor_within: float = 0.5
     num_motifs: int = 3
     motif_length: int = 4
@@ -119,39 +119,43 @@ def _need(config: WorldConfig, least: float, *fields: str) -> None:
 _QUICK = WorldConfig(name="quick")
 _PRESETS = (
     _QUICK,
-    # Half of the events are habits: what recurs fills a compressed state (SinkRec's sink).
+    # Over half of the events are habits, others come in their midst: what recurs fills a compressed
+    # state, while what tells of tastes is rare (SinkRec's sink).
     dataclasses.replace(
         _QUICK,
         name="repetition",
         mean_length=200.0,
-        num_motifs=4,
         motif_length=5,
         motif_start=0.35,
         motif_interrupt=0.25,
-        burst_start=0.03,
     ),
-    # Narrow tastes that rarely outlive an absence, one absence in about sixty events.
+    # An absence in about 33 events, and little of a taste outlives it: only the gap tells how much
+    # of the past still counts (HyTRec's decay over elapsed time).
     dataclasses.replace(
         _QUICK,
         name="drift",
         mean_length=200.0,
-        taste_concentration=1.0,
-        absence_rate=0.15,
+        taste_concentration=1.5,
+        absence_rate=0.3,
         drift_time=15 * 86_400.0,
         burst_start=0.01,
-        succession=0.2,
         motif_start=0.01,
     ),
+    # Broad tastes, and fifty habits of which most come once in a thousand events or less: a model
+    # that sees the last few hundred has not seen them.
     dataclasses.replace(
         _QUICK,
         name="ultra_long",
-        num_users=250,
+        num_users=500,
         num_items=5_000,
-        num_categories=100,
+        num_categories=250,
         mean_length=10_000.0,
         length_spread=0.05,
         min_length=5_000,
-        absence_rate=0.01,
+        taste_concentration=8.0,
+        absence_rate=0.002,
+        num_motifs=50,
+        motif_start=0.1,
     ),
 )
 

@@ -1,0 +1,143 @@
+"""Figures of a run: its learning curves, and a metric by the length of the history.
+
+Drawn on `Figure` objects, not through pyplot: nothing global, no display. The title is the
+caller's, who knows what must be said of the data ("synthetic", "20 % of timestamps imputed").
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, without its yellow: told apart with every common colour blindness.
+# Markers and dashes say the same once more, for print in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+
+Record = Mapping[str, float]
+
+
+def learning_curves(
+    runs: Mapping[str, Iterable[Record]],
+    metrics: Sequence[str],
+    *,
+    title: str,
+    horizontal: str = "step",
+    references: Mapping[str, Mapping[str, float]] | None = None,
+) -> Figure:
+    """One panel a metric, one line a run, from the records of `metrics.jsonl`.
+
+    Args:
+      runs: Name to records; a record without a metric is passed over in that metric's panel.
+      metrics: Keys of the records, a panel each.
+      title: Above the panels.
+      horizontal: The key of the horizontal axis.
+      references: Metric to (name to value), drawn as level lines: a floor, a published figure.
+
+    Raises:
+      ValueError: A metric that no record holds.
+    """
+    kept = {name: list(records) for name, records in runs.items()}
+    figure, panels = _figure(len(metrics), title)
+    for panel, metric in zip(panels, metrics, strict=True):
+        points = 0
+        for index, (name, records) in enumerate(kept.items()):
+            held = [record for record in records if metric in record and horizontal in record]
+            points += len(held)
+            panel.plot(
+                [record[horizontal] for record in held],
+                [record[metric] for record in held],
+                label=name,
+                color=COLOURS[index % len(COLOURS)],
+                linestyle=DASHES[index % len(DASHES)],
+                marker=MARKERS[index % len(MARKERS)] if len(held) <= 50 else None,
+                markersize=4,
+            )
+        if not points:
+            raise ValueError(f"no record holds both {metric!r} and {horizontal!r}")
+        for index, (name, value) in enumerate((references or {}).get(metric, {}).items()):
+            panel.axhline(
+                value, color="#666666", linestyle=DASHES[-1 - index % len(DASHES)], label=name
+            )
+        panel.set_xlabel(horizontal)
+        panel.set_ylabel(metric)
+        _dress(panel)
+        panel.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def metric_by_length(
+    systems: Mapping[str, Sequence[Mapping[str, Any]]],
+    metric: str = "NDCG@10",
+    *,
+    title: str,
+) -> Figure:
+    """A metric by the number of events before the target, one line a system.
+
+    Bars are one standard error over targets; a bucket without targets has no point. The numbers of
+    targets stand below the buckets.
+
+    Args:
+      systems: Name to bucket records (`EvaluationResult.buckets`), all of the same buckets.
+      metric: A metric of the records.
+      title: Above the panel.
+
+    Raises:
+      ValueError: No systems, or systems whose buckets differ.
+    """
+    layouts = {
+        name: [(record["name"], record["targets"]) for record in records]
+        for name, records in systems.items()
+    }
+    if not layouts or any(layout != next(iter(layouts.values())) for layout in layouts.values()):
+        raise ValueError(f"the systems must share their buckets and targets, got {layouts}")
+    figure, (panel,) = _figure(1, title)
+    for index, (name, records) in enumerate(systems.items()):
+        # Side by side, so that bars of close systems do not cover each other.
+        shift = 0.06 * (index - (len(systems) - 1) / 2)
+        panel.errorbar(
+            np.arange(len(records)) + shift,
+            [record["metrics"].get(metric, np.nan) for record in records],
+            yerr=[record["standard_errors"].get(metric, np.nan) for record in records],
+            label=name,
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=DASHES[index % len(DASHES)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=5,
+            capsize=2,
+        )
+    layout = next(iter(layouts.values()))
+    panel.set_xticks(np.arange(len(layout)), [f"{name}\nn = {n:,}" for name, n in layout])
+    panel.set_xlabel("events before the target (n: targets)")
+    panel.set_ylabel(f"{metric} (bars: one standard error)")
+    panel.set_ylim(bottom=0)
+    _dress(panel)
+    # Beside the panel: error bars leave no free corner to rely on.
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Writes the figure (its format is the path's suffix), making the folder; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(max(7.0, 4.5 * panels), 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize="medium", wrap=True)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _dress(panel: Axes) -> None:
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,94 @@
+"""What the figures say: their lines, bars, labels and titles."""
+
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from linseqrec.evaluation.figures import learning_curves, metric_by_length, save_figure
+from linseqrec.evaluation.metrics import bucket_metrics
+
+RECORDS = [
+    {"step": 10, "loss": 7.0},
+    {"step": 20, "loss": 6.5},
+    {"step": 20, "validation/none/NDCG@10": 0.05},
+    {"step": 40, "loss": 6.0, "validation/none/NDCG@10": 0.1},
+]
+
+
+def lines(panel):
+    return {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()}
+
+
+def test_learning_curves_hold_the_records_of_each_metric():
+    figure = learning_curves(
+        {"RecGRELA": iter(RECORDS), "SASRec": RECORDS[:3]},
+        ["loss", "validation/none/NDCG@10"],
+        title="a world (synthetic data)",
+        references={"validation/none/NDCG@10": {"published": 0.19}},
+    )
+    loss, ndcg = figure.axes
+    assert lines(loss) == {
+        "RecGRELA": [[10, 7.0], [20, 6.5], [40, 6.0]],
+        "SASRec": [[10, 7.0], [20, 6.5]],
+    }
+    drawn = lines(ndcg)
+    assert drawn["RecGRELA"] == [[20, 0.05], [40, 0.1]]
+    assert drawn["SASRec"] == [[20, 0.05]]
+    assert [y for _, y in drawn["published"]] == [0.19, 0.19]
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("step", "loss")
+    assert ndcg.get_ylabel() == "validation/none/NDCG@10"
+    assert figure.get_suptitle() == "a world (synthetic data)"
+    assert [text.get_text() for text in ndcg.get_legend().get_texts()] == [
+        "RecGRELA",
+        "SASRec",
+        "published",
+    ]
+    colours = {line.get_color() for line in loss.get_lines()}
+    dashes = {line.get_linestyle() for line in loss.get_lines()}
+    assert len(colours) == len(dashes) == 2
+    with pytest.raises(ValueError, match="no record holds both 'HR@10' and 'step'"):
+        learning_curves({"RecGRELA": RECORDS}, ["HR@10"], title="")
+
+
+def test_a_metric_by_length_holds_values_errors_and_counts():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 150, 400)
+    systems = {
+        name: bucket_metrics(rng.integers(1, 20, 400).astype(float), lengths)
+        for name in ("RecGRELA", "SASRec", "Markov")
+    }
+    figure = metric_by_length(systems, "HR@10", title="ML-1M; test")
+    (panel,) = figure.axes
+    assert panel.get_ylabel().startswith("HR@10") and "standard error" in panel.get_ylabel()
+    ticks = [label.get_text() for label in panel.get_xticklabels()]
+    assert ticks[0] == f"0-49\nn = {(lengths < 50).sum()}" and ticks[4] == "500+\nn = 0"
+    assert figure.get_suptitle() == "ML-1M; test"
+    for container, (name, records) in zip(panel.containers, systems.items(), strict=True):
+        assert container.get_label() == name
+        line, _, (bars,) = container.lines
+        np.testing.assert_allclose(
+            line.get_ydata().astype(float), [r["metrics"].get("HR@10", np.nan) for r in records]
+        )
+        first = bars.get_segments()[0][:, 1].astype(float)
+        error = records[0]["standard_errors"]["HR@10"]
+        np.testing.assert_allclose(np.diff(first), 2 * error)
+        assert np.isnan(float(line.get_ydata()[-1]))  # no targets, no point
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(systems)
+    with pytest.raises(ValueError, match="must share their buckets"):
+        metric_by_length(systems | {"other": systems["Markov"][:2]}, title="")
+    with pytest.raises(ValueError, match="must share their buckets"):
+        metric_by_length({}, title="")
+
+
+def test_a_saved_figure_is_an_image_with_something_on_it(tmp_path):
+    figure = learning_curves({"RecGRELA": RECORDS}, ["loss"], title="curves")
+    path = save_figure(figure, tmp_path / "figures" / "curves.png")
+    pixels = imread(path)
+    assert pixels.shape[:2] == (600, 1050)
+    blue = (np.abs(pixels[..., :3] - np.array([0x00, 0x72, 0xB2]) / 255) < 0.02).all(-1)
+    assert blue.sum() > 500
+    assert (
+        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    )

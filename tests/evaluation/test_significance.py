@@ -1,0 +1,70 @@
+"""The paired bootstrap: against a plain resampling loop, and its coverage."""
+
+import numpy as np
+import pytest
+
+from linseqrec.evaluation.significance import paired_bootstrap
+
+
+def test_the_interval_is_that_of_resampling_users_one_by_one():
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(60), rng.integers(1, 6, 60))
+    first = rng.random(len(users)) + rng.random(60)[users]
+    second = rng.random(len(users))
+    result = paired_bootstrap(first, second, users, samples=20_000, confidence=0.9)
+    assert (result.users, result.confidence) == (60, 0.9)
+    assert result.difference == pytest.approx(np.mean(first - second), abs=1e-12)
+    means = []
+    for _ in range(4000):
+        rows = np.concatenate([np.flatnonzero(users == u) for u in rng.integers(0, 60, 60)])
+        means.append(np.mean(first[rows] - second[rows]))
+    spread = np.std(means)
+    np.testing.assert_allclose(
+        [result.low, result.high], np.percentile(means, [5, 95]), atol=0.12 * spread
+    )
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    held = significant = 0
+    for seed in range(300):
+        hits = rng.random(400) < 0.3
+        other = np.where(rng.random(400) < 0.4, hits, rng.random(400) < 0.3)
+        result = paired_bootstrap(hits, other, samples=1000, seed=seed)
+        held += result.low <= 0 <= result.high
+        significant += result.significant
+    assert 0.91 < held / 300 < 0.98
+    assert significant == 300 - held
+
+
+def test_targets_of_one_user_are_no_independent_evidence():
+    rng = np.random.default_rng(2)
+    users = np.repeat(np.arange(40), 25)
+    first = np.repeat(rng.normal(size=40), 25)
+    by_user = paired_bootstrap(first, np.zeros(1000), users, samples=2000)
+    by_target = paired_bootstrap(first, np.zeros(1000), samples=2000)
+    ratio = (by_user.high - by_user.low) / (by_target.high - by_target.low)
+    assert ratio == pytest.approx(5, rel=0.1)
+
+
+def test_equal_systems_differ_by_nothing_and_seeds_repeat():
+    values = np.random.default_rng(3).random(50)
+    same = paired_bootstrap(values, values)
+    assert (same.difference, same.low, same.high, same.significant) == (0, 0, 0, False)
+    better = paired_bootstrap(values + 0.1, values)
+    assert better.significant and better.low == pytest.approx(0.1)
+    other = values[::-1]
+    assert paired_bootstrap(values, other) == paired_bootstrap(values, other)
+    assert paired_bootstrap(values, other) != paired_bootstrap(values, other, seed=1)
+
+
+def test_what_cannot_be_paired_is_refused():
+    for first, second, users in (
+        (np.ones(3), np.ones(1), None),
+        (np.ones(3), np.ones(3), np.ones(2)),
+        (np.ones(0), np.ones(0), None),
+    ):
+        with pytest.raises(ValueError, match="must share their targets"):
+            paired_bootstrap(first, second, users)
+    with pytest.raises(ValueError, match="confidence"):
+        paired_bootstrap(np.ones(3), np.ones(3), confidence=95)

@@ -69,7 +69,7 @@ class RELA(nnx.Module):
         self.query_key = make(2 * width)
         self.value = make(width) if value_projection else None
         self.output = make(width)
-        self.selector = make(width) if selector == "convex" and shortcut else None
+        self.selector = make(width) if selector == "convex" else None
         self.shortcut = ShortConvolution(width, kernel, rngs=rngs) if shortcut else None
 
     def __call__(

@@ -7,6 +7,25 @@
 The block's attention half (gates, rotated linear attention, local branch) is `layers/rela.py`.
 From the paper and its released code: everything under `causal=False`. Ours: the causal form, which
 masks padding, trains on every position at once and streams; the `"convex"` selector.
+
+The parameters by name (`models/weights.py` gets and sets them, and says how to turn PyTorch's),
+with i the block from 0, kernels [in, out], each dense layer with a bias beside its kernel:
+
+    embedding/table [N + 1, D]                      E; row 0 is the padding item
+    norm/{scale,bias}                               LN over the embeddings
+    blocks/i/attention_norm/{scale,bias}            LN before the attention half: H_g = LN(H)
+    blocks/i/attention/gate/kernel [D, D]           W_1, the output gate G = SiLU(W_1 H_g + b_1)
+    blocks/i/attention/input_gate/kernel [D, D]     W_2, X = W_2 H_g + b_2
+    blocks/i/attention/query_key/kernel [D, 2D]     W_qk of X: q is columns 0..D-1, k the rest
+    blocks/i/attention/shortcut/weight [4, D]       S = SiLU(conv(X)); row 3 is the current event
+    blocks/i/attention/shortcut/bias [D]
+    blocks/i/attention/output/kernel [D, D]         W_3
+    blocks/i/feed_forward_norm/{scale,bias}         LN before the feed-forward half: LN(H_3)
+    blocks/i/feed_forward/expand/kernel [D, 4D]     W_4
+    blocks/i/feed_forward/contract/kernel [4D, D]   W_5
+
+Switches add `positions/table` (learned positions), `attention/value/kernel` (value projection)
+and `attention/selector/kernel` (W_s of the convex selector).
 """
 
 import dataclasses
@@ -74,6 +93,8 @@ class RecGRELAConfig:
             raise ValueError(
                 f"width {self.width} must be even and a multiple of heads {self.heads}"
             )
+        if self.selector == "convex" and not self.shortcut:
+            raise ValueError("selector 'convex' mixes in the shortcut: it needs shortcut=True")
 
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "RecGRELA":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""

@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import optax
 
+from linseqrec.models.weights import parameter_path
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -84,8 +86,3 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
     return adamw
-
-
-def parameter_path(path: jax.tree_util.KeyPath) -> str:
-    """A parameter's path as one writes it: "blocks/0/attention/output/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")

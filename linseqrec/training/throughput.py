@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.training.optimizer import parameter_path
+from linseqrec.models.weights import parameter_path
 
 # Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`.
 _DATASHEET = {

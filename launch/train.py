@@ -14,7 +14,7 @@ from launch import flags as launch_flags
 from launch.program import run_program
 from linseqrec.evaluation.table import results_table
 from linseqrec.training.loop import train
-from linseqrec.training.results import write_results
+from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
 
 launch_flags.define_config()
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
     run, workdir = Run.of(launch_flags.experiment()), Path(_WORKDIR.value)
     state, _ = train(run, workdir)
     results = write_results(run, state, workdir)
+    write_figures([workdir], workdir / "figures")
     print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}\n")
     print(results_table(results["test"]))
     print(f"written to {workdir}: results.json, metrics.jsonl, ranks/, figures/")

@@ -71,6 +71,7 @@ def train(run: Run, folder: Path) -> tuple[TrainState, int]:
                 bar.update()
                 meter.count(metrics)
 
+                epoch = step / run.batches.steps_per_epoch
                 validate = step % run.evaluate_every == 0 or step == run.num_steps
                 if step % experiment.training.log_every == 0 or validate:
                     if bool(state.halted):
@@ -80,12 +81,12 @@ def train(run: Run, folder: Path) -> tuple[TrainState, int]:
                             f"{checkpoints.latest()}. Lower optimizer.learning_rate, or set "
                             "optimizer.clip_norm."
                         )
-                    log.write(step, meter.read(metrics))
+                    log.write(step, {"epoch": epoch} | meter.read(metrics))
 
                 if validate:
                     meter.pause()
                     result = run.evaluate(state.params, "validation")
-                    log.write(step, _named(result))
+                    log.write(step, {"epoch": epoch} | _named(result))
                     score = result.metrics[SELECTION_METRIC]
                     progress = _advance(progress, run, step, score, iterator, meter.seconds())
                     checkpoints.save(state, progress, score)

@@ -1,11 +1,12 @@
-"""A run's results: the test split, read once, beside floors and oracle; tables and figures."""
+"""A run's results: the test split, read once, beside floors and oracle; and its figures."""
 
 import json
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linseqrec.evaluation import floors
+from linseqrec.evaluation import figures, floors
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.training import workdir
 from linseqrec.training.run import Run, SplitName
@@ -68,3 +69,62 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     results["test"] |= {name: result.summary() for name, result in references(run, "test").items()}
     workdir.write_json(path, results)
     return results
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """A run's `results.json`.
+
+    Raises:
+      WorkdirError: If the run has not written it yet.
+    """
+    path = folder / "results.json"
+    if not path.exists():
+        raise workdir.WorkdirError(f"no results.json in {folder}: the run has not ended yet")
+    return json.loads(path.read_text())
+
+
+def write_figures(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    metric: str = "NDCG@10",
+    published: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+) -> list[Path]:
+    """Draws runs of one data set and protocol together: learning curves, and metric by length.
+
+    Args:
+      folders: The runs' workdirs; all have ended.
+      output: Folder of the figures.
+      metric: What is drawn.
+      published: Learning curves of others by name: records of "epoch" and
+        "validation/FILTER/METRIC".
+
+    Returns:
+      The files.
+    """
+    results = [read_results(folder) for folder in folders]
+    first = results[0]
+    curves: dict[str, Any] = {
+        result["name"]: list(workdir.read_metrics(folder))
+        for result, folder in zip(results, folders, strict=True)
+    }
+    filters = first["test"][first["name"]]["protocol"]["filter_seen"]
+    title = first["title"].partition(" on ")[2]
+    curve = figures.learning_curves(
+        curves | dict(published or {}),
+        [*(f"validation/{name}/{metric}" for name in filters), "train/loss"],
+        title=title,
+        horizontal="epoch",
+    )
+    paths = [figures.save_figure(curve, output / "learning_curves.png")]
+    for name in filters:
+        systems = {result["name"]: result["test"][result["name"]] for result in results}
+        systems |= {key: value for key, value in first["test"].items() if key != first["name"]}
+        by_length = figures.metric_by_length(
+            {key: summary["buckets"][name] for key, summary in systems.items()},
+            metric,
+            title=f"{title}; test, seen items {'not ' if name == 'none' else ''}filtered",
+        )
+        suffix = "filtered" if name == "all" else "unfiltered"
+        paths.append(figures.save_figure(by_length, output / f"by_length_{suffix}.png"))
+    return paths

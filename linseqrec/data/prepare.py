@@ -70,7 +70,7 @@ def prepare(
         read = read_frame(log, columns=columns, time_unit=time_unit)
     try:
         dataset, user_ids, item_ids = _prepare(read, choices)
-    except pl.exceptions.PolarsError as error:
+    except nw.exceptions.NarwhalsError as error:
         raise read.unreadable(error) from error
     return write_dataset(folder, dataset, user_ids, item_ids)
 

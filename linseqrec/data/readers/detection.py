@@ -41,12 +41,12 @@ def choose_format(head: Head, name: str | None, mapped: bool, headerless: bool) 
       The dialect, with the file's own separator and field count where it leaves them open.
 
     Raises:
-      LogError: The dialect is unknown, ambiguous, or not what the file holds.
+      LogError: The dialect is unknown, cannot be told, or is not what the file holds.
     """
     if name is not None and name not in FORMATS:
         raise LogError(str(head.path), f"unknown format {name!r}; known: {', '.join(FORMATS)}.")
-    if head.parquet != (name == "parquet") and (name or head.parquet):
-        if name:
+    if head.parquet or name == "parquet":
+        if not head.parquet or name not in (None, "parquet"):
             found = "Parquet" if head.parquet else "text"
             raise LogError(str(head.path), f"format {name!r} was asked for, but this is {found}.")
         return FORMATS["parquet"]

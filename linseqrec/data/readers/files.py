@@ -54,7 +54,7 @@ def read_file(
             log = read_frame(
                 pl.scan_parquet(path), columns=columns, time_unit=time_unit, where=str(path)
             )
-        except pl.exceptions.PolarsError as error:
+        except nw.exceptions.NarwhalsError as error:
             raise LogError(str(path), f"cannot be read: {error}") from None
         return dataclasses.replace(log, format=chosen.name, sha256=digest)
     if chosen.kind == "json":

@@ -28,12 +28,12 @@ from jaxtyping import Array, Float, Int
 
 Carry = TypeVar("Carry")
 
-# Logits held at once, in elements, and tokens a block, by platform ("" = any other). A CPU wants
-# them in its caches, an accelerator wants few large kernels.
-_LOGIT_BUDGET = {"cpu": 2**24, "": 2**26}
+# By platform ("" = any other): the most logits held at once in one pass, tokens a block, and rows a
+# block in two passes. A CPU wants them in its caches, an accelerator wants few large kernels.
+_LOGIT_BUDGET = {"cpu": 2**23, "": 2**26}
 _TOKEN_BLOCK = {"cpu": 512, "": 4096}
-_FEWEST_TOKENS = 128
 _CATALOGUE_BLOCK = {"cpu": 4096, "": 16384}
+_FEWEST_TOKENS = 256
 
 
 class Blocks(NamedTuple):
@@ -51,8 +51,9 @@ class Blocks(NamedTuple):
 def choose_blocks(tokens: int, num_items: int, platform: str | None = None) -> Blocks:
     """The blocks that `catalogue_cross_entropy` uses when it is given none.
 
-    The whole catalogue at once where at least 128 tokens fit the platform's budget of logits beside
-    it, with as many tokens as fit up to the platform's block; catalogue blocks otherwise.
+    The whole catalogue in one pass where the platform's budget of logits holds at least 256 tokens
+    beside it, in two passes otherwise. Token blocks are evened out, so that the last one is not
+    nearly empty.
 
     Args:
       tokens: Number of tokens M.
@@ -66,9 +67,12 @@ def choose_blocks(tokens: int, num_items: int, platform: str | None = None) -> B
     key = platform if platform in _LOGIT_BUDGET else ""
     rows = num_items + 1
     affordable = _LOGIT_BUDGET[key] // rows
-    if affordable >= min(tokens, _FEWEST_TOKENS):
-        return Blocks(token=max(1, min(tokens, affordable, _TOKEN_BLOCK[key])), catalogue=rows)
-    return Blocks(token=min(tokens, _TOKEN_BLOCK[key]), catalogue=min(rows, _CATALOGUE_BLOCK[key]))
+    one_pass = affordable >= min(tokens, _FEWEST_TOKENS)
+    most = min(tokens, _TOKEN_BLOCK[key], affordable if one_pass else tokens)
+    count = -(-tokens // most)
+    return Blocks(
+        token=-(-tokens // count), catalogue=rows if one_pass else min(rows, _CATALOGUE_BLOCK[key])
+    )
 
 
 def catalogue_cross_entropy(

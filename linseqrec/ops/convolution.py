@@ -56,8 +56,9 @@ def short_convolution(
     inputs = x.astype(dtype)
     if segment_ids is None:
         inputs = jnp.concatenate([state, inputs], axis=1)
-        y = sum(weight[w] * inputs[:, w : w + time] for w in range(taps))
-        y = y if bias is None else y + bias
+        y = jnp.zeros((), dtype) if bias is None else bias
+        for w in range(taps):
+            y = y + weight[w] * inputs[:, w : w + time]
         return y.astype(x.dtype), inputs[:, time:]
 
     _check("segment_ids", segment_ids.shape, (batch, time))
@@ -70,7 +71,7 @@ def short_convolution(
     # The carried inputs stand right before the row's first event, behind any padding on its left.
     first = jnp.argmax(real, axis=1)
     inputs = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(inputs, state, first, 0)
-    y = jnp.zeros_like(inputs, shape=(batch, time, width)) if bias is None else bias
+    y = jnp.zeros((), dtype) if bias is None else bias
     for w in range(taps):
         same = runs[:, w : w + time] == runs[:, taps - 1 :]
         y = y + jnp.where(same[..., None], weight[w] * inputs[:, w : w + time], 0)

@@ -1,6 +1,7 @@
 """Normalised linear attention: full, and causal in three forms that compute the same function.
 
-Axes: B batch, T time, H heads, K key width, V value width, C chunk, N chunks.
+Axes: B batch, T time, H heads, K key width (Kd: of the denominator), V value width, C chunk,
+N chunks.
 """
 
 from typing import Literal, NamedTuple
@@ -15,25 +16,32 @@ Implementation = Literal["recurrent", "chunked", "associative", "full"]
 
 
 class LinearAttentionState(NamedTuple):
-    """What a row's past leaves behind for its future, in float32.
+    """What a segment's past leaves behind for its future; float32, float64 for float64 inputs.
 
     Attributes:
       key_value: [B, H, K, V], the sum of key valueᵀ over the segment so far.
-      key_sum: [B, H, K], the sum of its denominator keys.
+      key_sum: [B, H, Kd], the sum of its denominator keys.
     """
 
     key_value: Float[Array, "B H K V"]
-    key_sum: Float[Array, "B H K"]
+    key_sum: Float[Array, "B H Kd"]
 
 
-class _Inputs(NamedTuple):
-    """The five feature arrays, [B, T, H, K or V], or in chunks [N, B, H, C, K or V]."""
+class _Features(NamedTuple):
+    """What goes in, [B, T, H, width]; or with heads before time, [..., H, T or C, width].
+
+    The denominator's features are None where they are the numerator's.
+    """
 
     query: Array
     key: Array
     value: Array
-    denominator_query: Array
-    denominator_key: Array
+    denominator_query: Array | None
+    denominator_key: Array | None
+
+
+# Numerator [..., V] and denominator [...] of the reading slots.
+_Fraction = tuple[Array, Array]
 
 
 def linear_attention(
@@ -50,87 +58,81 @@ def linear_attention(
     implementation: Implementation | None = None,
     chunk_size: int = 64,
 ) -> tuple[Float[Array, "B T H V"], LinearAttentionState]:
-    """Averages values with weights that are inner products of features, in linear time and memory.
+    """Averages values with weights that are inner products of features, in time linear in T.
 
         o_m = sum_n <q_m, k_n> v_n / (sum_n <dq_m, dk_n> + epsilon)
 
-    where n runs over the slots n <= m of m's segment (causal), or over all of them. Source: linear
-    attention (arXiv 2006.16236); the separate denominator is RecGRELA's, whose rotation enters the
-    numerator only. Features are taken as given: no feature map, no scaling.
+    where n runs over the slots of m's segment: those up to m (causal), or all of them. Source:
+    linear attention (arXiv 2006.16236); the denominator's own features are RecGRELA's (arXiv
+    2506.13315), whose rotation enters the numerator only. Features are taken as given: no feature
+    map, no scaling.
 
     Args:
-      query: [B, T, H, K] features of the reading slots, any float dtype.
+      query: [B, T, H, K] features of the slots that read, any float dtype.
       key: [B, T, H, K] features of the slots that are read.
       value: [B, T, H, V].
-      denominator_query: [B, T, H, Kd], non-negative; None: query.
-      denominator_key: [B, T, H, Kd], non-negative; None: key.
+      denominator_query: [B, T, H, Kd], non-negative. None: query.
+      denominator_key: [B, T, H, Kd], non-negative. None: key.
       causal: False sums over the whole segment, later slots included.
-      segment_ids: [B, T], 0 = padding. None: every slot of a row is one segment, padding included
-        (which is what the released RecGRELA does, with causal=False).
-      epsilon: Added to every real slot's denominator.
-      initial_state: The sums over what went before; belongs to the first segment of the row. None:
-        zeros.
+      segment_ids: [B, T], 0 = padding. None: every slot of a row is of one segment, padding
+        included (which is what the released RecGRELA does, with causal=False).
+      epsilon: Added to the denominator. The released RecGRELA adds 1e-6 to a mean over T slots:
+        1e-6 * T here.
+      initial_state: The sums over what went before, for the first segment of the row. None: zeros.
       implementation: None picks: "full" where not causal, else "recurrent" for T = 1 and "chunked"
-        beyond. "recurrent" is the definition, one step at a time; "chunked" scans over chunks and
-        stores nothing but their states for the gradient; "associative" combines all chunks in
-        logarithmic depth. A form that does not fit `causal` raises.
-      chunk_size: The most slots in a chunk.
+        beyond. "recurrent" is the definition, a step at a time; "chunked" scans over chunks and
+        keeps only the states between them for the gradient; "associative" takes all chunks at once
+        and combines their states in logarithmic depth. "full" is for causal=False, and the only
+        one there.
+      chunk_size: The most slots in a chunk; a row is cut into equal ones.
 
     Returns:
       output: [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.
-      state: The sums after the row's last segment; a row without events returns its initial state.
+      state: The sums over the row's last segment; a row without events returns its initial state.
 
     Raises:
       ValueError: shapes that do not match, or an implementation that does not fit `causal`.
     """
-    if (denominator_query is None) != (denominator_key is None):
-        raise ValueError("give denominator_query and denominator_key together, or neither")
-    inputs = _Inputs(
-        query,
-        key,
-        value,
-        query if denominator_query is None else denominator_query,
-        key if denominator_key is None else denominator_key,
-    )
-    _check_shapes(inputs, segment_ids, chunk_size)
+    x = _Features(query, key, value, denominator_query, denominator_key)
+    _check_shapes(x, segment_ids)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     implementation = _pick(implementation, causal, query.shape[1])
 
     real, runs = None, None
     if segment_ids is not None:
         real, runs = segment_ids > 0, segment_runs(segment_ids)
-        inputs = _Inputs(*(jnp.where(real[..., None, None], x, 0) for x in inputs))
-    state = _initial_state(inputs, initial_state)
+        x = jax.tree.map(lambda a: _keep(real, a), x)
+    state = _initial_state(x, initial_state)
     if implementation == "recurrent":
-        numerator, denominator, state = _recurrent(inputs, runs, state)
-    elif implementation == "full" and runs is None:
-        numerator, denominator, state = _full(inputs, state)
+        (numerator, denominator), state = _recurrent(x, runs, state)
+    elif implementation == "chunked":
+        (numerator, denominator), state = _chunked(x, runs, state, chunk_size)
+    elif implementation == "associative":
+        (numerator, denominator), state = _associative(x, runs, state, chunk_size)
+    elif runs is None:
+        (numerator, denominator), state = _full(x, state)
     else:
-        forms = {"chunked": _chunked, "associative": _associative, "full": _full_in_segments}
-        numerator, denominator, state = forms[implementation](inputs, runs, state, chunk_size)
+        (numerator, denominator), state = _full_in_segments(x, runs, state, chunk_size)
     denominator = denominator + epsilon
     if real is not None:
         denominator = jnp.where(real[..., None], denominator, 1)
     return (numerator / denominator[..., None]).astype(value.dtype), state
 
 
-def _check_shapes(inputs: _Inputs, segment_ids: Array | None, chunk_size: int) -> None:
-    for name, x in inputs._asdict().items():
-        if x.ndim != 4 or x.shape[:3] != inputs.query.shape[:3]:
-            raise ValueError(
-                f"{name} must be [B, T, H, width] with query's {inputs.query.shape[:3]}, "
-                f"got {x.shape}"
-            )
-    for name in ("query", "denominator_query"):
-        other = name.replace("query", "key")
-        widths = getattr(inputs, name).shape[-1], getattr(inputs, other).shape[-1]
-        if widths[0] != widths[1]:
-            raise ValueError(f"{name} and {other} have different widths: {widths}")
-    if segment_ids is not None and segment_ids.shape != inputs.query.shape[:2]:
-        raise ValueError(
-            f"segment_ids must be [B, T] = {inputs.query.shape[:2]}, got {segment_ids.shape}"
-        )
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+def _check_shapes(x: _Features, segment_ids: Array | None) -> None:
+    if (x.denominator_query is None) != (x.denominator_key is None):
+        raise ValueError("give denominator_query and denominator_key together, or neither")
+    slots = x.query.shape[:3]
+    for name, array in x._asdict().items():
+        if array is not None and (array.ndim != 4 or array.shape[:3] != slots):
+            raise ValueError(f"{name} must be [B, T, H, width], {slots} as query: {array.shape}")
+    pairs = [("query", x.query, x.key), ("denominator_query", *x[3:])]
+    for name, of_query, of_key in pairs:
+        if of_query is not None and of_key is not None and of_query.shape != of_key.shape:
+            raise ValueError(f"{name} and its key differ: {of_query.shape}, {of_key.shape}")
+    if segment_ids is not None and segment_ids.shape != slots[:2]:
+        raise ValueError(f"segment_ids must be [B, T] = {slots[:2]}, got {segment_ids.shape}")
 
 
 def _pick(implementation: Implementation | None, causal: bool, time: int) -> Implementation:
@@ -138,26 +140,28 @@ def _pick(implementation: Implementation | None, causal: bool, time: int) -> Imp
         if not causal:
             return "full"
         return "recurrent" if time == 1 else "chunked"
-    allowed = ("recurrent", "chunked", "associative") if causal else ("full",)
-    if implementation not in allowed:
+    fitting = ("recurrent", "chunked", "associative") if causal else ("full",)
+    if implementation not in fitting:
+        names = ", ".join(map(repr, fitting))
         raise ValueError(
-            f"implementation {implementation!r} with causal={causal}: choose None or one of "
-            f"{', '.join(map(repr, allowed))}"
+            f"implementation {implementation!r} does not fit causal={causal}: None or {names} does"
         )
     return implementation
 
 
-def _initial_state(inputs: _Inputs, given: LinearAttentionState | None) -> LinearAttentionState:
-    # Zeros made from the inputs, not bare ones: inside shard_map a scan's carry has to vary over
-    # the same mesh axes as what is added to it.
-    first = _Inputs(*(x[:, :1] for x in inputs))
-    zeros = jax.tree.map(jnp.zeros_like, LinearAttentionState(*_sums(_to_heads(first))))
+def _initial_state(x: _Features, given: LinearAttentionState | None) -> LinearAttentionState:
+    # Zeros derived from the inputs, not bare ones: inside shard_map, a scan's carry has to vary
+    # over the mesh axes that what is added to it varies over.
+    zeros = jax.tree.map(jnp.zeros_like, _sums(_heads_first(jax.tree.map(lambda a: a[:, :1], x))))
     if given is None:
         return zeros
-    for name, expected, x in zip(zeros._fields, zeros, given, strict=True):
-        if x.shape != expected.shape:
-            raise ValueError(f"initial_state.{name} must be {expected.shape}, got {x.shape}")
-    return jax.tree.map(lambda zero, x: zero + x.astype(zero.dtype), zeros, given)
+    for name, expected, array in zip(zeros._fields, zeros, given, strict=True):
+        if array.shape != expected.shape:
+            raise ValueError(f"initial_state.{name} must be {expected.shape}, got {array.shape}")
+    return jax.tree.map(lambda zero, array: zero + array.astype(zero.dtype), zeros, given)
+
+
+# ------------------------------------------------------------------------------- building blocks
 
 
 def _accumulated(equation: str, *operands: Array) -> Array:
@@ -166,125 +170,135 @@ def _accumulated(equation: str, *operands: Array) -> Array:
     return jnp.einsum(equation, *operands, preferred_element_type=dtype)
 
 
-def _to_heads(inputs: _Inputs) -> _Inputs:
-    return _Inputs(*(jnp.swapaxes(x, 1, 2) for x in inputs))
-
-
-def _sums(x: _Inputs) -> LinearAttentionState:
-    """Sums over the time axis of [..., T, K or V]."""
-    dtype = jnp.promote_types(x.key.dtype, jnp.float32)
-    return LinearAttentionState(
-        _accumulated("...ck,...cv->...kv", x.key, x.value),
-        jnp.sum(x.denominator_key, axis=-2, dtype=dtype),
-    )
-
-
-def _read(x: _Inputs, state: LinearAttentionState) -> tuple[Array, Array]:
-    """Numerator [..., T, V] and denominator [..., T] of queries against a state."""
-    numerator = _accumulated("...ck,...kv->...cv", x.query, state.key_value)
-    return numerator, _accumulated("...ck,...k->...c", x.denominator_query, state.key_sum)
-
-
-def _recurrent(
-    inputs: _Inputs, runs: Int[Array, "B T"] | None, state: LinearAttentionState
-) -> tuple[Array, Array, LinearAttentionState]:
-    if runs is None:
-        starts = None
-    else:
-        starts = jnp.moveaxis(jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0, 1, 0)
-
-    def step(
-        state: LinearAttentionState, now: tuple[_Inputs, Bool[Array, "B"] | None]
-    ) -> tuple[LinearAttentionState, tuple[Array, Array]]:
-        x, start = now
-        if start is not None:
-            state = jax.tree.map(lambda s: _keep(~start, s), state)
-        key_value = state.key_value + _accumulated("bhk,bhv->bhkv", x.key, x.value)
-        state = LinearAttentionState(key_value, state.key_sum + x.denominator_key)
-        numerator = _accumulated("bhk,bhkv->bhv", x.query, state.key_value)
-        denominator = _accumulated("bhk,bhk->bh", x.denominator_query, state.key_sum)
-        return state, (numerator, denominator)
-
-    over_time = _Inputs(*(jnp.moveaxis(x, 1, 0) for x in inputs))
-    state, (numerator, denominator) = jax.lax.scan(step, state, (over_time, starts))
-    return jnp.moveaxis(numerator, 0, 1), jnp.moveaxis(denominator, 0, 1), state
-
-
 def _keep(where: Bool[Array, "..."], x: Array) -> Array:
-    """x where the leading axes say so, else 0."""
+    """The array where its leading axes say so, else 0."""
     return jnp.where(where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), x, 0)
 
 
-def _full(
-    inputs: _Inputs, state: LinearAttentionState
-) -> tuple[Array, Array, LinearAttentionState]:
-    x = _to_heads(inputs)
-    state = jax.tree.map(jnp.add, state, _sums(x))
-    numerator, denominator = _read(x, state)
-    return jnp.swapaxes(numerator, 1, 2), jnp.swapaxes(denominator, 1, 2), state
+def _heads_first(x: _Features) -> _Features:
+    return jax.tree.map(lambda a: jnp.swapaxes(a, -3, -2), x)
 
 
-# ------------------------------------------------------------------------------------- in chunks
-
-
-def _to_chunks(x: Array, chunk_size: int, fill: str = "constant") -> Array:
-    """[B, T, ...] -> [N, B, C, ...] with N the fewest chunks and C as even as they can be."""
-    batch, time = x.shape[:2]
-    count = max(1, -(-time // chunk_size))
-    size = -(-time // count)
-    padding = ((0, 0), (0, count * size - time), *((0, 0),) * (x.ndim - 2))
-    x = jnp.pad(x, padding, mode=fill)  # type: ignore[arg-type]
-    return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
-
-
-def _split(
-    inputs: _Inputs, runs: Int[Array, "B T"] | None, chunk_size: int
-) -> tuple[_Inputs, Int[Array, "N B C"] | None]:
-    chunks = _Inputs(*(jnp.swapaxes(_to_chunks(x, chunk_size), 2, 3) for x in inputs))
-    # The slots that fill up the last chunk continue the row's last segment, with zero features.
-    return chunks, None if runs is None else _to_chunks(runs, chunk_size, "edge")
-
-
-def _join(x: Array, time: int) -> Array:
-    """[N, B, H, C, ...] -> [B, T, H, ...]."""
-    x = jnp.moveaxis(x, (1, 0, 3, 2), (0, 1, 2, 3))
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
-
-
-def _within(
-    x: _Inputs, runs: Int[Array, "... C"] | None, causal: bool
-) -> tuple[Float[Array, "... H C V"], Float[Array, "... H C"]]:
-    """Numerator and denominator from the chunk's own slots."""
-    size = x.query.shape[-2]
-    visible = jnp.tril(jnp.ones((size, size), bool)) if causal else jnp.ones((size, size), bool)
-    if runs is not None:
-        visible = visible & (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
-    scores = _accumulated("...ck,...nk->...cn", x.query, x.key)
-    scores = jnp.where(visible, scores, 0)
-    numerator = _accumulated("...cn,...nv->...cv", scores.astype(x.value.dtype), x.value)
-    if x.denominator_query is x.query and x.denominator_key is x.key:
-        return numerator, jnp.sum(scores, axis=-1)
-    sums = _accumulated("...cn,...nk->...ck", visible.astype(x.denominator_key.dtype), x.denominator_key)
-    return numerator, jnp.sum(x.denominator_query * sums, axis=-1)
-
-
-def _of_run(x: _Inputs, runs: Int[Array, "... C"] | None, run: Int[Array, "..."]) -> _Inputs:
-    """The inputs with the keys of all other runs than `run` set to zero."""
-    if runs is None:
-        return x
-    mine = (runs == run[..., None])[..., None, :, None]
-    return x._replace(
-        key=jnp.where(mine, x.key, 0), denominator_key=jnp.where(mine, x.denominator_key, 0)
+def _sums(x: _Features) -> LinearAttentionState:
+    """The state that slots [..., H, C, width] amount to."""
+    key = x.key if x.denominator_key is None else x.denominator_key
+    return LinearAttentionState(
+        _accumulated("...ck,...cv->...kv", x.key, x.value),
+        jnp.sum(key, axis=-2, dtype=jnp.promote_types(key.dtype, jnp.float32)),
     )
 
 
-def _read_as(
-    x: _Inputs,
-    runs: Int[Array, "... C"] | None,
-    state: LinearAttentionState,
-    run: Int[Array, "..."] | None,
-) -> tuple[Array, Array]:
-    """Reads a state that belongs to `run`: zero for the queries of all other runs."""
+def _read(x: _Features, state: LinearAttentionState) -> _Fraction:
+    """Reads one state [..., H, K, V] by queries [..., H, C, K]."""
+    query = x.query if x.denominator_query is None else x.denominator_query
+    return (
+        _accumulated("...ck,...kv->...cv", x.query, state.key_value),
+        _accumulated("...ck,...k->...c", query, state.key_sum),
+    )
+
+
+def _add(a: _Fraction, b: _Fraction) -> _Fraction:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def _recurrent(
+    x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState
+) -> tuple[_Fraction, LinearAttentionState]:
+    starts = None
+    if runs is not None:
+        starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
+
+    def step(
+        state: LinearAttentionState, now: tuple[_Features, Bool[Array, "B"] | None]
+    ) -> tuple[LinearAttentionState, _Fraction]:
+        x, start = now
+        if start is not None:
+            state = jax.tree.map(lambda s: _keep(~start, s), state)
+        x = jax.tree.map(lambda a: a[:, :, None], x)
+        state = jax.tree.map(jnp.add, state, _sums(x))
+        return state, jax.tree.map(lambda a: a[:, :, 0], _read(x, state))
+
+    over_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, starts))
+    state, fraction = jax.lax.scan(step, state, over_time)
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), fraction), state
+
+
+def _full(x: _Features, state: LinearAttentionState) -> tuple[_Fraction, LinearAttentionState]:
+    x = _heads_first(x)
+    state = jax.tree.map(jnp.add, state, _sums(x))
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 1, 2), _read(x, state)), state
+
+
+# ------------------------------------------------------------------------------------- in chunks
+#
+# A chunk's slots read each other through a masked [C, C] block of scores, and everything outside
+# the chunk through one state, which belongs to one run (see segments.py): it is read by the slots
+# of that run only, and only the keys of the chunk's edge run go into the state that leaves it.
+
+
+def _to_chunks(x: Array, chunk_size: int, mode: str = "constant") -> Float[Array, "N B C ..."]:
+    batch, time = x.shape[:2]
+    count = max(1, -(-time // chunk_size))
+    size = -(-time // count)
+    x = jnp.pad(x, ((0, 0), (0, count * size - time), *((0, 0),) * (x.ndim - 2)), mode=mode)
+    return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+
+def _split(x: _Features, chunk_size: int) -> _Features:
+    return _heads_first(jax.tree.map(lambda a: _to_chunks(a, chunk_size), x))
+
+
+def _split_runs(runs: Int[Array, "B T"], chunk_size: int) -> Int[Array, "N B C"]:
+    # The slots that fill up the last chunk go on with the row's last run, their features are zero.
+    return _to_chunks(runs, chunk_size, "edge")
+
+
+def _join(fraction: _Fraction, time: int) -> _Fraction:
+    """[N, B, H, C, ...] to [B, T, H, ...]."""
+
+    def join(x: Array) -> Array:
+        x = jnp.moveaxis(x, (1, 0, 3, 2), (0, 1, 2, 3))
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
+
+    return join(fraction[0]), join(fraction[1])
+
+
+def _within(x: _Features, runs: Int[Array, "... C"] | None, causal: bool) -> _Fraction:
+    """What the chunk's slots read from each other."""
+    size = x.query.shape[-2]
+    visible = jnp.ones((size, size), bool)
+    if causal:
+        visible = jnp.tril(visible)
+    if runs is not None:
+        visible = visible & (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
+    scores = jnp.where(visible, _accumulated("...ck,...nk->...cn", x.query, x.key), 0)
+    numerator = _accumulated("...cn,...nv->...cv", scores.astype(x.value.dtype), x.value)
+    if x.denominator_query is None or x.denominator_key is None:
+        return numerator, jnp.sum(scores, axis=-1)
+    # Summing the keys first is cheaper than a second block of scores.
+    key = x.denominator_key
+    sums = _accumulated("...cn,...nk->...ck", visible.astype(key.dtype), key)
+    return numerator, jnp.sum(x.denominator_query * sums, axis=-1)
+
+
+def _sums_of(
+    run: Int[Array, "..."] | None, x: _Features, runs: Array | None
+) -> LinearAttentionState:
+    """The state that the chunk's slots of one run amount to."""
+    if runs is None or run is None:
+        return _sums(x)
+    mine = (runs == run[..., None])[..., None, :]
+    key = jnp.where(mine[..., None], x.key, 0)
+    if x.denominator_key is None:
+        return _sums(x._replace(key=key))
+    denominator_key = jnp.where(mine[..., None], x.denominator_key, 0)
+    return _sums(x._replace(key=key, denominator_key=denominator_key))
+
+
+def _read_of(
+    run: Int[Array, "..."] | None, x: _Features, runs: Array | None, state: LinearAttentionState
+) -> _Fraction:
+    """Reads the state of one run: nothing for the slots of other runs."""
     numerator, denominator = _read(x, state)
     if runs is None or run is None:
         return numerator, denominator
@@ -293,106 +307,90 @@ def _read_as(
 
 
 def _chunked(
-    inputs: _Inputs,
-    runs: Int[Array, "B T"] | None,
-    state: LinearAttentionState,
-    chunk_size: int,
-) -> tuple[Array, Array, LinearAttentionState]:
-    chunks, chunk_runs = _split(inputs, runs, chunk_size)
-    run = None if runs is None else jnp.ones_like(runs[:, 0])
+    x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState, chunk_size: int
+) -> tuple[_Fraction, LinearAttentionState]:
+    Carry = tuple[LinearAttentionState, Int[Array, "B"] | None]
 
-    def step(carry, now):  # type: ignore[no-untyped-def]
-        (state, run), (x, runs) = carry, now
-        numerator, denominator = _within(x, runs, causal=True)
-        before = _read_as(x, runs, state, run)
-        if runs is not None:
-            last = runs[:, -1]
-            state = jax.tree.map(lambda s: _keep(last == run, s), state)
-            x, run = _of_run(x, runs, last), last
-        state = jax.tree.map(jnp.add, state, _sums(x))
-        return (state, run), (numerator + before[0], denominator + before[1])
+    def step(carry: Carry, chunk: tuple[_Features, Array | None]) -> tuple[Carry, _Fraction]:
+        (state, run), (x, runs) = carry, chunk
+        fraction = _add(_within(x, runs, causal=True), _read_of(run, x, runs, state))
+        if runs is not None and run is not None:
+            before, run = run, runs[:, -1]
+            state = jax.tree.map(lambda s: _keep(before == run, s), state)
+        return (jax.tree.map(jnp.add, state, _sums_of(run, x, runs)), run), fraction
 
-    (state, _), (numerator, denominator) = jax.lax.scan(
-        jax.checkpoint(step, prevent_cse=False), (state, run), (chunks, chunk_runs)
+    first, chunk_runs = None, None
+    if runs is not None:
+        first, chunk_runs = jnp.ones_like(runs[:, 0]), _split_runs(runs, chunk_size)
+    (state, _), fraction = jax.lax.scan(
+        jax.checkpoint(step, prevent_cse=False),
+        (state, first),
+        (_split(x, chunk_size), chunk_runs),
     )
-    time = inputs.query.shape[1]
-    return _join(numerator, time), _join(denominator, time), state
+    return _join(fraction, x.query.shape[1]), state
 
 
 def _carried(
-    chunks: _Inputs,
+    chunks: _Features,
     runs: Int[Array, "N B C"],
     state: LinearAttentionState,
     *,
     reverse: bool = False,
 ) -> tuple[LinearAttentionState, Int[Array, "N+1 B"]]:
-    """The state between chunks, N + 1 of them, and the run each of them belongs to."""
-    edge = 0 if reverse else -1
-    run = runs[:, :, edge]
-    sums = _sums(_of_run(chunks, runs, run))
+    """The N + 1 states between chunks, `state` at the near end, and the run each belongs to."""
+    run = runs[:, :, 0 if reverse else -1]
 
-    def extend(x: Array, outer: Array) -> Array:
-        return jnp.concatenate([x, outer[None]] if reverse else [outer[None], x])
+    def extend(x: Array, end: Array) -> Array:
+        return jnp.concatenate([x, end[None]] if reverse else [end[None], x])
 
-    states = jax.tree.map(extend, sums, state)
+    states = jax.tree.map(extend, _sums_of(run, chunks, runs), state)
     run = extend(run, runs[-1, :, -1] if reverse else jnp.ones_like(run[0]))
 
-    def combine(earlier, later):  # type: ignore[no-untyped-def]
-        # Runs never decrease along the row, so equal ends mean that all between is the same run.
-        (before, run_before), (after, run_after) = earlier, later
-        goes_on = run_before == run_after
-        return jax.tree.map(lambda a, b: b + _keep(goes_on, a), before, after), run_after
+    def combine(
+        near: tuple[LinearAttentionState, Array], far: tuple[LinearAttentionState, Array]
+    ) -> tuple[LinearAttentionState, Array]:
+        # Runs never decrease along the row: equal at both ends, they are equal all between.
+        goes_on = near[1] == far[1]
+        return jax.tree.map(lambda a, b: b + _keep(goes_on, a), near[0], far[0]), far[1]
 
     return jax.lax.associative_scan(combine, (states, run), reverse=reverse)
 
 
 def _associative(
-    inputs: _Inputs,
-    runs: Int[Array, "B T"] | None,
-    state: LinearAttentionState,
-    chunk_size: int,
-) -> tuple[Array, Array, LinearAttentionState]:
+    x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState, chunk_size: int
+) -> tuple[_Fraction, LinearAttentionState]:
     if runs is None:
-        runs = jnp.ones_like(inputs.query, shape=inputs.query.shape[:2], dtype=jnp.int32)
-    chunks, chunk_runs = _split(inputs, runs, chunk_size)
+        runs = jnp.ones_like(x.query[:, :, 0, 0], dtype=jnp.int32)
+    chunks, chunk_runs = _split(x, chunk_size), _split_runs(runs, chunk_size)
     states, ends = _carried(chunks, chunk_runs, state)
-    before, final = (jax.tree.map(lambda x: x[:-1], states), jax.tree.map(lambda x: x[-1], states))
-    carried = _read_as(chunks, chunk_runs, before, ends[:-1])
-    within = _within(chunks, chunk_runs, causal=True)
-    time = inputs.query.shape[1]
-    return _join(within[0] + carried[0], time), _join(within[1] + carried[1], time), final
+    before, final = jax.tree.map(lambda a: a[:-1], states), jax.tree.map(lambda a: a[-1], states)
+    fraction = _add(
+        _within(chunks, chunk_runs, causal=True), _read_of(ends[:-1], chunks, chunk_runs, before)
+    )
+    return _join(fraction, x.query.shape[1]), final
 
 
 def _full_in_segments(
-    inputs: _Inputs,
-    runs: Int[Array, "B T"],
-    state: LinearAttentionState,
-    chunk_size: int,
-) -> tuple[Array, Array, LinearAttentionState]:
-    """A segment's sum is what came before the chunk, what stands in it and what comes after it.
+    x: _Features, runs: Int[Array, "B T"], state: LinearAttentionState, chunk_size: int
+) -> tuple[_Fraction, LinearAttentionState]:
+    """A slot reads what came before its chunk, what stands in it, and what comes after it.
 
-    The state carried forwards and the one carried backwards give the first and the last part, so
-    that the cost does not depend on the number of segments.
+    The states carried forwards and backwards hold the first and the last of these, so that neither
+    time nor memory depends on the number of segments.
     """
-    chunks, chunk_runs = _split(inputs, runs, chunk_size)
+    chunks, chunk_runs = _split(x, chunk_size), _split_runs(runs, chunk_size)
+    states, ends = _carried(chunks, chunk_runs, state)
+    final = jax.tree.map(lambda a: a[-1], states)
+    before = jax.tree.map(lambda a: a[:-1], (states, ends))
     zeros = jax.tree.map(jnp.zeros_like, state)
-    before, ends = _carried(chunks, chunk_runs, state)
-    after, starts = _carried(chunks, chunk_runs, zeros, reverse=True)
-    final = jax.tree.map(lambda x: x[-1], before)
+    after = jax.tree.map(lambda a: a[1:], _carried(chunks, chunk_runs, zeros, reverse=True))
 
-    def one(now):  # type: ignore[no-untyped-def]
-        x, runs, before, end, after, start = now
-        parts = (
-            _within(x, runs, causal=False),
-            _read_as(x, runs, before, end),
-            _read_as(x, runs, after, start),
-        )
-        return tuple(map(sum, zip(*parts, strict=True)))
+    def read(chunk: tuple) -> _Fraction:
+        x, runs, (before, end), (after, start) = chunk
+        outside = _add(_read_of(end, x, runs, before), _read_of(start, x, runs, after))
+        return _add(_within(x, runs, causal=False), outside)
 
-    before, ends = jax.tree.map(lambda x: x[:-1], (before, ends))
-    after, starts = jax.tree.map(lambda x: x[1:], (after, starts))
-    numerator, denominator = jax.lax.map(
-        jax.checkpoint(one, prevent_cse=False), (chunks, chunk_runs, before, ends, after, starts)
+    fraction = jax.lax.map(
+        jax.checkpoint(read, prevent_cse=False), (chunks, chunk_runs, before, after)
     )
-    time = inputs.query.shape[1]
-    return _join(numerator, time), _join(denominator, time), final
+    return _join(fraction, x.query.shape[1]), final

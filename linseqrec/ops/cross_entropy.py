@@ -22,9 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+from linseqrec.ops.loss_inputs import check_shapes, check_targets, clean
 
 Carry = TypeVar("Carry")
 
@@ -112,69 +113,27 @@ def catalogue_cross_entropy(
       ValueError: Shapes or dtypes that do not fit, blocks below 1, no tokens or no items; outside
         of `jit` also a target out of 1..N with a weight. Under `jit`, where values cannot be
         looked at, such a target makes the loss and the table's gradient NaN, so that it cannot pass
-        for a number; `check_targets` on the batch then names it.
+        for a number; `loss_inputs.check_targets` on the batch then names it.
     """
-    tokens, num_items = _check_shapes(hidden, table, targets, weights)
+    num_items = check_shapes(hidden, table, targets, weights)
     check_targets(targets, weights, num_items)
-    chosen = choose_blocks(tokens, num_items)
+    chosen = choose_blocks(targets.size, num_items)
     blocks = Blocks(
-        token=min(tokens, chosen.token if token_block is None else token_block),
-        catalogue=min(
-            num_items + 1, chosen.catalogue if catalogue_block is None else catalogue_block
-        ),
+        token=chosen.token if token_block is None else min(token_block, targets.size),
+        catalogue=chosen.catalogue
+        if catalogue_block is None
+        else min(catalogue_block, num_items + 1),
     )
     if min(blocks) < 1:
         raise ValueError(f"blocks hold at least one row: {blocks}")
-    valid = (targets >= 1) & (targets <= num_items)
+    hidden, targets = clean(hidden, targets, weights, num_items)
     return _blockwise_loss(
         blocks,
-        jnp.where(valid[..., None], hidden, jnp.nan).reshape(tokens, -1),
+        hidden.reshape(-1, hidden.shape[-1]),
         table,
-        jnp.where(valid, targets, 1).reshape(tokens),
-        weights.astype(jnp.float32).reshape(tokens),
+        targets.reshape(-1),
+        weights.astype(jnp.float32).reshape(-1),
     )
-
-
-def check_targets(targets: Int[Array, "*M"], weights: Float[Array, "*M"], num_items: int) -> None:
-    """Refuses targets that are no items; traced arrays, whose values are unknown, pass.
-
-    Args:
-      targets: Item ids.
-      weights: Weight of each; where it is 0 the target may be anything.
-      num_items: Size of the catalogue N.
-
-    Raises:
-      ValueError: A target out of 1..N with a weight, named by its index.
-    """
-    if isinstance(targets, jax.core.Tracer) or isinstance(weights, jax.core.Tracer):
-        return
-    ids, counted = np.asarray(targets), np.asarray(weights) != 0
-    wrong = np.argwhere(counted & ((ids < 1) | (ids > num_items)))
-    if len(wrong):
-        first = tuple(wrong[0].tolist())
-        raise ValueError(
-            f"{len(wrong)} targets with a weight are not in 1..{num_items}: the first is "
-            f"{ids[first]} at index {first}. Give padding the weight 0"
-        )
-
-
-def _check_shapes(hidden: Any, table: Any, targets: Any, weights: Any) -> tuple[int, int]:
-    """Number of tokens and of items of arrays that fit together; ValueError if they do not."""
-    if table.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != table.shape[1]:
-        raise ValueError(
-            f"hidden [..., D] and table [N + 1, D] do not fit: {hidden.shape}, {table.shape}"
-        )
-    if targets.shape != hidden.shape[:-1] or weights.shape != hidden.shape[:-1]:
-        raise ValueError(
-            f"targets {targets.shape} and weights {weights.shape} must have the leading axes of "
-            f"hidden, {hidden.shape[:-1]}"
-        )
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"targets are item ids, integers, not {targets.dtype}")
-    tokens = targets.size
-    if tokens < 1 or table.shape[0] < 2:
-        raise ValueError(f"needs a token and an item: hidden {hidden.shape}, table {table.shape}")
-    return tokens, table.shape[0] - 1
 
 
 class _Sums(NamedTuple):

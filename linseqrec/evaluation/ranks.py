@@ -239,12 +239,14 @@ def _count_blocks(
         return dataclasses.replace(counts, **changes), removed, candidate
 
     def merge(best: Best, scores: Array, keep: Array, start: Array) -> Best:
+        # Equal scores keep their order in `top_k`: lower ids stay ahead, and the zeros that `best`
+        # begins with stay ahead of what is masked.
         best_scores, best_ids = best
         ids = jnp.broadcast_to(start + jnp.arange(block), scores.shape)
         merged = jnp.concatenate([best_scores, jnp.where(keep, scores, -jnp.inf)], axis=1)
         top, chosen = lax.top_k(merged, top_k)
         merged_ids = jnp.concatenate([best_ids, ids], axis=1)
-        return top, jnp.where(jnp.isneginf(top), 0, jnp.take_along_axis(merged_ids, chosen, 1))
+        return top, jnp.take_along_axis(merged_ids, chosen, axis=1)
 
     def visit(index: Array, carry: Carry) -> Carry:
         counts, best, best_unseen = carry

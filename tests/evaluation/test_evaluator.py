@@ -152,6 +152,18 @@ def test_the_filter_reaches_beyond_the_window():
     assert (in_window != result.ranks["all"]).any()
 
 
+def test_the_filter_holds_all_of_a_long_history():
+    # 400 events; only the first is of item 1, the best of all.
+    items = np.array([1, *[2] * 398, 3], np.int32)
+    dataset = Dataset.from_arrays(items, np.arange(400), np.array([0, 400]), num_items=3)
+    evaluator = Evaluator(
+        dataset, leave_one_out(dataset).test, max_length=10, filter_seen=("none", "all")
+    )
+    scores = np.array([[0.0, 3, 2, 1]])
+    result = evaluator.run_scores(lambda users, positions: scores.repeat(len(users), 0))
+    assert (result.ranks["none"], result.ranks["all"]) == (3, 1)
+
+
 def test_many_targets_of_one_user_each_have_their_own_history():
     dataset = make_dataset(users=3)
     positions = np.arange(dataset.offsets[1] + 1, dataset.offsets[2])

@@ -128,6 +128,14 @@ def test_a_tie_across_the_tenth_place_is_shared():
     assert rank_metrics(ranks)[0]["HR@10"] == pytest.approx(1 / 3)
 
 
+def test_float32_vectors_keep_their_precision():
+    rng = np.random.default_rng(5)
+    hidden, table = rng.normal(size=(40, 32)), rng.normal(size=(401, 32))
+    targets = rng.integers(1, 401, 40)
+    ranks = catalogue_ranks(hidden.astype(np.float32), table.astype(np.float32), targets)
+    np.testing.assert_array_equal(ranks, slow_ranks(hidden @ table.T, targets))
+
+
 def test_bfloat16_vectors_are_ranked_in_float32():
     rng = np.random.default_rng(2)
     hidden = jnp.asarray(rng.normal(size=(64, 32)), jnp.bfloat16)

@@ -511,6 +511,12 @@ def test_a_time_range_spares_what_lies_outside_it(tmp_path):
     dataset = prepare(path, tmp_path / "set", time_range=(1511539200, 1512316800))
     assert histories(dataset) == {"1": [("2", 1511544070), ("4", 1511561733)]}
     assert dataset.card["filters"][0]["before"]["events"] == 4
+    halves = (1511544070, 1511561733)  # the first is kept, the second is not
+    assert prepare(path, tmp_path / "half", time_range=halves).timestamps.tolist() == [1511544070]
+    for wrong in ("", "nan", "inf", "soon"):
+        path.write_text(f"1,2,3,pv,1511544070\n1,2,3,pv,{wrong}\n")
+        with pytest.raises(LogError, match="line 2: the time is"):
+            prepare(path, tmp_path / "wrong", format="taobao", time_range=halves)
 
 
 def test_a_taken_folder_is_refused_before_any_work(tmp_path):

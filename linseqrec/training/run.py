@@ -1,10 +1,11 @@
 """`Run`: what an experiment's configuration stands for: its events, model, step and evaluators."""
 
 import dataclasses
-from functools import cached_property
+import functools
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -15,7 +16,6 @@ from linseqrec.data.source import Source, load_source
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
-from linseqrec.events import Events
 from linseqrec.models.encoding import SequenceModel
 from linseqrec.training.optimizer import make_optimizer
 from linseqrec.training.step import TrainState, init_state, make_train_step
@@ -90,9 +90,10 @@ class Run:
 
     def initial_state(self) -> TrainState:
         """The training state before the first step."""
-        return init_state(self.initial_params, self.optimizer)
+        # Copied: the step consumes its state, and the parameters may be asked for again.
+        return init_state(jax.tree.map(jnp.copy, self.initial_params), self.optimizer)
 
-    @cached_property
+    @functools.cached_property
     def train_step(self) -> Any:
         """The compiled step, `(state, batch) -> (state, metrics)`; it consumes its state."""
         step = make_train_step(
@@ -105,13 +106,14 @@ class Run:
         )
         return jax.jit(step, donate_argnums=0)
 
-    @cached_property
-    def _encode(self) -> Any:
+    @functools.cached_property
+    def encode(self) -> Any:
+        """The compiled model, `(params, events) -> hidden [B, T, D]`, dropout off."""
         return jax.jit(
             lambda params, events: nnx.merge(self.graphdef, params, self.rest)(events).hidden
         )
 
-    @cached_property
+    @functools.cached_property
     def _evaluators(self) -> dict[str, Evaluator]:
         return {}
 
@@ -133,10 +135,7 @@ class Run:
 
     def evaluate(self, params: nnx.State, split: SplitName) -> EvaluationResult:
         """Ranks a split's targets with the given parameters."""
-
-        def encode(events: Events) -> jax.Array:
-            return self._encode(params, events)
-
+        encode = functools.partial(self.encode, params)
         return self.evaluator(split).run(encode, self.item_table(params))
 
     def item_table(self, params: nnx.State) -> Float[Array, "N+1 D"]:

@@ -102,7 +102,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         losses, grads = gradient(state.params, batch, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(losses.values())))
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -110,7 +110,7 @@ def make_train_step(
         kept = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)
         counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
-        norms = {"gradient_norm": norm, "update_norm": optax.global_norm(updates)}
+        norms = {"gradient_norm": norm, "update_norm": optax.tree.norm(updates)}
         return state, losses | norms | counts
 
     return step

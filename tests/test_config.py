@@ -1,0 +1,74 @@
+import dataclasses
+
+import pytest
+
+from linseqrec import config as config_lib
+from linseqrec.config import ConfigError, EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.data.source import DataConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+
+EXPERIMENT = Experiment(
+    name="x",
+    model=SASRecConfig(heads=2),
+    data=DataConfig(length=50),
+    evaluation=EvaluationConfig(filter_seen=("all", "none")),
+)
+
+
+def test_json_and_back():
+    assert config_lib.from_json(config_lib.to_json(EXPERIMENT)) == EXPERIMENT
+
+
+def test_json_of_another_version_is_refused():
+    value = config_lib.to_json(EXPERIMENT)
+    value["model"]["num_layer"] = 3
+    with pytest.raises(ConfigError, match="no field 'num_layer' .did you mean 'num_layers'"):
+        config_lib.from_json(value)
+
+
+def test_overrides_keep_types():
+    values = config_lib.to_config_dict(EXPERIMENT)
+    values.model.heads = 4
+    values.optimizer.learning_rate = 3e-4
+    changed = config_lib.from_config_dict(values, EXPERIMENT)
+    assert changed.model == SASRecConfig(heads=4)
+    assert changed.optimizer.learning_rate == 3e-4
+    assert changed.evaluation == EXPERIMENT.evaluation
+    with pytest.raises(TypeError):
+        values.model.heads = "four"
+    with pytest.raises(AttributeError, match='Did you mean "num_layers"'):
+        values.model.num_layer = 4
+
+
+def test_a_value_outside_its_choices_names_the_nearest():
+    values = config_lib.to_config_dict(EXPERIMENT)
+    values.data.plan = "pack"
+    with pytest.raises(ConfigError, match="plan is 'pack' .did you mean 'packed'"):
+        config_lib.from_config_dict(values, EXPERIMENT)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"data": DataConfig(length=0)}, "data.length is 0: it must be at least 1"),
+        ({"data": DataConfig(batch_size=0)}, "data.batch_size is 0"),
+        ({"training": TrainingConfig(accumulation_steps=3)}, "a divisor of data.batch_size, 32"),
+        ({"training": TrainingConfig(num_epochs=0)}, "training.num_epochs is 0"),
+        ({"training": TrainingConfig(evaluate_every=0)}, "training.evaluate_every is 0"),
+        ({"evaluation": EvaluationConfig(filter_seen=("some",))}, "'none', 'all' or both"),
+        ({"evaluation": EvaluationConfig(filter_seen=())}, "'none', 'all' or both"),
+        ({"model": RecGRELAConfig(causal=False)}, "would read its targets"),
+    ],
+)
+def test_what_cannot_be_is_refused(part, message):
+    with pytest.raises(ConfigError, match=message):
+        Experiment(**part)
+
+
+def test_differences_are_listed_by_field():
+    other = dataclasses.replace(EXPERIMENT, data=DataConfig(length=60), name="y")
+    assert config_lib.differences(EXPERIMENT, other) == [
+        "name: 'x' -> 'y'",
+        "data.length: 50 -> 60",
+    ]

@@ -1,0 +1,164 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from linseqrec.config import from_json, to_json
+from linseqrec.training import workdir
+from linseqrec.training.checkpoint import CheckpointError, Checkpoints
+from linseqrec.training.loop import NonFiniteError, train
+from linseqrec.training.results import write_figures, write_results
+
+# What no rerun repeats.
+CLOCKED = ("train/events_per_second", "train/model_flop_utilisation")
+
+
+def records(folder):
+    return [
+        {key: value for key, value in record.items() if key not in CLOCKED}
+        for record in workdir.read_metrics(folder)
+    ]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(monkeypatch, run, step):
+    """Makes the run's step raise before `step`, as a kill would."""
+    original, calls = run.train_step, []
+
+    def stopping(state, batch):
+        calls.append(1)
+        if len(calls) == step:
+            raise Stopped
+        return original(state, batch)
+
+    # A frozen dataclass; the property caches in the instance's dictionary.
+    monkeypatch.setitem(run.__dict__, "train_step", stopping)
+
+
+def test_a_stopped_run_ends_as_an_unbroken_one(experiment, make_run, tmp_path, monkeypatch):
+    whole = make_run(experiment)
+    expected, best = train(whole, tmp_path / "whole")
+
+    broken = make_run(experiment)
+    steps = broken.batches.steps_per_epoch
+    stop_at(monkeypatch, broken, 2 * steps + 2)
+    with pytest.raises(Stopped):
+        train(broken, tmp_path / "broken")
+    # It had gone on after its last checkpoint: those records must not appear twice.
+    assert records(tmp_path / "broken")[-1]["step"] > 2 * steps
+    resumed, resumed_best = train(make_run(experiment), tmp_path / "broken")
+
+    assert resumed_best == best
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert records(tmp_path / "broken") == records(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_again(experiment, make_run, tmp_path, monkeypatch):
+    state, best = train(make_run(experiment), tmp_path)
+    again = make_run(experiment)
+    stop_at(monkeypatch, again, 1)
+    restored, restored_best = train(again, tmp_path)
+    assert restored_best == best
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(experiment, make_run, tmp_path):
+    """With a learning rate that wrecks the model, an early validation stays the best one."""
+    run = make_run(
+        experiment,
+        optimizer={"learning_rate": 3.0},
+        training={"num_epochs": 30, "patience": 3},
+    )
+    state, best = train(run, tmp_path)
+    scores = {
+        record["step"]: record["validation/none/NDCG@10"]
+        for record in records(tmp_path)
+        if "validation/none/NDCG@10" in record
+    }
+    assert best == max(scores, key=scores.__getitem__)
+    assert max(scores) - best == 3 * run.batches.steps_per_epoch < run.num_steps
+    measured = run.evaluate(state.params, "validation").metrics["NDCG@10"]
+    assert measured == scores[best]
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert {checkpoints.resolve("best"), checkpoints.resolve("latest")} == {best, max(scores)}
+        with pytest.raises(CheckpointError, match=f"no checkpoint '7' .* steps {best}"):
+            checkpoints.resolve("7")
+
+
+def test_non_finite_loss_stops_the_run_with_its_step(experiment, make_run, tmp_path, monkeypatch):
+    run = make_run(experiment)
+    original, calls = run.train_step, []
+
+    def poisoned(state, batch):
+        calls.append(1)
+        if len(calls) == run.batches.steps_per_epoch + 2:
+            batch = dataclasses.replace(batch, weights=np.full_like(batch.weights, np.inf))
+        return original(state, batch)
+
+    monkeypatch.setitem(run.__dict__, "train_step", poisoned)
+    bad, good = run.batches.steps_per_epoch + 2, run.batches.steps_per_epoch
+    message = f"step {bad} is not finite.* last good checkpoint is {good}"
+    with pytest.raises(NonFiniteError, match=message):
+        train(run, tmp_path)
+
+
+def test_a_workdir_belongs_to_one_configuration_and_one_log(experiment, make_run, tmp_path):
+    run = make_run(experiment)
+    card = run.source.dataset.card
+    workdir.claim(tmp_path, experiment, card)
+    workdir.claim(tmp_path, experiment, card)
+    changed = make_run(experiment, optimizer={"learning_rate": 0.5}).experiment
+    with pytest.raises(workdir.WorkdirError, match="optimizer.learning_rate: 0.001 -> 0.5"):
+        workdir.claim(tmp_path, changed, card)
+    other = card | {"sha256": card["sha256"] | {"items": "0"}}
+    with pytest.raises(workdir.WorkdirError, match=r"other data \(items differ\)"):
+        workdir.claim(tmp_path, experiment, other)
+    with pytest.raises(workdir.WorkdirError, match="not the workdir of a run"):
+        workdir.read_experiment(tmp_path / "elsewhere")
+
+
+def test_another_model_does_not_take_the_checkpoint(experiment, make_run, tmp_path):
+    train(make_run(experiment), tmp_path)
+    wider = make_run(experiment, model={"width": 32})
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        with pytest.raises(CheckpointError, match="does not fit"):
+            checkpoints.restore(checkpoints.resolve("best"), wider.initial_state())
+
+
+def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_path, monkeypatch):
+    run = make_run(experiment)
+    state, best = train(run, tmp_path)
+    results = write_results(run, state, tmp_path)
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    assert results["step"] == best
+    assert {"recgrela", "Popularity", "Markov", "Decayed Markov"} <= set(results["test"])
+
+    # The metrics follow from the per-target ranks, and a restored checkpoint gives the same ranks.
+    dump = np.load(tmp_path / "ranks" / "test.npz")
+    metrics = results["test"]["recgrela"]["metrics"]
+    for name in ("none", "all"):
+        ranks = dump[f"rank_{name}"]
+        assert metrics[name]["HR@10"] == np.mean(ranks <= 10)
+        gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
+        assert metrics[name]["NDCG@10"] == pytest.approx(gains.mean(), abs=1e-15)
+    fresh = make_run(from_json(to_json(workdir.read_experiment(tmp_path))))
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore(best, fresh.initial_state())
+    assert fresh.evaluate(restored.params, "test").summary()["metrics"] == metrics
+
+    paths = write_figures([tmp_path], tmp_path / "figures")
+    assert [path.name for path in paths] == [
+        "learning_curves.png",
+        "by_length_unfiltered.png",
+        "by_length_filtered.png",
+    ]
+
+    monkeypatch.setattr(type(run), "evaluate", lambda *_: pytest.fail("test was read twice"))
+    assert write_results(run, state, tmp_path) == results

@@ -1,0 +1,107 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from linseqrec.training.loss import LossConfig
+from linseqrec.training.step import init_state, make_train_step
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_gradient_is_the_mean_over_targets(experiment, make_run):
+    """The step's update under plain SGD is that of the mean loss, by finite differences."""
+    run = make_run(experiment, model={"dropout": 0.0, "drop_path": 0.0})
+    batch = run.batches[0]
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(run.graphdef, run.rest, optimizer, LossConfig(), seed=0)
+    state = init_state(run.initial_params, optimizer)
+    after, metrics = jax.jit(step)(state, batch)
+
+    encoding = run.encode(run.initial_params, batch.events)
+    logits = (
+        np.asarray(encoding, np.float64)
+        @ np.asarray(run.item_table(run.initial_params), np.float64).T
+    )
+    logits = logits[..., 1:]
+    nll = (
+        np.log(np.exp(logits).sum(-1))
+        - np.take_along_axis(logits, np.maximum(batch.targets - 1, 0)[..., None], -1)[..., 0]
+    )
+    expected = (nll * batch.weights).sum() / batch.weights.sum()
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["targets"] == batch.weights.sum()
+    assert metrics["events"] == (batch.events.items > 0).sum()
+
+    # Along the gradient the loss falls by |gradient|² per unit of step, to first order.
+    small = jax.tree.map(
+        lambda new, old: old + 1e-3 * (new - old), after.params, run.initial_params
+    )
+    _, again = jax.jit(step)(init_state(small, optimizer), batch)
+    slope = (float(metrics["loss"]) - float(again["loss"])) / 1e-3
+    assert slope == pytest.approx(float(metrics["gradient_norm"]) ** 2, rel=2e-2)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_equals_the_whole_batch(experiment, make_run, parts):
+    """Rows hold unlike numbers of targets, so parts must be weighted by target, not averaged."""
+    no_dropout = {"dropout": 0.0, "drop_path": 0.0}
+    whole = make_run(experiment, model=no_dropout, data={"plan": "windows"})
+    split = make_run(
+        experiment,
+        model=no_dropout,
+        data={"plan": "windows"},
+        training={"accumulation_steps": parts},
+    )
+    batch = whole.batches[0]
+    assert len(np.unique(batch.weights.sum(1))) > 1
+    one, one_metrics = whole.train_step(whole.initial_state(), batch)
+    many, many_metrics = split.train_step(split.initial_state(), batch)
+    for name in ("loss", "gradient_norm", "update_norm", "targets", "events"):
+        np.testing.assert_allclose(many_metrics[name], one_metrics[name], rtol=1e-5)
+    for first, second in zip(leaves(one.params), leaves(many.params), strict=True):
+        np.testing.assert_allclose(second, first, atol=2e-5)
+
+
+def test_non_finite_gradient_changes_nothing_and_halts(experiment, make_run):
+    run = make_run(experiment)
+    state, _ = run.train_step(run.initial_state(), run.batches[0])
+    before = jax.tree.map(np.asarray, state)
+    poisoned = dataclasses.replace(
+        run.batches[1], weights=np.full_like(run.batches[1].weights, np.nan)
+    )
+    state, metrics = run.train_step(state, poisoned)
+    assert not np.isfinite(metrics["loss"])
+    assert bool(state.halted) and int(state.step) == 1
+    # A good batch afterwards does not wake it up: the loop has yet to look.
+    state, _ = run.train_step(state, run.batches[2])
+    assert bool(state.halted) and int(state.step) == 1
+    for old, new in zip(leaves(before.params), leaves(state.params), strict=True):
+        np.testing.assert_array_equal(old, new)
+    for old, new in zip(leaves(before.optimizer), leaves(state.optimizer), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_dropout_is_a_function_of_seed_and_step(experiment, make_run):
+    run, other = make_run(experiment), make_run(experiment, training={"seed": 1})
+    batch = run.batches[0]
+    first = run.train_step(run.initial_state(), batch)[1]["loss"]
+    assert first == run.train_step(run.initial_state(), batch)[1]["loss"]
+    later = dataclasses.replace(run.initial_state(), step=jnp.int32(5))
+    assert first != run.train_step(later, batch)[1]["loss"]
+    reseeded = dataclasses.replace(other.initial_state(), params=run.initial_state().params)
+    assert first != other.train_step(reseeded, batch)[1]["loss"]
+
+
+def test_training_learns_the_ring(experiment, make_run):
+    """Four fifths of the steps go one item on: a model that learned this has a loss near 1."""
+    run = make_run(experiment, optimizer={"learning_rate": 1e-2}, model={"dropout": 0.0})
+    state = run.initial_state()
+    for index in range(60):
+        state, metrics = run.train_step(state, run.batches[index])
+    assert metrics["loss"] < 1.6 < np.log(24)

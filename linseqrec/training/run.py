@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -17,6 +18,7 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.models.encoding import SequenceModel
+from linseqrec.training.loss import make_loss
 from linseqrec.training.optimizer import make_optimizer
 from linseqrec.training.step import TrainState, init_state, make_train_step
 
@@ -94,13 +96,18 @@ class Run:
         return init_state(jax.tree.map(jnp.copy, self.initial_params), self.optimizer)
 
     @functools.cached_property
+    def item_counts(self) -> np.ndarray:
+        """[N + 1], training events of each item."""
+        return item_counts(self.source.dataset, self.source.split)
+
+    @functools.cached_property
     def train_step(self) -> Any:
         """The compiled step, `(state, batch) -> (state, metrics)`; it consumes its state."""
         step = make_train_step(
             self.graphdef,
             self.rest,
             self.optimizer,
-            self.experiment.loss,
+            make_loss(self.experiment.loss, self.item_counts),
             seed=self.experiment.training.seed,
             accumulation_steps=self.experiment.training.accumulation_steps,
         )
@@ -129,7 +136,7 @@ class Run:
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,
-                item_counts=item_counts(self.source.dataset, self.source.split),
+                item_counts=self.item_counts,
             )
         return self._evaluators[split]
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.data.batch import Batch
-from linseqrec.training.loss import LossConfig, prediction_loss
+from linseqrec.training.loss import PredictionLoss
 
 
 @jax.tree_util.register_dataclass
@@ -43,7 +43,7 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     rest: Any,
     optimizer: optax.GradientTransformation,
-    loss_config: LossConfig,
+    prediction_loss: PredictionLoss,
     *,
     seed: int,
     accumulation_steps: int = 1,
@@ -58,8 +58,8 @@ def make_train_step(
       graphdef: The model's structure (`nnx.split(model, nnx.Param, ...)`).
       rest: Its variables that are not parameters.
       optimizer: The Optax chain.
-      loss_config: The objective.
-      seed: Of the dropout keys.
+      prediction_loss: The objective (`make_loss`).
+      seed: Of the keys of dropout and of drawn negatives.
       accumulation_steps: Parts a batch is split into.
 
     Returns:
@@ -75,7 +75,7 @@ def make_train_step(
         model = nnx.merge(graphdef, params, rest)
         dropout_key, loss_key = jax.random.split(key)
         encoding = model(batch.events, dropout_key=dropout_key)
-        summed = prediction_loss(encoding.hidden, model.item_table(), batch, loss_config, loss_key)
+        summed = prediction_loss(encoding.hidden, model.item_table(), batch, loss_key)
         auxiliary = {name: loss / accumulation_steps for name, loss in encoding.losses.items()}
         loss = summed / total
         return loss + sum(auxiliary.values()), {"loss": loss} | {

@@ -54,9 +54,9 @@ def test_decay_reaches_the_model(experiment, make_run):
 
 def test_clipping_bounds_the_gradient():
     optimizer = make_optimizer(OptimizerConfig(clip_norm=1.0, epsilon=1e3, learning_rate=1.0), 10)
-    params = {"kernel": np.zeros(2)}
+    params = {"kernel": np.zeros(2, np.float32)}
     # With so large an epsilon Adam's first update is gradient / epsilon.
     updates, _ = optimizer.update(
-        {"kernel": np.array([30.0, 40.0])}, optimizer.init(params), params
+        {"kernel": np.array([30.0, 40.0], np.float32)}, optimizer.init(params), params
     )
     np.testing.assert_allclose(updates["kernel"], [-0.6e-3, -0.8e-3], rtol=1e-2)

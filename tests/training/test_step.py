@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from linseqrec.training.loss import LossConfig
+from linseqrec.training.loss import LossConfig, make_loss
 from linseqrec.training.step import init_state, make_train_step
 
 
@@ -19,7 +19,9 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
     run = make_run(experiment, model={"dropout": 0.0, "drop_path": 0.0})
     batch = run.batches[0]
     optimizer = optax.sgd(1.0)
-    step = make_train_step(run.graphdef, run.rest, optimizer, LossConfig(), seed=0)
+    step = make_train_step(
+        run.graphdef, run.rest, optimizer, make_loss(LossConfig(), run.item_counts), seed=0
+    )
     state = init_state(run.initial_params, optimizer)
     after, metrics = jax.jit(step)(state, batch)
 

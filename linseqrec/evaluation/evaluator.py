@@ -20,6 +20,9 @@ from linseqrec.evaluation import metrics, ranks
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
 
+# A compilation takes seconds; a small model on two CPU cores reads about this many slots meanwhile.
+SLOTS_WORTH_A_COMPILATION = 250_000
+
 Encode = Callable[[Events], Float[Array, "B T D"]]
 ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -80,9 +83,9 @@ class Evaluator:
           split: What the targets are, for the protocol: "validation", "test".
           bucket_edges: Lower bounds of the history-length buckets.
           cutoffs: The ks of the metrics.
-          padded_lengths: Widths of the batches; a batch takes the smallest that holds its
-            histories. By default a quarter, a half and the whole of `max_length`: two more
-            compilations against half of the work where histories are short.
+          padded_lengths: Widths of the batches, the last `max_length`; a batch takes the smallest
+            that holds its histories, and a model compiles once for each. By default `max_length`,
+            and a half and a quarter of it where enough histories are that short.
           item_block: Items scored at once; memory is `batch_size * item_block` floats.
           list_size: Length of the recommended lists behind coverage and popularity; 0 for neither.
           item_counts: [N + 1], training events of each item, for the popularity of what is
@@ -102,14 +105,6 @@ class Evaluator:
         self.filters = (filter_seen,) if isinstance(filter_seen, str) else tuple(filter_seen)
         if not self.filters or not set(self.filters) <= {"none", "all"}:
             raise ValueError(f"filter_seen must be 'none', 'all' or both, got {filter_seen!r}")
-        if padded_lengths is None:
-            padded_lengths = [-(-max_length // 4), -(-max_length // 2), max_length]
-        self._widths = np.unique([*padded_lengths])
-        if self._widths[0] < 1 or self._widths[-1] != max_length:
-            raise ValueError(
-                f"padded_lengths must be positive and end at max_length={max_length}, "
-                f"got {tuple(padded_lengths)}"
-            )
         self.dataset = dataset
         self.users = np.asarray(split_targets.users)
         self.positions = np.asarray(split_targets.positions)
@@ -119,6 +114,14 @@ class Evaluator:
             raise ValueError(
                 f"{int((self.lengths < 1).sum())} of {len(self.lengths)} targets have no event "
                 "before them: nothing can be predicted from; leave them out of the split"
+            )
+        if padded_lengths is None:
+            padded_lengths = _worthwhile_widths(self.lengths, max_length)
+        self._widths = np.unique([*padded_lengths])
+        if self._widths[0] < 1 or self._widths[-1] != max_length:
+            raise ValueError(
+                f"padded_lengths must be positive and end at max_length={max_length}, "
+                f"got {tuple(padded_lengths)}"
             )
         self.target_seen = _target_seen(dataset, self.users, self.positions)
         self._max_length, self._batch_size = max_length, batch_size
@@ -319,6 +322,16 @@ def _score(hidden: Array, items: Array) -> Array:
     """Scores [B, n] in float32."""
     hidden, items = hidden.astype(jnp.float32), items.astype(jnp.float32)
     return jnp.einsum("bd,nd->bn", hidden, items, precision=lax.Precision.HIGHEST)
+
+
+def _worthwhile_widths(lengths: np.ndarray, max_length: int) -> list[int]:
+    """`max_length`, and its half and quarter where they spare enough slots a pass."""
+    widths = [max_length]
+    for part in (2, 4):
+        width = -(-max_length // part)
+        if (lengths <= width).sum() * (widths[-1] - width) >= SLOTS_WORTH_A_COMPILATION:
+            widths.append(width)
+    return widths
 
 
 def _target_seen(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Targets, leave_one_out
+from linseqrec.evaluation import evaluator
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.metrics import rank_metrics
 from linseqrec.evaluation.ranks import NonFiniteScoreError
@@ -60,10 +61,10 @@ def test_both_filters_equal_the_definition(max_length):
     targets = leave_one_out(dataset).test
     scores, seen = slow_evaluation(dataset, targets, max_length)
     items = dataset.items[targets.positions]
-    evaluator = Evaluator(
+    evaluation = Evaluator(
         dataset, targets, max_length=max_length, batch_size=8, filter_seen=("none", "all"), auc=True
     )
-    result = evaluator.run(encode, TABLE)
+    result = evaluation.run(encode, TABLE)
     expected = {"none": slow_ranks(scores, items), "all": slow_ranks(scores, items, seen)}
     for name, ranks in expected.items():
         np.testing.assert_array_equal(result.ranks[name], ranks)
@@ -111,20 +112,36 @@ def test_batch_size_padded_lengths_and_item_block_change_nothing():
         assert result.summary()["buckets"] == results[0].summary()["buckets"]
 
 
+def test_short_histories_are_read_in_narrow_batches_where_it_pays(monkeypatch):
+    dataset = make_dataset()
+    targets = leave_one_out(dataset).test
+    widths = []
+
+    def watch(events):
+        widths.append(events.items.shape[1])
+        return encode(events)
+
+    for worth, expected in ((250_000, {80}), (100, {80, 40, 20}), (500, {80, 40})):
+        monkeypatch.setattr(evaluator, "SLOTS_WORTH_A_COMPILATION", worth)
+        widths.clear()
+        Evaluator(dataset, targets, max_length=80, batch_size=4).run(watch, TABLE)
+        assert set(widths) == expected
+
+
 def test_scores_at_hand_give_the_result_of_the_model_that_made_them():
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
     scores, _ = slow_evaluation(dataset, targets, 30)
     row_of = {int(p): row for row, p in enumerate(targets.positions)}
-    evaluator = Evaluator(
+    evaluation = Evaluator(
         dataset, targets, max_length=30, batch_size=16, filter_seen=("none", "all"), auc=True
     )
-    by_model = evaluator.run(encode, TABLE)
-    by_scores = evaluator.run_scores(lambda users, p: scores[[row_of[int(i)] for i in p]])
+    by_model = evaluation.run(encode, TABLE)
+    by_scores = evaluation.run_scores(lambda users, p: scores[[row_of[int(i)] for i in p]])
     assert by_scores.metrics_by_filter == by_model.metrics_by_filter
     assert by_scores.protocol == by_model.protocol | {"max_length": None}
     with pytest.raises(ValueError, match=r"\(16, 91\), got \(16, 90\)"):
-        evaluator.run_scores(lambda users, positions: np.zeros((len(users), ITEMS)))
+        evaluation.run_scores(lambda users, positions: np.zeros((len(users), ITEMS)))
 
 
 def test_a_seen_target_is_ranked_and_counted():
@@ -132,9 +149,9 @@ def test_a_seen_target_is_ranked_and_counted():
     items = np.array([1, 2, 3, 3, 1, 2, 4, 3], np.int32)
     dataset = Dataset.from_arrays(items, np.arange(8), np.array([0, 4, 8]), num_items=5)
     targets = Targets(np.array([0, 1]), np.array([3, 7]))
-    evaluator = Evaluator(dataset, targets, max_length=4, filter_seen=("none", "all"))
+    evaluation = Evaluator(dataset, targets, max_length=4, filter_seen=("none", "all"))
     scores = np.array([[99.0, 5, 4, 3, 2, 1]])
-    result = evaluator.run_scores(lambda users, positions: scores.repeat(len(users), 0))
+    result = evaluation.run_scores(lambda users, positions: scores.repeat(len(users), 0))
     np.testing.assert_array_equal(result.ranks["none"], [3, 3])
     np.testing.assert_array_equal(result.ranks["all"], [1, 1])
     np.testing.assert_array_equal(result.target_seen, [True, False])
@@ -156,11 +173,11 @@ def test_the_filter_holds_all_of_a_long_history():
     # 400 events; only the first is of item 1, the best of all.
     items = np.array([1, *[2] * 398, 3], np.int32)
     dataset = Dataset.from_arrays(items, np.arange(400), np.array([0, 400]), num_items=3)
-    evaluator = Evaluator(
+    evaluation = Evaluator(
         dataset, leave_one_out(dataset).test, max_length=10, filter_seen=("none", "all")
     )
     scores = np.array([[0.0, 3, 2, 1]])
-    result = evaluator.run_scores(lambda users, positions: scores.repeat(len(users), 0))
+    result = evaluation.run_scores(lambda users, positions: scores.repeat(len(users), 0))
     assert (result.ranks["none"], result.ranks["all"]) == (3, 1)
 
 
@@ -192,9 +209,9 @@ def test_a_model_that_diverged_is_refused_with_its_users():
         return jnp.where(jnp.asarray(rows)[:, None, None], jnp.nan, encode(events))
 
     named = split.test.users[np.isin(last_items, last_items[bad])]
-    evaluator = Evaluator(dataset, split.test, max_length=50, batch_size=64)
+    evaluation = Evaluator(dataset, split.test, max_length=50, batch_size=64)
     with pytest.raises(NonFiniteScoreError, match="for users") as caught:
-        evaluator.run(diverged, TABLE)
+        evaluation.run(diverged, TABLE)
     assert set(caught.value.rows) == set(named)
 
 
@@ -219,7 +236,7 @@ def test_coverage_and_popularity_are_those_of_the_lists():
 def test_the_summary_states_the_protocol_and_the_dump_recomputes_it(tmp_path):
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
-    evaluator = Evaluator(
+    evaluation = Evaluator(
         dataset,
         targets,
         max_length=33,
@@ -228,7 +245,7 @@ def test_the_summary_states_the_protocol_and_the_dump_recomputes_it(tmp_path):
         split="test",
         bucket_edges=(0, 10, 40),
     )
-    result = evaluator.run(encode, TABLE)
+    result = evaluation.run(encode, TABLE)
     summary = json.loads(json.dumps(result.summary()))
     assert summary["protocol"] == {
         "split": "test",

@@ -1,5 +1,6 @@
 """How every program starts: quiet libraries, and errors that say what to do instead of a trace."""
 
+import ctypes
 import sys
 from collections.abc import Callable
 
@@ -24,13 +25,31 @@ _FOR_THE_USER = (
 
 def run_program(main: Callable[[list[str]], None]) -> None:
     """Parses flags and runs `main`; an error that the user can mend ends in one line and code 1."""
+    _keep_freed_memory()
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep freed memory instead of handing it back to the system.
+
+    XLA:CPU allocates a step's temporaries anew in every step. Above 32 MB glibc maps and unmaps
+    them each time, and the page faults cost as much as the arithmetic: a RecGRELA step of 3,200
+    events took 288 ms so, and 155 to 209 ms with this.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(arena_max, 1)
 
 
 def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)
+    # Orbax warns of what was asked for (a checkpoint opened read-only).
+    logging.set_verbosity(logging.ERROR)
     try:
         main(argv)
     except _FOR_THE_USER as error:

@@ -1,0 +1,17 @@
+"""SASRec with full cross-entropy on MovieLens-100K, leave-one-out.
+
+The protocol and budget of `recgrela_ml100k.py`; run it by:
+
+    python -m launch.train --config=experiments/sasrec_ml100k.py --workdir=runs/sasrec_ml100k
+"""
+
+import dataclasses
+
+from experiments import recgrela_ml100k
+from linseqrec.config import Experiment
+from linseqrec.models.sasrec import SASRecConfig
+
+
+def get_config() -> Experiment:
+    experiment = recgrela_ml100k.get_config()
+    return dataclasses.replace(experiment, name="SASRec", model=SASRecConfig(dropout=0.3))

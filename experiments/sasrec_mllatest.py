@@ -1,0 +1,17 @@
+"""SASRec with full cross-entropy on MovieLens ml-latest-small, leave-one-out.
+
+The protocol and budget of `recgrela_mllatest.py`; run it by:
+
+    python -m launch.train --config=experiments/sasrec_mllatest.py --workdir=runs/sasrec_mllatest
+"""
+
+import dataclasses
+
+from experiments import recgrela_mllatest
+from linseqrec.config import Experiment
+from linseqrec.models.sasrec import SASRecConfig
+
+
+def get_config() -> Experiment:
+    experiment = recgrela_mllatest.get_config()
+    return dataclasses.replace(experiment, name="SASRec", model=SASRecConfig(dropout=0.3))

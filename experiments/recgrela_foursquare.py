@@ -4,8 +4,10 @@
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/foursquare-nyc/checkins.csv.gz --output=data/foursquare-nyc
-    python -m launch.train --config=experiments/recgrela_foursquare.py --workdir=runs/recgrela_foursquare
+    python -m launch.prepare --input=../shared/data/foursquare-nyc/checkins.csv.gz \\
+        --output=data/foursquare-nyc
+    python -m launch.train --config=experiments/recgrela_foursquare.py \\
+        --workdir=runs/recgrela_foursquare
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

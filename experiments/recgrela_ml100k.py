@@ -3,7 +3,8 @@
 Run it by:
 
     python -m launch.prepare --input=../shared/data/ml-100k/u.data --output=data/ml-100k
-    python -m launch.train --config=experiments/recgrela_ml100k.py --workdir=runs/recgrela_ml100k
+    python -m launch.train --config=experiments/recgrela_ml100k.py \\
+        --workdir=runs/recgrela_ml100k
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -2,8 +2,10 @@
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/ml-latest-small/ratings.csv --output=data/ml-latest-small
-    python -m launch.train --config=experiments/recgrela_mllatest.py --workdir=runs/recgrela_mllatest
+    python -m launch.prepare --input=../shared/data/ml-latest-small/ratings.csv \\
+        --output=data/ml-latest-small
+    python -m launch.train --config=experiments/recgrela_mllatest.py \\
+        --workdir=runs/recgrela_mllatest
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -2,7 +2,8 @@
 
 The protocol and budget of `recgrela_foursquare.py`; run it by:
 
-    python -m launch.train --config=experiments/sasrec_foursquare.py --workdir=runs/sasrec_foursquare
+    python -m launch.train --config=experiments/sasrec_foursquare.py \\
+        --workdir=runs/sasrec_foursquare
 """
 
 import dataclasses

@@ -2,7 +2,8 @@
 
 The protocol and budget of `recgrela_mllatest.py`; run it by:
 
-    python -m launch.train --config=experiments/sasrec_mllatest.py --workdir=runs/sasrec_mllatest
+    python -m launch.train --config=experiments/sasrec_mllatest.py \\
+        --workdir=runs/sasrec_mllatest
 """
 
 import dataclasses

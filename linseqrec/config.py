@@ -175,7 +175,8 @@ def to_config_dict(config: Any) -> config_dict.ConfigDict:
         elif value is None:
             fields[field.name] = config_dict.placeholder(_not_none(hints[field.name]))
         else:
-            fields[field.name] = value
+            # A float written as 40 must take 0.5 from a flag.
+            fields[field.name] = float(value) if hints[field.name] is float else value
     return config_dict.ConfigDict(fields).lock()
 
 

@@ -12,6 +12,7 @@ EXPERIMENT = Experiment(
     name="x",
     model=SASRecConfig(heads=2),
     data=DataConfig(length=50),
+    training=TrainingConfig(num_epochs=2),
     evaluation=EvaluationConfig(filter_seen=("all", "none")),
 )
 
@@ -31,9 +32,11 @@ def test_overrides_keep_types():
     values = config_lib.to_config_dict(EXPERIMENT)
     values.model.heads = 4
     values.optimizer.learning_rate = 3e-4
+    values.training.num_epochs = 0.5
     changed = config_lib.from_config_dict(values, EXPERIMENT)
     assert changed.model == SASRecConfig(heads=4)
     assert changed.optimizer.learning_rate == 3e-4
+    assert changed.training.num_epochs == 0.5
     assert changed.evaluation == EXPERIMENT.evaluation
     with pytest.raises(TypeError):
         values.model.heads = "four"

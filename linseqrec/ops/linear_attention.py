@@ -42,6 +42,8 @@ class _Features(NamedTuple):
 
 # Numerator [..., V] and denominator [...] of the reading slots.
 _Fraction = tuple[Array, Array]
+# A state between chunks and the number of its run (see segments.py), None without segments.
+_Carry = tuple[LinearAttentionState, Int[Array, "B"] | None]
 
 
 def linear_attention(
@@ -306,18 +308,25 @@ def _read_of(
     return jnp.where(mine[..., None], numerator, 0), jnp.where(mine, denominator, 0)
 
 
+def _advance(
+    carry: _Carry, chunk: tuple[_Features, Int[Array, "B C"] | None], *, edge: int = -1
+) -> _Carry:
+    """The state behind a chunk from the one before it; edge 0 goes backwards in time."""
+    (state, run), (x, runs) = carry, chunk
+    if runs is not None and run is not None:
+        before, run = run, runs[:, edge]
+        goes_on = before == run
+        state = jax.tree.map(lambda s: _keep(goes_on, s), state)
+    return jax.tree.map(jnp.add, state, _sums_of(run, x, runs)), run
+
+
 def _chunked(
     x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState, chunk_size: int
 ) -> tuple[_Fraction, LinearAttentionState]:
-    Carry = tuple[LinearAttentionState, Int[Array, "B"] | None]
-
-    def step(carry: Carry, chunk: tuple[_Features, Array | None]) -> tuple[Carry, _Fraction]:
+    def step(carry: _Carry, chunk: tuple[_Features, Array | None]) -> tuple[_Carry, _Fraction]:
         (state, run), (x, runs) = carry, chunk
         fraction = _add(_within(x, runs, causal=True), _read_of(run, x, runs, state))
-        if runs is not None and run is not None:
-            before, run = run, runs[:, -1]
-            state = jax.tree.map(lambda s: _keep(before == run, s), state)
-        return (jax.tree.map(jnp.add, state, _sums_of(run, x, runs)), run), fraction
+        return _advance(carry, chunk), fraction
 
     first, chunk_runs = None, None
     if runs is not None:
@@ -330,46 +339,6 @@ def _chunked(
     return _join(fraction, x.query.shape[1]), state
 
 
-def _carried(
-    chunks: _Features,
-    runs: Int[Array, "N B C"],
-    state: LinearAttentionState,
-    *,
-    reverse: bool = False,
-) -> tuple[LinearAttentionState, Int[Array, "N+1 B"]]:
-    """The N + 1 states between chunks, `state` at the near end, and the run each belongs to."""
-    run = runs[:, :, 0 if reverse else -1]
-
-    def extend(x: Array, end: Array) -> Array:
-        return jnp.concatenate([x, end[None]] if reverse else [end[None], x])
-
-    states = jax.tree.map(extend, _sums_of(run, chunks, runs), state)
-    run = extend(run, runs[-1, :, -1] if reverse else jnp.ones_like(run[0]))
-
-    def combine(
-        near: tuple[LinearAttentionState, Array], far: tuple[LinearAttentionState, Array]
-    ) -> tuple[LinearAttentionState, Array]:
-        # Runs never decrease along the row: equal at both ends, they are equal all between.
-        goes_on = near[1] == far[1]
-        return jax.tree.map(lambda a, b: b + _keep(goes_on, a), near[0], far[0]), far[1]
-
-    return jax.lax.associative_scan(combine, (states, run), reverse=reverse)
-
-
-def _associative(
-    x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState, chunk_size: int
-) -> tuple[_Fraction, LinearAttentionState]:
-    if runs is None:
-        runs = jnp.ones_like(x.query[:, :, 0, 0], dtype=jnp.int32)
-    chunks, chunk_runs = _split(x, chunk_size), _split_runs(runs, chunk_size)
-    states, ends = _carried(chunks, chunk_runs, state)
-    before, final = jax.tree.map(lambda a: a[:-1], states), jax.tree.map(lambda a: a[-1], states)
-    fraction = _add(
-        _within(chunks, chunk_runs, causal=True), _read_of(ends[:-1], chunks, chunk_runs, before)
-    )
-    return _join(fraction, x.query.shape[1]), final
-
-
 def _full_in_segments(
     x: _Features, runs: Int[Array, "B T"], state: LinearAttentionState, chunk_size: int
 ) -> tuple[_Fraction, LinearAttentionState]:
@@ -378,19 +347,50 @@ def _full_in_segments(
     The states carried forwards and backwards hold the first and the last of these, so that neither
     time nor memory depends on the number of segments.
     """
+    chunks = _split(x, chunk_size), _split_runs(runs, chunk_size)
+
+    def forwards(carry: _Carry, chunk: tuple[_Features, Array]) -> tuple[_Carry, _Carry]:
+        return _advance(carry, chunk), carry
+
+    def backwards(carry: _Carry, chunk: tuple) -> tuple[_Carry, _Fraction]:
+        (after, after_run), ((before, before_run), (x, runs)) = carry, chunk
+        outside = _add(_read_of(before_run, x, runs, before), _read_of(after_run, x, runs, after))
+        return _advance(carry, (x, runs), edge=0), _add(_within(x, runs, causal=False), outside)
+
+    (final, _), before = jax.lax.scan(
+        jax.checkpoint(forwards, prevent_cse=False), (state, jnp.ones_like(runs[:, 0])), chunks
+    )
+    _, fraction = jax.lax.scan(
+        jax.checkpoint(backwards, prevent_cse=False),
+        (jax.tree.map(jnp.zeros_like, state), runs[:, -1]),
+        (before, chunks),
+        reverse=True,
+    )
+    return _join(fraction, x.query.shape[1]), final
+
+
+def _associative(
+    x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState, chunk_size: int
+) -> tuple[_Fraction, LinearAttentionState]:
+    if runs is None:
+        runs = jnp.ones_like(x.query[:, :, 0, 0], dtype=jnp.int32)
     chunks, chunk_runs = _split(x, chunk_size), _split_runs(runs, chunk_size)
-    states, ends = _carried(chunks, chunk_runs, state)
-    final = jax.tree.map(lambda a: a[-1], states)
-    before = jax.tree.map(lambda a: a[:-1], (states, ends))
-    zeros = jax.tree.map(jnp.zeros_like, state)
-    after = jax.tree.map(lambda a: a[1:], _carried(chunks, chunk_runs, zeros, reverse=True))
+    last = chunk_runs[:, :, -1]
+    # The initial state stands before the chunks' own, as one more chunk of the first run.
+    states, ends = jax.tree.map(
+        lambda first, others: jnp.concatenate([first[None], others]),
+        (state, jnp.ones_like(last[0])),
+        (_sums_of(last, chunks, chunk_runs), last),
+    )
 
-    def read(chunk: tuple) -> _Fraction:
-        x, runs, (before, end), (after, start) = chunk
-        outside = _add(_read_of(end, x, runs, before), _read_of(start, x, runs, after))
-        return _add(_within(x, runs, causal=False), outside)
+    def combine(earlier: _Carry, later: _Carry) -> _Carry:
+        # Runs never decrease along the row: equal at both ends, they are equal all between.
+        goes_on = jnp.equal(earlier[1], later[1])
+        return jax.tree.map(lambda a, b: b + _keep(goes_on, a), earlier[0], later[0]), later[1]
 
-    fraction = jax.lax.map(
-        jax.checkpoint(read, prevent_cse=False), (chunks, chunk_runs, before, after)
+    states, _ = jax.lax.associative_scan(combine, (states, ends))
+    before, final = jax.tree.map(lambda a: a[:-1], states), jax.tree.map(lambda a: a[-1], states)
+    fraction = _add(
+        _within(chunks, chunk_runs, causal=True), _read_of(ends[:-1], chunks, chunk_runs, before)
     )
     return _join(fraction, x.query.shape[1]), final

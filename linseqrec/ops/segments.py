@@ -22,10 +22,9 @@ def segment_runs(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     Returns:
       [B, T] int32, from 1, non-decreasing along T.
     """
-    filled = jax.lax.associative_scan(
-        lambda earlier, later: jnp.where(later > 0, later, earlier), segment_ids, axis=1
-    )
+    slots = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    last_event = jax.lax.cummax(jnp.where(segment_ids > 0, slots, 0), axis=1)
+    filled = jnp.take_along_axis(segment_ids, last_event, axis=1, mode="clip")
     before, after = filled[:, :-1], filled[:, 1:]
-    starts = (before > 0) & (after != before)
-    starts = jnp.concatenate([jnp.ones_like(starts, shape=(starts.shape[0], 1)), starts], axis=1)
+    starts = jnp.pad((before > 0) & (after != before), ((0, 0), (1, 0)), constant_values=True)
     return jnp.cumsum(starts, axis=1, dtype=jnp.int32)

@@ -49,12 +49,12 @@ class WorldConfig:
     name: str = "custom"
     num_users: int = 2_000
     num_items: int = 1_000
-    num_categories: int = 100
+    num_categories: int = 125
     mean_length: float = 80.0
     length_spread: float = 0.5
     min_length: int = 10
     zipf_exponent: float = 0.6
-    taste_concentration: float = 2.5
+    taste_concentration: float = 4.0
     session_length: float = 10.0
     session_gap: float = 60.0
     session_timeout: int = 1_800
@@ -66,9 +66,9 @@ class WorldConfig:
     drift_time: float = 60 * 86_400.0
     burst_start: float = 0.02
     burst_end: float = 0.2
-    succession: float = 0.2
+    succession: float = 0.15
     num_successors: int = 3
-    successor_within: float = 0.5
+    successor_within: float = 0.8
     num_motifs: int = 3
     motif_length: int = 4
     motif_start: float = 0.05

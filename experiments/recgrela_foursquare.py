@@ -1,12 +1,12 @@
-"""RecGRELA, causal form, on Foursquare NYC check-ins, leave-one-out.
+r"""RecGRELA, causal form, on Foursquare NYC check-ins, leave-one-out.
 
 76 % of the check-ins are revisits, so seen items are not filtered.
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/foursquare-nyc/checkins.csv.gz \\
+    python -m launch.prepare --input=../shared/data/foursquare-nyc/checkins.csv.gz \
         --output=data/foursquare-nyc
-    python -m launch.train --config=experiments/recgrela_foursquare.py \\
+    python -m launch.train --config=experiments/recgrela_foursquare.py \
         --workdir=runs/recgrela_foursquare
 """
 

@@ -1,11 +1,11 @@
-"""RecGRELA as released (`causal=False`) on MovieLens-1M: a row for every training event.
+r"""RecGRELA as released (`causal=False`) on MovieLens-1M: a row for every training event.
 
 An epoch is 981,491 rows of 200 slots, each with one target: for a GPU. The published run takes
 batches of 2,048 rows; accumulation keeps the memory of one step down.
 
 Run it by:
 
-    python -m launch.train --config=experiments/recgrela_released_ml1m.py \\
+    python -m launch.train --config=experiments/recgrela_released_ml1m.py \
         --workdir=runs/recgrela_released_ml1m
 """
 

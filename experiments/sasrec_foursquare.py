@@ -1,8 +1,8 @@
-"""SASRec with full cross-entropy on Foursquare NYC check-ins, leave-one-out.
+r"""SASRec with full cross-entropy on Foursquare NYC check-ins, leave-one-out.
 
 The protocol and budget of `recgrela_foursquare.py`; run it by:
 
-    python -m launch.train --config=experiments/sasrec_foursquare.py \\
+    python -m launch.train --config=experiments/sasrec_foursquare.py \
         --workdir=runs/sasrec_foursquare
 """
 

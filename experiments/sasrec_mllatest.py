@@ -1,8 +1,8 @@
-"""SASRec with full cross-entropy on MovieLens ml-latest-small, leave-one-out.
+r"""SASRec with full cross-entropy on MovieLens ml-latest-small, leave-one-out.
 
 The protocol and budget of `recgrela_mllatest.py`; run it by:
 
-    python -m launch.train --config=experiments/sasrec_mllatest.py \\
+    python -m launch.train --config=experiments/sasrec_mllatest.py \
         --workdir=runs/sasrec_mllatest
 """
 

@@ -383,9 +383,11 @@ def _associative(
         (_sums_of(last, chunks, chunk_runs), last),
     )
 
-    def combine(earlier: _Carry, later: _Carry) -> _Carry:
+    Carried = tuple[LinearAttentionState, Array]
+
+    def combine(earlier: Carried, later: Carried) -> Carried:
         # Runs never decrease along the row: equal at both ends, they are equal all between.
-        goes_on = jnp.equal(earlier[1], later[1])
+        goes_on = earlier[1] == later[1]
         return jax.tree.map(lambda a, b: b + _keep(goes_on, a), earlier[0], later[0]), later[1]
 
     states, _ = jax.lax.associative_scan(combine, (states, ends))

@@ -1,13 +1,22 @@
 """Set before jax is imported: see the comments."""
 
 import os
+import pathlib
+import tempfile
+from importlib.metadata import version
 
 # The suite is written for a CPU, and must not take an accelerator that something else is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A batched solve in NumPy slows down a thousandfold when OpenBLAS threads fight over busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Compiling is most of the suite's time, and the workers compile much the same programs. Without the
+# two thresholds the cache would keep only the slowest.
+cache = pathlib.Path(tempfile.gettempdir()) / f"linseqrec-tests-jax-{version('jax')}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-from absl import flags
+from absl import flags  # noqa: E402
 
 # Grain reads absl's flags.
 flags.FLAGS.mark_as_parsed()

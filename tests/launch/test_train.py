@@ -1,0 +1,141 @@
+"""The programs as a user runs them: a log in, results out, and the same results from a checkpoint.
+
+One process a program: their flags would meet in one.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = [
+    "--config=experiments/recgrela_quick.py",
+    "--config.model.width=16",
+    "--config.model.num_layers=1",
+    "--config.data.length=16",
+    "--config.data.batch_size=8",
+    "--config.training.num_epochs=2",
+    "--config.evaluation.filter_seen=none",
+    "--config.evaluation.filter_seen=all",
+]
+
+
+def program(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"launch.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A log of 60 users, prepared by the program."""
+    folder = tmp_path_factory.mktemp("log")
+    rng = np.random.default_rng(0)
+    lines = ["user,item,timestamp"]
+    for user in range(60):
+        items = (rng.integers(30) + np.cumsum(rng.integers(1, 3, 12))) % 30
+        lines += [f"u{user},i{item},{1_000 + 60 * step}" for step, item in enumerate(items)]
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+    done = program("prepare", f"--input={folder / 'log.csv'}", f"--output={folder / 'data'}")
+    assert done.returncode == 0, done.stderr
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """A run trained by the program, and what it printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    arguments = [*SMALL, f"--config.data.folder={prepared}", f"--workdir={workdir}"]
+    done = program("train", *arguments)
+    assert done.returncode == 0, done.stderr
+    return workdir, arguments, done.stdout
+
+
+def test_a_run_leaves_what_is_promised(trained):
+    workdir, _, printed = trained
+    results = json.loads((workdir / "results.json").read_text())
+    hit_rate = results["test"]["RecGRELA"]["metrics"]["none"]["HR@10"]
+    assert f"{hit_rate:.4f}" in printed
+    assert "60 targets, all 30 items ranked, seen items not filtered, mean ties" in printed
+    for name in ("card.json", "config.json", "metrics.jsonl", "checkpoints", "ranks/test.npz"):
+        assert (workdir / name).exists(), name
+    assert {path.name for path in (workdir / "figures").iterdir()} == {
+        "learning_curves.png",
+        "by_length_filtered.png",
+        "by_length_unfiltered.png",
+    }
+
+
+def test_evaluate_reproduces_the_reported_metrics(trained):
+    workdir, _, _ = trained
+    # Another batch size changes no digit.
+    done = program("evaluate", f"--workdir={workdir}", "--batch_size=7")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((workdir / "results.json").read_text())
+    written = json.loads((workdir / "evaluations" / f"test-{results['step']}.json").read_text())
+    for system, summary in results["test"].items():
+        assert written[system]["metrics"] == summary["metrics"], system
+        assert written[system]["buckets"] == summary["buckets"], system
+
+
+def test_the_same_command_prints_the_results_again(trained):
+    workdir, arguments, printed = trained
+    before = (workdir / "metrics.jsonl").read_bytes()
+    done = program("train", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout in printed
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_figures_of_runs_together(trained, tmp_path):
+    workdir, _, _ = trained
+    done = program("figures", f"--workdir={workdir}", f"--output={tmp_path}", "--metric=HR@10")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "by_length_filtered.png",
+        "by_length_unfiltered.png",
+        "learning_curves.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=experiments/none.py"], "no experiment file experiments/none.py"),
+        ([SMALL[0], "--config.model.num_layer=3"], 'Did you mean "num_layers"'),
+        ([SMALL[0], "--config.data.plan=pack"], "did you mean 'packed'?"),
+        ([SMALL[0], "--config.data.folder=nowhere"], "nowhere"),
+        ([SMALL[0], "--config.data.world=quack"], "quick"),
+        ([SMALL[0], "--config.model.causal=false"], "it must be 'prefixes'"),
+        ([], "give an experiment: --config="),
+    ],
+)
+def test_a_mistake_ends_in_one_line(arguments, message, tmp_path):
+    done = program("train", *arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_is_not_taken_over(trained):
+    workdir, arguments, _ = trained
+    done = program("train", *arguments, "--config.training.seed=1")
+    assert done.returncode == 1
+    assert "training.seed: 0 -> 1" in done.stderr
+
+
+def test_evaluate_names_the_checkpoints_there_are(trained, tmp_path):
+    workdir, _, _ = trained
+    done = program("evaluate", f"--workdir={workdir}", "--checkpoint=99999")
+    assert done.returncode == 1 and "there are 'best', 'latest' and steps" in done.stderr
+    done = program("evaluate", f"--workdir={tmp_path}")
+    assert done.returncode == 1 and "not the workdir of a run" in done.stderr

@@ -141,24 +141,25 @@ class Meter:
         self._per_event = throughput.flops_per_event(run.initial_params)
         self._per_target = throughput.flops_per_target(run.item_table(run.initial_params))
         self._peak = throughput.peak_flops(getattr(run.experiment.model, "dtype", "float32"))
-        self._counts: list[tuple[jax.Array, jax.Array]] = []
+        self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._start = time.perf_counter()
         self._unread = 0.0
         self._unsaved = 0.0
 
     def count(self, metrics: dict[str, jax.Array]) -> None:
         """Notes a step, without waiting for it."""
-        self._counts.append((metrics["events"], metrics["targets"]))
+        self._steps.append((metrics["events"], metrics["targets"], metrics["loss"]))
 
     def read(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """The step's metrics, and the speed since the last reading."""
+        """The step's metrics; loss per target and speed are those since the last reading."""
         values = {f"train/{name}": float(value) for name, value in metrics.items()}
         self.pause()
-        counts = np.sum([[float(value) for value in pair] for pair in self._counts], axis=0)
-        seconds, self._unread, self._counts = self._unread, 0.0, []
+        events, targets, losses = np.array(jax.device_get(self._steps), np.float64).T
+        seconds, self._unread, self._steps = self._unread, 0.0, []
         self.resume()
-        flops = counts @ [self._per_event, self._per_target]
-        values["train/events_per_second"] = counts[0] / seconds
+        values["train/loss"] = float(losses @ targets / max(targets.sum(), 1.0))
+        values["train/events_per_second"] = float(events.sum() / seconds)
+        flops = float(events.sum() * self._per_event + targets.sum() * self._per_target)
         values["train/model_flop_utilisation"] = flops / seconds / self._peak
         self._bar.set_postfix(
             loss=f"{values['train/loss']:.3f}",

@@ -116,13 +116,10 @@ class _Users:
         users, kept = len(lengths), (len(lengths), config.oracle_events)
         self.taste = self._draw_tastes(users, rng)
         self.cumulative = np.cumsum(self.taste, axis=1)
-        categories = _choose(
-            np.repeat(self.cumulative, config.num_motifs * config.motif_length, axis=0),
-            rng.random(users * config.num_motifs * config.motif_length),
-        )
-        self.motifs = catalogue.draw(categories, rng.random(len(categories))).reshape(
-            users, config.num_motifs, config.motif_length
-        )
+        self.motifs = np.empty((users, config.num_motifs, config.motif_length), np.int64)
+        for place in np.ndindex(self.motifs.shape[1:]):
+            categories = _choose(self.cumulative, np.arange(users), rng.random(users))
+            self.motifs[:, *place] = catalogue.draw(categories, rng.random(users))
         self.now = ORIGIN + rng.integers(0, YEAR, users)
         self.last = np.zeros(users, np.int64)
         self.burst = np.full(users, -1)
@@ -133,6 +130,7 @@ class _Users:
             np.empty((*kept, config.num_categories)),
             *(np.empty(kept, np.int64) for _ in range(3)),
         )
+        self.cumulative_mass = np.cumsum(catalogue.category_mass)
         self.cumulative_successors = np.cumsum(catalogue.successor_weights)
         self.cumulative_motifs = np.cumsum(catalogue.motif_weights)
 
@@ -169,8 +167,8 @@ class _Users:
         burst = self.burst[:running]
         burst[new | (end < config.burst_end)] = -1
         starting = np.flatnonzero((burst < 0) & (start < config.burst_start))
-        burst[starting] = _choose(
-            np.cumsum(catalogue.category_mass)[None], rng.random(len(starting))
+        burst[starting] = np.searchsorted(
+            self.cumulative_mass[:-1], rng.random(len(starting)), "right"
         )
 
         # The habit.
@@ -205,7 +203,7 @@ class _Users:
         source[browses] = np.where(category < 0, BROWSE, BURST)
         by_taste = np.flatnonzero(category < 0)
         rows = browses[by_taste]
-        category[by_taste] = _choose(self.cumulative[rows], which[rows])
+        category[by_taste] = _choose(self.cumulative, rows, which[rows])
         item[browses] = catalogue.draw(category, what[browses])
 
     def _pass_time(self, kind: np.ndarray, running: int, rng: np.random.Generator) -> np.ndarray:
@@ -233,6 +231,18 @@ class _Users:
         return new
 
 
-def _choose(cumulative: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """An index for each uniform number [R] from rows of cumulative probabilities [R or 1, C]."""
-    return (cumulative[:, :-1] <= uniform[:, None]).sum(axis=1)
+def _choose(cumulative: np.ndarray, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Draws an index from rows of cumulative probabilities [R, C]: the first above `uniform`.
+
+    Bisection: rows are wide, and copying them out to compare would be most of a world's time.
+    """
+    width = cumulative.shape[1]
+    flat, start = cumulative.ravel(), rows * width
+    low = np.zeros(len(rows), np.int64)
+    high = np.full(len(rows), width - 1)
+    for _ in range((width - 1).bit_length()):
+        middle = (low + high) // 2
+        above = flat[start + middle] > uniform
+        high = np.where(above, middle, high)
+        low = np.where(above | (low == high), low, middle + 1)
+    return low

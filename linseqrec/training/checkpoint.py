@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from linseqrec.models.weights import parameter_path
 from linseqrec.training.step import TrainState
 
 _METRIC = "selection_metric"
@@ -62,7 +63,10 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
             ),
-            item_names=("state", "progress"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def __enter__(self) -> Self:
@@ -129,15 +133,27 @@ class Checkpoints:
           like: A state (arrays or their shapes) of the run's configuration.
 
         Raises:
-          CheckpointError: If it cannot be read as such a state.
+          CheckpointError: If its arrays are not those of such a state; names them.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            return self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            ).state
-        except (ValueError, KeyError, TypeError) as error:
+        saved = _shapes(self._manager.item_metadata(step).state)
+        wanted = _shapes(like)
+        faults = [
+            f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
+            for name in sorted(saved.keys() | wanted.keys())
+            if saved.get(name) != wanted.get(name)
+        ]
+        if faults:
+            listed = "\n  ".join([*faults[:10], *(["..."] if faults[10:] else [])])
             raise CheckpointError(
                 f"checkpoint {step} in {self._folder} does not fit this configuration's model and "
-                f"optimizer: {str(error).splitlines()[0]}"
-            ) from error
+                f"optimizer:\n  {listed}"
+            )
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        ).state
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -14,9 +14,6 @@ from linseqrec.ops.segments import segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense"]
 
-# Queries in a block. On a CPU 32 to 128 take the same time within noise, for T = 200 and T = 2048.
-BLOCK = 64
-
 
 def softmax_attention(
     query: Float[Array, "B T H K"],
@@ -28,6 +25,7 @@ def softmax_attention(
     segment_ids: Int[Array, "B T"] | None = None,
     implementation: Implementation | None = None,
     scale: float | None = None,
+    block_size: int = 64,
 ) -> Float[Array, "B T H V"]:
     """Averages values with weights softmax(scale * <q_t, k_s>) over the slots s that t may see.
 
@@ -47,6 +45,7 @@ def softmax_attention(
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
         [T, T] scores at once.
       scale: None: 1 / sqrt(K).
+      block_size: The most queries in a block; "banded" takes at least a window of them.
 
     Returns:
       [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.
@@ -59,6 +58,8 @@ def softmax_attention(
     time = query.shape[1]
     if window is not None and (not causal or window < 1):
         raise ValueError(f"a window is causal and at least 1, got {window} with causal={causal}")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
     if implementation is None:
         implementation = "banded" if window is not None and window < time else "blockwise"
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -70,11 +71,11 @@ def softmax_attention(
         runs = jnp.where(real, segment_runs(segment_ids), 0)
         query, key, value = (jnp.where(real[..., None, None], x, 0) for x in (query, key, value))
     if implementation == "blockwise":
-        output = _blockwise(query, key, value, runs, causal, window, scale)
+        output = _blockwise(query, key, value, runs, causal, window, scale, block_size)
     elif implementation == "banded":
         if window is None:
             raise ValueError("implementation 'banded' needs a window")
-        output = _banded(query, key, value, runs, min(window, time), scale)
+        output = _banded(query, key, value, runs, min(window, time), scale, block_size)
     elif implementation == "dense":
         output = _dense(query, key, value, runs, causal, window, scale)
     else:
@@ -151,9 +152,10 @@ def _blockwise(
     causal: bool,
     window: int | None,
     scale: float,
+    block_size: int,
 ) -> Float[Array, "B T H V"]:
     time = query.shape[1]
-    size = -(-time // -(-time // BLOCK))
+    size = -(-time // -(-time // block_size))
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     # Fillers of the last block are runs of their own, -1, and see nothing; they are cut off again.
     queries, query_runs = _to_blocks(query, size, 2), _to_blocks(runs, size, 1, -1)
@@ -192,10 +194,11 @@ def _banded(
     runs: Int[Array, "B T"],
     window: int,
     scale: float,
+    block_size: int,
 ) -> Float[Array, "B T H V"]:
     """A block of at least one window sees itself and the last window - 1 slots before it."""
     time = query.shape[1]
-    size = min(max(window, BLOCK), time)
+    size = min(max(window, block_size), time)
 
     def with_halo(blocks: Array, axis: int, fill: int = 0) -> Array:
         ends = jax.lax.slice_in_dim(blocks, size - (window - 1), size, axis=axis)

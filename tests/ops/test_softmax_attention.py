@@ -1,0 +1,255 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+
+from linseqrec.ops.softmax_attention import softmax_attention
+from tests.ops.closeness import assert_close
+from tests.ops.layouts import LAYOUT, segment_layouts
+
+ROWS, SLOTS = LAYOUT.shape
+HEADS, KEY, VALUE = 2, 5, 7
+SCALE = 0.9  # unlike the default: scores large enough that a wrong one shows
+
+# Implementation, block size, window, causal: ten blocks in four parts, one block, windows within a
+# block, of exactly one block, and longer than the row.
+FORMS = [
+    ("dense", 64, None, True),
+    ("dense", 64, None, False),
+    ("dense", 64, 3, True),
+    ("blockwise", 2, None, True),
+    ("blockwise", 64, None, True),
+    ("blockwise", 5, None, False),
+    ("blockwise", 4, 3, True),
+    ("banded", 1, 1, True),
+    ("banded", 5, 3, True),
+    ("banded", 1, 4, True),
+    ("banded", 64, 6, True),
+    ("banded", 1, 50, True),
+]
+
+
+def in_all(which=FORMS):
+    return pytest.mark.parametrize("form", which, ids=lambda form: "-".join(map(str, form)))
+
+
+def random_inputs(batch=ROWS, time=SLOTS, seed=0):
+    random = np.random.default_rng(seed)
+    shapes = {"query": KEY, "key": KEY, "value": VALUE}
+    return {
+        name: random.normal(size=(batch, time, HEADS, width)).astype(np.float32)
+        for name, width in shapes.items()
+    }
+
+
+@partial(jax.jit, static_argnames="form")
+def apply(form, inputs, segment_ids=None):
+    implementation, block_size, window, causal = form
+    return softmax_attention(
+        **inputs,
+        segment_ids=segment_ids,
+        implementation=implementation,
+        block_size=block_size,
+        window=window,
+        causal=causal,
+        scale=SCALE,
+    )
+
+
+def sees(form, ids, t, s):
+    _, _, window, causal = form
+    return ids[t] == ids[s] != 0 and (not causal or s <= t) and (window is None or t - s < window)
+
+
+def by_loops(form, inputs, segment_ids):
+    """The definition, a query at a time in float64."""
+    q, k, v = (np.asarray(inputs[name], np.float64) for name in ("query", "key", "value"))
+    output = np.zeros(v.shape)
+    for b, ids in enumerate(segment_ids):
+        for t in np.flatnonzero(ids):
+            seen = [s for s in range(len(ids)) if sees(form, ids, t, s)]
+            for h in range(q.shape[2]):
+                weights = np.exp(SCALE * np.array([q[b, t, h] @ k[b, s, h] for s in seen]))
+                output[b, t, h] = weights @ v[b, seen, h] / weights.sum()
+    return output
+
+
+def by_matrix(form, inputs, segment_ids):
+    """The definition as one masked [T, T] matrix, to differentiate in float64."""
+    slots = range(segment_ids.shape[1])
+    mask = np.array(
+        [[[sees(form, ids, t, s) for s in slots] for t in slots] for ids in segment_ids], float
+    )
+    inputs = jax.tree.map(lambda x: jnp.where((segment_ids > 0)[..., None, None], x, 0), inputs)
+    scores = jnp.einsum("bthk,bshk->bhts", inputs["query"], inputs["key"])
+    weights = jnp.exp(SCALE * scores) * mask[:, None]
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / jnp.where(total > 0, total, 1)
+    return jnp.einsum("bhts,bshv->bthv", weights, inputs["value"])
+
+
+@in_all()
+@settings(max_examples=8, deadline=None)
+@given(segment_ids=segment_layouts(ROWS, SLOTS))
+@example(segment_ids=LAYOUT)
+def test_equals_the_definition_whatever_the_segments(form, segment_ids):
+    inputs = random_inputs()
+    output = apply(form, inputs, segment_ids)
+    assert_close(output, by_loops(form, inputs, segment_ids), 2e-6)
+    assert np.all(np.asarray(output)[segment_ids == 0] == 0)
+
+
+@in_all([("blockwise", 4, None, True), ("blockwise", 4, None, False), ("banded", 1, 4, True)])
+@pytest.mark.parametrize("time", [1, 4, 9])
+def test_equals_the_definition_without_segments(form, time):
+    inputs = random_inputs(2, time)
+    assert_close(apply(form, inputs), by_loops(form, inputs, np.ones((2, time), int)), 2e-6)
+
+
+def test_defaults():
+    """No window: blocks; a window that hides something: a band; the scale is 1 / sqrt(K)."""
+    inputs = random_inputs()
+    inputs["query"] *= SCALE * np.sqrt(KEY)
+    scaled = inputs | {"query": random_inputs()["query"]}
+    for window, chosen in [(None, "blockwise"), (4, "banded"), (SLOTS, "blockwise")]:
+        expected = apply((chosen, 64, window, True), scaled)
+        assert_close(jax.jit(partial(softmax_attention, window=window))(**inputs), expected, 2e-6)
+        traced = str(jax.make_jaxpr(partial(softmax_attention, window=window))(**inputs))
+        named = partial(softmax_attention, window=window, implementation=chosen)
+        assert traced == str(jax.make_jaxpr(named)(**inputs))
+
+
+def weighted(output):
+    weights = np.random.default_rng(9).normal(size=output.shape)
+    return jnp.sum(output.astype(jnp.promote_types(output.dtype, jnp.float32)) * weights)
+
+
+@partial(jax.jit, static_argnames="form")
+def gradients(form, inputs, segment_ids):
+    return jax.grad(lambda inputs: weighted(apply(form, inputs, segment_ids)))(inputs)
+
+
+def float64_gradients(form, inputs, segment_ids):
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), inputs)
+        definition = partial(by_matrix, form, segment_ids=segment_ids)
+        assert_close(definition(wide), by_loops(form, inputs, segment_ids), 1e-13)
+        of = jax.grad(lambda inputs: weighted(definition(inputs)))
+        return jax.tree.map(np.asarray, jax.jit(of)(wide))
+
+
+GRADIENTS = [
+    ("dense", 64, None, True),
+    ("blockwise", 2, None, True),
+    ("blockwise", 5, None, False),
+    ("banded", 5, 3, True),
+    ("banded", 1, 4, True),
+]
+
+
+@in_all(GRADIENTS)
+def test_gradients_and_nothing_from_padding(form):
+    inputs = random_inputs()
+    expected = float64_gradients(form, inputs, LAYOUT)
+    padding = LAYOUT == 0
+    for array in inputs.values():
+        array[padding] = np.where(np.arange(padding.sum()) % 2, np.nan, np.inf)[:, None, None]
+    assert np.all(np.asarray(apply(form, inputs, LAYOUT))[padding] == 0)
+    for name, gradient in gradients(form, inputs, LAYOUT).items():
+        assert np.all(np.asarray(gradient)[padding] == 0)
+        assert_close(gradient, expected[name], 5e-6)
+
+
+@in_all([("blockwise", 5, None, True), ("banded", 5, 3, True)])
+def test_bfloat16(form):
+    """Within 1 % (gradients 2 %) of the largest number, against float64 on the rounded inputs."""
+    inputs = {name: jnp.asarray(x, jnp.bfloat16) for name, x in random_inputs().items()}
+    output = apply(form, inputs, LAYOUT)
+    assert output.dtype == jnp.bfloat16
+    assert_close(output, by_loops(form, inputs, LAYOUT), 1e-2)
+    expected = float64_gradients(form, inputs, LAYOUT)
+    for name, gradient in gradients(form, inputs, LAYOUT).items():
+        assert_close(gradient, expected[name], 2e-2)
+
+
+@in_all([form for form in FORMS if form[3]])
+def test_nothing_reads_the_future_nor_beyond_the_window(form):
+    inputs, window = random_inputs(), form[2]
+    before = np.asarray(apply(form, inputs))
+    for t in range(SLOTS):
+        changed = {name: array.copy() for name, array in inputs.items()}
+        for array in changed.values():
+            array[:, t] += 1
+        differs = np.any(np.asarray(apply(form, changed)) != before, axis=(0, 2, 3))
+        reach = SLOTS if window is None else min(t + window, SLOTS)
+        expected = (np.arange(SLOTS) >= t) & (np.arange(SLOTS) < reach)
+        np.testing.assert_array_equal(differs, expected)
+
+
+@in_all([("blockwise", 4, None, True), ("blockwise", 5, None, False), ("banded", 1, 4, True)])
+def test_packed_row_equals_its_parts_in_any_order_and_padding(form):
+    inputs = random_inputs(1)
+    parts = [slice(0, 4), slice(4, 5), slice(5, 12), slice(12, 14)]
+
+    def packed(order, gaps):
+        """The output of each part, from a row that holds those of `order`, each after a gap."""
+        row = {name: np.full_like(array, np.nan) for name, array in inputs.items()}
+        segment_ids, at, places = np.zeros((1, SLOTS), np.int32), 0, []
+        for part, gap in zip(order, gaps, strict=True):
+            place = slice(at + gap, at + gap + parts[part].stop - parts[part].start)
+            segment_ids[:, place] = part + 1
+            for name, array in row.items():
+                array[:, place] = inputs[name][:, parts[part]]
+            at = place.stop
+            places.append(place)
+        output = apply(form, row, segment_ids)
+        return {part: output[:, place] for part, place in zip(order, places, strict=True)}
+
+    alone = {part: packed([part], [part])[part] for part in range(4)}
+    for order, gaps in [([0, 1, 2, 3], [0, 0, 0, 0]), ([2, 0, 3, 1], [3, 0, 1, 1])]:
+        for part, output in packed(order, gaps).items():
+            assert_close(output, alone[part], 2e-6)
+
+
+@in_all([("blockwise", 4, None, True), ("banded", 1, 4, True)])
+def test_under_vmap_and_shard_map(form):
+    inputs = random_inputs()
+    expected = apply(form, inputs, LAYOUT)
+    double = jax.tree.map(lambda x: np.stack([x, x]), (inputs, LAYOUT))
+    assert_close(jax.vmap(partial(apply, form))(*double), np.stack([expected, expected]), 2e-6)
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=auto, devices=jax.devices()[:1])
+    rows = jax.sharding.PartitionSpec("data")
+    sharded = jax.shard_map(partial(apply, form), mesh=mesh, in_specs=rows, out_specs=rows)
+    assert_close(sharded(inputs, LAYOUT), expected, 2e-6)
+
+
+@in_all([("blockwise", 64, None, True), ("banded", 64, 100, True)])
+def test_memory_of_the_gradient_grows_linearly(form):
+    lengths, bytes_ = [2**11, 2**14], []
+    for time in lengths:
+        shape = jax.ShapeDtypeStruct((1, time, 2, 16), jnp.float32)
+        inputs = {"query": shape, "key": shape, "value": shape}
+        ids = jax.ShapeDtypeStruct((1, time), jnp.int32)
+        compiled = gradients.lower(form, inputs, ids).compile()
+        bytes_.append(compiled.memory_analysis().temp_size_in_bytes)
+    exponent = np.polyfit(np.log(lengths), np.log(bytes_), 1)[0]
+    assert exponent < 1.05, f"memory grows as T**{exponent:.2f}: {bytes_}"
+
+
+def test_refuses_what_does_not_fit():
+    inputs = random_inputs()
+    for wrong, message in [
+        ({"window": 0}, "window"),
+        ({"window": 3, "causal": False}, "window"),
+        ({"implementation": "banded"}, "needs a window"),
+        ({"implementation": "flash"}, "'flash'"),
+        ({"block_size": 0}, "block_size"),
+        ({"segment_ids": LAYOUT[:, 1:]}, "segment_ids"),
+        ({"key": inputs["key"][:, 1:]}, "query and key"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            softmax_attention(**(inputs | wrong))

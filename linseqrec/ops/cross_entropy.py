@@ -31,7 +31,7 @@ Carry = TypeVar("Carry")
 
 # By platform ("" = any other): the most logits held at once in one pass, tokens a block, and rows a
 # block in two passes. A CPU wants them in its caches, an accelerator wants few large kernels.
-_LOGIT_BUDGET = {"cpu": 2**23, "": 2**26}
+_LOGIT_BUDGET = {"cpu": 2**22, "": 2**26}
 _TOKEN_BLOCK = {"cpu": 512, "": 4096}
 _CATALOGUE_BLOCK = {"cpu": 4096, "": 16384}
 _FEWEST_TOKENS = 256

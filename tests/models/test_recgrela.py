@@ -1,0 +1,248 @@
+"""RecGRELA against float64 NumPy written from its equations; its switches, noise and state."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from linseqrec.config import ConfigError, Experiment
+from linseqrec.data.source import DataConfig
+from linseqrec.layers import feed_forward
+from linseqrec.models import recgrela
+from linseqrec.models.recgrela import RecGRELAConfig
+from tests.models import reference
+from tests.models.reference import jit, logits, make_events, random_histories, random_model, run
+
+SMALL = RecGRELAConfig(width=16, num_layers=2, dropout=0.0, drop_path=0.0, max_length=20)
+RELEASED = dataclasses.replace(SMALL, causal=False)
+
+# The paper's ablations and our selector: the config, and the module it adds or takes away.
+SWITCHES = {
+    "gate": (dict(gate=False), "blocks/{}/attention/gate"),
+    "input_gate": (dict(input_gate=False), "blocks/{}/attention/input_gate"),
+    "shortcut": (dict(shortcut=False), "blocks/{}/attention/shortcut"),
+    "rotation": (dict(positions="none"), None),
+    "learned": (dict(positions="learned"), "positions"),
+    "absolute": (dict(positions="absolute"), None),
+    "value": (dict(value_projection=True), "blocks/{}/attention/value"),
+    "convex": (dict(selector="convex"), "blocks/{}/attention/selector"),
+    "epsilon": (dict(epsilon=0.5), None),
+    "norm_epsilon": (dict(norm_epsilon=0.1), None),
+}
+
+
+def ragged(time=20):
+    """A full row, one with padding, one event, and two histories with padding between them."""
+    full, part, one, first, second = random_histories([time, 11, 1, 6, 9])
+    return make_events([[full], [part], [one], [first, second]], time, gap=2)
+
+
+def assert_logits(model, expected, events, where=None):
+    where = events.items >= 0 if where is None else where
+    np.testing.assert_allclose(logits(model, events)[where], expected[where], atol=1e-5, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------- the released form
+
+
+def test_released_form_reads_padding_and_slots_not_segments_and_positions():
+    model, _ = random_model(RELEASED)
+    [history] = random_histories([7])
+    short, long = make_events([[history]], 8), make_events([[history]], 16)
+    assert np.abs(logits(model, short)[0, 6] - logits(model, long)[0, 6]).max() > 1e-3
+    changed = dataclasses.replace(
+        long, segment_ids=np.ones_like(long.segment_ids), positions=long.positions + 3
+    )
+    np.testing.assert_array_equal(logits(model, long), logits(model, changed))
+
+
+def test_released_form_carries_no_state():
+    events = make_events([random_histories([5])], 5)
+    state = run(random_model(SMALL)[0], events).state
+    released = random_model(RELEASED)[0]
+    assert run(released, events).state is None
+    with pytest.raises(ValueError, match="carries no state"):
+        released(events, state)
+
+
+def test_released_form_trains_on_prefixes_only():
+    with pytest.raises(ConfigError, match="data.plan.*'prefixes'"):
+        Experiment(model=RELEASED, data=DataConfig(plan="packed"))
+    Experiment(model=RELEASED, data=DataConfig(plan="prefixes"))
+
+
+# ---------------------------------------------------------------------------------- both forms
+
+
+@pytest.mark.parametrize("config", [SMALL, RELEASED], ids=["causal", "released"])
+def test_the_logits_are_the_equations(config):
+    model, arrays = random_model(config)
+    events = ragged()
+    where = events.items > 0 if config.causal else None
+    assert_logits(model, reference.recgrela(config, arrays, events), events, where)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_published_setting_has_the_published_number_of_parameters(causal):
+    make = lambda: RecGRELAConfig(causal=causal).build(3_416, rngs=nnx.Rngs(0))  # noqa: E731
+    params = nnx.state(nnx.eval_shape(make), nnx.Param)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 436_672
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("causal", [True, False])
+def test_each_switch_changes_what_it_names(causal, switch):
+    base = dataclasses.replace(SMALL, causal=causal, num_layers=1)
+    overrides, module = SWITCHES[switch]
+    config = dataclasses.replace(base, **overrides)
+    model, arrays = random_model(config)
+    events = ragged()
+    expected = reference.recgrela(config, arrays, events)
+    real = events.items > 0
+    assert_logits(model, expected, events, real if causal else None)
+
+    base_model, base_arrays = random_model(base)
+    without = reference.recgrela(base, base_arrays | arrays, events)
+    assert np.abs(expected - without)[real].max() > 0.01
+    changed = {name.rpartition("/")[0] for name in set(arrays) ^ set(base_arrays)}
+    assert changed == (set() if module is None else {module.format(0)})
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(width=18), "width 18 must be even and a multiple of heads 4"),
+        (dict(width=15, heads=3), "width 15 must be even"),
+        (dict(selector="convex", shortcut=False), "needs shortcut=True"),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RecGRELAConfig(**wrong)
+
+
+# ----------------------------------------------------------------------------------------- noise
+
+
+def test_drop_path_drops_whole_rows_of_the_attention_half_at_its_rate():
+    config = dataclasses.replace(SMALL, drop_path=0.4)
+    model, arrays = random_model(config)
+    rows = 256
+    history = random_histories([5])
+    events = make_events([history] * rows, 5)
+    hidden = run(model, events, dropout_key=jax.random.key(0)).hidden
+    noisy = np.asarray(hidden @ model.item_table().T)
+
+    one = make_events([history] * 4, 5)
+    kept = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
+    cases = reference.recgrela(config, arrays, one, path=kept / 0.6)
+    distance = np.abs(noisy[:, None] - cases[None]).max((2, 3))
+    assert (distance.min(axis=1) < 1e-4).all()
+    rates = kept[:, distance.argmin(axis=1)].mean(axis=1)
+    np.testing.assert_allclose(rates, 0.6, atol=4 * math.sqrt(0.24 / rows))
+
+
+def test_dropout_stands_where_the_equations_have_it(monkeypatch):
+    config = dataclasses.replace(SMALL, dropout=0.3)
+    model, arrays = random_model(config)
+    keys = []
+
+    def halve_odd_features(x, rate, key):
+        assert rate == 0.3
+        keys.append(key)
+        return x * (1 - 0.5 * (jnp.arange(x.shape[-1]) % 2))
+
+    monkeypatch.setattr(recgrela, "dropout", halve_odd_features)
+    monkeypatch.setattr(feed_forward, "dropout", halve_odd_features)
+    events = ragged()
+
+    @jit
+    def encode(events):
+        hidden = model(events, dropout_key=jax.random.key(0)).hidden
+        return hidden, [jax.random.key_data(key) for key in keys]
+
+    hidden, keys_data = encode(events)
+    expected = reference.recgrela(
+        config, arrays, events, drop=lambda x: x * (1 - 0.5 * (np.arange(x.shape[-1]) % 2))
+    )
+    real = events.items > 0
+    np.testing.assert_allclose(
+        np.asarray(hidden @ model.item_table().T)[real], expected[real], atol=1e-5, rtol=1e-5
+    )
+    assert len({np.asarray(key).tobytes() for key in keys_data}) == len(keys) == 1 + 2 * 2
+
+
+# ----------------------------------------------------------------------------------------- state
+
+STREAMING = {
+    "published": SMALL,
+    "learned positions, no shortcut": dataclasses.replace(
+        SMALL, positions="learned", shortcut=False
+    ),
+}
+
+
+def assert_states_equal(first, second):
+    np.testing.assert_array_equal(first.length, second.length)
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_event_by_event_equals_the_whole_row(name):
+    """Rows end at different times: what comes after its last event leaves a row's state alone."""
+    model, _ = random_model(STREAMING[name])
+    lengths = [20, 7, 1, 0]
+    events = make_events([[history] for history in random_histories(lengths)], 20)
+    whole = run(model, events)
+    state, hidden = None, []
+    for t in range(20):
+        now = jax.tree.map(lambda x, t=t: x[:, t : t + 1], events)
+        encoding = run(model, now, state)
+        state = encoding.state
+        hidden.append(encoding.hidden)
+    real = events.items > 0
+    hidden = np.concatenate(hidden, axis=1)
+    np.testing.assert_allclose(hidden[real], whole.hidden[real], atol=1e-5, rtol=1e-5)
+    assert_states_equal(state, whole.state)
+    np.testing.assert_array_equal(state.length, lengths)
+
+
+def test_a_row_may_be_split_anywhere():
+    """Before and after a split the parts are padded, each on its own side."""
+    model, _ = random_model(SMALL)
+    histories = random_histories([12, 10, 11, 17])
+    whole = run(model, make_events([[h] for h in histories], 20))
+    for split in range(11):
+        heads = [[h[:split]] for h in histories]
+        first = run(model, make_events(heads, 20))
+        np.testing.assert_array_equal(first.state.length, split)
+        tails = make_events([[h[split:]] for h in histories], 20, start=3, goes_on_from=[split] * 4)
+        second = run(model, tails, first.state)
+        for row, history in enumerate(histories):
+            rest = len(history) - split
+            np.testing.assert_allclose(
+                np.concatenate([first.hidden[row, :split], second.hidden[row, 3 : 3 + rest]]),
+                whole.hidden[row, : len(history)],
+                atol=1e-5,
+                rtol=1e-5,
+            )
+        assert_states_equal(second.state, whole.state)
+
+
+def test_the_state_goes_on_into_the_first_history_of_a_row_only():
+    model, _ = random_model(SMALL)
+    first, second = random_histories([9, 6])
+    alone = run(model, make_events([[first], [second], [], []], 20))
+    past = run(model, make_events([[first[:4]], [], [], []], 20)).state
+    rows = [[first[4:], second], [second], [], []]
+    packed = run(model, make_events(rows, 20, goes_on_from=[4, 0, 0, 0]), past)
+    np.testing.assert_allclose(packed.hidden[0, :5], alone.hidden[0, 4:9], atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(packed.hidden[0, 5:11], alone.hidden[1, :6], atol=1e-5, rtol=1e-5)
+    second_alone = jax.tree.map(lambda x: x[jnp.array([1, 1, 2, 3])], alone.state)
+    assert_states_equal(packed.state, second_alone)

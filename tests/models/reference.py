@@ -1,5 +1,5 @@
-"""RecGRELA and SASRec in float64 NumPy, written from their papers' equations, one slot at a time
-where that is clearest; and random parameters and events to compare them on."""
+"""RecGRELA in float64 NumPy, written from the paper's equations and not from our code; and random
+parameters and events to compare the two on."""
 
 import math
 from functools import partial
@@ -75,7 +75,7 @@ def logits(model, events):
     return np.asarray(run(model, events).hidden @ model.item_table().T)
 
 
-# ------------------------------------------------------------------------------------ the models
+# --------------------------------------------------------------------------------- the equations
 
 
 def recgrela(config, arrays, events, *, path=None, drop=lambda x: x):
@@ -148,31 +148,6 @@ def rela(config, arrays, name, h, positions, visible):
     if config.gate:
         output = silu(dense(arrays, f"{name}/gate", h)) * output
     return dense(arrays, f"{name}/output", output)
-
-
-def sasrec(config, arrays, events):
-    """SASRec's logits [B, T, N + 1]."""
-    table = arrays["embedding/table"]
-    x = table[events.items] * math.sqrt(config.width) + arrays["positions/table"][events.positions]
-    visible = visible_slots(events.segment_ids)
-    for i in range(config.num_layers):
-        name = f"blocks/{i}"
-        h = layer_norm(arrays, f"{name}/attention_norm", x, 1e-8)
-        q, k, v = np.split(dense(arrays, f"{name}/attention/query_key_value", h), 3, axis=-1)
-        mixed = np.zeros_like(x)
-        for head in np.split(np.arange(config.width), config.heads):
-            scores = np.einsum("bmd,bnd->bmn", q[..., head], k[..., head]) / math.sqrt(len(head))
-            weights = np.exp(scores) * visible
-            weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
-            mixed[..., head] = weights @ v[..., head]
-        x = x + dense(arrays, f"{name}/attention/output", mixed)
-        h = layer_norm(arrays, f"{name}/feed_forward_norm", x, 1e-8)
-        h = np.maximum(dense(arrays, f"{name}/feed_forward/expand", h), 0)
-        x = x + dense(arrays, f"{name}/feed_forward/contract", h)
-    return layer_norm(arrays, "norm", x, 1e-8) @ table.T
-
-
-# ---------------------------------------------------------------------------------- their pieces
 
 
 def visible_slots(segment_ids):

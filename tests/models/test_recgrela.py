@@ -14,6 +14,7 @@ from linseqrec.data.source import DataConfig
 from linseqrec.layers import feed_forward
 from linseqrec.models import recgrela
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.weights import parameter_arrays
 from tests.models import reference
 from tests.models.reference import jit, logits, make_events, random_histories, random_model, run
 
@@ -125,7 +126,50 @@ def test_settings_that_make_no_model_are_refused(wrong, message):
         RecGRELAConfig(**wrong)
 
 
+def test_bfloat16_stays_near():
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    model, arrays = random_model(config)
+    events = ragged()
+    encoding = run(model, events)
+    assert encoding.hidden.dtype == jnp.bfloat16
+    sums = [layer.attention for layer in encoding.state.layers]
+    assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
+    real = events.items > 0
+    expected = reference.recgrela(config, arrays, events)[real]
+    error = (encoding.hidden.astype(jnp.float32) @ model.item_table().T)[real] - expected
+    assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) < 0.03
+
+
+def test_fresh_parameters_are_drawn_as_in_the_released_code():
+    """N(0, 0.02²) for weights and embeddings, the padding row too; U(±1/√4) for the convolution."""
+    model = RecGRELAConfig(num_layers=1).build(300, rngs=nnx.Rngs(0))
+    arrays = parameter_arrays(model)
+    arrays["padding"] = arrays["embedding/table"][0]
+    shortcut = [arrays.pop(f"blocks/0/attention/shortcut/{name}") for name in ("weight", "bias")]
+    for array in shortcut:
+        assert -0.5 <= array.min() < -0.4 and 0.4 < array.max() <= 0.5
+    for name, array in arrays.items():
+        if name.endswith("bias"):
+            np.testing.assert_array_equal(array, 0)
+        elif name.endswith("scale"):
+            np.testing.assert_array_equal(array, 1)
+        else:
+            error = 4 * 0.02 / math.sqrt(array.size)
+            assert abs(array.mean()) < error and abs(array.std() - 0.02) < error, name
+
+
 # ----------------------------------------------------------------------------------------- noise
+
+
+def test_noise_is_a_function_of_the_key():
+    model, _ = random_model(dataclasses.replace(SMALL, dropout=0.3, drop_path=0.3))
+    events = ragged()
+    first, again, other = (
+        np.asarray(run(model, events, dropout_key=jax.random.key(seed)).hidden)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (np.abs(first - other).max(axis=(1, 2)) > 0.1).all()
 
 
 def test_drop_path_drops_whole_rows_of_the_attention_half_at_its_rate():

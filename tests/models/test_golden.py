@@ -1,0 +1,100 @@
+"""Numbers and configurations that must not change unnoticed.
+
+`python -m tests.models.test_golden` rewrites both after a change that is meant; the difference in
+version control is the record of it.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from launch.flags import load_experiment
+from linseqrec.config import EvaluationConfig, Experiment, flatten
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.source import DataConfig, Source
+from linseqrec.data.splits import leave_one_out
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.training.optimizer import OptimizerConfig
+from linseqrec.training.run import Run
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+EXPERIMENTS = sorted(
+    path for path in (ROOT / "experiments").glob("*.py") if path.name != "__init__.py"
+)
+MODELS = {
+    "recgrela": (RecGRELAConfig(width=16, heads=2, num_layers=2), "packed"),
+    "recgrela_released": (
+        RecGRELAConfig(width=16, heads=2, num_layers=2, causal=False),
+        "prefixes",
+    ),
+    "sasrec": (SASRecConfig(width=16, heads=2, num_layers=2), "packed"),
+}
+NUMBERS = ("loss", "gradient_norm", "update_norm")
+
+
+def first_steps(name):
+    """Loss, gradient norm and update norm of a model's first two steps, dropout included."""
+    model, plan = MODELS[name]
+    rng = np.random.default_rng(0)
+    offsets = np.arange(0, 241, 12)
+    items = rng.integers(1, 51, 240).astype(np.int32)
+    dataset = Dataset.from_arrays(items, np.arange(240), offsets, 50)
+    run = Run.of(
+        Experiment(
+            model=model,
+            data=DataConfig(length=24, batch_size=4, plan=plan),
+            optimizer=OptimizerConfig(weight_decay=0.1, clip_norm=1.0),
+            evaluation=EvaluationConfig(),
+        ),
+        Source(dataset, leave_one_out(dataset), None),
+    )
+    state, steps = run.initial_state(), []
+    for index in range(2):
+        state, metrics = run.train_step(state, run.batches[index])
+        steps.append({number: float(metrics[number]) for number in NUMBERS})
+    return steps
+
+
+def resolved(path):
+    """An experiment's configuration, a field a line."""
+    return "".join(f"{key}: {value}\n" for key, value in flatten(load_experiment(path)).items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_steps_are_the_recorded_ones(name):
+    recorded = json.loads((GOLDEN / "steps.json").read_text())[name]
+    for step, expected in zip(first_steps(name), recorded, strict=True):
+        assert step == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_resolves_to_its_record(path):
+    recorded = GOLDEN / "configs" / f"{path.stem}.txt"
+    assert recorded.exists(), "no record: python -m tests.models.test_golden"
+    assert resolved(path).splitlines() == recorded.read_text().splitlines()
+
+
+def test_every_record_has_its_experiment():
+    recorded = {path.stem for path in (GOLDEN / "configs").glob("*.txt")}
+    assert recorded == {path.stem for path in EXPERIMENTS}
+
+
+def rewrite():
+    """Writes the records anew."""
+    steps = {name: first_steps(name) for name in MODELS}
+    (GOLDEN / "configs").mkdir(parents=True, exist_ok=True)
+    (GOLDEN / "steps.json").write_text(json.dumps(steps, indent=2) + "\n")
+    for old in (GOLDEN / "configs").glob("*.txt"):
+        old.unlink()
+    for path in EXPERIMENTS:
+        (GOLDEN / "configs" / f"{path.stem}.txt").write_text(resolved(path))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    rewrite()

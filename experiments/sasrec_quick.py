@@ -13,4 +13,6 @@ from linseqrec.models.sasrec import SASRecConfig
 
 
 def get_config() -> Experiment:
-    return dataclasses.replace(recgrela_quick.get_config(), name="SASRec", model=SASRecConfig(dropout=0.1))
+    return dataclasses.replace(
+        recgrela_quick.get_config(), name="SASRec", model=SASRecConfig(dropout=0.1)
+    )

@@ -19,12 +19,13 @@ from linseqrec.training.run import Run
 
 launch_flags.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_WANDB_PROJECT = flags.DEFINE_string("wandb_project", "", "Mirror metrics to this W&B project.")
 
 
 def main(argv: list[str]) -> None:
     del argv
     run, workdir = Run.of(launch_flags.experiment()), Path(_WORKDIR.value)
-    state, _ = train(run, workdir)
+    state, _ = train(run, workdir, wandb_project=_WANDB_PROJECT.value)
     results = write_results(run, state, workdir)
     write_figures([workdir], workdir / "figures")
     print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}\n")

@@ -23,7 +23,7 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient that is NaN or infinite, before it reached the parameters."""
 
 
-def train(run: Run, folder: Path) -> tuple[TrainState, int]:
+def train(run: Run, folder: Path, *, wandb_project: str = "") -> tuple[TrainState, int]:
     """Trains a run to its end in `folder`, or goes on from its latest checkpoint there.
 
     Resume: `checkpoints/` latest → else from scratch. Validation selects: the best checkpoint by
@@ -32,6 +32,7 @@ def train(run: Run, folder: Path) -> tuple[TrainState, int]:
     Args:
       run: The experiment, made concrete.
       folder: The workdir; created, or holding the same experiment on the same data.
+      wandb_project: Where metrics are mirrored to; empty for nowhere.
 
     Returns:
       The state of the best checkpoint, and its step.
@@ -57,7 +58,7 @@ def train(run: Run, folder: Path) -> tuple[TrainState, int]:
         step = int(state.step)
 
         with (
-            workdir.MetricsLog(folder, step) as log,
+            workdir.MetricsLog(folder, step, wandb_project=wandb_project) as log,
             tqdm(
                 total=run.num_steps, initial=step, unit="step", disable=None, desc=experiment.name
             ) as bar,

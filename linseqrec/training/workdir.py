@@ -98,17 +98,42 @@ def environment() -> dict[str, Any]:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one record a line, mirrored to TensorBoard.
+    """`metrics.jsonl`, one record a line, mirrored to TensorBoard and, if asked, to W&B.
 
     Opening it at a step drops the records after that step: a resumed run writes them again.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, *, wandb_project: str = ""):
+        """Opens the log.
+
+        Args:
+          workdir: The run's folder; its name is the run's in W&B.
+          step: Records after it are dropped.
+          wandb_project: The project to mirror to; empty for none.
+
+        Raises:
+          WorkdirError: If W&B is asked for and not installed.
+        """
         self._path = workdir / "metrics.jsonl"
         records = [record for record in read_metrics(workdir) if record["step"] <= step]
         self._path.write_text("".join(json.dumps(record) + "\n" for record in records))
         self._file = self._path.open("a")
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._wandb: Any = None
+        if wandb_project:
+            try:
+                import wandb
+            except ImportError as error:
+                raise WorkdirError("W&B is not installed: pip install -e '.[wandb]'") from error
+            self._wandb = wandb.init(
+                project=wandb_project,
+                name=workdir.name,
+                # A resumed run goes on where it was.
+                id=workdir.name,
+                resume="allow",
+                dir=str(workdir),
+                config=json.loads((workdir / "config.json").read_text()),
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +146,8 @@ class MetricsLog:
     ) -> None:
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Appends one record, on disk when it returns."""
@@ -128,6 +155,8 @@ class MetricsLog:
         self._file.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(metrics, step=step)
 
 
 def read_metrics(workdir: Path) -> Iterator[dict[str, float]]:

@@ -1,0 +1,48 @@
+import json
+import sys
+import types
+
+import pytest
+
+from linseqrec.config import Experiment, to_json
+from linseqrec.training import workdir
+
+
+def test_a_line_cut_short_is_left_out_and_written_again(tmp_path):
+    whole = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}]
+    lines = [json.dumps(record) + "\n" for record in whole]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "lo')
+    assert list(workdir.read_metrics(tmp_path)) == whole
+    with workdir.MetricsLog(tmp_path, 1) as log:
+        log.write(2, {"loss": 1.25})
+    assert list(workdir.read_metrics(tmp_path)) == [whole[0], {"step": 2, "loss": 1.25}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_metrics_are_mirrored_to_wandb(tmp_path, monkeypatch):
+    """Against a stand-in with W&B's own calls: the service is not to be reached from a test."""
+    said = []
+
+    def init(**arguments):
+        said.append(("init", arguments["project"], arguments["id"], arguments["config"]["name"]))
+        return types.SimpleNamespace(
+            log=lambda metrics, step: said.append(("log", step, metrics)),
+            finish=lambda exit_code: said.append(("finish", exit_code)),
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    (tmp_path / "config.json").write_text(json.dumps(to_json(Experiment(name="x"))))
+    with workdir.MetricsLog(tmp_path, 0, wandb_project="p") as log:
+        log.write(3, {"loss": 1.0})
+    assert said == [("init", "p", tmp_path.name, "x"), ("log", 3, {"loss": 1.0}), ("finish", 0)]
+
+
+def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(workdir.WorkdirError, match=r"W&B is not installed.*\[wandb\]"):
+        workdir.MetricsLog(tmp_path, 0, wandb_project="p")
+
+
+def test_a_result_names_what_it_depends_on():
+    environment = workdir.environment()
+    assert environment["packages"]["jax"] and environment["device"].endswith("cpu")

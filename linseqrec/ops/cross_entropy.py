@@ -215,7 +215,11 @@ def _run(
     *,
     differentiate: bool,
 ) -> tuple[Float[Array, "M"], _Gradients | None]:
-    """Negative log-likelihood of each token with a weight (0 for the others), and gradients."""
+    """Negative log-likelihood of each token (0 without a weight), and gradients.
+
+    Hidden states without a weight are finite here, and their gradient is not looked at: `clean`,
+    which put them there, lets none through.
+    """
     tokens, width = hidden.shape
     size = blocks.token
     slots = -(-tokens // size) * size
@@ -227,12 +231,11 @@ def _run(
     def step(index: Array, carry: tuple[Array, _Gradients | None]) -> Any:
         nll, gradients = carry
         start = index * size
+        # Slots past the last token hold token 0, with a weight of 0.
         token = lax.dynamic_slice(queue.order, (start,), (size,))
         weight = jnp.where(start + jnp.arange(size) < queue.filled, weights[token], 0)
-        # Slots past the last token repeat token 0, whatever it holds.
-        state = jnp.where(weight[:, None] != 0, hidden[token], 0)
         so_far = None if gradients is None else gradients.table
-        block_nll, new = block(state, table, targets[token], weight, so_far)
+        block_nll, new = block(hidden[token], table, targets[token], weight, so_far)
         nll = lax.dynamic_update_slice(nll, block_nll, (start,))
         if gradients is None or new is None:
             return nll, None
@@ -254,12 +257,9 @@ def _run(
             else None,
         ),
     )
-    counted = weights != 0
-    nll = jnp.where(counted, nll[queue.slot], 0)
     if gradients is not None:
-        by_token = jnp.where(counted[:, None], gradients.hidden[queue.slot], 0)
-        gradients = gradients._replace(hidden=by_token)
-    return nll, gradients
+        gradients = gradients._replace(hidden=gradients.hidden[queue.slot])
+    return jnp.where(weights != 0, nll[queue.slot], 0), gradients
 
 
 def _one_pass(

@@ -20,7 +20,7 @@ def get_config() -> Experiment:
         # A log of a tenth of ML-1M's size overfits at the published rates of 0.1.
         model=RecGRELAConfig(dropout=0.3, drop_path=0.2),
         data=DataConfig(folder="data/ml-latest-small", batch_size=16),
-        optimizer=OptimizerConfig(warmup_steps=100),
-        training=TrainingConfig(num_epochs=100, evaluate_every=4, patience=4, log_every=20),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100),
+        training=TrainingConfig(num_epochs=40, evaluate_every=4, log_every=20),
         evaluation=EvaluationConfig(filter_seen=("all", "none")),
     )

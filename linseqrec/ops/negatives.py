@@ -59,10 +59,7 @@ def popularity_proposal(counts: Float[np.ndarray, "N+1"], power: float = 1.0) ->
     if not np.all(np.isfinite(weights) & (weights >= 0)):
         raise ValueError("counts must be finite and at least 0")
     weights = np.maximum(weights, 1) ** power
-    if power == 0:
-        units = np.ones(len(weights), np.int64)
-    else:
-        units = np.maximum(np.rint(weights / weights.sum() * _UNITS).astype(np.int64), 1)
+    units = np.maximum(np.rint(weights / weights.sum() * _UNITS).astype(np.int64), 1)
     cumulative = np.concatenate([[0], np.cumsum(units)])
     log_q = np.concatenate([[-np.inf], np.log(units) - np.log(cumulative[-1])])
     return Proposal(jnp.asarray(cumulative, jnp.int32), jnp.asarray(log_q, jnp.float32))

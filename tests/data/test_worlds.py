@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import itertools
 import json
 import math
 
@@ -262,12 +264,16 @@ def test_successors_are_of_the_items_own_category_as_often_as_said():
     )
 
 
+@functools.cache
+def small_preset(preset: str) -> World:
+    users = 8 if preset == "ultra_long" else 200
+    return generate(dataclasses.replace(world_config(preset), num_users=users), 0)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_a_valid_log(preset):
-    config = world_config(preset)
-    users = 8 if preset == "ultra_long" else 100
-    world = generate(dataclasses.replace(config, num_users=users), 0)
-    data = world.dataset
+    config, data = world_config(preset), small_preset(preset).dataset
+    users = 8 if preset == "ultra_long" else 200
     assert data.num_users == users and data.num_items == config.num_items
     assert data.items.min() >= 1 and data.items.max() <= config.num_items
     gaps = np.diff(data.timestamps)
@@ -369,6 +375,44 @@ def test_repetition_repeats_far_more():
         pairs = items[:, :-1] * 10_000 + items[:, 1:]
         rates[preset] = 1 - np.mean([len(np.unique(row)) / len(row) for row in pairs])
     assert rates["repetition"] > 2 * rates["quick"] > 0
+
+
+def test_drift_needs_the_gaps():
+    """Only from the gaps does one know which events still tell of the taste there is."""
+    world = small_preset("drift")
+    config, data, catalogue = world.config, world.dataset, world.catalogue
+
+    def error(history) -> float:
+        """Of the tastes estimated from a part of each history, on average over users."""
+        result = 0.0
+        for user, (start, end) in enumerate(itertools.pairwise(data.offsets)):
+            items = data.items[start : end - 1]
+            part = items[history(data.timestamps[start : end - 1])]
+            counts = np.bincount(catalogue.category[part], minlength=config.num_categories)
+            taste = counts + config.taste_concentration * catalogue.category_mass
+            result += np.abs(taste / taste.sum() - world.latents.taste[user, 0]).sum()
+        return result / data.num_users
+
+    def since_the_absence(times: np.ndarray) -> slice:
+        absences = np.flatnonzero(np.diff(times) >= config.absence_after)
+        return slice(int(absences[-1]) + 1 if len(absences) else 0, None)
+
+    best = min(error(lambda _, n=n: slice(-n, None)) for n in (5, 10, 20, 40, 80, 10_000))
+    assert error(since_the_absence) < 0.9 * best
+
+
+def test_habits_of_ultra_long_histories_recur_from_afar():
+    world = small_preset("ultra_long")
+    data, ages = world.dataset, []
+    for start, end in itertools.pairwise(data.offsets):
+        pairs = data.items[start : end - 1].astype(np.int64) * 10_000 + data.items[start + 1 : end]
+        for event in np.flatnonzero(world.sources[start + 1 : end] == HABIT)[-100:]:
+            before = np.flatnonzero(pairs[:event] == pairs[event])
+            ages.append(event - before[-1] if len(before) else np.inf)
+    # A good share of what can be copied from the past is out of reach of a window.
+    within = {reach: np.mean(np.array(ages) <= reach) for reach in (200, 1_000, 10_000)}
+    assert within[1_000] > within[200] + 0.15
+    assert within[10_000] > within[1_000] + 0.15
 
 
 def hit_rate(scores: np.ndarray, targets: np.ndarray) -> float:

@@ -21,195 +21,9 @@ from linseqrec.data.worlds import (
     world_config,
     write_world,
 )
+from tests.data.small_worlds import SMALL, last_events, observed
 
 PRESETS = ("quick", "repetition", "drift", "ultra_long")
-
-# Everything happens often, and an absence lasts some seconds beyond its threshold, so that the
-# mean over absences is a short sum.
-SMALL = WorldConfig(
-    num_users=40,
-    num_items=30,
-    num_categories=4,
-    mean_length=30,
-    min_length=12,
-    zipf_exponent=0.7,
-    taste_concentration=2.5,
-    session_length=3,
-    session_gap=600,
-    absence_rate=0.4,
-    absence_mean=5,
-    drift_time=4,
-    burst_start=0.3,
-    burst_end=0.4,
-    succession=0.3,
-    num_successors=4,
-    successor_within=0.5,
-    num_motifs=3,
-    motif_length=3,
-    motif_start=0.25,
-    motif_interrupt=0.3,
-    oracle_events=8,
-)
-
-
-def last_events(world: World) -> tuple[np.ndarray, np.ndarray]:
-    """Every user and event that the oracle answers for."""
-    kept = world.config.oracle_events
-    users = np.repeat(np.arange(world.dataset.num_users), kept)
-    back = np.tile(np.arange(1, kept + 1), world.dataset.num_users)
-    return users, world.dataset.offsets[users + 1] - back
-
-
-def distribution(world: World, user: int, position: int, gap: int | None) -> list[float]:
-    """The next item's probabilities, by following every course the event can take."""
-    config, catalogue, latents = world.config, world.catalogue, world.latents
-    slot = int(world.dataset.offsets[user + 1]) - 1 - position
-    taste = latents.taste[user, slot].tolist()
-    mass = [0.0] * config.num_categories
-    for item in range(1, config.num_items + 1):
-        mass[catalogue.category[item]] += catalogue.popularity[item]
-    result = [0.0] * (config.num_items + 1)
-
-    def browse(weight: float, category: int) -> None:
-        for item in range(1, config.num_items + 1):
-            if catalogue.category[item] == category:
-                result[item] += weight * catalogue.popularity[item] / mass[category]
-
-    def ordinary(weight: float, new: bool, burst: int, taste: list[float]) -> None:
-        if not new:
-            last = world.dataset.items[position - 1]
-            ranks = range(1, config.num_successors + 1)
-            for rank, item in zip(ranks, catalogue.successors[last], strict=True):
-                share = 1 / rank / sum(1 / other for other in ranks)
-                result[item] += weight * config.succession * share
-            weight *= 1 - config.succession
-        if burst >= 0:
-            browse(weight, burst)
-        else:
-            for category, share in enumerate(taste):
-                browse(weight * share, category)
-
-    def event(weight: float, new: bool, burst: int, taste: list[float]) -> None:
-        place = 0 if new else int(latents.place[user, slot])
-        if place:
-            habit = latents.motifs[user, latents.habit[user, slot]]
-            result[habit[place]] += weight * (1 - config.motif_interrupt)
-            ordinary(weight * config.motif_interrupt, new, burst, taste)
-            return
-        ranks = range(1, config.num_motifs + 1)
-        for rank, habit in zip(ranks, latents.motifs[user], strict=True):
-            share = 1 / rank / sum(1 / other for other in ranks)
-            result[habit[0]] += weight * config.motif_start * share
-        ordinary(weight * (1 - config.motif_start), new, burst, taste)
-
-    def bursts(weight: float, new: bool, taste: list[float]) -> None:
-        burst = int(latents.burst[user, slot])
-        if burst >= 0 and not new:
-            event(weight * (1 - config.burst_end), new, burst, taste)
-            weight *= config.burst_end
-        for category, share in enumerate(mass):
-            event(weight * config.burst_start * share, new, category, taste)
-        event(weight * (1 - config.burst_start), new, -1, taste)
-
-    def drifted(stays: float) -> list[float]:
-        pairs = zip(taste, mass, strict=True)
-        return [stays * old + (1 - stays) * mean for old, mean in pairs]
-
-    if gap is None:
-        begins = 1 / config.session_length
-        bursts(1 - begins, False, taste)
-        bursts(begins * (1 - config.absence_rate), True, taste)
-        for beyond in range(130):
-            chance = math.exp(-beyond / config.absence_mean)
-            chance -= math.exp(-(beyond + 1) / config.absence_mean)
-            stays = math.exp(-beyond / config.drift_time)
-            bursts(begins * config.absence_rate * chance, True, drifted(stays))
-    elif gap < config.session_timeout:
-        bursts(1.0, False, taste)
-    elif gap < config.absence_after:
-        bursts(1.0, True, taste)
-    else:
-        stays = math.exp(-(gap - config.absence_after) / config.drift_time)
-        bursts(1.0, True, drifted(stays))
-    return result
-
-
-@pytest.mark.parametrize("request_time", ["hidden", "known"])
-def test_oracle_is_the_definition(request_time):
-    world = generate(SMALL, 3)
-    users, positions = last_events(world)
-    chosen = np.random.default_rng(0).choice(len(users), 40, replace=False)
-    users, positions = users[chosen], positions[chosen]
-    scores = world.oracle_scores(users, positions, request_time=request_time)
-    assert scores.dtype == np.float32
-    assert np.all(scores[:, 0] == -np.inf)
-    times = world.dataset.timestamps
-    seen = set()
-    for row, user, position in zip(scores, users, positions, strict=True):
-        gap = int(times[position] - times[position - 1])
-        seen.add((gap >= SMALL.session_timeout, gap >= SMALL.absence_after))
-        known = gap if request_time == "known" else None
-        expected = distribution(world, user, position, known)
-        np.testing.assert_allclose(row[1:], expected[1:], rtol=1e-5, atol=1e-7)
-        assert abs(sum(expected) - 1) < 1e-9
-    assert len(seen) == 3  # within a session, a new one, an absence
-
-
-@pytest.fixture(scope="module")
-def observed() -> World:
-    """A world of which many events can be compared with what the oracle says of them."""
-    return generate(
-        dataclasses.replace(
-            SMALL,
-            num_users=8_000,
-            num_items=60,
-            num_categories=6,
-            absence_mean=60 * 86_400,
-            drift_time=60 * 86_400,
-        ),
-        1,
-    )
-
-
-@pytest.mark.parametrize("request_time", ["hidden", "known"])
-def test_events_happen_as_often_as_the_oracle_says(observed, request_time):
-    users, positions = last_events(observed)
-    assert len(users) == 64_000
-    scores = observed.oracle_scores(users, positions, request_time=request_time)
-    chances = scores[:, 1:].astype(np.float64)
-    happened = np.zeros_like(chances)
-    happened[np.arange(len(users)), observed.dataset.items[positions] - 1] = 1
-    slots = observed.dataset.offsets[users + 1] - 1 - positions
-    gaps = observed.dataset.timestamps[positions] - observed.dataset.timestamps[positions - 1]
-    situations = {
-        "any": np.ones(len(users), bool),
-        "in a habit": observed.latents.place[users, slots] > 0,
-        "in a burst": observed.latents.burst[users, slots] >= 0,
-    }
-    burst = observed.latents.burst[users, slots]
-    of_the_burst = (observed.catalogue.category[1:] == burst[:, None]) & (burst >= 0)[:, None]
-    p, hits = (np.where(of_the_burst, part, 0).sum(axis=1) for part in (chances, happened))
-    error = (hits.sum() - p.sum()) / math.sqrt((p * (1 - p)).sum())
-    assert abs(error) < 4, f"items of the burst's category: {error:.1f} sd"
-    if request_time == "known":
-        new, absent = gaps >= SMALL.session_timeout, gaps >= SMALL.absence_after
-        situations |= {"in a session": ~new, "returned": new & ~absent, "absent": absent}
-    for name, rows in situations.items():
-        p, hits = chances[rows], happened[rows]
-        # By how probable: few, rare, common, likely.
-        edges = np.array([0, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.01])
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            inside = (p >= low) & (p < high)
-            deviation = math.sqrt((p * (1 - p))[inside].sum())
-            if deviation > 10:  # about normal from there
-                error = (hits[inside].sum() - p[inside].sum()) / deviation
-                assert abs(error) < 4, f"{name}, probabilities {low} to {high}: {error:.1f} sd"
-        # The surprise of what happened, against its mean, the entropy.
-        log = np.log(np.maximum(p, 1e-30))
-        mean = (p * log).sum(axis=1)
-        variance = (p * log**2).sum(axis=1) - mean**2
-        error = ((hits * log).sum() - mean.sum()) / math.sqrt(variance.sum())
-        assert abs(error) < 4, f"{name}: surprise off by {error:.1f} sd"
 
 
 def test_same_seed_same_bytes():
@@ -219,15 +33,6 @@ def test_same_seed_same_bytes():
     assert first.sources.tobytes() == again.sources.tobytes()
     assert first.latents.taste.tobytes() == again.latents.taste.tobytes()
     assert first.dataset.items.tobytes() != other.dataset.items.tobytes()
-
-
-def test_keeping_more_states_changes_no_event():
-    few, many = (generate(dataclasses.replace(SMALL, oracle_events=kept), 2) for kept in (1, 10))
-    np.testing.assert_array_equal(few.dataset.items, many.dataset.items)
-    np.testing.assert_array_equal(few.dataset.timestamps, many.dataset.timestamps)
-    last = few.dataset.offsets[1:] - 1
-    users = np.arange(len(last))
-    np.testing.assert_array_equal(few.oracle_scores(users, last), many.oracle_scores(users, last))
 
 
 @pytest.mark.parametrize("exponent", [0.6, 1.1])
@@ -319,8 +124,9 @@ def test_tastes_drift_over_long_absences_only():
     np.testing.assert_allclose(fresh.mean(axis=0), mass, atol=4 * 0.5 / math.sqrt(absent.sum()))
 
 
-def test_sessions_absences_and_bursts_come_at_their_rates(observed):
-    config, data = observed.config, observed.dataset
+def test_sessions_absences_and_bursts_come_at_their_rates():
+    world = observed()
+    config, data = world.config, world.dataset
     inner = np.ones(data.num_events, bool)
     inner[data.offsets[:-1]] = False
     gaps = np.diff(data.timestamps, prepend=0)[inner]
@@ -334,24 +140,25 @@ def test_sessions_absences_and_bursts_come_at_their_rates(observed):
     assert abs(beyond / config.absence_mean - 1) < 4 / math.sqrt(absent)
     assert 1.5 < np.median(gaps[~new]) / config.session_gap * 2 < 2.5
     # All events of one burst in one session are of one category.
-    category = observed.catalogue.category[data.items]
-    pair = (observed.sources[1:] == BURST) & (observed.sources[:-1] == BURST)
+    category = world.catalogue.category[data.items]
+    pair = (world.sources[1:] == BURST) & (world.sources[:-1] == BURST)
     pair &= np.diff(data.timestamps) < config.session_timeout
     pair[data.offsets[1:-1] - 1] = False
     same = (category[1:] == category[:-1])[pair].mean()
     # A burst may end and another begin between the two.
     anew = config.burst_end * config.burst_start
     lasting = (1 - config.burst_end) / (1 - config.burst_end + anew)
-    by_chance = (observed.catalogue.category_mass**2).sum()
+    by_chance = (world.catalogue.category_mass**2).sum()
     assert abs(same - (lasting + (1 - lasting) * by_chance)) < 4 * 0.5 / math.sqrt(pair.sum())
 
 
-def test_habits_can_be_copied_from_the_users_own_past(observed):
-    data, motifs = observed.dataset, observed.latents.motifs
+def test_habits_can_be_copied_from_the_users_own_past():
+    world = observed()
+    data, motifs = world.dataset, world.latents.motifs
     ordinary = 0
     for user in range(50):
         own = slice(data.offsets[user], data.offsets[user + 1])
-        items = data.items[own][observed.sources[own] == HABIT]
+        items = data.items[own][world.sources[own] == HABIT]
         habits = {tuple(habit) for habit in motifs[user]}
         steps = {pair for habit in habits for pair in zip(habit, habit[1:], strict=False)}
         firsts = {habit[0] for habit in habits}
@@ -360,8 +167,8 @@ def test_habits_can_be_copied_from_the_users_own_past(observed):
             ordinary += step in steps
     assert ordinary > 200
     # And what follows on is a successor.
-    at = np.flatnonzero(observed.sources == SUCCESSION)
-    follow = observed.catalogue.successors[data.items[at - 1]]
+    at = np.flatnonzero(world.sources == SUCCESSION)
+    follow = world.catalogue.successors[data.items[at - 1]]
     assert np.all((follow == data.items[at, None]).any(axis=1))
 
 
@@ -415,36 +222,6 @@ def test_habits_of_ultra_long_histories_recur_from_afar():
     assert within[10_000] > within[1_000] + 0.15
 
 
-def hit_rate(scores: np.ndarray, targets: np.ndarray) -> float:
-    """HR@10 over the catalogue, mean ties."""
-    own = scores[np.arange(len(targets)), targets, None]
-    ranks = 1 + (scores[:, 1:] > own).sum(axis=1) + ((scores[:, 1:] == own).sum(axis=1) - 1) / 2
-    return float((ranks <= 10).mean())
-
-
-def test_quick_has_room_between_floors_and_oracle():
-    world = generate(world_config("quick"), 0)
-    data, users = world.dataset, np.arange(2_000)
-    last = data.offsets[1:] - 1
-    train = np.ones(data.num_events, bool)
-    train[last] = False
-    popularity = np.bincount(data.items[train], minlength=data.num_items + 1)
-    train[data.offsets[:-1]] = False
-    at = np.flatnonzero(train)
-    markov = np.zeros((data.num_items + 1, data.num_items + 1), np.float32)
-    np.add.at(markov, (data.items[at - 1], data.items[at]), 1)
-    targets = data.items[last]
-    popular = hit_rate(np.broadcast_to(popularity, (2_000, data.num_items + 1)), targets)
-    counts = hit_rate(markov[data.items[last - 1]], targets)
-    oracle = hit_rate(world.oracle_scores(users, last), targets)
-    assert popular + 0.1 < counts < oracle - 0.15
-    assert 0.5 < oracle < 0.7
-    # It is calibrated: it hits as often as it says.
-    scores = world.oracle_scores(users, last)[:, 1:]
-    said = np.sort(scores, axis=1)[:, -10:].sum(axis=1)
-    assert abs(said.mean() - oracle) < 4 * math.sqrt((said * (1 - said)).sum()) / 2_000
-
-
 def test_a_written_world_comes_back_with_its_oracle(tmp_path):
     world = generate(SMALL, 4)
     written = write_world(tmp_path / "world", world)
@@ -471,19 +248,6 @@ def test_a_folder_that_is_no_world_has_no_oracle(tmp_path):
     write_world(tmp_path / "other", other)
     with pytest.raises(WorldError, match="the oracle is lost"):
         load_world(tmp_path / "other")
-
-
-def test_the_oracle_refuses_events_it_does_not_know():
-    world = generate(SMALL, 0)
-    end = int(world.dataset.offsets[1])
-    with pytest.raises(WorldError, match=f"the last 8 events of user 0, {end - 8} to {end - 1}"):
-        world.oracle_scores(np.array([0]), np.array([end - 9]))
-    with pytest.raises(WorldError, match=f"not event {end}"):
-        world.oracle_scores(np.array([0]), np.array([end]))
-    with pytest.raises(WorldError, match="numbered 0 to 39"):
-        world.oracle_scores(np.array([40]), np.array([end - 1]))
-    with pytest.raises(WorldError, match="'hidden' or 'known', not 'guessed'"):
-        world.oracle_scores(np.array([0]), np.array([end - 1]), request_time="guessed")
 
 
 @pytest.mark.parametrize(

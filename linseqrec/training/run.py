@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.config import Experiment
+from linseqrec.config import ConfigError, Experiment
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
 from linseqrec.evaluation.evaluator import Evaluator
@@ -64,6 +64,10 @@ class Run:
         Args:
           experiment: The configuration.
           source: Its events, if they are at hand already.
+
+        Raises:
+          ConfigError: If the optimizer's settings do not fit the run's length.
+          DatasetError: If the folder is no dataset folder, or damaged.
         """
         data, training = experiment.data, experiment.training
         source = load_source(data) if source is None else source
@@ -78,6 +82,10 @@ class Run:
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
         model = experiment.model.build(source.dataset.num_items, rngs=nnx.Rngs(training.seed))
         graphdef, params, rest = split_model(model)
+        try:
+            optimizer = make_optimizer(experiment.optimizer, num_steps)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         return cls(
             experiment=experiment,
             source=source,
@@ -87,7 +95,7 @@ class Run:
             graphdef=graphdef,
             rest=rest,
             initial_params=params,
-            optimizer=make_optimizer(experiment.optimizer, num_steps),
+            optimizer=optimizer,
         )
 
     def initial_state(self) -> TrainState:

@@ -19,6 +19,7 @@ SMALL = [
     "--config.data.length=16",
     "--config.data.batch_size=8",
     "--config.training.num_epochs=2",
+    "--config.optimizer.warmup_steps=2",
     "--config.evaluation.filter_seen=none",
     "--config.evaluation.filter_seen=all",
 ]
@@ -115,6 +116,7 @@ def test_figures_of_runs_together(trained, tmp_path):
         ([SMALL[0], "--config.data.folder=nowhere"], "nowhere"),
         ([SMALL[0], "--config.data.world=quack"], "quick"),
         ([SMALL[0], "--config.model.causal=false"], "it must be 'prefixes'"),
+        ([SMALL[0], "--config.optimizer.warmup_steps=99999"], "exceeds the run's"),
         ([], "give an experiment: --config="),
     ],
 )

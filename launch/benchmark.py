@@ -45,7 +45,7 @@ def select(requested: Sequence[str]) -> list[str]:
 
 
 def describe(row: measuring.Row) -> str:
-    """One printed line: median, quartiles, ratio to the case's first variant, further figures."""
+    """One printed line: median, quartiles, ratio to the case's first, CPU time, further figures."""
     parts = [f"  {row.variant:<44}"]
     if row.seconds is not None:
         parts.append(f"{row.seconds * 1e3:10.2f} ms")
@@ -53,6 +53,8 @@ def describe(row: measuring.Row) -> str:
         parts.append("[{:.2f}, {:.2f}]".format(*(1e3 * value for value in row.quartiles)))
     if row.ratio is not None:
         parts.append(f"x {row.ratio:.2f}")
+    if row.processor_seconds is not None:
+        parts.append(f"cpu {row.processor_seconds * 1e3:.2f} ms")
     for name, value in row.extra.items():
         shown = f"{value:,}" if isinstance(value, int) else value
         parts.append(f"{name}={shown:,.4g}" if isinstance(value, float) else f"{name}={shown}")

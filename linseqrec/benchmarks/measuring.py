@@ -33,6 +33,8 @@ class Row:
       seconds: Median wall time of one call; None if the row holds `extra` figures only.
       quartiles: First and third quartile of the wall times, seconds.
       ratio: Median, over rounds, of this variant's time by that of the case's first variant.
+      processor_seconds: Median time that this process's threads spent on one call, all together:
+        the figure to read where other programs take turns on the same cores.
       extra: More figures by name with their unit: `{"temporary_bytes": 43_000_000}`.
     """
 
@@ -41,6 +43,7 @@ class Row:
     seconds: float | None = None
     quartiles: tuple[float, float] | None = None
     ratio: float | None = None
+    processor_seconds: float | None = None
     extra: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
 
 
@@ -71,11 +74,13 @@ def compare(
     for function in variants.values():
         jax.block_until_ready(function())
     times: dict[str, list[float]] = {name: [] for name in variants}
+    processor: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, function in variants.items():
-            start = time.perf_counter()
+            start, start_processor = time.perf_counter(), time.process_time()
             jax.block_until_ready(function())
             times[name].append(time.perf_counter() - start)
+            processor[name].append(time.process_time() - start_processor)
     first = next(iter(times.values()))
     for name, measured in times.items():
         yield Row(
@@ -84,6 +89,7 @@ def compare(
             seconds=statistics.median(measured),
             quartiles=_quartiles(measured),
             ratio=statistics.median(a / b for a, b in zip(measured, first, strict=True)),
+            processor_seconds=statistics.median(processor[name]),
             extra=(extra or {}).get(name, {}),
         )
 

@@ -11,9 +11,10 @@ from linseqrec.benchmarks import measuring
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Functions that take the given times on each successive call."""
+    """Functions that take the given times on each successive call, twice as much on all cores."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "process_time", lambda: 2 * now[0])
 
     def taking(*seconds):
         remaining = list(seconds)
@@ -39,6 +40,7 @@ def test_ratio_is_the_median_of_the_rounds_ratios(clock):
     assert [row.variant for row in rows] == ["first", "second"]
     assert [row.seconds for row in rows] == [4, 3]
     assert [row.ratio for row in rows] == [1, 1.5]
+    assert [row.processor_seconds for row in rows] == [8, 6]
     assert rows[1].quartiles == (2.5, 16.5)
     assert rows[0].extra == {} and rows[1].extra == {"temporary_bytes": 7}
 

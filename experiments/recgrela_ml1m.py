@@ -1,7 +1,13 @@
 """RecGRELA, causal form, on MovieLens-1M, ids only, leave-one-out.
 
-python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
-python -m launch.train --config=experiments/recgrela_ml1m.py --workdir=runs/recgrela_ml1m
+Run it by:
+
+    python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
+    python -m launch.train --config=experiments/recgrela_ml1m.py --workdir=runs/recgrela_ml1m
+
+Result (one seed, 2026-11, one core of a shared CPU, 75 minutes): test HR@10 / NDCG@10 .2785 / .1508
+with seen items not filtered (published, bidirectional: .3311 / .1959), .3422 / .1998 with them
+filtered. Model and dropout are the published setting; the cosine schedule is ours.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -1,7 +1,14 @@
 """SASRec with full cross-entropy on MovieLens-1M, ids only, leave-one-out.
 
-python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
-python -m launch.train --config=experiments/sasrec_ml1m.py --workdir=runs/sasrec_ml1m
+Run it by:
+
+    python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
+    python -m launch.train --config=experiments/sasrec_ml1m.py --workdir=runs/sasrec_ml1m
+
+Result (one seed, 2026-11, one core of a shared CPU, 30 minutes): test HR@10 / NDCG@10 .3126 / .1812
+with seen items filtered, .2407 / .1224 without. It is the second setting tried: with dropout 0.2,
+learning rate 1e-3 and 40 epochs validation NDCG@10 was .1809 against .1896 here (test .3000 / .1709
+filtered), since batches of 3,200 events are small for that setting to be trained to its end.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
@@ -13,11 +20,11 @@ from linseqrec.training.optimizer import OptimizerConfig
 def get_config() -> Experiment:
     return Experiment(
         name="SASRec",
-        model=SASRecConfig(),
+        model=SASRecConfig(dropout=0.1),
         data=DataConfig(folder="data/ml-1m", batch_size=16),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, schedule="cosine", final_fraction=0.05, warmup_steps=300
+            learning_rate=2e-3, schedule="cosine", final_fraction=0.05, warmup_steps=300
         ),
-        training=TrainingConfig(num_epochs=40, evaluate_every=2),
+        training=TrainingConfig(num_epochs=30, evaluate_every=3),
         evaluation=EvaluationConfig(filter_seen=("all", "none")),
     )

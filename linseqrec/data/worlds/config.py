@@ -21,7 +21,7 @@ class WorldConfig:
       min_length: Events; shorter histories are lengthened to it.
       zipf_exponent: [s] an item's popularity is its rank to the power -s.
       taste_concentration: [kappa] of the Dirichlet that tastes come from; 1 gives a user about one
-        favourite category, C gives broad tastes.
+        favourite category, C gives broad tastes; at least 0.05.
       session_length: [1 / eta] events of a session, on average; at least 1.
       session_gap: Seconds, the median gap between events of one session.
       session_timeout: [G_1] seconds; every gap in a session is shorter, every other one is not.
@@ -85,6 +85,7 @@ class WorldConfig:
         _need(self, 1, "session_length", "session_gap", "session_timeout", "return_gap")
         _need(self, 1, "absence_mean", "drift_time", "oracle_events")
         _need(self, 2, "motif_length")
+        _need(self, 0.05, "taste_concentration")  # below it, all gammas of a taste may underflow
         _need(self, 0, "length_spread", "gap_spread", "zipf_exponent")
         for field in (
             "absence_rate burst_start burst_end succession successor_within motif_start "
@@ -96,8 +97,6 @@ class WorldConfig:
             raise WorldError(
                 f"num_categories={self.num_categories} exceeds num_items={self.num_items}"
             )
-        if self.taste_concentration <= 0:
-            raise WorldError(f"taste_concentration={self.taste_concentration} must be positive")
         if self.min_length <= self.oracle_events or self.mean_length < self.min_length:
             raise WorldError(
                 f"oracle_events={self.oracle_events} < min_length={self.min_length} <= "

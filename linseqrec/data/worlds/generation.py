@@ -135,7 +135,7 @@ class _Users:
         self.cumulative_motifs = np.cumsum(catalogue.motif_weights)
 
     def _draw_tastes(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        # Dirichlet rows through gammas, whose sum could vanish only at absurd concentrations.
+        # Dirichlet rows.
         concentration = self.config.taste_concentration * self.catalogue.category_mass
         draws = rng.standard_gamma(concentration, (count, len(concentration)))
         return draws / draws.sum(axis=1, keepdims=True)

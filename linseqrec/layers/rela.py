@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
-from linseqrec.ops.convolution import short_convolution
+from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.rotary import rotary
 
@@ -130,35 +130,3 @@ class RELA(nnx.Module):
 
     def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
         return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
-
-
-class ShortConvolution(nnx.Module):
-    """The local branch: SiLU of a causal depthwise convolution with bias.
-
-    Attributes:
-      weight: float32 [W, D]; the last row multiplies the current event.
-      bias: float32 [D].
-    """
-
-    def __init__(self, width: int, kernel: int, *, rngs: nnx.Rngs):
-        # PyTorch's default for a depthwise convolution, U(±1/√kernel): the released model's.
-        bound = kernel**-0.5
-        draw = nnx.initializers.uniform(2 * bound)
-        self.weight = nnx.Param(draw(rngs.params(), (kernel, width), jnp.float32) - bound)
-        self.bias = nnx.Param(draw(rngs.params(), (width,), jnp.float32) - bound)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        state: Float[Array, "B W-1 D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
-        """Convolves each segment on its own; returns the outputs and the last W − 1 inputs."""
-        mixed, state = short_convolution(
-            x,
-            self.weight[...].astype(x.dtype),
-            self.bias[...].astype(x.dtype),
-            segment_ids=segment_ids,
-            state=state,
-        )
-        return jax.nn.silu(mixed), state

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from linseqrec.ops.chunks import from_chunks, runs_to_chunks, to_chunks
 from linseqrec.ops.segments import segment_runs
 
 Implementation = Literal["recurrent", "chunked", "associative", "full"]
@@ -238,31 +239,14 @@ def _full(x: _Features, state: LinearAttentionState) -> tuple[_Fraction, LinearA
 # of that run only, and only the keys of the chunk's edge run go into the state that leaves it.
 
 
-def _to_chunks(x: Array, chunk_size: int, mode: str = "constant") -> Float[Array, "N B C ..."]:
-    batch, time = x.shape[:2]
-    count = max(1, -(-time // chunk_size))
-    size = -(-time // count)
-    x = jnp.pad(x, ((0, 0), (0, count * size - time), *((0, 0),) * (x.ndim - 2)), mode=mode)
-    return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
-
-
 def _split(x: _Features, chunk_size: int) -> _Features:
-    return _heads_first(jax.tree.map(lambda a: _to_chunks(a, chunk_size), x))
-
-
-def _split_runs(runs: Int[Array, "B T"], chunk_size: int) -> Int[Array, "N B C"]:
-    # The slots that fill up the last chunk go on with the row's last run, their features are zero.
-    return _to_chunks(runs, chunk_size, "edge")
+    return _heads_first(jax.tree.map(lambda a: to_chunks(a, chunk_size), x))
 
 
 def _join(fraction: _Fraction, time: int) -> _Fraction:
     """[N, B, H, C, ...] to [B, T, H, ...]."""
-
-    def join(x: Array) -> Array:
-        x = jnp.moveaxis(x, (1, 0, 3, 2), (0, 1, 2, 3))
-        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
-
-    return join(fraction[0]), join(fraction[1])
+    numerator, denominator = (from_chunks(jnp.swapaxes(x, 2, 3), time) for x in fraction)
+    return numerator, denominator
 
 
 def _within(x: _Features, runs: Int[Array, "... C"] | None, causal: bool) -> _Fraction:
@@ -330,7 +314,7 @@ def _chunked(
 
     first, chunk_runs = None, None
     if runs is not None:
-        first, chunk_runs = jnp.ones_like(runs[:, 0]), _split_runs(runs, chunk_size)
+        first, chunk_runs = jnp.ones_like(runs[:, 0]), runs_to_chunks(runs, chunk_size)
     (state, _), fraction = jax.lax.scan(
         jax.checkpoint(step, prevent_cse=False),
         (state, first),
@@ -347,7 +331,7 @@ def _full_in_segments(
     The states carried forwards and backwards hold the first and the last of these, so that neither
     time nor memory depends on the number of segments.
     """
-    chunks = _split(x, chunk_size), _split_runs(runs, chunk_size)
+    chunks = _split(x, chunk_size), runs_to_chunks(runs, chunk_size)
 
     def forwards(carry: _Carry, chunk: tuple[_Features, Array]) -> tuple[_Carry, _Carry]:
         return _advance(carry, chunk), carry
@@ -374,7 +358,7 @@ def _associative(
 ) -> tuple[_Fraction, LinearAttentionState]:
     if runs is None:
         runs = jnp.ones_like(x.query[:, :, 0, 0], dtype=jnp.int32)
-    chunks, chunk_runs = _split(x, chunk_size), _split_runs(runs, chunk_size)
+    chunks, chunk_runs = _split(x, chunk_size), runs_to_chunks(runs, chunk_size)
     last = chunk_runs[:, :, -1]
     # The initial state stands before the chunks' own, as one more chunk of the first run.
     states, ends = jax.tree.map(

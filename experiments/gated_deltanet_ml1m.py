@@ -1,0 +1,26 @@
+"""Gated DeltaNet on MovieLens-1M, ids only, leave-one-out.
+
+Run it by:
+
+    python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
+    python -m launch.train --config=experiments/gated_deltanet_ml1m.py \
+        --workdir=runs/gated_deltanet_ml1m
+"""
+
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.data.source import DataConfig
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.training.optimizer import OptimizerConfig
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        name="Gated DeltaNet",
+        model=GatedDeltaNetConfig(),
+        data=DataConfig(folder="data/ml-1m", batch_size=16),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, schedule="cosine", final_fraction=0.05, warmup_steps=300
+        ),
+        training=TrainingConfig(num_epochs=30, evaluate_every=2),
+        evaluation=EvaluationConfig(filter_seen=("none", "all")),
+    )

@@ -1,0 +1,123 @@
+"""The mixer of Gated DeltaNet (arXiv 2412.06464)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from linseqrec.layers.dense import dense, rms_norm
+from linseqrec.layers.short_convolution import ShortConvolution
+from linseqrec.ops.gated_delta_rule import gated_delta_rule
+
+# Decays are drawn so that a head's memory halves after some 1 to 700 events: e^-(rate step), with
+# rates uniform in the first interval and steps log-uniform in the second. Customary since Mamba-2.
+_RATES = (1.0, 16.0)
+_STEPS = (1e-3, 1e-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GatedDeltaState:
+    """What the mixer carries from one call to the next.
+
+    Attributes:
+      memory: [B, H, K, V], float32.
+      convolution: The last `kernel - 1` inputs of the short convolution, [B, W - 1, H (2 K + V)].
+    """
+
+    memory: Float[Array, "B H K V"]
+    convolution: Float[Array, "B W-1 E"]
+
+
+class GatedDeltaMixer(nnx.Module):
+    """Mixes a history's events through a gated delta memory.
+
+        q, k, v = SiLU(conv(W_qkv x));  q = q / |q| / √K;  k = k / |k|            per head
+        α = exp(-e^a softplus(W_α x + b));  β = σ(W_β x)
+        o = gated_delta_rule(q, k, v, log α, β)
+        y = W_o (RMSNorm(o) ⊙ SiLU(W_g x))
+
+    Source: arXiv 2412.06464; initial values of a and b as in its released code.
+    `negative_eigenvalues` doubles β, so that a write can turn over what its key recalls
+    (arXiv 2411.12537).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int,
+        value_width: int,
+        kernel: int = 4,
+        negative_eigenvalues: bool = False,
+        chunk_size: int = 64,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args: `key_width` and `value_width` are a head's; `kernel` the convolution's taps."""
+        self.heads, self.key_width, self.value_width = heads, key_width, value_width
+        self.beta_scale = 2.0 if negative_eigenvalues else 1.0
+        self.chunk_size = chunk_size
+        make = lambda outputs: dense(width, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
+        mixed = heads * (2 * key_width + value_width)
+        self.query_key_value = make(mixed)
+        self.convolution = ShortConvolution(mixed, kernel, bias=False, rngs=rngs)
+        self.decay_gate, self.write_gate = make(heads), make(heads)
+        self.output_gate = make(heads * value_width)
+        draw = lambda low, high: jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high)  # noqa: E731
+        self.log_rate = nnx.Param(jnp.log(draw(*_RATES)))
+        step = jnp.exp(draw(*np.log(_STEPS)))
+        self.step_bias = nnx.Param(jnp.log(jnp.expm1(step)))  # softplus of it is the step
+        self.norm = rms_norm(value_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.output = dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        state: GatedDeltaState | None = None,
+    ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
+        """Mixes a row's events over time.
+
+        Args:
+          x: Normalised inputs.
+          segment_ids: One id from 1 per history; 0 is padding.
+          state: The past of each row's first segment; None is no past.
+
+        Returns:
+          The mixed values, and the state after each row's last segment.
+        """
+        mixed, convolution = self.convolution(
+            self.query_key_value(x), segment_ids, None if state is None else state.convolution
+        )
+        keys = self.heads * self.key_width
+        query, key, value = (
+            part.reshape(*x.shape[:2], self.heads, -1)
+            for part in jnp.split(mixed, [keys, 2 * keys], axis=-1)
+        )
+        steps = jax.nn.softplus(self.decay_gate(x).astype(jnp.float32) + self.step_bias[...])
+        beta = jax.nn.sigmoid(self.write_gate(x).astype(jnp.float32))
+        output, memory = gated_delta_rule(
+            unit(query) * self.key_width**-0.5,
+            unit(key),
+            value,
+            -jnp.exp(self.log_rate[...]) * steps,
+            self.beta_scale * beta,
+            segment_ids=segment_ids,
+            initial_state=None if state is None else state.memory,
+            chunk_size=self.chunk_size,
+        )
+        gate = jax.nn.silu(self.output_gate(x))
+        output = self.norm(output).reshape(gate.shape) * gate
+        return self.output(output), GatedDeltaState(memory, convolution)
+
+
+def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
+    """Scales vectors to length 1 (those much shorter than 1e-3 towards 0), in x's dtype."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)

@@ -1,0 +1,520 @@
+"""The gated delta rule: a memory that forgets, corrects what it writes, and is read.
+
+Axes: B batch, T time, H heads, K key width, V value width, C chunk, N chunks.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from linseqrec.ops.chunks import fill_chunks, from_chunks, runs_to_chunks, to_chunks
+from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.triangular import inverse_unit_lower
+
+Implementation = Literal["recurrent", "chunked", "associative"]
+
+# A log-decay that forgets everything in any float dtype, and is finite: masks multiply it by 0.
+_FORGET = -1e3
+
+
+class _Inputs(NamedTuple):
+    """What goes in, [B, T, H, ...]; or a chunk with heads before time, [..., B, H, C, ...]."""
+
+    query: Array
+    key: Array
+    value: Array
+    log_decay: Array
+    beta: Array
+
+
+def gated_delta_rule(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    log_decay: Float[Array, "B T H"],
+    beta: Float[Array, "B T H"],
+    *,
+    segment_ids: Int[Array, "B T"] | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    implementation: Implementation | None = None,
+    chunk_size: int = 64,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """Runs a matrix-valued memory S over each history, one per row and head.
+
+        S   <- exp(g_t) S                    forget
+        u_t  = beta_t (v_t - Sᵀ k_t)         compare with what the key already recalls
+        S   <- S + k_t u_tᵀ                  write the difference
+        o_t  = Sᵀ q_t                        read, after the write
+
+    Source: Gated DeltaNet (arXiv 2412.06464), with the decay before the correction as in its
+    equations. No hidden scaling or normalisation: the caller normalises k (and q).
+
+    Float32 inputs are multiplied in full float32 on every backend. With bfloat16 inputs the large
+    products take bfloat16 operands and sum in float32, while decays, the triangular inverse and the
+    state between chunks stay float32.
+
+    Args:
+      q: [B, T, H, K], any float dtype.
+      k: [B, T, H, K]; |k| <= 1 keeps the memory bounded.
+      v: [B, T, H, V].
+      log_decay: [B, T, H], g <= 0; -inf forgets everything.
+      beta: [B, T, H], in [0, 2].
+      segment_ids: [B, T], 0 = padding; a new positive id starts from a zero state. None: a row is
+        one segment without padding.
+      initial_state: [B, H, K, V], the state before the row's first segment. None: zeros.
+      implementation: None picks "recurrent" for T = 1 and "chunked" beyond. "recurrent" is the
+        definition, a step at a time; "chunked" takes a chunk at a time in dense products and scans
+        over chunks; "associative" takes all chunks at once and combines their transitions
+        S -> A S + B in logarithmic depth.
+      chunk_size: The most slots in a chunk; a row is cut into equal ones.
+
+    Returns:
+      output: [B, T, H, V] in v's dtype; exactly 0 at padding, whatever stands there.
+      final_state: [B, H, K, V] after the row's last segment, float32 (float64 for float64 inputs);
+        a row without events returns its initial state.
+
+    Raises:
+      ValueError: shapes that do not match, or an unknown implementation.
+    """
+    x, runs = _prepare(q, k, v, log_decay, beta, segment_ids)
+    state = _initial_state(x, initial_state)
+    if implementation is None:
+        implementation = "recurrent" if q.shape[1] == 1 else "chunked"
+    _check_chunk_size(chunk_size)
+    if implementation == "recurrent":
+        output, state = _recurrent(x, runs, state)
+    elif implementation == "chunked":
+        output, state = _in_chunks(x, runs, state, chunk_size)
+    elif implementation == "associative":
+        output, state = _associative(x, runs, state, chunk_size)
+    else:
+        raise ValueError(
+            f"implementation {implementation!r}: choose None, 'recurrent', 'chunked' or "
+            "'associative'"
+        )
+    return output.astype(v.dtype), state
+
+
+def sequence_parallel_gated_delta_rule(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    log_decay: Float[Array, "B T H"],
+    beta: Float[Array, "B T H"],
+    *,
+    axis_name: str,
+    segment_ids: Int[Array, "B T"] | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    chunk_size: int = 64,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """`gated_delta_rule` of rows whose time is split over devices; to be called in `jax.shard_map`.
+
+    Each device works on its T slots at once ("associative"). What it sends is one transition
+    [B, H, K, K + V], from all of which it composes the state before its first slot, and its
+    segment ids.
+
+    Args:
+      q: [B, T, H, K], this device's part of the time axis; likewise k, v, log_decay and beta.
+      k: See q.
+      v: See q.
+      log_decay: See q.
+      beta: See q.
+      axis_name: The mesh axis along which time is split, in order.
+      segment_ids: [B, T], this device's part; segments go on across devices.
+      initial_state: [B, H, K, V], before the whole row's first segment; the same on all devices.
+      chunk_size: See `gated_delta_rule`.
+
+    Returns:
+      output: [B, T, H, V], this device's part.
+      final_state: [B, H, K, V], the whole row's, the same on all devices.
+
+    Raises:
+      ValueError: shapes that do not match.
+    """
+    x, runs = _prepare(q, k, v, log_decay, beta, segment_ids)
+    _check_chunk_size(chunk_size)
+    carried = None
+    if segment_ids is not None:
+        # Integers, 1 / (H K) of the inputs: gathered, they say all about segments across devices.
+        everyone = jax.lax.all_gather(segment_ids, axis_name, axis=1, tiled=True)
+        runs, start = segment_runs(everyone), jax.lax.axis_index(axis_name) * q.shape[1]
+        before = jax.lax.dynamic_index_in_dim(runs, jnp.maximum(start - 1, 0), 1, keepdims=False)
+        carried = jnp.where(start == 0, 1, before)
+        runs = jax.lax.dynamic_slice_in_dim(runs, start, q.shape[1], axis=1)
+    output, state = _associative(
+        x, runs, _initial_state(x, initial_state), chunk_size, carried=carried, axis_name=axis_name
+    )
+    return output.astype(v.dtype), state
+
+
+def _check_chunk_size(chunk_size: int) -> None:
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+
+
+def _prepare(
+    q: Array, k: Array, v: Array, log_decay: Array, beta: Array, segment_ids: Array | None
+) -> tuple[_Inputs, Int[Array, "B T"]]:
+    """The inputs checked and 0 at padding, which then changes nothing; the runs (see segments)."""
+    slots = q.shape[:3]
+    if q.ndim != 4 or k.shape != q.shape or v.ndim != 4 or v.shape[:3] != slots:
+        raise ValueError(
+            "q and k must be [B, T, H, K] and v [B, T, H, V], got "
+            f"{q.shape}, {k.shape}, {v.shape}"
+        )
+    for name, array in {"log_decay": log_decay, "beta": beta}.items():
+        if array.shape != slots:
+            raise ValueError(f"{name} must be [B, T, H] = {slots}, got {array.shape}")
+    if segment_ids is not None and segment_ids.shape != slots[:2]:
+        raise ValueError(f"segment_ids must be [B, T] = {slots[:2]}, got {segment_ids.shape}")
+    dtype = jnp.result_type(q, k, v)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    x = _Inputs(
+        *(a.astype(dtype) for a in (q, k, v)),
+        jnp.maximum(log_decay.astype(wide), _FORGET),
+        beta.astype(wide),
+    )
+    if segment_ids is None:
+        return x, jnp.ones_like(q, shape=slots[:2], dtype=jnp.int32)
+    real = segment_ids > 0
+    return jax.tree.map(lambda a: _keep(real, a), x), segment_runs(segment_ids)
+
+
+def _initial_state(x: _Inputs, given: Array | None) -> Float[Array, "B H K V"]:
+    # Zeros derived from every input, not bare ones: inside shard_map, a scan's carry has to vary
+    # over the mesh axes that what is added to it varies over.
+    first = jax.tree.map(lambda a: a[:, 0], x)
+    reads = (first.query + first.key) * (first.log_decay + first.beta)[..., None]
+    zeros = jnp.zeros_like(reads[..., None] * first.value[..., None, :], dtype=x.beta.dtype)
+    if given is None:
+        return zeros
+    if given.shape != zeros.shape:
+        raise ValueError(f"initial_state must be [B, H, K, V] = {zeros.shape}, got {given.shape}")
+    return zeros + given.astype(zeros.dtype)
+
+
+# ------------------------------------------------------------------------------- building blocks
+
+
+def _keep(where: Bool[Array, "..."], x: Array) -> Array:
+    """The array where its leading axes say so, else 0."""
+    return jnp.where(where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), x, 0)
+
+
+def _dot(equation: str, a: Array, b: Array, operand: jnp.dtype | None = None) -> Array:
+    """An einsum of operands rounded to a dtype (None: theirs), summed in at least float32."""
+    operand = jnp.result_type(a, b) if operand is None else operand
+    return jnp.einsum(
+        equation,
+        a.astype(operand),
+        b.astype(operand),
+        preferred_element_type=jnp.promote_types(operand, jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def _recurrent(
+    x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"]
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
+
+    def step(state: Array, now: tuple[_Inputs, Bool[Array, "B"]]) -> tuple[Array, Array]:
+        x, start = now
+        state = _keep(~start, state) * jnp.exp(x.log_decay)[..., None, None]
+        recalled = _dot("bhkv,bhk->bhv", state, x.key)
+        update = x.beta[..., None] * (x.value - recalled)
+        state = state + x.key[..., None] * update[..., None, :]
+        return state, _dot("bhkv,bhk->bhv", state, x.query)
+
+    over_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, starts))
+    state, output = jax.lax.scan(step, state, over_time)
+    return jnp.moveaxis(output, 0, 1), state
+
+
+# ------------------------------------------------------------------------------------- in chunks
+#
+# With G_r the sum of the log-decays up to slot r of a chunk, D_ri = exp(G_r - G_i) for i <= r and
+# S the state before the chunk:
+#
+#     L = StrictLower(diag(beta) D * K Kᵀ)
+#     U = (I + L)^-1 diag(beta) (V - diag(e^G) K S)
+#     O = diag(e^G) Q S + (D * Q Kᵀ) U
+#     S' = e^G_C S + (diag(e^(G_C - G)) K)ᵀ U
+#
+# G_r - G_i is the sum over the slots between, never a difference of two sums, which loses decays of
+# days of absence. A segment's boundary is a mask: D_ri is 0 where r and i are of different runs, and
+# e^G is 0 where the slot is not of the run that the carried state belongs to.
+
+
+class _Chunk(NamedTuple):
+    """What the slots [..., B, H, C] of a chunk are to each other and to the chunk's edges.
+
+    Attributes:
+      decay: D, how much of what slot i wrote is left at slot r, [..., C, C].
+      scores: D * Q Kᵀ.
+      gram: D * K Kᵀ, strictly lower.
+      reads: e^G, how much of the carried state is left at each slot, [..., C].
+      writes: e^(G_C - G), how much of each slot's update is left at the last, [..., C].
+    """
+
+    decay: Array
+    scores: Array
+    gram: Array
+    reads: Array
+    writes: Array
+
+
+def _chunk(x: _Inputs, runs: Int[Array, "... B C"], carried: Int[Array, "... B"]) -> _Chunk:
+    up_to = jnp.tril(jnp.ones((runs.shape[-1],) * 2, bool))
+    earlier = jnp.tril(up_to, -1)
+    steps = jnp.where(earlier, x.log_decay[..., :, None], 0)
+    between = _dot("rj,...ji->...ri", up_to.astype(steps.dtype), steps)
+    same = (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
+    decay = jnp.where(up_to & same, jnp.exp(between), 0)
+    since_start = jnp.exp(between[..., 0] + x.log_decay[..., :1])
+    return _Chunk(
+        decay=decay,
+        scores=decay * _dot("...rk,...ik->...ri", x.query, x.key),
+        gram=jnp.where(earlier, decay * _dot("...rk,...ik->...ri", x.key, x.key), 0),
+        reads=jnp.where((runs == carried[..., None])[..., None, :], since_start, 0),
+        writes=decay[..., -1, :],
+    )
+
+
+def _slots(x: Array, chunk: Array, size: int) -> Float[Array, "B H C ..."]:
+    """One chunk of [B, T, H, ...]."""
+    return jnp.swapaxes(jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1), 1, 2)
+
+
+def _put(x: Float[Array, "B T H ..."], slots: Array, chunk: Array) -> Array:
+    """Writes one chunk [B, H, C, ...] into [B, T, H, ...]."""
+    slots = jnp.swapaxes(slots, 1, 2).astype(x.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(x, slots, chunk * slots.shape[1], axis=1)
+
+
+def _in_chunks(
+    x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], chunk_size: int
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    time = runs.shape[1]
+    filled = jax.tree.map(lambda a: fill_chunks(a, chunk_size)[0], x)
+    runs, count = fill_chunks(runs, chunk_size, "edge")
+    output, state = _chunked(filled, runs, state, count)
+    return output[:, :time], state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _chunked(
+    x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], count: int
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    return _chunked_forward(x, runs, state, count, keep=False)[0]
+
+
+class _Kept(NamedTuple):
+    """What the gradient reads again, a chunk a row: [N, B, H, ...]."""
+
+    state: Array
+    inverse: Array
+    update: Array
+
+
+def _carried(runs: Int[Array, "B T"], chunk: Array, size: int) -> Int[Array, "B"]:
+    """The run that the state before a chunk belongs to."""
+    before = jax.lax.dynamic_index_in_dim(runs, jnp.maximum(chunk * size - 1, 0), 1, False)
+    return jnp.where(chunk == 0, 1, before)
+
+
+def _chunked_forward(
+    x: _Inputs,
+    runs: Int[Array, "B T"],
+    state: Float[Array, "B H K V"],
+    count: int,
+    *,
+    keep: bool = True,
+) -> tuple[tuple[Array, Array], tuple]:
+    size, operand = runs.shape[1] // count, x.query.dtype
+    # Chunks are cut out of the rows and written back within the loop, while they are in cache:
+    # transposing whole rows to [N, B, H, C, ...] beforehand took a quarter of the time on a CPU.
+
+    def step(carry: tuple[Array, Array], chunk: Array) -> tuple[tuple[Array, Array], _Kept | None]:
+        state, output = carry
+        now = jax.tree.map(lambda a: _slots(a, chunk, size), x)
+        now_runs = jax.lax.dynamic_slice_in_dim(runs, chunk * size, size, axis=1)
+        this = _chunk(now, now_runs, _carried(runs, chunk, size))
+        reads = this.reads[..., None]
+        missing = now.value - reads * _dot("bhck,bhkv->bhcv", now.key, state, operand)
+        inverse = inverse_unit_lower(now.beta[..., None] * this.gram)
+        update = _dot("bhrc,bhcv->bhrv", inverse, now.beta[..., None] * missing)
+        read = reads * _dot("bhck,bhkv->bhcv", now.query, state, operand)
+        read = read + _dot("bhrc,bhcv->bhrv", this.scores, update, operand)
+        written = _dot("bhck,bhcv->bhkv", now.key, this.writes[..., None] * update, operand)
+        after = this.reads[..., -1, None, None] * state + written
+        kept = _Kept(state, inverse, update) if keep else None
+        return (after, _put(output, read, chunk)), kept
+
+    (final, output), kept = jax.lax.scan(
+        step, (state, jnp.zeros_like(x.value)), jnp.arange(count)
+    )
+    return (output, final), (x, runs, kept)
+
+
+def _chunked_backward(
+    count: int, residuals: tuple[_Inputs, Array, _Kept], cotangents: tuple[Array, Array]
+) -> tuple[_Inputs, None, Float[Array, "B H K V"]]:
+    x, runs, kept = residuals
+    d_output, d_final = cotangents
+    size, operand = runs.shape[1] // count, x.query.dtype
+    up_to = jnp.tril(jnp.ones((size, size), x.beta.dtype))
+    earlier = jnp.tril(up_to, -1)
+
+    def step(carry: tuple[Array, _Inputs], now: tuple[Array, _Kept]) -> tuple[tuple, None]:
+        (d_state, d_x), (chunk, (state, inverse, update)) = carry, now
+        slots = jax.tree.map(lambda a: _slots(a, chunk, size), x)
+        slot_runs = jax.lax.dynamic_slice_in_dim(runs, chunk * size, size, axis=1)
+        q, k, v, _, beta = slots
+        decay, scores, gram, reads, writes = _chunk(slots, slot_runs, _carried(runs, chunk, size))
+        d_read = _slots(d_output, chunk, size)
+
+        # S' = reads_C S + Kᵀ diag(writes) U and O = diag(reads) Q S + scores U
+        from_key = _dot("bhck,bhkv->bhcv", k, d_state, operand)
+        d_update = _dot("bhrc,bhrv->bhcv", scores, d_read, operand) + writes[..., None] * from_key
+        d_writes = jnp.sum(update * from_key, axis=-1)
+        d_scores = _dot("bhrv,bhcv->bhrc", d_read, update, operand)
+        # (I + diag(beta) gram) U = diag(beta) (V - diag(reads) K S)
+        d_right = _dot("bhrc,bhrv->bhcv", inverse, d_update)
+        d_missing = beta[..., None] * d_right
+        d_lower = -earlier * _dot("bhrv,bhcv->bhrc", d_right, update, operand)
+        d_gram = beta[..., None] * d_lower
+        # <dO, Q S> and <dR, K S>, a slot
+        to_query = _dot("bhcv,bhkv->bhck", d_read, state, operand)
+        to_key = _dot("bhcv,bhkv->bhck", d_right, state, operand)
+        recalled = jnp.sum(k * to_key, axis=-1)
+        d_beta = jnp.sum(gram * d_lower, axis=-1) + jnp.sum(v * d_right, axis=-1) - reads * recalled
+        d_reads = jnp.sum(q * to_query, axis=-1) - beta * recalled
+        d_reads = d_reads.at[..., -1].add(jnp.sum(state * d_state, axis=(-2, -1)))
+
+        # Of exp(between): whatever it multiplies, its own product with that is in hand.
+        d_between = d_scores * scores + d_gram * gram
+        d_between = d_between.at[..., -1, :].add(d_writes * writes)
+        d_start = d_reads * reads
+        d_between = d_between.at[..., 0].add(d_start)
+        d_steps = _dot("rj,...ri->...ji", up_to, d_between)
+        d_log_decay = jnp.sum(earlier * d_steps, axis=-1)
+        d_log_decay = d_log_decay.at[..., 0].add(jnp.sum(d_start, axis=-1))
+
+        d_scores, d_gram = decay * d_scores, decay * d_gram
+        d_query = _dot("bhrc,bhck->bhrk", d_scores, k, operand) + reads[..., None] * to_query
+        d_key = (
+            _dot("bhrc,bhrk->bhck", d_scores, q, operand)
+            + _dot("bhrc,bhck->bhrk", d_gram + jnp.swapaxes(d_gram, -1, -2), k, operand)
+            + _dot("bhcv,bhkv->bhck", writes[..., None] * update, d_state, operand)
+            - (beta * reads)[..., None] * to_key
+        )
+        d_state = (
+            reads[..., -1, None, None] * d_state
+            + _dot("bhck,bhcv->bhkv", q, reads[..., None] * d_read, operand)
+            - _dot("bhck,bhcv->bhkv", k, reads[..., None] * d_missing, operand)
+        )
+        d_slots = _Inputs(d_query, d_key, d_missing, d_log_decay, d_beta)
+        return (d_state, jax.tree.map(lambda a, d: _put(a, d, chunk), d_x, d_slots)), None
+
+    (d_state, d_x), _ = jax.lax.scan(
+        step,
+        (d_final, jax.tree.map(jnp.zeros_like, x)),
+        (jnp.arange(count), kept),
+        reverse=True,
+    )
+    return d_x, None, d_state
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+# ---------------------------------------------------------------------------- all chunks at once
+#
+# A chunk maps the state before it to the state behind it: S' = A S + B. With U = U_0 - W S,
+# U_0 = (I + L)^-1 diag(beta) V and W = (I + L)^-1 diag(beta e^G) K:
+#
+#     A = e^G_C I - Kᵀ diag(e^(G_C - G)) W,        B = Kᵀ diag(e^(G_C - G)) U_0
+#
+# and A is 0 where a new segment starts in the chunk. Transitions compose, across devices as well.
+
+
+class _Transition(NamedTuple):
+    """S' = A S + B: A [..., K, K], B [..., K, V]."""
+
+    factor: Array
+    offset: Array
+
+
+def _then(earlier: _Transition, later: _Transition) -> _Transition:
+    return _Transition(
+        _dot("...kj,...ji->...ki", later.factor, earlier.factor),
+        _dot("...kj,...jv->...kv", later.factor, earlier.offset) + later.offset,
+    )
+
+
+def _apply(transition: _Transition, state: Float[Array, "B H K V"]) -> Array:
+    return _dot("...kj,...jv->...kv", transition.factor, state) + transition.offset
+
+
+def _associative(
+    x: _Inputs,
+    runs: Int[Array, "B T"],
+    state: Float[Array, "B H K V"],
+    chunk_size: int,
+    *,
+    carried: Int[Array, "B"] | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """All chunks at once; with an axis name, those of the devices along it, too.
+
+    `carried` is the run that the state before these slots belongs to; None: the row's first.
+    """
+    operand = x.query.dtype
+    chunks = jax.tree.map(lambda a: jnp.swapaxes(to_chunks(a, chunk_size), 2, 3), x)
+    chunk_runs = runs_to_chunks(runs, chunk_size)
+    carried = jnp.ones_like(runs[:, 0]) if carried is None else carried
+    before_runs = jnp.concatenate([carried[None], chunk_runs[:-1, :, -1]])
+
+    @jax.checkpoint
+    def solve(x: _Inputs) -> tuple[Array, Array, Array, Array, _Transition]:
+        this = _chunk(x, chunk_runs, before_runs)
+        inverse = inverse_unit_lower(x.beta[..., None] * this.gram)
+        update = _dot("...rc,...cv->...rv", inverse, x.beta[..., None] * x.value)
+        recall = _dot("...rc,...ck->...rk", inverse, (x.beta * this.reads)[..., None] * x.key)
+        writes = this.writes[..., None]
+        identity = jnp.eye(x.key.shape[-1], dtype=x.beta.dtype)
+        transition = _Transition(
+            this.reads[..., -1, None, None] * identity
+            - _dot("...ck,...ci->...ki", x.key, writes * recall, operand),
+            _dot("...ck,...cv->...kv", x.key, writes * update, operand),
+        )
+        return this.scores, this.reads, update, recall, transition
+
+    scores, reads, update, recall, transition = solve(chunks)
+    up_to = jax.lax.associative_scan(_then, transition)
+    if axis_name is None:
+        start, final = state, _apply(jax.tree.map(lambda a: a[-1], up_to), state)
+    else:
+        start, final = _across_devices(jax.tree.map(lambda a: a[-1], up_to), state, axis_name)
+    before = _apply(jax.tree.map(lambda a: a[:-1], up_to), start)
+    before = jnp.concatenate([start[None], before])
+    update = update - _dot("...ck,...kv->...cv", recall, before, operand)
+    output = reads[..., None] * _dot("...ck,...kv->...cv", chunks.query, before, operand)
+    output = output + _dot("...rc,...cv->...rv", scores, update, operand)
+    return from_chunks(jnp.swapaxes(output, 2, 3), runs.shape[1]), final
+
+
+def _across_devices(
+    transition: _Transition, state: Float[Array, "B H K V"], axis_name: str
+) -> tuple[Float[Array, "B H K V"], Float[Array, "B H K V"]]:
+    """The state before this device's slots, and the one after the last device's, on all of them."""
+    everyone = jax.lax.all_gather(transition, axis_name)
+    final, starts = jax.lax.scan(lambda s, t: (_apply(t, s), s), state, everyone)
+    index = jax.lax.axis_index(axis_name)
+    start = jax.lax.dynamic_index_in_dim(starts, index, keepdims=False)
+    # Equal on every device already; the sum tells JAX so.
+    return start, jax.lax.psum(jnp.where(index == 0, final, 0), axis_name)

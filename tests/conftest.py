@@ -20,3 +20,6 @@ from absl import flags  # noqa: E402
 
 # Grain reads absl's flags.
 flags.FLAGS.mark_as_parsed()
+
+# Simulated devices want a process of their own (`tests/test_multidevice.py` starts it).
+collect_ignore = [] if os.environ.get("LINSEQREC_MULTIDEVICE") else ["multidevice"]

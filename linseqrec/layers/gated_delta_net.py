@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -68,9 +67,9 @@ class GatedDeltaMixer(nnx.Module):
         self.convolution = ShortConvolution(mixed, kernel, bias=False, rngs=rngs)
         self.decay_gate, self.write_gate = make(heads), make(heads)
         self.output_gate = make(heads * value_width)
-        draw = lambda low, high: jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high)  # noqa: E731
-        self.log_rate = nnx.Param(jnp.log(draw(*_RATES)))
-        step = jnp.exp(draw(*np.log(_STEPS)))
+        rate, step = jax.random.uniform(rngs.params(), (2, heads))
+        self.log_rate = nnx.Param(jnp.log(_RATES[0] + rate * (_RATES[1] - _RATES[0])))
+        step = _STEPS[0] * (_STEPS[1] / _STEPS[0]) ** step
         self.step_bias = nnx.Param(jnp.log(jnp.expm1(step)))  # softplus of it is the step
         self.norm = rms_norm(value_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.output = dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)

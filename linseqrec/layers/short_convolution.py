@@ -21,9 +21,7 @@ class ShortConvolution(nnx.Module):
         bound = kernel**-0.5
         draw = nnx.initializers.uniform(2 * bound)
         self.weight = nnx.Param(draw(rngs.params(), (kernel, width), jnp.float32) - bound)
-        self.bias = (
-            nnx.Param(draw(rngs.params(), (width,), jnp.float32) - bound) if bias else None
-        )
+        self.bias = nnx.Param(draw(rngs.params(), (width,), jnp.float32) - bound) if bias else None
 
     def __call__(
         self,

@@ -4,6 +4,7 @@ Axes: B batch, T time, H heads, K key width, V value width, C chunk, N chunks.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -52,9 +53,9 @@ def gated_delta_rule(
     Source: Gated DeltaNet (arXiv 2412.06464), with the decay before the correction as in its
     equations. No hidden scaling or normalisation: the caller normalises k (and q).
 
-    Float32 inputs are multiplied in full float32 on every backend. With bfloat16 inputs the large
-    products take bfloat16 operands and sum in float32, while decays, the triangular inverse and the
-    state between chunks stay float32.
+    All arithmetic is float32 (float64 for float64 inputs), and bfloat16 inputs are widened a chunk
+    at a time. Matrix products of float32 inputs are exact to float32 on every backend; those of
+    bfloat16 inputs may round operands to TF32 on a GPU, or take three bfloat16 passes on a TPU.
 
     Args:
       q: [B, T, H, K], any float dtype.
@@ -162,8 +163,7 @@ def _prepare(
     slots = q.shape[:3]
     if q.ndim != 4 or k.shape != q.shape or v.ndim != 4 or v.shape[:3] != slots:
         raise ValueError(
-            "q and k must be [B, T, H, K] and v [B, T, H, V], got "
-            f"{q.shape}, {k.shape}, {v.shape}"
+            f"q and k must be [B, T, H, K] and v [B, T, H, V], got {q.shape}, {k.shape}, {v.shape}"
         )
     for name, array in {"log_decay": log_decay, "beta": beta}.items():
         if array.shape != slots:
@@ -173,9 +173,11 @@ def _prepare(
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
     x = _Inputs(
-        *(a.astype(dtype) for a in (q, k, v)),
-        jnp.maximum(log_decay.astype(wide), _FORGET),
-        beta.astype(wide),
+        query=q.astype(dtype),
+        key=k.astype(dtype),
+        value=v.astype(dtype),
+        log_decay=jnp.maximum(log_decay.astype(wide), _FORGET),
+        beta=beta.astype(wide),
     )
     if segment_ids is None:
         return x, jnp.ones_like(q, shape=slots[:2], dtype=jnp.int32)
@@ -204,16 +206,20 @@ def _keep(where: Bool[Array, "..."], x: Array) -> Array:
     return jnp.where(where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), x, 0)
 
 
-def _dot(equation: str, a: Array, b: Array, operand: jnp.dtype | None = None) -> Array:
-    """An einsum of operands rounded to a dtype (None: theirs), summed in at least float32."""
-    operand = jnp.result_type(a, b) if operand is None else operand
-    return jnp.einsum(
-        equation,
-        a.astype(operand),
-        b.astype(operand),
-        preferred_element_type=jnp.promote_types(operand, jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def _einsum_for(dtype: jnp.dtype) -> Callable[..., Array]:
+    """The einsum for what comes from inputs of a dtype."""
+    # Operands of 11 bits keep all that bfloat16 inputs have, and hold the errors of what is
+    # computed from them to a tenth of their own; bfloat16 operands would double those.
+    if jnp.finfo(dtype).bits < 32:
+        return functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGH)
+    return _einsum
+
+
+def _widen(x: _Inputs) -> _Inputs:
+    return jax.tree.map(lambda a: a.astype(x.beta.dtype), x)
 
 
 def _recurrent(
@@ -222,12 +228,12 @@ def _recurrent(
     starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
 
     def step(state: Array, now: tuple[_Inputs, Bool[Array, "B"]]) -> tuple[Array, Array]:
-        x, start = now
+        x, start = _widen(now[0]), now[1]
         state = _keep(~start, state) * jnp.exp(x.log_decay)[..., None, None]
-        recalled = _dot("bhkv,bhk->bhv", state, x.key)
+        recalled = _einsum("bhkv,bhk->bhv", state, x.key)
         update = x.beta[..., None] * (x.value - recalled)
         state = state + x.key[..., None] * update[..., None, :]
-        return state, _dot("bhkv,bhk->bhv", state, x.query)
+        return state, _einsum("bhkv,bhk->bhv", state, x.query)
 
     over_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, starts))
     state, output = jax.lax.scan(step, state, over_time)
@@ -244,9 +250,9 @@ def _recurrent(
 #     O = diag(e^G) Q S + (D * Q Kᵀ) U
 #     S' = e^G_C S + (diag(e^(G_C - G)) K)ᵀ U
 #
-# G_r - G_i is the sum over the slots between, never a difference of two sums, which loses decays of
-# days of absence. A segment's boundary is a mask: D_ri is 0 where r and i are of different runs, and
-# e^G is 0 where the slot is not of the run that the carried state belongs to.
+# G_r - G_i is the sum over the slots between, never a difference of two sums, which loses decays
+# over days of absence. A segment's boundary is a mask: D_ri is 0 where r and i are of different
+# runs, and e^G is 0 where the slot is not of the run that the carried state belongs to.
 
 
 class _Chunk(NamedTuple):
@@ -267,18 +273,20 @@ class _Chunk(NamedTuple):
     writes: Array
 
 
-def _chunk(x: _Inputs, runs: Int[Array, "... B C"], carried: Int[Array, "... B"]) -> _Chunk:
+def _chunk(
+    x: _Inputs, runs: Int[Array, "... B C"], carried: Int[Array, "... B"], dot: Callable[..., Array]
+) -> _Chunk:
     up_to = jnp.tril(jnp.ones((runs.shape[-1],) * 2, bool))
     earlier = jnp.tril(up_to, -1)
     steps = jnp.where(earlier, x.log_decay[..., :, None], 0)
-    between = _dot("rj,...ji->...ri", up_to.astype(steps.dtype), steps)
+    between = _einsum("rj,...ji->...ri", up_to.astype(steps.dtype), steps)
     same = (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
     decay = jnp.where(up_to & same, jnp.exp(between), 0)
     since_start = jnp.exp(between[..., 0] + x.log_decay[..., :1])
     return _Chunk(
         decay=decay,
-        scores=decay * _dot("...rk,...ik->...ri", x.query, x.key),
-        gram=jnp.where(earlier, decay * _dot("...rk,...ik->...ri", x.key, x.key), 0),
+        scores=decay * dot("...rk,...ik->...ri", x.query, x.key),
+        gram=jnp.where(earlier, decay * dot("...rk,...ik->...ri", x.key, x.key), 0),
         reads=jnp.where((runs == carried[..., None])[..., None, :], since_start, 0),
         writes=decay[..., -1, :],
     )
@@ -334,29 +342,27 @@ def _chunked_forward(
     *,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array], tuple]:
-    size, operand = runs.shape[1] // count, x.query.dtype
+    size, dot = runs.shape[1] // count, _einsum_for(x.query.dtype)
     # Chunks are cut out of the rows and written back within the loop, while they are in cache:
     # transposing whole rows to [N, B, H, C, ...] beforehand took a quarter of the time on a CPU.
 
     def step(carry: tuple[Array, Array], chunk: Array) -> tuple[tuple[Array, Array], _Kept | None]:
         state, output = carry
-        now = jax.tree.map(lambda a: _slots(a, chunk, size), x)
+        now = _widen(jax.tree.map(lambda a: _slots(a, chunk, size), x))
         now_runs = jax.lax.dynamic_slice_in_dim(runs, chunk * size, size, axis=1)
-        this = _chunk(now, now_runs, _carried(runs, chunk, size))
+        this = _chunk(now, now_runs, _carried(runs, chunk, size), dot)
         reads = this.reads[..., None]
-        missing = now.value - reads * _dot("bhck,bhkv->bhcv", now.key, state, operand)
+        missing = now.value - reads * dot("bhck,bhkv->bhcv", now.key, state)
         inverse = inverse_unit_lower(now.beta[..., None] * this.gram)
-        update = _dot("bhrc,bhcv->bhrv", inverse, now.beta[..., None] * missing)
-        read = reads * _dot("bhck,bhkv->bhcv", now.query, state, operand)
-        read = read + _dot("bhrc,bhcv->bhrv", this.scores, update, operand)
-        written = _dot("bhck,bhcv->bhkv", now.key, this.writes[..., None] * update, operand)
+        update = dot("bhrc,bhcv->bhrv", inverse, now.beta[..., None] * missing)
+        read = reads * dot("bhck,bhkv->bhcv", now.query, state)
+        read = read + dot("bhrc,bhcv->bhrv", this.scores, update)
+        written = dot("bhck,bhcv->bhkv", now.key, this.writes[..., None] * update)
         after = this.reads[..., -1, None, None] * state + written
         kept = _Kept(state, inverse, update) if keep else None
         return (after, _put(output, read, chunk)), kept
 
-    (final, output), kept = jax.lax.scan(
-        step, (state, jnp.zeros_like(x.value)), jnp.arange(count)
-    )
+    (final, output), kept = jax.lax.scan(step, (state, jnp.zeros_like(x.value)), jnp.arange(count))
     return (output, final), (x, runs, kept)
 
 
@@ -365,31 +371,33 @@ def _chunked_backward(
 ) -> tuple[_Inputs, None, Float[Array, "B H K V"]]:
     x, runs, kept = residuals
     d_output, d_final = cotangents
-    size, operand = runs.shape[1] // count, x.query.dtype
+    size, dot = runs.shape[1] // count, _einsum_for(x.query.dtype)
     up_to = jnp.tril(jnp.ones((size, size), x.beta.dtype))
     earlier = jnp.tril(up_to, -1)
 
     def step(carry: tuple[Array, _Inputs], now: tuple[Array, _Kept]) -> tuple[tuple, None]:
         (d_state, d_x), (chunk, (state, inverse, update)) = carry, now
-        slots = jax.tree.map(lambda a: _slots(a, chunk, size), x)
+        slots = _widen(jax.tree.map(lambda a: _slots(a, chunk, size), x))
         slot_runs = jax.lax.dynamic_slice_in_dim(runs, chunk * size, size, axis=1)
         q, k, v, _, beta = slots
-        decay, scores, gram, reads, writes = _chunk(slots, slot_runs, _carried(runs, chunk, size))
-        d_read = _slots(d_output, chunk, size)
+        decay, scores, gram, reads, writes = _chunk(
+            slots, slot_runs, _carried(runs, chunk, size), dot
+        )
+        d_read = _slots(d_output, chunk, size).astype(state.dtype)
 
         # S' = reads_C S + Kᵀ diag(writes) U and O = diag(reads) Q S + scores U
-        from_key = _dot("bhck,bhkv->bhcv", k, d_state, operand)
-        d_update = _dot("bhrc,bhrv->bhcv", scores, d_read, operand) + writes[..., None] * from_key
+        from_key = dot("bhck,bhkv->bhcv", k, d_state)
+        d_update = dot("bhrc,bhrv->bhcv", scores, d_read) + writes[..., None] * from_key
         d_writes = jnp.sum(update * from_key, axis=-1)
-        d_scores = _dot("bhrv,bhcv->bhrc", d_read, update, operand)
+        d_scores = dot("bhrv,bhcv->bhrc", d_read, update)
         # (I + diag(beta) gram) U = diag(beta) (V - diag(reads) K S)
-        d_right = _dot("bhrc,bhrv->bhcv", inverse, d_update)
+        d_right = dot("bhrc,bhrv->bhcv", inverse, d_update)
         d_missing = beta[..., None] * d_right
-        d_lower = -earlier * _dot("bhrv,bhcv->bhrc", d_right, update, operand)
+        d_lower = -earlier * dot("bhrv,bhcv->bhrc", d_right, update)
         d_gram = beta[..., None] * d_lower
         # <dO, Q S> and <dR, K S>, a slot
-        to_query = _dot("bhcv,bhkv->bhck", d_read, state, operand)
-        to_key = _dot("bhcv,bhkv->bhck", d_right, state, operand)
+        to_query = dot("bhcv,bhkv->bhck", d_read, state)
+        to_key = dot("bhcv,bhkv->bhck", d_right, state)
         recalled = jnp.sum(k * to_key, axis=-1)
         d_beta = jnp.sum(gram * d_lower, axis=-1) + jnp.sum(v * d_right, axis=-1) - reads * recalled
         d_reads = jnp.sum(q * to_query, axis=-1) - beta * recalled
@@ -400,22 +408,22 @@ def _chunked_backward(
         d_between = d_between.at[..., -1, :].add(d_writes * writes)
         d_start = d_reads * reads
         d_between = d_between.at[..., 0].add(d_start)
-        d_steps = _dot("rj,...ri->...ji", up_to, d_between)
+        d_steps = _einsum("rj,...ri->...ji", up_to, d_between)
         d_log_decay = jnp.sum(earlier * d_steps, axis=-1)
         d_log_decay = d_log_decay.at[..., 0].add(jnp.sum(d_start, axis=-1))
 
         d_scores, d_gram = decay * d_scores, decay * d_gram
-        d_query = _dot("bhrc,bhck->bhrk", d_scores, k, operand) + reads[..., None] * to_query
+        d_query = dot("bhrc,bhck->bhrk", d_scores, k) + reads[..., None] * to_query
         d_key = (
-            _dot("bhrc,bhrk->bhck", d_scores, q, operand)
-            + _dot("bhrc,bhck->bhrk", d_gram + jnp.swapaxes(d_gram, -1, -2), k, operand)
-            + _dot("bhcv,bhkv->bhck", writes[..., None] * update, d_state, operand)
+            dot("bhrc,bhrk->bhck", d_scores, q)
+            + dot("bhrc,bhck->bhrk", d_gram + jnp.swapaxes(d_gram, -1, -2), k)
+            + dot("bhcv,bhkv->bhck", writes[..., None] * update, d_state)
             - (beta * reads)[..., None] * to_key
         )
         d_state = (
             reads[..., -1, None, None] * d_state
-            + _dot("bhck,bhcv->bhkv", q, reads[..., None] * d_read, operand)
-            - _dot("bhck,bhcv->bhkv", k, reads[..., None] * d_missing, operand)
+            + dot("bhck,bhcv->bhkv", q, reads[..., None] * d_read)
+            - dot("bhck,bhcv->bhkv", k, reads[..., None] * d_missing)
         )
         d_slots = _Inputs(d_query, d_key, d_missing, d_log_decay, d_beta)
         return (d_state, jax.tree.map(lambda a, d: _put(a, d, chunk), d_x, d_slots)), None
@@ -451,13 +459,13 @@ class _Transition(NamedTuple):
 
 def _then(earlier: _Transition, later: _Transition) -> _Transition:
     return _Transition(
-        _dot("...kj,...ji->...ki", later.factor, earlier.factor),
-        _dot("...kj,...jv->...kv", later.factor, earlier.offset) + later.offset,
+        _einsum("...kj,...ji->...ki", later.factor, earlier.factor),
+        _einsum("...kj,...jv->...kv", later.factor, earlier.offset) + later.offset,
     )
 
 
 def _apply(transition: _Transition, state: Float[Array, "B H K V"]) -> Array:
-    return _dot("...kj,...jv->...kv", transition.factor, state) + transition.offset
+    return _einsum("...kj,...jv->...kv", transition.factor, state) + transition.offset
 
 
 def _associative(
@@ -473,7 +481,7 @@ def _associative(
 
     `carried` is the run that the state before these slots belongs to; None: the row's first.
     """
-    operand = x.query.dtype
+    dot = _einsum_for(x.query.dtype)
     chunks = jax.tree.map(lambda a: jnp.swapaxes(to_chunks(a, chunk_size), 2, 3), x)
     chunk_runs = runs_to_chunks(runs, chunk_size)
     carried = jnp.ones_like(runs[:, 0]) if carried is None else carried
@@ -481,16 +489,17 @@ def _associative(
 
     @jax.checkpoint
     def solve(x: _Inputs) -> tuple[Array, Array, Array, Array, _Transition]:
-        this = _chunk(x, chunk_runs, before_runs)
+        x = _widen(x)
+        this = _chunk(x, chunk_runs, before_runs, dot)
         inverse = inverse_unit_lower(x.beta[..., None] * this.gram)
-        update = _dot("...rc,...cv->...rv", inverse, x.beta[..., None] * x.value)
-        recall = _dot("...rc,...ck->...rk", inverse, (x.beta * this.reads)[..., None] * x.key)
+        update = dot("...rc,...cv->...rv", inverse, x.beta[..., None] * x.value)
+        recall = dot("...rc,...ck->...rk", inverse, (x.beta * this.reads)[..., None] * x.key)
         writes = this.writes[..., None]
         identity = jnp.eye(x.key.shape[-1], dtype=x.beta.dtype)
         transition = _Transition(
             this.reads[..., -1, None, None] * identity
-            - _dot("...ck,...ci->...ki", x.key, writes * recall, operand),
-            _dot("...ck,...cv->...kv", x.key, writes * update, operand),
+            - dot("...ck,...ci->...ki", x.key, writes * recall),
+            dot("...ck,...cv->...kv", x.key, writes * update),
         )
         return this.scores, this.reads, update, recall, transition
 
@@ -502,9 +511,9 @@ def _associative(
         start, final = _across_devices(jax.tree.map(lambda a: a[-1], up_to), state, axis_name)
     before = _apply(jax.tree.map(lambda a: a[:-1], up_to), start)
     before = jnp.concatenate([start[None], before])
-    update = update - _dot("...ck,...kv->...cv", recall, before, operand)
-    output = reads[..., None] * _dot("...ck,...kv->...cv", chunks.query, before, operand)
-    output = output + _dot("...rc,...cv->...rv", scores, update, operand)
+    update = update - dot("...ck,...kv->...cv", recall, before)
+    output = reads[..., None] * dot("...ck,...kv->...cv", _widen(chunks).query, before)
+    output = output + dot("...rc,...cv->...rv", scores, update)
     return from_chunks(jnp.swapaxes(output, 2, 3), runs.shape[1]), final
 
 

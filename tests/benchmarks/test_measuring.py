@@ -28,11 +28,15 @@ def clock(monkeypatch):
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios(clock):
-    # A neighbour makes the second round ten times slower; the first call is not timed.
+    # A neighbour makes the second round ten times slower; not timed: the first call (99), and the
+    # one that goes before each timed one (50).
     rows = list(
         measuring.compare(
             "case",
-            {"first": clock(99, 2, 20, 4), "second": clock(99, 3, 30, 2)},
+            {
+                "first": clock(99, 50, 2, 50, 20, 50, 4),
+                "second": clock(99, 50, 3, 50, 30, 50, 2),
+            },
             repeats=3,
             extra={"second": {"temporary_bytes": 7}},
         )

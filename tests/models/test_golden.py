@@ -16,6 +16,7 @@ from linseqrec.config import EvaluationConfig, Experiment, flatten
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
@@ -27,6 +28,10 @@ EXPERIMENTS = sorted(
     path for path in (ROOT / "experiments").glob("*.py") if path.name != "__init__.py"
 )
 MODELS = {
+    "gated_deltanet": (
+        GatedDeltaNetConfig(width=16, heads=2, num_layers=2, key_width=8, value_width=8),
+        "packed",
+    ),
     "recgrela": (RecGRELAConfig(width=16, heads=2, num_layers=2), "packed"),
     "recgrela_released": (
         RecGRELAConfig(width=16, heads=2, num_layers=2, causal=False),

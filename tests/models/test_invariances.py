@@ -6,11 +6,15 @@ import pytest
 from flax import nnx
 
 from linseqrec.events import Events
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 
 NUM_ITEMS = 40
 MODELS = {
+    "gated deltanet": GatedDeltaNetConfig(
+        width=16, heads=2, num_layers=2, key_width=8, value_width=8, chunk_size=8
+    ),
     "recgrela": RecGRELAConfig(width=16, heads=2, num_layers=2),
     "recgrela convex": RecGRELAConfig(width=16, heads=2, num_layers=2, selector="convex"),
     "recgrela learned": RecGRELAConfig(width=16, heads=2, num_layers=2, positions="learned"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
-from tests.ops.closeness import assert_close
+from tests.ops.closeness import assert_close, projected
 from tests.ops.layouts import LAYOUT, segment_layouts
 
 HEADS, KEY, VALUE, DENOMINATOR = 2, 5, 7, 3
@@ -157,15 +157,6 @@ def test_equals_the_definition_without_segments(form, time, separate):
         assert_close(actual, wanted, 1e-5)
 
 
-def projected(outputs):
-    """A random projection of outputs and final states, so that every cotangent is its own."""
-    total = 0.0
-    for seed, array in enumerate(jax.tree.leaves(outputs)):
-        weights = np.random.default_rng(seed).normal(size=array.shape)
-        total += jnp.sum(array.astype(jnp.promote_types(array.dtype, jnp.float32)) * weights)
-    return total
-
-
 @partial(jax.jit, static_argnames="form")
 def gradients(form, inputs, segment_ids, state):
     of = jax.grad(lambda inputs, state: projected(apply(form, inputs, segment_ids, state)), (0, 1))
@@ -310,8 +301,8 @@ def test_under_vmap_and_shard_map(form):
 
 @in_all([("chunked", 64), ("associative", 64), ("full", 64)])
 def test_memory_of_the_gradient_grows_linearly(form):
-    """From 1k to 64k tokens, segments included; a [T, T] array of bytes would be 4 GB."""
-    lengths, bytes_ = [2**10, 2**16], []
+    """From 1k to 8k tokens, segments included; a [T, T] array would add 256 MB."""
+    lengths, bytes_ = [2**10, 2**13], []
     for time in lengths:
         shape = jax.ShapeDtypeStruct((1, time, 2, 16), jnp.float32)
         ids = jax.ShapeDtypeStruct((1, time), jnp.int32)
@@ -324,7 +315,6 @@ def test_memory_of_the_gradient_grows_linearly(form):
         bytes_.append(lowered.compile().memory_analysis().temp_size_in_bytes)
     exponent = np.polyfit(np.log(lengths), np.log(bytes_), 1)[0]
     assert exponent < 1.05, f"memory grows as T**{exponent:.2f}: {bytes_}"
-    assert bytes_[-1] < 2**28
 
 
 @in_all([form for form in FORMS if form[1] == 64])

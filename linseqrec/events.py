@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Int
+import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 
 @jax.tree_util.register_dataclass
@@ -26,3 +27,19 @@ class Events:
     timestamps: Int[Any, "B T"]
     segment_ids: Int[Any, "B T"]
     positions: Int[Any, "B T"]
+
+
+def history_lengths(events: Events, before: Int[Array, "B"] | None = None) -> Int[Array, "B"]:
+    """Events so far of each row's last history: one more than its last event's position.
+
+    Args:
+      events: The batch, [B, T].
+      before: int32 [B], what is returned for a row without events. None: 0.
+
+    Returns:
+      int32 [B], the position of the history's next event.
+    """
+    last = jnp.max(jnp.where(events.segment_ids > 0, jnp.arange(events.items.shape[1]), -1), axis=1)
+    position = jnp.take_along_axis(events.positions, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
+    before = jnp.zeros_like(position) if before is None else before
+    return jnp.where(last < 0, before, position + 1)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -67,10 +68,8 @@ class GatedDeltaMixer(nnx.Module):
         self.convolution = ShortConvolution(mixed, kernel, bias=False, rngs=rngs)
         self.decay_gate, self.write_gate = make(heads), make(heads)
         self.output_gate = make(heads * value_width)
-        rate, step = jax.random.uniform(rngs.params(), (2, heads))
-        self.log_rate = nnx.Param(jnp.log(_RATES[0] + rate * (_RATES[1] - _RATES[0])))
-        step = _STEPS[0] * (_STEPS[1] / _STEPS[0]) ** step
-        self.step_bias = nnx.Param(jnp.log(jnp.expm1(step)))  # softplus of it is the step
+        log_rate, step_bias = initial_decay(heads, rngs=rngs)
+        self.log_rate, self.step_bias = nnx.Param(log_rate), nnx.Param(step_bias)
         self.norm = rms_norm(value_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.output = dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)
 
@@ -120,3 +119,12 @@ def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
+
+
+def initial_decay(heads: int, *, rngs: nnx.Rngs) -> tuple[Float[Array, "H"], Float[Array, "H"]]:
+    """Draws a and b of the content decay: the log of the rate, and what softplus makes the step."""
+    draw = lambda low, high: jax.random.uniform(  # noqa: E731
+        rngs.params(), (heads,), minval=low, maxval=high
+    )
+    rate, step = draw(*_RATES), jnp.exp(draw(*np.log(_STEPS)))
+    return jnp.log(rate), jnp.log(jnp.expm1(step))

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.events import Events
+from linseqrec.events import Events, history_lengths
 from linseqrec.layers.dense import layer_norm
 from linseqrec.layers.dropout import drop_path, dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
@@ -174,7 +174,8 @@ class RecGRELA(nnx.Module):
                 states.append(after)
         if not self.config.causal:
             return Encoding(x, {}, None)
-        return Encoding(x, {}, RecGRELAState(states, _length_after(events, state)))
+        length = history_lengths(events, None if state is None else state.length)
+        return Encoding(x, {}, RecGRELAState(states, length))
 
     def item_table(self) -> Float[Array, "N+1 D"]:
         """The tied output table, float32; row 0 is padding."""
@@ -222,11 +223,3 @@ class Block(nnx.Module):
         x = x + drop_path(mixed, self.config.drop_path, path_key)
         fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
         return x + dropout(fed, self.config.dropout, output_key), state
-
-
-def _length_after(events: Events, state: RecGRELAState | None) -> Int[Array, "B"]:
-    """Events so far of each row's last history: one more than its last event's position."""
-    last = jnp.max(jnp.where(events.segment_ids > 0, jnp.arange(events.items.shape[1]), -1), axis=1)
-    position = jnp.take_along_axis(events.positions, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
-    before = jnp.zeros_like(position) if state is None else state.length
-    return jnp.where(last < 0, before, position + 1)

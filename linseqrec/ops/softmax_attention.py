@@ -1,6 +1,7 @@
 """Softmax attention: full, causal and in a sliding window, segment-aware.
 
-Axes: B batch, T time, H heads, K key width, V value width, C block, N blocks.
+Axes: B batch, T time, S slots before the queries, H heads, K key width, V value width, C block,
+N blocks.
 """
 
 from collections.abc import Iterable
@@ -17,12 +18,12 @@ Implementation = Literal["blockwise", "banded", "dense"]
 
 def softmax_attention(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B T H K"],
-    value: Float[Array, "B T H V"],
+    key: Float[Array, "B S+T H K"],
+    value: Float[Array, "B S+T H V"],
     *,
     causal: bool = True,
     window: int | None = None,
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B S+T"] | None = None,
     implementation: Implementation | None = None,
     scale: float | None = None,
     block_size: int = 64,
@@ -32,14 +33,17 @@ def softmax_attention(
     Those are the slots of t's own segment, up to t where causal, and from t - window + 1 on where
     there is a window. Source: arXiv 1706.03762.
 
+    Where there are more keys than queries, the queries stand at the last T slots: the S before them
+    are a cache of the past.
+
     Args:
       query: [B, T, H, K], any float dtype.
-      key: [B, T, H, K].
-      value: [B, T, H, V].
+      key: [B, S + T, H, K], S >= 0.
+      value: [B, S + T, H, V].
       causal: Whether slots after t are hidden.
       window: How many slots t sees, itself included; causal only. None: all.
-      segment_ids: [B, T], 0 = padding. None: every slot of a row is one segment.
-      implementation: None picks: "banded" where a window is shorter than T, else "blockwise".
+      segment_ids: [B, S + T], 0 = padding. None: every slot of a row is one segment.
+      implementation: None picks: "banded" where a window is shorter than S + T, else "blockwise".
         "blockwise" takes a block of queries at a time, "banded" (window only) shows each block no
         more keys than its window reaches; both recompute the scores for the gradient, so that
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
@@ -55,7 +59,7 @@ def softmax_attention(
         implementation, or "banded" without a window.
     """
     _check_shapes(query, key, value, segment_ids)
-    time = query.shape[1]
+    time, before = key.shape[1], key.shape[1] - query.shape[1]
     if window is not None and (not causal or window < 1):
         raise ValueError(f"a window is causal and at least 1, got {window} with causal={causal}")
     if block_size < 1:
@@ -65,11 +69,14 @@ def softmax_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
     # Padding makes up a run of its own, 0: it may see itself, so that no softmax is empty.
-    runs = jnp.ones_like(query, shape=query.shape[:2], dtype=jnp.int32)
+    runs = jnp.ones_like(key, shape=key.shape[:2], dtype=jnp.int32)
     if segment_ids is not None:
-        real = segment_ids > 0
-        runs = jnp.where(real, segment_runs(segment_ids), 0)
-        query, key, value = (jnp.where(real[..., None, None], x, 0) for x in (query, key, value))
+        real = (segment_ids > 0)[..., None, None]
+        runs = jnp.where(segment_ids > 0, segment_runs(segment_ids), 0)
+        query = jnp.where(real[:, before:], query, 0)
+        key, value = (jnp.where(real, x, 0) for x in (key, value))
+    if implementation != "blockwise":
+        query = jnp.pad(query, ((0, 0), (before, 0), (0, 0), (0, 0)))
     if implementation == "blockwise":
         output = _blockwise(query, key, value, runs, causal, window, scale, block_size)
     elif implementation == "banded":
@@ -82,17 +89,26 @@ def softmax_attention(
         raise ValueError(
             f"implementation {implementation!r}: choose None, 'blockwise', 'banded' or 'dense'"
         )
-    return output if segment_ids is None else jnp.where(real[..., None, None], output, 0)
+    output = output[:, output.shape[1] - (time - before) :]
+    return output if segment_ids is None else jnp.where(real[:, before:], output, 0)
 
 
 def _check_shapes(query: Array, key: Array, value: Array, segment_ids: Array | None) -> None:
-    if query.ndim != 4 or key.shape != query.shape or value.shape[:3] != query.shape[:3]:
+    if (
+        query.ndim != 4
+        or key.ndim != 4
+        or (key.shape[0], *key.shape[2:]) != (query.shape[0], *query.shape[2:])
+        or key.shape[1] < query.shape[1]
+        or value.shape[:3] != key.shape[:3]
+    ):
         raise ValueError(
-            "query and key must be [B, T, H, K], value [B, T, H, V]; got "
+            "query and key must be [B, T, H, K] and [B, S + T, H, K], value [B, S + T, H, V]; got "
             f"{query.shape}, {key.shape}, {value.shape}"
         )
-    if segment_ids is not None and segment_ids.shape != query.shape[:2]:
-        raise ValueError(f"segment_ids must be [B, T] = {query.shape[:2]}, got {segment_ids.shape}")
+    if segment_ids is not None and segment_ids.shape != key.shape[:2]:
+        raise ValueError(
+            f"segment_ids must be [B, S + T] = {key.shape[:2]}, got {segment_ids.shape}"
+        )
 
 
 def _visible(
@@ -146,20 +162,20 @@ def _from_blocks(blocks: Iterable[Float[Array, "N B H C V"]], time: int) -> Arra
 
 def _blockwise(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B T H K"],
-    value: Float[Array, "B T H V"],
-    runs: Int[Array, "B T"],
+    key: Float[Array, "B S+T H K"],
+    value: Float[Array, "B S+T H V"],
+    runs: Int[Array, "B S+T"],
     causal: bool,
     window: int | None,
     scale: float,
     block_size: int,
 ) -> Float[Array, "B T H V"]:
-    time = query.shape[1]
+    time, before = query.shape[1], key.shape[1] - query.shape[1]
     size = -(-time // -(-time // block_size))
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     # Fillers of the last block are runs of their own, -1, and see nothing; they are cut off again.
-    queries, query_runs = _to_blocks(query, size, 2), _to_blocks(runs, size, 1, -1)
-    slots = _to_blocks(jnp.arange(time), size, 0)
+    queries, query_runs = _to_blocks(query, size, 2), _to_blocks(runs[:, before:], size, 1, -1)
+    slots = _to_blocks(before + jnp.arange(time), size, 0)
     count = len(queries)
 
     # A causal block needs no keys beyond its end, but a loop's body has one shape: so up to four
@@ -168,7 +184,7 @@ def _blockwise(
     ends = [count * (part + 1) // parts for part in range(parts)]
     outputs = []
     for start, end in zip([0, *ends], ends, strict=False):
-        seen = min(end * size, time) if causal else time
+        seen = before + (min(end * size, time) if causal else time)
         keys, values, key_runs = key[:, :, :seen], value[:, :, :seen], runs[:, :seen]
 
         def one(

@@ -16,6 +16,11 @@ from linseqrec.models.weights import load_parameters, parameter_arrays
 def random_model(config, *, num_items=50, seed=0):
     """A model whose every parameter matters: (model, its arrays)."""
     model = config.build(num_items, rngs=nnx.Rngs(0))
+    return model, randomise(model, seed=seed)
+
+
+def randomise(model, *, seed=0):
+    """Draws every parameter of a model or a layer anew, wide; returns the arrays."""
     rng, arrays = np.random.default_rng(seed), {}
     for name, array in parameter_arrays(model).items():
         draw = rng.normal(size=array.shape)
@@ -27,7 +32,7 @@ def random_model(config, *, num_items=50, seed=0):
         else:
             arrays[name] = 0.4 * draw
     load_parameters(model, arrays)
-    return model, arrays
+    return arrays
 
 
 def make_events(rows, time, *, start=0, gap=0, goes_on_from=None):

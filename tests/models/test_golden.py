@@ -17,6 +17,7 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
@@ -36,6 +37,10 @@ MODELS = {
     "recgrela_released": (
         RecGRELAConfig(width=16, heads=2, num_layers=2, causal=False),
         "prefixes",
+    ),
+    "hytrec": (
+        HyTRecConfig(width=16, heads=2, short_events=5, num_layers=2, ratio="1:1"),
+        "packed",
     ),
     "sasrec": (SASRecConfig(width=16, heads=2, num_layers=2), "packed"),
 }

@@ -7,6 +7,7 @@ from flax import nnx
 
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 
@@ -18,6 +19,9 @@ MODELS = {
     "recgrela": RecGRELAConfig(width=16, heads=2, num_layers=2),
     "recgrela convex": RecGRELAConfig(width=16, heads=2, num_layers=2, selector="convex"),
     "recgrela learned": RecGRELAConfig(width=16, heads=2, num_layers=2, positions="learned"),
+    "hytrec": HyTRecConfig(
+        width=16, heads=2, short_events=5, short_layers=1, num_layers=2, ratio="1:1"
+    ),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
 }
 

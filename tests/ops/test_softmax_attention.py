@@ -102,6 +102,15 @@ def test_equals_the_definition_whatever_the_segments(form, segment_ids):
     assert np.all(np.asarray(output)[segment_ids == 0] == 0)
 
 
+@in_all()
+@pytest.mark.parametrize("before", [4, SLOTS - 1])
+def test_queries_of_the_last_slots_read_as_in_the_whole_row(form, before):
+    inputs = random_inputs()
+    last = inputs | {"query": inputs["query"][:, before:]}
+    expected = by_loops(form, inputs, LAYOUT)[:, before:]
+    assert_close(apply(form, last, LAYOUT), expected, 2e-6)
+
+
 @in_all([("blockwise", 4, None, True), ("blockwise", 4, None, False), ("banded", 1, 4, True)])
 @pytest.mark.parametrize("time", [1, 4, 9])
 def test_equals_the_definition_without_segments(form, time):

@@ -1,0 +1,20 @@
+r"""HyTRec on MovieLens ml-latest-small, leave-one-out.
+
+The protocol and budget of `recgrela_mllatest.py`; run it by:
+
+    python -m launch.train --config=experiments/hytrec_mllatest.py \
+        --workdir=runs/hytrec_mllatest
+"""
+
+import dataclasses
+
+from experiments import recgrela_mllatest
+from linseqrec.config import Experiment
+from linseqrec.models.hytrec import HyTRecConfig
+
+
+def get_config() -> Experiment:
+    experiment = recgrela_mllatest.get_config()
+    return dataclasses.replace(
+        experiment, name="HyTRec", model=HyTRecConfig(short_events=33, dropout=0.3)
+    )

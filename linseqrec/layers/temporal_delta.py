@@ -1,0 +1,199 @@
+"""TADN: a gated delta memory whose gates know the time (HyTRec, arXiv 2602.18283)."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from linseqrec.layers.dense import dense, rms_norm
+from linseqrec.layers.gated_delta_net import initial_decay, unit
+from linseqrec.layers.short_convolution import ShortConvolution
+from linseqrec.layers.time_gaps import gaps_in_days, shuffled_gaps
+from linseqrec.ops.gated_delta_rule import gated_delta_rule
+from linseqrec.ops.linear_attention import LinearAttentionState
+from linseqrec.ops.running_mean import running_mean
+
+Gate = Literal["write", "erase", "beta", "none"]
+Time = Literal["gaps", "none", "positions", "shuffled"]
+
+# Of T_h, in days.
+_HORIZONS = (1.0, 365.0)
+# The least erase gate: it divides the values (see `TemporalDeltaMixer`).
+_LEAST_ERASE = 0.01
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TemporalDeltaState:
+    """What the mixer carries from one call to the next, of a size that no history changes.
+
+    Attributes:
+      memory: [B, H, K, V], float32.
+      convolution: The last `kernel - 1` inputs of the short convolution, [B, W - 1, 3 D].
+      mean: Sum [B, 1, 1, D] and count [B, 1, 1] of the history's inputs; None without a gate.
+      last_timestamp: int32 [B], seconds; -1 where no event came before.
+    """
+
+    memory: Float[Array, "B H K V"]
+    convolution: Float[Array, "B W-1 E"]
+    mean: LinearAttentionState | None
+    last_timestamp: Int[Array, "B"]
+
+
+class TemporalDeltaMixer(nnx.Module):
+    """Mixes a history's events through a memory that fades with the days between them.
+
+        q, k, v = SiLU(conv(W_qkv x));  q = q / |q| / √K;  k = k / |k|            per head
+        β = σ(W_β x)
+        log α = -e^a softplus(W_α x + b) - Δ / T                                  T = e^c, in days
+        s = σ(W_s [x; x - mean(x_1..x_t)] + b_s)                                  one a head
+        o = gated_delta_rule(q, k, v, log α, β), gated by s
+        y = W_o (RMSNorm(o) ⊙ SiLU(W_g x))
+
+    Source: the abstract of HyTRec has a time-based decay and a gate that weighs the past against
+    the spike, in a delta network; all equations are ours. Decaying the memory over the gap before
+    each event is, but for the scale of a read, which RMSNorm takes out, weighting each write by
+    exp(-(now - then) / T); it needs no "now", so that every position trains at once.
+
+    The rule writes S += k (β v - β Sᵀk)ᵀ: β v is written, β Sᵀk erased. What `gate` weighs by s:
+
+        "write"   v <- s v: the write is s β, the erase β.
+        "erase"   the erase is s β, the write β. The rule has one β, so β <- s β and v <- v / s:
+                  a write without an erase cannot be said without a division. Hence s is kept away
+                  from 0: s = 0.01 + 0.99 σ(..).
+        "beta"    β <- s β: both.
+        "none"    nothing; there is no gate.
+
+    What `time` takes for Δ: "gaps" the days since the event before; "positions" 1 at every event;
+    "shuffled" the gaps of each history in another order (see `shuffled_gaps`), which takes whole
+    histories and so carries no state; "none" nothing: there is no T.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        gate: Gate = "write",
+        time: Time = "gaps",
+        kernel: int = 4,
+        chunk_size: int = 64,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args: `heads` divide the width; `kernel` is the convolution's taps."""
+        self.heads, self.gate, self.time, self.chunk_size = heads, gate, time, chunk_size
+        make = lambda outputs: dense(width, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
+        self.query_key_value = make(3 * width)
+        self.convolution = ShortConvolution(3 * width, kernel, bias=False, rngs=rngs)
+        self.decay_gate, self.write_gate = make(heads), make(heads)
+        self.spike_gate = (
+            None if gate == "none" else dense(2 * width, heads, dtype=dtype, rngs=rngs)
+        )
+        self.output_gate = make(width)
+        log_rate, step_bias = initial_decay(heads, rngs=rngs)
+        self.log_rate, self.step_bias = nnx.Param(log_rate), nnx.Param(step_bias)
+        low, high = np.log(_HORIZONS)
+        self.log_horizon = (
+            None
+            if time == "none"
+            else nnx.Param(jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high))
+        )
+        self.norm = rms_norm(width // heads, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.output = make(width)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        timestamps: Int[Array, "B T"],
+        state: TemporalDeltaState | None = None,
+    ) -> tuple[Float[Array, "B T D"], TemporalDeltaState | None]:
+        """Mixes a row's events over time.
+
+        Args:
+          x: Normalised inputs.
+          segment_ids: One id from 1 per history; 0 is padding.
+          timestamps: Seconds, int32.
+          state: The past of each row's first segment; None is no past.
+
+        Returns:
+          The mixed values, and the state after each row's last segment (None where shuffled).
+
+        Raises:
+          ValueError: If a state is given to shuffled gaps.
+        """
+        if state is not None and self.time == "shuffled":
+            raise ValueError("time 'shuffled' permutes the gaps of whole histories: no state")
+        mixed, convolution = self.convolution(
+            self.query_key_value(x), segment_ids, None if state is None else state.convolution
+        )
+        query, key, value = (
+            part.reshape(*x.shape[:2], self.heads, -1) for part in jnp.split(mixed, 3, axis=-1)
+        )
+        gaps, last_timestamp = gaps_in_days(
+            timestamps, segment_ids, None if state is None else state.last_timestamp
+        )
+        beta = jax.nn.sigmoid(self.write_gate(x).astype(jnp.float32))
+        share, mean = self._share(x, segment_ids, None if state is None else state.mean)
+        value, beta = self._weigh(value, beta, share)
+        output, memory = gated_delta_rule(
+            unit(query) * query.shape[-1] ** -0.5,
+            unit(key),
+            value,
+            self._log_decay(x, segment_ids, gaps),
+            beta,
+            segment_ids=segment_ids,
+            initial_state=None if state is None else state.memory,
+            chunk_size=self.chunk_size,
+        )
+        gate = jax.nn.silu(self.output_gate(x))
+        output = self.output(self.norm(output).reshape(gate.shape) * gate)
+        if self.time == "shuffled":
+            return output, None
+        return output, TemporalDeltaState(memory, convolution, mean, last_timestamp)
+
+    def _log_decay(
+        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], gaps: Float[Array, "B T"]
+    ) -> Float[Array, "B T H"]:
+        steps = jax.nn.softplus(self.decay_gate(x).astype(jnp.float32) + self.step_bias[...])
+        log_decay = -jnp.exp(self.log_rate[...]) * steps
+        if self.log_horizon is None:
+            return log_decay
+        if self.time == "positions":
+            # The one before a history's first event fades an empty memory: it changes nothing.
+            gaps = jnp.ones_like(gaps)
+        elif self.time == "shuffled":
+            gaps = shuffled_gaps(gaps, segment_ids)
+        return log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
+
+    def _share(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        state: LinearAttentionState | None,
+    ) -> tuple[Float[Array, "B T H"] | None, LinearAttentionState | None]:
+        """The gate s, and the sums that the next call's mean goes on from."""
+        if self.spike_gate is None:
+            return None, None
+        mean, state = running_mean(x, segment_ids=segment_ids, initial_state=state)
+        spike = (x - mean).astype(x.dtype)
+        logits = self.spike_gate(jnp.concatenate([x, spike], axis=-1))
+        return jax.nn.sigmoid(logits.astype(jnp.float32)), state
+
+    def _weigh(
+        self, value: Float[Array, "B T H V"], beta: Float[Array, "B T H"], share: Array | None
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
+        """Values and β as the gate has them."""
+        if share is None:
+            return value, beta
+        if self.gate == "write":
+            return (share[..., None] * value).astype(value.dtype), beta
+        if self.gate == "erase":
+            share = _LEAST_ERASE + (1 - _LEAST_ERASE) * share
+            return (value / share[..., None]).astype(value.dtype), share * beta
+        return value, share * beta

@@ -1,0 +1,69 @@
+"""The time between events: what temporal decays read."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from linseqrec.ops.segments import segment_runs
+
+_SECONDS_A_DAY = 86_400
+_MOST_DAYS = 3_650.0
+
+
+def gaps_in_days(
+    timestamps: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    last_timestamp: Int[Array, "B"] | None = None,
+) -> tuple[Float[Array, "B T"], Int[Array, "B"]]:
+    """The time since the event before, in days, clipped to ten years.
+
+    Timestamps are subtracted as integers: as float32, seconds of years ago are 128 s apart.
+
+    Args:
+      timestamps: int32 [B, T], seconds, not negative; any number at padding.
+      segment_ids: [B, T], 0 = padding; the events of one segment are contiguous.
+      last_timestamp: int32 [B], the event before the row's first segment; -1 where none came
+        before. None: none did.
+
+    Returns:
+      gaps: float32 [B, T], from 0 to 3650; 0 at a history's first event and at padding. A clock
+        that goes back counts as no time.
+      last_timestamp: int32 [B], of the row's last event; of a row without events, what was given.
+    """
+    if last_timestamp is None:
+        last_timestamp = jnp.full_like(timestamps, -1, shape=timestamps.shape[:1])
+    real, runs = segment_ids > 0, segment_runs(segment_ids)
+    begins = real & ~jnp.pad(real[:, :-1] & (runs[:, :-1] == runs[:, 1:]), ((0, 0), (1, 0)))
+    before = jnp.pad(timestamps[:, :-1], ((0, 0), (1, 0)))
+    # The row's first segment is number 1; its first event goes on from the carried one.
+    before = jnp.where(begins, jnp.where(runs == 1, last_timestamp[:, None], -1), before)
+    seconds = jnp.where(real & (before >= 0), timestamps - before, 0)
+    gaps = jnp.clip(seconds.astype(jnp.float32) / _SECONDS_A_DAY, 0.0, _MOST_DAYS)
+
+    last = jnp.max(jnp.where(real, jnp.arange(real.shape[1]), -1), axis=1)
+    final = jnp.take_along_axis(timestamps, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
+    return gaps, jnp.where(last < 0, last_timestamp, final)
+
+
+def shuffled_gaps(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    """Permutes the gaps of each segment: a control, whose decays have the right sizes at no event.
+
+    The permutation depends on the events' positions only, so that training, evaluation, other
+    padding and other neighbours see the same one. The first event keeps its gap (0, which decays
+    nothing). A slot may get a gap of its future, so that the control needs the whole history; it
+    reads no item of the future, and what its clock tells can only make the control stronger.
+
+    Args:
+      gaps: float32 [B, T].
+      segment_ids: [B, T], 0 = padding; the events of one segment are contiguous.
+
+    Returns:
+      [B, T], a permutation of each segment's gaps.
+    """
+    changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+    slots = jnp.arange(gaps.shape[1])
+    position = slots - jax.lax.cummax(jnp.where(changes, slots, 0), axis=1)
+    bits = lambda p: jax.random.bits(jax.random.fold_in(jax.random.key(0), p))  # noqa: E731
+    rank = jnp.where(position == 0, 0, jax.vmap(jax.vmap(bits))(position))
+    order = jnp.lexsort((rank, jnp.cumsum(changes, axis=1)), axis=1)
+    return jnp.take_along_axis(gaps, order, axis=1)

@@ -1,0 +1,301 @@
+"""HyTRec: a linear branch for the long past, a softmax branch for the last K events.
+
+    x = Drop(√D E[items])
+    short = blocks(x) of causal attention in windows of 1 + ⌊(K - 1) / n_s⌋ events, rotary positions
+    long  = blocks(x) of [TADN × r, causal attention × s] repeated, "r:s" the ratio
+    long_t <- long_{t-K} within the history; a learned vector where t < K
+    f = σ(W_f [long; short] + b_f);  z = LN(f ⊙ short + (1 - f) ⊙ long);  scores = z E^T
+
+    per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(SwiGLU(RMSNorm(H)))
+
+TADN is `layers/temporal_delta.py`, attention `layers/rotary_attention.py`. The decomposition is
+exact at every position: for the prediction after event t, the short branch sees no event before
+t - K + 1 (all from there on where n_s divides K - 1), and the long branch none after t - K. So a
+row trains on all of its positions, and the model streams: its state holds the layers' states and
+the last K outputs of the long branch.
+
+Source: arXiv 2602.18283, of which the abstract was at hand and not the equations. From the paper:
+long-term preferences in a linear branch and the K most recent events in a softmax branch; the long
+branch's sparsely interleaved softmax layers, at best 3 to 1; that its linear layers decay over time
+and gate the past against the fresh signal. Ours: every equation, that is the windows that keep the
+short branch within K, the delay, the null vector, the fusion, the frame of blocks and norms, all of
+TADN's gates, rotary positions, and the bound `attention_window` on the interleaved layers, without
+which their cache would grow with the history.
+
+The parameters by name, with i a block from 0, kernels [in, out]:
+
+    embedding/table [N + 1, D]                           E; row 0 is the padding item
+    {long,short}/i/mixer_norm/scale                      RMSNorm before the mixer
+    {long,short}/i/feed_forward_norm/scale               RMSNorm before SwiGLU
+    {long,short}/i/feed_forward/{gate,expand,contract}/kernel
+    TADN, long/i/mixer/:
+      query_key_value/kernel [D, 3D]                     W_qkv: q, k, v in turn, heads within
+      convolution/weight [4, 3D]                         row 3 is the current event
+      decay_gate/kernel [D, H], step_bias [H]            W_α, b
+      log_rate [H], log_horizon [H]                      a, and c = log T with T in days
+      write_gate/kernel [D, H]                           W_β
+      spike_gate/{kernel [2D, H], bias}                  W_s of [x; spike], b_s
+      output_gate/kernel [D, D], norm/scale [D / H], output/kernel [D, D]
+    attention, long/i/mixer/ and short/i/mixer/:
+      query_key_value/{kernel [D, 3D], bias}, output/{kernel [D, D], bias}
+    null [D]                                             what the long branch says where t < K
+    fusion/{kernel [2D, D], bias}                        W_f of [long; short], b_f
+    norm/{scale,bias}                                    LN
+"""
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from linseqrec.events import Events, history_lengths
+from linseqrec.layers.dense import dense, layer_norm, rms_norm
+from linseqrec.layers.dropout import dropout, split_key
+from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.layers.rotary_attention import RotaryAttention
+from linseqrec.layers.swiglu import SwiGLU
+from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer, Time
+from linseqrec.models.encoding import Encoding
+from linseqrec.ops.recent import Recent, delayed
+
+# A block's: `TemporalDeltaState` of TADN, `Recent` of softmax attention, None before any event.
+BlockState = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class HyTRecConfig:
+    """HyTRec's hyperparameters.
+
+    Attributes:
+      width: D.
+      heads: Of every mixer; they divide the width into even parts.
+      short_events: K, the events that the short branch sees and the long branch does not.
+      short_layers: n_s, the short branch's blocks.
+      num_layers: The long branch's blocks, a multiple of the ratio's sum.
+      ratio: "r:s", TADN blocks to softmax blocks of the long branch, in that order: "3:1", "7:1",
+        "1:1", "1:0", "0:1".
+      attention_window: The most events, the current one included, that the long branch's softmax
+        blocks see: full causal attention for histories up to it, and the size of their cache.
+      branches: "both"; "short" or "long" alone, without fusion, for the ablation. The long branch
+        alone stays K events behind; with `short_events=0` it is a plain stack over all events.
+      gate: What TADN's write gate weighs (see `TemporalDeltaMixer`).
+      time: What TADN's decay takes for the time between events (see there).
+      kernel: Taps of TADN's short convolution.
+      feed_forward: Width of SwiGLU's hidden layer, in widths.
+      dropout: Rate on the embeddings, the mixers' outputs and in the feed-forward halves.
+      chunk_size: The most events that the memory takes at once; changes speed, not results.
+      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+    """
+
+    width: int = 64
+    heads: int = 2
+    short_events: int = 33
+    short_layers: int = 2
+    num_layers: int = 4
+    ratio: str = "3:1"
+    attention_window: int = 1024
+    branches: Literal["both", "long", "short"] = "both"
+    gate: Gate = "write"
+    time: Time = "gaps"
+    kernel: int = 4
+    feed_forward: int = 3
+    dropout: float = 0.1
+    chunk_size: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} must be a multiple of twice the heads, {self.heads}: rotary "
+                "positions pair up a head's features"
+            )
+        period = len(self._period())
+        if self.num_layers < 1 or self.num_layers % period:
+            raise ValueError(
+                f"num_layers {self.num_layers} must be a multiple of {period}, the blocks of ratio "
+                f"{self.ratio!r}"
+            )
+        if self.short_layers < 1 or self.attention_window < 1:
+            raise ValueError(
+                f"short_layers {self.short_layers} and attention_window {self.attention_window} "
+                "must be at least 1"
+            )
+        if self.short_events < (0 if self.branches == "long" else 1):
+            raise ValueError(
+                f"short_events {self.short_events} must be at least 1; 0 is for branches='long'"
+            )
+
+    def _period(self) -> list[bool]:
+        parts = re.fullmatch(r"(\d+):(\d+)", self.ratio)
+        linear, softmax = map(int, parts.groups()) if parts else (0, 0)
+        if linear + softmax == 0:
+            raise ValueError(f"ratio {self.ratio!r} must be two counts, not both 0, as in '3:1'")
+        return [True] * linear + [False] * softmax
+
+    def block_windows(self) -> tuple[list[int | None], list[int]]:
+        """Of the long and the short branch's blocks, how many events each sees; None is TADN."""
+        repeats = self.num_layers // len(self._period())
+        long = [None if linear else self.attention_window for linear in self._period() * repeats]
+        # Stacked, windows reach n_s (window - 1) events back: K - 1 at the most.
+        short = [1 + (self.short_events - 1) // self.short_layers] * self.short_layers
+        if self.branches == "both":
+            return long, short
+        return (long, []) if self.branches == "long" else ([], short)
+
+    def build(self, num_items: int, *, rngs: nnx.Rngs) -> "HyTRec":
+        """Makes the model with fresh parameters for a catalogue of `num_items`."""
+        return HyTRec(self, num_items, rngs=rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HyTRecState:
+    """The past of each row's history, of a size that does not depend on its length.
+
+    Attributes:
+      long: One state a block of the long branch; empty without the branch.
+      short: One state a block of the short branch; empty without the branch.
+      delay: The last K outputs of the long branch, [B, K, D]; None without it.
+      length: int32 [B], events so far: the position of the next one.
+    """
+
+    long: list[BlockState]
+    short: list[BlockState]
+    delay: Recent | None
+    length: Int[Array, "B"]
+
+
+class HyTRec(nnx.Module):
+    """The model; see the module's docstring."""
+
+    def __init__(self, config: HyTRecConfig, num_items: int, *, rngs: nnx.Rngs):
+        self.config = config
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
+        long, short = config.block_windows()
+        self.long = nnx.List([Block(config, window, rngs=rngs) for window in long])
+        self.short = nnx.List([Block(config, window, rngs=rngs) for window in short])
+        if config.branches != "short":
+            self.null = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
+        self.fusion = (
+            dense(2 * width, width, dtype=dtype, rngs=rngs) if config.branches == "both" else None
+        )
+        self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        events: Events,
+        state: HyTRecState | None = None,
+        *,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Encoding:
+        """Encodes histories.
+
+        Args:
+          events: The batch, [B, T].
+          state: Where each row's first history stands; its events' positions go on from
+            `state.length`.
+          dropout_key: Randomness of dropout; None is evaluation.
+
+        Returns:
+          Hidden states [B, T, D]; no auxiliary losses; the state (None with shuffled gaps).
+
+        Raises:
+          ValueError: If a state is given to a model with shuffled gaps, which takes whole rows.
+        """
+        if state is not None and self.config.time == "shuffled":
+            raise ValueError("HyTRec with time='shuffled' reads whole rows: it carries no state")
+        embedding_key, long_key, short_key = split_key(dropout_key, 3)
+        x = self.embedding(events.items) * self.config.width**0.5
+        x = dropout(x, self.config.dropout, embedding_key)
+        long_past, short_past = (None, None) if state is None else (state.long, state.short)
+        long, long_states = _through(self.long, x, events, long_past, long_key)
+        short, short_states = _through(self.short, x, events, short_past, short_key)
+        delay = None
+        if self.config.branches != "short":
+            long, delay = delayed(
+                long,
+                self.config.short_events,
+                self.null[...],
+                segment_ids=events.segment_ids,
+                recent=None if state is None else state.delay,
+            )
+        if self.fusion is not None:
+            share = jax.nn.sigmoid(self.fusion(jnp.concatenate([long, short], axis=-1)))
+            fused = share * short + (1 - share) * long
+        else:
+            fused = long if self.config.branches == "long" else short
+        hidden = self.norm(fused)
+        if self.config.time == "shuffled":
+            return Encoding(hidden, {}, None)
+        length = history_lengths(events, None if state is None else state.length)
+        return Encoding(hidden, {}, HyTRecState(long_states, short_states, delay, length))
+
+    def item_table(self) -> Float[Array, "N+1 D"]:
+        """The tied output table, float32; row 0 is padding."""
+        return self.embedding.table[...]
+
+
+class Block(nnx.Module):
+    """One pre-norm block: TADN (`window=None`) or softmax attention, then SwiGLU."""
+
+    def __init__(self, config: HyTRecConfig, window: int | None, *, rngs: nnx.Rngs):
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.rate = config.dropout
+        self.mixer_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.mixer = (
+            TemporalDeltaMixer(
+                width,
+                config.heads,
+                gate=config.gate,
+                time=config.time,
+                kernel=config.kernel,
+                chunk_size=config.chunk_size,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            if window is None
+            else RotaryAttention(width, config.heads, window=window, dtype=dtype, rngs=rngs)
+        )
+        self.feed_forward_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.feed_forward = SwiGLU(
+            width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        events: Events,
+        state: BlockState,
+        *,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], BlockState]:
+        """Returns the block's output and its mixer's state."""
+        mixer_key, hidden_key, output_key = split_key(dropout_key, 3)
+        clock = (
+            events.timestamps if isinstance(self.mixer, TemporalDeltaMixer) else events.positions
+        )
+        mixed, state = self.mixer(self.mixer_norm(x), events.segment_ids, clock, state)
+        x = x + dropout(mixed, self.rate, mixer_key)
+        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
+        return x + dropout(fed, self.rate, output_key), state
+
+
+def _through(
+    blocks: nnx.List,
+    x: Float[Array, "B T D"],
+    events: Events,
+    past: list[BlockState] | None,
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, "B T D"], list[BlockState]]:
+    """Takes the embeddings through a branch; returns its output and its blocks' states."""
+    past = [None] * len(blocks) if past is None else past
+    states = []
+    for block, before, own in zip(blocks, past, split_key(key, len(blocks)), strict=True):
+        x, after = block(x, events, before, dropout_key=own)
+        states.append(after)
+    return x, states

@@ -1,0 +1,133 @@
+"""HyTRec in float64 NumPy, a history at a time, from its equations and not from our code."""
+
+import numpy as np
+
+DAY = 86_400
+
+
+def hytrec(config, p, items, seconds):
+    """The hidden states [T, D] of one history."""
+    time = len(items)
+    x = np.sqrt(config.width) * p["embedding/table"][items].astype(np.float64)
+    linear, softmax = map(int, config.ratio.split(":"))
+    long = x
+    for i in range(config.num_layers):
+        name = f"long/{i}"
+        if i % (linear + softmax) < linear:
+            mixer = lambda h, n=name: temporal_delta(config, p, f"{n}/mixer", h, seconds)  # noqa: E731
+        else:
+            mixer = lambda h, n=name: attention(config, p, f"{n}/mixer", h, time)  # noqa: E731
+        long = block(p, name, long, mixer)
+    window = 1 + (config.short_events - 1) // config.short_layers
+    short = x
+    for i in range(config.short_layers):
+        name = f"short/{i}"
+        short = block(
+            p, name, short, lambda h, n=name: attention(config, p, f"{n}/mixer", h, window)
+        )
+    hidden = np.zeros((time, config.width))
+    for t in range(time):
+        past = t - config.short_events
+        l = p["null"] if past < 0 else long[past]  # noqa: E741
+        f = sigmoid(dense(p, "fusion", np.concatenate([l, short[t]])))
+        z = f * short[t] + (1 - f) * l
+        z = (z - z.mean()) / np.sqrt(z.var() + 1e-6)
+        hidden[t] = z * p["norm/scale"] + p["norm/bias"]
+    return hidden
+
+
+def block(p, name, x, mixer):
+    x = x + mixer(rms(p, f"{name}/mixer_norm", x, 1e-6))
+    h = rms(p, f"{name}/feed_forward_norm", x, 1e-6)
+    inner = silu(dense(p, f"{name}/feed_forward/gate", h))
+    inner = inner * dense(p, f"{name}/feed_forward/expand", h)
+    return x + dense(p, f"{name}/feed_forward/contract", inner)
+
+
+def attention(config, p, name, x, window):
+    q, k, v = np.split(dense(p, f"{name}/query_key_value", x), 3, axis=-1)
+    output = np.zeros_like(v)
+    for head in np.split(np.arange(x.shape[1]), config.heads):
+        rotated_q, rotated_k = turn(q[:, head]), turn(k[:, head])
+        scores = (rotated_q @ rotated_k.conj().T).real / np.sqrt(len(head))
+        for t in range(len(x)):
+            seen = slice(max(0, t - window + 1), t + 1)
+            weights = np.exp(scores[t, seen] - scores[t, seen].max())
+            output[t, head] = weights / weights.sum() @ v[seen, head]
+    return dense(p, f"{name}/output", output)
+
+
+def turn(x):
+    """Pair i = (2i, 2i + 1), as a complex number, turned by position · 10000^(−2i / K)."""
+    pairs = x[:, 0::2] + 1j * x[:, 1::2]
+    rates = 10_000.0 ** (-np.arange(pairs.shape[1]) / pairs.shape[1])
+    return pairs * np.exp(1j * np.arange(len(x))[:, None] * rates)
+
+
+def temporal_delta(config, p, name, x, seconds):
+    """TADN; `config` needs heads, gate and time."""
+    mixed = dense(p, f"{name}/query_key_value", x)
+    taps = p[f"{name}/convolution/weight"]
+    mixed = silu(
+        np.array(
+            [
+                sum(taps[len(taps) - 1 - j] * mixed[t - j] for j in range(min(len(taps), t + 1)))
+                for t in range(len(x))
+            ]
+        )
+    )
+    beta = sigmoid(dense(p, f"{name}/write_gate", x))
+    log_decay = -np.exp(p[f"{name}/log_rate"]) * np.log1p(
+        np.exp(dense(p, f"{name}/decay_gate", x) + p[f"{name}/step_bias"])
+    )
+    if config.time != "none":
+        gaps = np.diff(np.asarray(seconds, np.int64), prepend=seconds[0]) / DAY
+        gaps = np.clip(gaps, 0, 3650) if config.time == "gaps" else np.ones(len(x))
+        log_decay = log_decay - gaps[:, None] / np.exp(p[f"{name}/log_horizon"])
+    share = np.ones_like(beta)
+    if config.gate != "none":
+        means = np.array([x[: t + 1].mean(0) for t in range(len(x))])
+        share = sigmoid(dense(p, f"{name}/spike_gate", np.concatenate([x, x - means], -1)))
+    write = erase = beta
+    if config.gate in ("write", "beta"):
+        write = share * beta
+    if config.gate == "erase":
+        erase = (0.01 + 0.99 * share) * beta
+    if config.gate == "beta":
+        erase = share * beta
+
+    output = np.zeros_like(x)
+    for h, part in enumerate(np.split(np.arange(x.shape[1]), config.heads)):
+        q, k, v = (array[:, part] for array in np.split(mixed, 3, axis=-1))
+        q, k = (y / np.sqrt((y**2).sum(-1, keepdims=True) + 1e-6) for y in (q, k))
+        memory = np.zeros((len(part), len(part)))
+        for t in range(len(x)):
+            memory = memory * np.exp(log_decay[t, h])
+            change = write[t, h] * v[t] - erase[t, h] * (memory.T @ k[t])
+            memory = memory + np.outer(k[t], change)
+            output[t, part] = rms(p, f"{name}/norm", memory.T @ q[t] / np.sqrt(len(part)), 1e-5)
+    gated = output * silu(dense(p, f"{name}/output_gate", x))
+    return dense(p, f"{name}/output", gated)
+
+
+def dense(p, name, x):
+    return x @ p[f"{name}/kernel"] + p.get(f"{name}/bias", 0.0)
+
+
+def rms(p, name, x, epsilon):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p[f"{name}/scale"]
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def random_times(length, seed=0):
+    """Seconds of `length` events: bursts within a minute, and up to ten days of absence."""
+    rng = np.random.default_rng(seed)
+    gaps = np.exp(rng.uniform(np.log(1), np.log(10 * DAY), length)) * (rng.random(length) > 0.2)
+    return np.cumsum(gaps).astype(np.int32)

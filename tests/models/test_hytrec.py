@@ -1,0 +1,218 @@
+"""HyTRec against its equations in float64; its decomposition, ratios, controls and state."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.weights import load_parameters, parameter_arrays
+from tests.models import hytrec_reference
+from tests.models.hytrec_reference import random_times
+from tests.models.reference import make_events, random_histories, random_model, run
+
+# Two layers of windows of 3 events reach exactly the last 5.
+SMALL = HyTRecConfig(
+    width=12, heads=3, short_events=5, short_layers=2, num_layers=2, ratio="1:1", dropout=0.0
+)
+LINEAR = dataclasses.replace(SMALL, num_layers=1, ratio="1:0", short_layers=1)
+
+
+def timed_events(rows, time, **where):
+    """`make_events` with bursts and absences, the same clock for every history."""
+    events = make_events(rows, time, **where)
+    clock = random_times(64)
+    return dataclasses.replace(
+        events, timestamps=clock[events.positions] * (events.segment_ids > 0)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_hidden_states_are_the_equations(dtype):
+    """On packed rows, with histories shorter than K and of one event."""
+    config = dataclasses.replace(SMALL, dtype=dtype)
+    model, arrays = random_model(config)
+    histories = random_histories([17, 3, 1, 12])
+    events = timed_events([histories[:2], histories[2:]], 24, start=1, gap=2)
+    encoding = run(model, events)
+    assert encoding.hidden.dtype == jnp.dtype(dtype) and encoding.losses == {}
+    hidden = np.asarray(encoding.hidden, np.float64)
+    slots = [(0, 1), (0, 20), (1, 1), (1, 4)]
+    for history, (row, start) in zip(histories, slots, strict=True):
+        part = hidden[row, start : start + len(history)]
+        clock = random_times(64)[: len(history)]
+        expected = hytrec_reference.hytrec(config, arrays, np.array(history), clock)
+        if dtype == "float32":
+            np.testing.assert_allclose(part, expected, atol=5e-5)
+        else:
+            assert np.sqrt(np.mean((part - expected) ** 2) / np.mean(expected**2)) < 0.05
+
+
+# ---------------------------------------------------------------------------- the decomposition
+
+
+@pytest.mark.parametrize("branches", ["short", "long", "both"])
+def test_an_event_moves_the_short_branch_for_k_events_and_the_long_one_from_then_on(branches):
+    """Row 0 is a history; row 1 + s the same with another item at s."""
+    config = dataclasses.replace(SMALL, branches=branches)
+    model, _ = random_model(config)
+    [history] = random_histories([14])
+    rows = [history] + [
+        [*history[:s], history[s] % 50 + 1, *history[s + 1 :]] for s in range(len(history))
+    ]
+    hidden = np.asarray(run(model, timed_events([[row] for row in rows], 14)).hidden)
+    moved = np.abs(hidden[1:] - hidden[0]).max(axis=2)
+    after = np.arange(14) - np.arange(14)[:, None]
+    reach = {"short": (0, 5), "long": (5, 99), "both": (0, 99)}[branches]
+    seen = (after >= reach[0]) & (after < reach[1])
+    assert moved[seen].min() > 1e-5
+    np.testing.assert_array_equal(moved[~seen], 0)
+
+
+def test_windows_never_reach_beyond_k():
+    for events in range(1, 40):
+        for layers in range(1, 6):
+            config = dataclasses.replace(SMALL, short_events=events, short_layers=layers)
+            _, windows = config.block_windows()
+            reach = 1 + sum(window - 1 for window in windows)
+            assert len(windows) == layers and events - layers < reach <= events
+
+
+@pytest.mark.parametrize(
+    "ratio, pattern",
+    [("1:0", "TTTTTTTT"), ("7:1", "TTTTTTTs"), ("3:1", "TTTsTTTs"), ("1:1", "TsTsTsTs")]
+    + [("0:1", "ssssssss")],
+)
+def test_the_ratio_says_which_blocks_are_linear(ratio, pattern):
+    config = dataclasses.replace(SMALL, num_layers=8, ratio=ratio, attention_window=9)
+    windows, _ = config.block_windows()
+    assert windows == [None if letter == "T" else 9 for letter in pattern]
+    names = parameter_arrays(config.build(3, rngs=nnx.Rngs(0)))
+    linear = [f"long/{i}/mixer/log_horizon" in names for i in range(8)]
+    assert linear == [letter == "T" for letter in pattern]
+
+
+# ------------------------------------------------------------------------------------- controls
+
+
+def test_each_control_takes_away_what_it_names():
+    names = lambda **fields: set(  # noqa: E731
+        parameter_arrays(dataclasses.replace(SMALL, **fields).build(3, rngs=nnx.Rngs(0)))
+    )
+    top = lambda these: {name.split("/")[0] for name in these}  # noqa: E731
+    everything = names()
+    assert top(everything - names(branches="long")) == {"short", "fusion"}
+    assert top(everything - names(branches="short")) == {"long", "null", "fusion"}
+    assert everything - names(time="none") == {"long/0/mixer/log_horizon"}
+    gate = {f"long/0/mixer/spike_gate/{kind}" for kind in ("kernel", "bias")}
+    assert everything - names(gate="none") == gate
+    for same in (dict(gate="erase"), dict(gate="beta"), dict(time="positions")):
+        assert names(**same) == everything
+
+
+def test_the_long_branch_alone_without_delay_reads_every_event():
+    plain = dataclasses.replace(LINEAR, branches="long", short_events=0)
+    delayed = dataclasses.replace(LINEAR, branches="long", short_events=4)
+    (first, arrays), (second, _) = random_model(plain), random_model(delayed)
+    load_parameters(second, arrays)
+    events = timed_events([random_histories([9])], 9)
+    at_once, late = run(first, events), run(second, events)
+    np.testing.assert_allclose(at_once.hidden[:, :5], late.hidden[:, 4:], atol=1e-6)
+    assert at_once.state.delay.values.shape == (1, 0, 12)
+
+
+def test_shuffled_gaps_carry_no_state():
+    model, _ = random_model(dataclasses.replace(LINEAR, time="shuffled"))
+    events = timed_events([random_histories([6])], 6)
+    assert run(model, events).state is None
+    with pytest.raises(ValueError, match="reads whole rows: it carries no state"):
+        model(events, state=())
+
+
+def test_noise_is_a_function_of_the_key():
+    model, _ = random_model(dataclasses.replace(LINEAR, dropout=0.3))
+    events = timed_events([random_histories([9])], 9)
+    first, again, other = (
+        np.asarray(run(model, events, dropout_key=jax.random.key(seed)).hidden)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(heads=4), "width 12 must be a multiple of twice the heads, 4"),
+        (dict(ratio="3:1"), "num_layers 2 must be a multiple of 4, the blocks of ratio '3:1'"),
+        (dict(num_layers=0), "num_layers 0 must be"),
+        (dict(ratio="0:0"), "ratio '0:0' must be two counts, not both 0"),
+        (dict(ratio="3-1"), "ratio '3-1' must be two counts"),
+        (dict(short_events=0), "short_events 0 must be at least 1"),
+        (dict(short_layers=0), "short_layers 0 and attention_window 1024 must be at least 1"),
+        (dict(attention_window=0), "attention_window 0 must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **wrong)
+
+
+# ---------------------------------------------------------------------------------------- state
+
+# Windows of 4 events in the long branch: a history outgrows its cache.
+STREAMING = {
+    "1:0": LINEAR,
+    "3:1": dataclasses.replace(
+        SMALL, num_layers=4, ratio="3:1", short_layers=1, attention_window=4
+    ),
+    "0:1": dataclasses.replace(LINEAR, ratio="0:1", attention_window=4),
+}
+
+
+def assert_states_equal(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
+
+
+def streamed(model, events, parts):
+    """Encodes events in parts of so many slots, from an empty past on."""
+    nothing = jax.tree.map(lambda x: 0 * x[:, :1], events)
+    state, hidden, start = run(model, nothing).state, [], 0
+    for part in parts:
+        now = jax.tree.map(lambda x, a=start, b=start + part: x[:, a:b], events)
+        encoding = run(model, now, state)
+        state, start = encoding.state, start + part
+        hidden.append(encoding.hidden)
+    return np.concatenate(hidden, axis=1), state
+
+
+@pytest.mark.parametrize("ratio", STREAMING)
+def test_event_by_event_and_in_uneven_parts_equals_the_whole_row(ratio):
+    """Rows end at different times: what comes after its last event leaves a row's state alone."""
+    model, _ = random_model(STREAMING[ratio])
+    lengths = [16, 7, 1, 0]
+    events = timed_events([[history] for history in random_histories(lengths)], 16)
+    whole, real = run(model, events), events.items > 0
+    for parts in ([1] * 16, [6, 3, 1, 6]):
+        hidden, state = streamed(model, events, parts)
+        np.testing.assert_allclose(hidden[real], whole.hidden[real], atol=2e-5, rtol=1e-5)
+        assert_states_equal(state, whole.state)
+        np.testing.assert_array_equal(state.length, lengths)
+
+
+def test_the_state_goes_on_into_the_first_history_of_a_row_only():
+    model, _ = random_model(SMALL)
+    first, second = random_histories([9, 6])
+    alone = run(model, timed_events([[first], [second]], 16))
+    past = run(model, timed_events([[first[:4]], []], 16)).state
+    rows = [[first[4:], second], [second]]
+    packed = run(model, timed_events(rows, 16, start=3, goes_on_from=[4, 0]), past)
+    np.testing.assert_allclose(packed.hidden[0, 3:8], alone.hidden[0, 4:9], atol=2e-5)
+    np.testing.assert_allclose(packed.hidden[0, 8:14], alone.hidden[1, :6], atol=2e-5)
+    assert_states_equal(packed.state, jax.tree.map(lambda x: x[jnp.array([1, 1])], alone.state))

@@ -1,7 +1,7 @@
 """Softmax attention: full, causal and in a sliding window, segment-aware.
 
-Axes: B batch, T time, S slots of keys, H heads, K key width, V value width, M memory slots, C block,
-N blocks.
+Axes: B batch, T time, S slots of keys, H heads, K key width, V value width, M memory slots,
+C block, N blocks.
 """
 
 from collections.abc import Iterable

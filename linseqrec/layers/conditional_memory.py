@@ -203,8 +203,8 @@ class ConditionalMemory(nnx.Module):
         levels, codes = codebooks.shape[1:3]
         windows, _ = self._windows(embeddings, segment_ids, None)
         # Events of their own for each level, or a level's new codes would leave the next nothing.
-        odds = jnp.where(real.reshape(-1), 0.0, -jnp.inf)
-        drawn = jax.random.categorical(key, odds, shape=(levels, codes))
+        ordinals = jax.random.randint(key, (levels, codes), 0, jnp.maximum(jnp.sum(real), 1))
+        drawn = jnp.searchsorted(jnp.cumsum(real.reshape(-1)), ordinals, side="right")
         fresh_codebooks, fresh_usage = [], []
         for index, (taps, _) in enumerate(windows):
             encoded = self._encode(index, taps)

@@ -108,8 +108,9 @@ def test_the_state_is_of_the_rows_last_segment_and_goes_on_into_the_first():
     ids = np.array([[1] * 9 + [2] * 10] * len(LAYOUT), np.int32)
     _, past = apply(made, x[:, :4], np.ones_like(ids[:, :4]), slots=slots[:, :4])
     output, after = apply(made, x, ids, past, slots)
-    joined = np.concatenate([x[:, :4], x[:, :9]], axis=1), np.concatenate(
-        [slots[:, :4], slots[:, :9]], axis=1
+    joined = (
+        np.concatenate([x[:, :4], x[:, :9]], axis=1),
+        np.concatenate([slots[:, :4], slots[:, :9]], axis=1),
     )
     first, _ = apply(made, joined[0], np.ones((len(x), 13), np.int32), slots=joined[1])
     second, alone = apply(made, x[:, 9:], ids[:, 9:], slots=slots[:, 9:])

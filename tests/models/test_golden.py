@@ -18,6 +18,7 @@ from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 from linseqrec.training.run import Run
 
@@ -33,6 +34,7 @@ MODELS = {
         "prefixes",
     ),
     "sasrec": (SASRecConfig(width=16, heads=2, num_layers=2), "packed"),
+    "sinkrec": (SinkRecConfig(width=16, heads=2, codes=16, attention_window=8), "packed"),
 }
 NUMBERS = ("loss", "gradient_norm", "update_norm")
 

@@ -8,6 +8,7 @@ from flax import nnx
 from linseqrec.events import Events
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
 
 NUM_ITEMS = 40
 MODELS = {
@@ -15,6 +16,7 @@ MODELS = {
     "recgrela convex": RecGRELAConfig(width=16, heads=2, num_layers=2, selector="convex"),
     "recgrela learned": RecGRELAConfig(width=16, heads=2, num_layers=2, positions="learned"),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
+    "sinkrec": SinkRecConfig(width=16, heads=2, codes=8, attention_window=6, chunk_size=8),
 }
 
 

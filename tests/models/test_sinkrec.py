@@ -42,6 +42,7 @@ SMALL = SinkRecConfig(
     value_width=5,
     attention_window=6,
     feed_forward=2,
+    dilations=(1, 3),
     levels=2,
     codes=8,
     gap_features=5,
@@ -54,7 +55,7 @@ ARMS = {
     "no reinjection": dict(reinjection=False),
     "no memory key-values": dict(memory_key_values=False),
     "contiguous only": dict(dilations=(1,)),
-    "dilated only": dict(dilations=(2, 4)),
+    "dilated only": dict(dilations=(3,)),
     "one level": dict(levels=1),
     "no write gate": dict(write_gate="none"),
     "write gate from the input": dict(write_gate="input"),
@@ -62,9 +63,8 @@ ARMS = {
     "neither": dict(write_gate="none", read_removal=False),
     "no temporal addressing": dict(temporal_addressing=False),
     "no temporal decay": dict(temporal_decay=False),
-    "one loop": dict(loops=1),
-    "three loops": dict(loops=3),
-    "unshared": dict(shared=False),
+    "two loops": dict(loops=2),
+    "three loops, unshared": dict(loops=3, shared=False),
 }
 
 
@@ -147,14 +147,24 @@ def read_memory(config, arrays, embedded):
 def block(config, arrays, name, h, gaps, memory):
     width = config.width
     if memory is not None and config.reinjection:
-        key = rms(arrays, f"{name}/reinjection/key_norm", kernel(arrays, f"{name}/reinjection/key", memory[0]))
+        key = rms(
+            arrays,
+            f"{name}/reinjection/key_norm",
+            kernel(arrays, f"{name}/reinjection/key", memory[0]),
+        )
         query = rms(arrays, f"{name}/reinjection/input_norm", h)
         share = sigmoid((key * query).sum(-1, keepdims=True) / np.sqrt(width))
         h = h + share * kernel(arrays, f"{name}/reinjection/value", memory[0])
-    h = h + attention(config, arrays, f"{name}/attention", rms(arrays, f"{name}/attention_norm", h), memory)
-    h = h + tdgd(config, arrays, f"{name}/mixer", rms(arrays, f"{name}/mixer_norm", h), gaps, memory)
+    h = h + attention(
+        config, arrays, f"{name}/attention", rms(arrays, f"{name}/attention_norm", h), memory
+    )
+    h = h + tdgd(
+        config, arrays, f"{name}/mixer", rms(arrays, f"{name}/mixer_norm", h), gaps, memory
+    )
     gate, value = np.split(
-        kernel(arrays, f"{name}/feed_forward/expand", rms(arrays, f"{name}/feed_forward_norm", h)), 2, -1
+        kernel(arrays, f"{name}/feed_forward/expand", rms(arrays, f"{name}/feed_forward_norm", h)),
+        2,
+        -1,
     )
     return h + kernel(arrays, f"{name}/feed_forward/contract", silu(gate) * value)
 
@@ -194,7 +204,9 @@ def tdgd(config, arrays, name, x, gaps, memory):
         q, k = q + shift[:, : heads * dk], k + shift[:, heads * dk :]
     q, k = unit(q.reshape(-1, heads, dk)), unit(k.reshape(-1, heads, dk))
     v = v.reshape(-1, heads, dv)
-    softplus = np.log1p(np.exp(kernel(arrays, f"{name}/decay_gate", x) + arrays[f"{name}/step_bias"]))
+    softplus = np.log1p(
+        np.exp(kernel(arrays, f"{name}/decay_gate", x) + arrays[f"{name}/step_bias"])
+    )
     log_a = -np.exp(arrays[f"{name}/log_rate"]) * softplus
     if config.temporal_decay:
         log_a = log_a - gaps[:, None] / np.exp(arrays[f"{name}/horizon"])
@@ -246,10 +258,14 @@ def logits(model, encoding):
     return np.asarray(encoding.hidden @ model.item_table().T)
 
 
+# Arms are told apart on one loop: a test's time is compilation.
+ONCE = dataclasses.replace(SMALL, loops=1)
+
+
 @pytest.mark.parametrize("arm", ["full", *ARMS])
 def test_the_logits_and_losses_are_the_equations(arm):
     """And each arm's output is another than the full model's with the same parameters."""
-    config = dataclasses.replace(SMALL, **ARMS.get(arm, {}))
+    config = dataclasses.replace(ONCE, **ARMS.get(arm, {}))
     model, arrays = random_model(config)
     events = ragged()
     expected, vq, reconstruction = sinkrec(config, arrays, events)
@@ -264,10 +280,12 @@ def test_the_logits_and_losses_are_the_equations(arm):
     else:
         assert encoding.losses == encoding.metrics == {}
     if arm != "full":
-        _, full = random_model(SMALL)
-        same = {name: array for name, array in full.items() if array.shape == np.shape(arrays.get(name))}
+        _, full = random_model(ONCE)
+        same = {
+            name: array for name, array in full.items() if array.shape == np.shape(arrays.get(name))
+        }
         mine, _, _ = sinkrec(config, arrays | same, events)
-        others, _, _ = sinkrec(SMALL, full, events)
+        others, _, _ = sinkrec(ONCE, full, events)
         assert np.abs(mine - others)[real].max() > 0.01
 
 
@@ -280,7 +298,9 @@ def test_loss_weights_and_no_reconstruction():
     load_parameters(twin, arrays)
     losses = run(twin, events).losses
     assert losses["vq"] == pytest.approx(3 * float(base.losses["vq"]), rel=1e-5)
-    assert losses["reconstruction"] == pytest.approx(2 * float(base.losses["reconstruction"]), rel=1e-5)
+    assert losses["reconstruction"] == pytest.approx(
+        2 * float(base.losses["reconstruction"]), rel=1e-5
+    )
     bare = dataclasses.replace(SMALL, reconstruction_weight=0.0).build(50, rngs=nnx.Rngs(0))
     kept = {name: a for name, a in arrays.items() if "decoders" not in name}
     load_parameters(bare, kept)
@@ -377,8 +397,8 @@ def assert_states_equal(first, second):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("cuts", [list(range(1, 20)), [1, 8, 10], [17]])
-@pytest.mark.parametrize("arm", ["full", "no memory", "unshared"])
+@pytest.mark.parametrize("cuts", [list(range(1, 20)), [1, 8, 10]])
+@pytest.mark.parametrize("arm", ["full", "no memory"])
 def test_in_parts_equals_the_whole_row(arm, cuts):
     """Rows end at different times: what comes after its last event leaves a row's state alone."""
     model, _ = random_model(dataclasses.replace(SMALL, **ARMS.get(arm, {})))
@@ -483,7 +503,7 @@ def test_a_step_seeds_the_codebooks_and_counts_their_use():
     after = by_name(made, state.params)
     assert (after["memory/codebooks"] != before["memory/codebooks"]).all()
     np.testing.assert_array_equal(after["memory/usage"], 1)
-    assert {"loss/vq", "loss/reconstruction", "perplexity/4x1/0", "quantization_error/4x4"} <= set(
+    assert {"loss/vq", "loss/reconstruction", "perplexity/4x1/0", "quantization_error/4x3"} <= set(
         metrics
     )
     state, _ = made.train_step(state, made.batches[1])

@@ -78,7 +78,9 @@ def test_the_search_is_float32_whatever_comes_in():
 
 def test_the_search_holds_no_difference_of_every_vector_and_code():
     tokens, codes, width = 512, 64, 32
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(tokens, width), (codes, width)]]
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(tokens, width), (codes, width)]
+    ]
     memory = jax.jit(nearest_code).lower(*shapes).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * tokens * codes * width / 8
 

@@ -264,7 +264,9 @@ def with_memory_by_loops(form, inputs, segment_ids):
             seen = [s for s in range(len(ids)) if sees(form, ids, t, s)]
             for h in range(HEADS):
                 keys = np.vstack([arrays["key"][b, seen, h], arrays["memory_key"][b, t, :, h]])
-                values = np.vstack([arrays["value"][b, seen, h], arrays["memory_value"][b, t, :, h]])
+                values = np.vstack(
+                    [arrays["value"][b, seen, h], arrays["memory_value"][b, t, :, h]]
+                )
                 weights = np.exp(SCALE * keys @ arrays["query"][b, t, h])
                 output[b, t, h] = weights @ values / weights.sum()
     return output
@@ -290,12 +292,12 @@ def test_gradients_of_memory_slots():
     rng = np.random.default_rng(7)
     for name in ("memory_key", "memory_value"):
         direction = rng.normal(size=inputs[name].shape)
-        up, down = (
-            inputs | {name: inputs[name] + sign * 1e-6 * direction} for sign in (1, -1)
-        )
+        up, down = (inputs | {name: inputs[name] + sign * 1e-6 * direction} for sign in (1, -1))
         slopes = [
-            (with_memory_by_loops(form, side, LAYOUT) * np.random.default_rng(9).normal(
-                size=(*LAYOUT.shape, HEADS, VALUE))).sum()
+            (
+                with_memory_by_loops(form, side, LAYOUT)
+                * np.random.default_rng(9).normal(size=(*LAYOUT.shape, HEADS, VALUE))
+            ).sum()
             for side in (up, down)
         ]
         expected = (slopes[0] - slopes[1]) / 2e-6

@@ -212,7 +212,8 @@ class ConditionalMemory(nnx.Module):
             counts = code_usage(quantized.codes, codes, real)
             shares = counts / jnp.maximum(jnp.sum(real), 1) * codes
             usage = _USAGE_DECAY * self.usage[index] + (1 - _USAGE_DECAY) * shares
-            dead = usage < _DEAD
+            # Only codes that were never seeded have an average of 0 from before.
+            dead = (usage < _DEAD) | (self.usage[index] == 0)
             new: list[Float[Array, "K D_c"]] = []
             for level in range(levels):
                 rest = encoded.reshape(-1, encoded.shape[-1])[drawn[level]]

@@ -126,15 +126,13 @@ def _torch_attention(arguments: tuple[Array, ...], *, backward: bool) -> Callabl
     import torch
 
     heads_first = [np.asarray(x).swapaxes(1, 2) for x in arguments[:3]]
-    tensors = [torch.tensor(x, requires_grad=backward) for x in heads_first]
-    attention = functools.partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
+    q, k, v = (torch.tensor(x, requires_grad=backward) for x in heads_first)
 
     def run() -> None:
-        if backward:
-            torch.autograd.grad(attention(*tensors).square().sum(), tensors)
-        else:
-            with torch.no_grad():
-                attention(*tensors)
+        with torch.set_grad_enabled(backward):
+            output = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            if backward:
+                torch.autograd.grad(output.square().sum(), (q, k, v))
 
     return run
 

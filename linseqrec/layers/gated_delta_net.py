@@ -89,6 +89,32 @@ class GatedDeltaMixer(nnx.Module):
         Returns:
           The mixed values, and the state after each row's last segment.
         """
+        query, key, value, convolution = self.project(x, segment_ids, state)
+        log_decay, beta = self.gates(x)
+        output, memory = gated_delta_rule(
+            unit(query) * self.key_width**-0.5,
+            unit(key),
+            value,
+            log_decay,
+            beta,
+            segment_ids=segment_ids,
+            initial_state=None if state is None else state.memory,
+            chunk_size=self.chunk_size,
+        )
+        return self.emit(output, x), GatedDeltaState(memory, convolution)
+
+    def project(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        state: GatedDeltaState | None,
+    ) -> tuple[
+        Float[Array, "B T H K"],
+        Float[Array, "B T H K"],
+        Float[Array, "B T H V"],
+        Float[Array, "B W-1 E"],
+    ]:
+        """Queries and keys, not yet of unit length, values, and the convolution's state."""
         mixed, convolution = self.convolution(
             self.query_key_value(x), segment_ids, None if state is None else state.convolution
         )
@@ -97,21 +123,22 @@ class GatedDeltaMixer(nnx.Module):
             part.reshape(*x.shape[:2], self.heads, -1)
             for part in jnp.split(mixed, [keys, 2 * keys], axis=-1)
         )
+        return query, key, value, convolution
+
+    def gates(
+        self, x: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
+        """The logarithm of α, and β; float32."""
         steps = jax.nn.softplus(self.decay_gate(x).astype(jnp.float32) + self.step_bias[...])
         beta = jax.nn.sigmoid(self.write_gate(x).astype(jnp.float32))
-        output, memory = gated_delta_rule(
-            unit(query) * self.key_width**-0.5,
-            unit(key),
-            value,
-            -jnp.exp(self.log_rate[...]) * steps,
-            self.beta_scale * beta,
-            segment_ids=segment_ids,
-            initial_state=None if state is None else state.memory,
-            chunk_size=self.chunk_size,
-        )
+        return -jnp.exp(self.log_rate[...]) * steps, self.beta_scale * beta
+
+    def emit(
+        self, output: Float[Array, "B T H V"], x: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """What was read, normalised, gated and mixed over the heads."""
         gate = jax.nn.silu(self.output_gate(x))
-        output = self.norm(output).reshape(gate.shape) * gate
-        return self.output(output), GatedDeltaState(memory, convolution)
+        return self.output(self.norm(output).reshape(gate.shape) * gate)
 
 
 def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:

@@ -10,19 +10,21 @@ from linseqrec.layers.dropout import dropout
 
 
 class SwiGLU(nnx.Module):
-    """W_o Drop(SiLU(W_g x) ⊙ W_u x), without biases (arXiv 2002.05202)."""
+    """W_3 Drop(SiLU(W_1 x) ⊙ W_2 x), without biases (arXiv 2002.05202).
+
+    W_1 and W_2 are the halves of one kernel, in this order.
+    """
 
     def __init__(
         self, width: int, hidden_width: int, rate: float, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
-        make = lambda i, o: dense(i, o, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
-        self.gate, self.expand = make(width, hidden_width), make(width, hidden_width)
-        self.contract = make(hidden_width, width)
+        self.expand = dense(width, 2 * hidden_width, bias=False, dtype=dtype, rngs=rngs)
+        self.contract = dense(hidden_width, width, bias=False, dtype=dtype, rngs=rngs)
         self.rate = rate
 
     def __call__(
         self, x: Float[Array, "B T D"], *, dropout_key: PRNGKeyArray | None = None
     ) -> Float[Array, "B T D"]:
         """Maps every position on its own; `dropout_key=None` is evaluation."""
-        hidden = jax.nn.silu(self.gate(x)) * self.expand(x)
-        return self.contract(dropout(hidden, self.rate, dropout_key))
+        gate, value = jnp.split(self.expand(x), 2, axis=-1)
+        return self.contract(dropout(jax.nn.silu(gate) * value, self.rate, dropout_key))

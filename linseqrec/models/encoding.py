@@ -1,7 +1,7 @@
 """What every model returns, and what the training loop asks of one."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -19,11 +19,13 @@ class Encoding:
       hidden: [B, T, D]; position t predicts the event after t. Its scores are `hidden @ table.T`.
       losses: Auxiliary losses by name, already weighted, to add to the prediction loss; scalars.
       state: What to pass to the next call to go on from here; None where the model carries none.
+      metrics: Scalars to log with the losses; they train nothing.
     """
 
     hidden: Float[Array, "B T D"]
     losses: dict[str, Float[Array, ""]]
     state: Any
+    metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
 
 
 class SequenceModel(Protocol):
@@ -37,6 +39,24 @@ class SequenceModel(Protocol):
 
     def item_table(self) -> Float[Array, "N+1 D"]:
         """The float32 output table; row 0 is padding."""
+        ...
+
+
+@runtime_checkable
+class ChangesAfterStep(Protocol):
+    """A model some of whose state no gradient moves: a training step calls it after its update.
+
+    Such state is an `nnx.Param` that takes no gradient, so that it is trained state like any other:
+    saved, restored, and returned by the step.
+    """
+
+    def after_step(self, events: Events, key: PRNGKeyArray) -> None:
+        """Changes the model in place, within the compiled step.
+
+        Args:
+          events: The step's batch.
+          key: Randomness, this step's own.
+        """
         ...
 
 

@@ -27,7 +27,8 @@ The parameters by name, with i a block from 0, kernels [in, out]:
     embedding/table [N + 1, D]                           E; row 0 is the padding item
     {long,short}/i/mixer_norm/scale                      RMSNorm before the mixer
     {long,short}/i/feed_forward_norm/scale               RMSNorm before SwiGLU
-    {long,short}/i/feed_forward/{gate,expand,contract}/kernel
+    {long,short}/i/feed_forward/expand/kernel [D, 6D]    SwiGLU's two halves, and back
+    {long,short}/i/feed_forward/contract/kernel [3D, D]
     TADN, long/i/mixer/:
       query_key_value/kernel [D, 3D]                     W_qkv: q, k, v in turn, heads within
       convolution/weight [4, 3D]                         row 3 is the current event

@@ -1,11 +1,11 @@
 """Softmax attention: full, causal and in a sliding window, segment-aware.
 
-Axes: B batch, T time, S slots before the queries, H heads, K key width, V value width, C block,
-N blocks.
+Axes: B batch, T time, S slots of keys, H heads, K key width, V value width, M memory slots,
+C block, N blocks.
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,14 @@ Implementation = Literal["blockwise", "banded", "dense"]
 
 def softmax_attention(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B S+T H K"],
-    value: Float[Array, "B S+T H V"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H V"],
     *,
+    memory_key: Float[Array, "B T M H K"] | None = None,
+    memory_value: Float[Array, "B T M H V"] | None = None,
     causal: bool = True,
     window: int | None = None,
-    segment_ids: Int[Array, "B S+T"] | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
     implementation: Implementation | None = None,
     scale: float | None = None,
     block_size: int = 64,
@@ -31,19 +33,20 @@ def softmax_attention(
     """Averages values with weights softmax(scale * <q_t, k_s>) over the slots s that t may see.
 
     Those are the slots of t's own segment, up to t where causal, and from t - window + 1 on where
-    there is a window. Source: arXiv 1706.03762.
-
-    Where there are more keys than queries, the queries stand at the last T slots: the S before them
-    are a cache of the past.
+    there is a window. Source: arXiv 1706.03762. Memory slots, if given, stand beside those in the
+    same softmax, each query's own.
 
     Args:
       query: [B, T, H, K], any float dtype.
-      key: [B, S + T, H, K], S >= 0.
-      value: [B, S + T, H, V].
+      key: [B, S, H, K], S >= T: the queries are those of the last T slots, so that keys of the past
+        may stand before them.
+      value: [B, S, H, V].
+      memory_key: [B, T, M, H, K], keys that only the query at t sees. Not for "dense".
+      memory_value: [B, T, M, H, V], with memory_key.
       causal: Whether slots after t are hidden.
       window: How many slots t sees, itself included; causal only. None: all.
-      segment_ids: [B, S + T], 0 = padding. None: every slot of a row is one segment.
-      implementation: None picks: "banded" where a window is shorter than S + T, else "blockwise".
+      segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
+      implementation: None picks: "banded" where a window is shorter than T, else "blockwise".
         "blockwise" takes a block of queries at a time, "banded" (window only) shows each block no
         more keys than its window reaches; both recompute the scores for the gradient, so that
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
@@ -56,10 +59,11 @@ def softmax_attention(
 
     Raises:
       ValueError: shapes that do not match, a window that is not causal or not positive, an unknown
-        implementation, or "banded" without a window.
+        implementation, "banded" without a window, or "dense" with memory slots.
     """
     _check_shapes(query, key, value, segment_ids)
-    time, before = key.shape[1], key.shape[1] - query.shape[1]
+    memory = _check_memory(query, value, memory_key, memory_value)
+    time, past = query.shape[1], key.shape[1] - query.shape[1]
     if window is not None and (not causal or window < 1):
         raise ValueError(f"a window is causal and at least 1, got {window} with causal={causal}")
     if block_size < 1:
@@ -71,44 +75,63 @@ def softmax_attention(
     # Padding makes up a run of its own, 0: it may see itself, so that no softmax is empty.
     runs = jnp.ones_like(key, shape=key.shape[:2], dtype=jnp.int32)
     if segment_ids is not None:
-        real = (segment_ids > 0)[..., None, None]
-        runs = jnp.where(segment_ids > 0, segment_runs(segment_ids), 0)
-        query = jnp.where(real[:, before:], query, 0)
-        key, value = (jnp.where(real, x, 0) for x in (key, value))
-    if implementation != "blockwise":
-        query = jnp.pad(query, ((0, 0), (before, 0), (0, 0), (0, 0)))
+        real = segment_ids > 0
+        runs = jnp.where(real, segment_runs(segment_ids), 0)
+        key, value = (jnp.where(real[..., None, None], x, 0) for x in (key, value))
+        real = real[:, past:]
+        query = jnp.where(real[..., None, None], query, 0)
+        memory = tuple(jnp.where(real[..., None, None, None], x, 0) for x in memory)
     if implementation == "blockwise":
-        output = _blockwise(query, key, value, runs, causal, window, scale, block_size)
+        output = _blockwise(query, key, value, memory, runs, causal, window, scale, block_size)
     elif implementation == "banded":
         if window is None:
             raise ValueError("implementation 'banded' needs a window")
-        output = _banded(query, key, value, runs, min(window, time), scale, block_size)
+        window = min(window, key.shape[1])
+        output = _banded(query, key, value, memory, runs, window, scale, block_size)
     elif implementation == "dense":
+        if memory:
+            raise ValueError("implementation 'dense' takes no memory slots")
         output = _dense(query, key, value, runs, causal, window, scale)
     else:
         raise ValueError(
             f"implementation {implementation!r}: choose None, 'blockwise', 'banded' or 'dense'"
         )
-    output = output[:, output.shape[1] - (time - before) :]
-    return output if segment_ids is None else jnp.where(real[:, before:], output, 0)
+    return output if segment_ids is None else jnp.where(real[..., None, None], output, 0)
 
 
 def _check_shapes(query: Array, key: Array, value: Array, segment_ids: Array | None) -> None:
+    batch, time, *features = query.shape
     if (
         query.ndim != 4
         or key.ndim != 4
-        or (key.shape[0], *key.shape[2:]) != (query.shape[0], *query.shape[2:])
-        or key.shape[1] < query.shape[1]
+        or key.shape[1] < time
+        or key.shape != (batch, key.shape[1], *features)
         or value.shape[:3] != key.shape[:3]
     ):
         raise ValueError(
-            "query and key must be [B, T, H, K] and [B, S + T, H, K], value [B, S + T, H, V]; got "
+            "query and key must be [B, T, H, K] and [B, S, H, K], value [B, S, H, V], S >= T; got "
             f"{query.shape}, {key.shape}, {value.shape}"
         )
     if segment_ids is not None and segment_ids.shape != key.shape[:2]:
+        raise ValueError(f"segment_ids must be [B, S] = {key.shape[:2]}, got {segment_ids.shape}")
+
+
+def _check_memory(
+    query: Array, value: Array, memory_key: Array | None, memory_value: Array | None
+) -> tuple[Array, ...]:
+    """The memory slots' keys and values, or nothing."""
+    if memory_key is None and memory_value is None:
+        return ()
+    if memory_key is None or memory_value is None:
+        raise ValueError("memory_key and memory_value come together")
+    slots = (*query.shape[:2], memory_key.shape[2])
+    keys, values = (*slots, *query.shape[2:]), (*slots, *value.shape[2:])
+    if memory_key.shape != keys or memory_value.shape != values:
         raise ValueError(
-            f"segment_ids must be [B, S + T] = {key.shape[:2]}, got {segment_ids.shape}"
+            f"memory_key and memory_value must be [B, T, M, H, K] = {keys} and {values}, got "
+            f"{memory_key.shape}, {memory_value.shape}"
         )
+    return memory_key, memory_value
 
 
 def _visible(
@@ -133,14 +156,23 @@ def _attend(
     query: Float[Array, "B H Tq K"],
     key: Float[Array, "B H Tk K"],
     value: Float[Array, "B H Tk V"],
+    memory: tuple[Array, ...],
     visible: Bool[Array, "B 1 Tq Tk"],
     scale: float,
 ) -> Float[Array, "B H Tq V"]:
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bhqk,bhnk->bhqn", query, key, preferred_element_type=dtype) * scale
-    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(dtype).min), axis=-1)
-    weights = weights.astype(value.dtype)
-    output = jnp.einsum("bhqn,bhnv->bhqv", weights, value, preferred_element_type=dtype)
+    scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
+    if memory:
+        of_memory = jnp.einsum("bhqk,bhqmk->bhqm", query, memory[0], preferred_element_type=dtype)
+        scores = jnp.concatenate([scores, of_memory * scale], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    slots, of_memory = jnp.split(weights, [key.shape[2]], axis=-1)
+    output = jnp.einsum("bhqn,bhnv->bhqv", slots, value, preferred_element_type=dtype)
+    if memory:
+        output = output + jnp.einsum(
+            "bhqm,bhqmv->bhqv", of_memory, memory[1], preferred_element_type=dtype
+        )
     return output.astype(value.dtype)
 
 
@@ -160,22 +192,30 @@ def _from_blocks(blocks: Iterable[Float[Array, "N B H C V"]], time: int) -> Arra
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
 
 
+def _memory_blocks(memory: tuple[Array, ...], size: int) -> tuple[Float[Array, "N B H C M K"], ...]:
+    """The memory slots [B, T, M, H, K] with their queries' blocks."""
+    return tuple(_to_blocks(jnp.transpose(x, (0, 3, 1, 2, 4)), size, 2) for x in memory)
+
+
 def _blockwise(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B S+T H K"],
-    value: Float[Array, "B S+T H V"],
-    runs: Int[Array, "B S+T"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H V"],
+    memory: tuple[Array, ...],
+    runs: Int[Array, "B S"],
     causal: bool,
     window: int | None,
     scale: float,
     block_size: int,
 ) -> Float[Array, "B T H V"]:
-    time, before = query.shape[1], key.shape[1] - query.shape[1]
+    time, total = query.shape[1], key.shape[1]
+    past = total - time
     size = -(-time // -(-time // block_size))
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     # Fillers of the last block are runs of their own, -1, and see nothing; they are cut off again.
-    queries, query_runs = _to_blocks(query, size, 2), _to_blocks(runs[:, before:], size, 1, -1)
-    slots = _to_blocks(before + jnp.arange(time), size, 0)
+    queries, query_runs = _to_blocks(query, size, 2), _to_blocks(runs[:, past:], size, 1, -1)
+    slots = _to_blocks(jnp.arange(past, total), size, 0)
+    memories = _memory_blocks(memory, size)
     count = len(queries)
 
     # A causal block needs no keys beyond its end, but a loop's body has one shape: so up to four
@@ -184,73 +224,79 @@ def _blockwise(
     ends = [count * (part + 1) // parts for part in range(parts)]
     outputs = []
     for start, end in zip([0, *ends], ends, strict=False):
-        seen = before + (min(end * size, time) if causal else time)
+        seen = min(past + end * size, total) if causal else total
         keys, values, key_runs = key[:, :, :seen], value[:, :, :seen], runs[:, :seen]
 
         def one(
-            block: tuple[Array, Array, Array],
+            block: tuple[Array, Array, Array, tuple[Array, ...]],
             keys: Array = keys,
             values: Array = values,
             key_runs: Array = key_runs,
         ) -> Array:
-            query, query_runs, slots = block
+            query, query_runs, slots, memory = block
             key_slots = jnp.arange(keys.shape[2])
             visible = _visible(slots, key_slots, query_runs, key_runs, causal, window)
-            return _attend(query, keys, values, visible, scale)
+            return _attend(query, keys, values, memory, visible, scale)
 
-        part = queries[start:end], query_runs[start:end], slots[start:end]
+        part = jax.tree.map(lambda x: x[start:end], (queries, query_runs, slots, memories))  # noqa: B023
         outputs.append(jax.lax.map(jax.checkpoint(one, prevent_cse=False), part))
     return _from_blocks(outputs, time)
 
 
 def _banded(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B T H K"],
-    value: Float[Array, "B T H V"],
-    runs: Int[Array, "B T"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H V"],
+    memory: tuple[Array, ...],
+    runs: Int[Array, "B S"],
     window: int,
     scale: float,
     block_size: int,
 ) -> Float[Array, "B T H V"]:
     """A block of at least one window sees itself and the last window - 1 slots before it."""
     time = query.shape[1]
-    size = min(max(window, block_size), time)
+    past = key.shape[1] - time
+    size = max(window, min(block_size, time))
 
-    def with_halo(blocks: Array, axis: int, fill: int = 0) -> Array:
-        ends = jax.lax.slice_in_dim(blocks, size - (window - 1), size, axis=axis)
-        before = jnp.concatenate([jnp.full_like(ends[:1], fill), ends[:-1]])
-        return jnp.concatenate([before, blocks], axis=axis)
+    def with_halo(x: Array, axis: int, fill: int = 0) -> Array:
+        first = jax.lax.slice_in_dim(x, max(past - (window - 1), 0), past, axis=axis)
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (window - 1 - first.shape[axis], 0)
+        first = jnp.pad(first, padding, constant_values=fill)
+        blocks = _to_blocks(jax.lax.slice_in_dim(x, past, None, axis=axis), size, axis, fill)
+        ends = jax.lax.slice_in_dim(blocks, size - (window - 1), size, axis=axis + 1)
+        before = jnp.concatenate([first[None], ends[:-1]])
+        return jnp.concatenate([before, blocks], axis=axis + 1)
 
-    query, key, value = (_to_blocks(jnp.swapaxes(x, 1, 2), size, 2) for x in (query, key, value))
-    query_runs = _to_blocks(runs, size, 1, -1)
-
-    def one(block: tuple[Array, ...]) -> Array:
-        query, key, value, query_runs, key_runs = block
+    def one(block: tuple[Any, ...]) -> Array:
+        query, key, value, memory, query_runs, key_runs = block
         slots, key_slots = jnp.arange(size), jnp.arange(1 - window, size)
         visible = _visible(slots, key_slots, query_runs, key_runs, True, window)
-        return _attend(query, key, value, visible, scale)
+        return _attend(query, key, value, memory, visible, scale)
 
     blocks = (
-        query,
-        with_halo(key, 3),
-        with_halo(value, 3),
-        query_runs,
-        with_halo(query_runs, 2, -1),
+        _to_blocks(jnp.swapaxes(query, 1, 2), size, 2),
+        with_halo(jnp.swapaxes(key, 1, 2), 2),
+        with_halo(jnp.swapaxes(value, 1, 2), 2),
+        _memory_blocks(memory, size),
+        _to_blocks(runs[:, past:], size, 1, -1),
+        with_halo(runs, 1, -1),
     )
     return _from_blocks([jax.lax.map(jax.checkpoint(one, prevent_cse=False), blocks)], time)
 
 
 def _dense(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B T H K"],
-    value: Float[Array, "B T H V"],
-    runs: Int[Array, "B T"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H V"],
+    runs: Int[Array, "B S"],
     causal: bool,
     window: int | None,
     scale: float,
 ) -> Float[Array, "B T H V"]:
-    slots = jnp.arange(query.shape[1])
-    visible = _visible(slots, slots, runs, runs, causal, window)
+    slots = jnp.arange(key.shape[1])
+    past = key.shape[1] - query.shape[1]
+    visible = _visible(slots[past:], slots, runs[:, past:], runs, causal, window)
     # JAX wants one width: features of zeros change no score, and values of zeros are cut off.
     width = value.shape[-1]
     common = max(query.shape[-1], width)

@@ -11,7 +11,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.data.batch import Batch
+from linseqrec.models.encoding import ChangesAfterStep
 from linseqrec.training.loss import PredictionLoss
+
+# Folded into a step's key: beyond the number of any key that it is split into.
+_AFTER_STEP = 2**31 - 1
 
 
 @jax.tree_util.register_dataclass
@@ -64,9 +68,9 @@ def make_train_step(
 
     Returns:
       `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
-      per target), "loss/NAME" of each auxiliary loss, "gradient_norm", "update_norm", "targets"
-      and "events" (counts). A step whose loss or gradient is not finite changes neither parameters
-      nor optimizer, and halts the state.
+      per target), "loss/NAME" of each auxiliary loss, the model's own, "gradient_norm",
+      "update_norm", "targets" and "events" (counts). A step whose loss or gradient is not finite
+      changes neither parameters nor optimizer, and halts the state.
     """
 
     def part_loss(
@@ -78,9 +82,9 @@ def make_train_step(
         summed = prediction_loss(encoding.hidden, model.item_table(), batch, loss_key)
         auxiliary = {name: loss / accumulation_steps for name, loss in encoding.losses.items()}
         loss = summed / total
-        return loss + sum(auxiliary.values()), {"loss": loss} | {
-            f"loss/{name}": value for name, value in auxiliary.items()
-        }
+        named = {f"loss/{name}": value for name, value in auxiliary.items()}
+        logged = {name: value / accumulation_steps for name, value in encoding.metrics.items()}
+        return loss + sum(auxiliary.values()), {"loss": loss} | named | logged
 
     def gradient(params: nnx.State, batch: Batch, key: Array) -> tuple[dict[str, Array], nnx.State]:
         total = jnp.maximum(batch.weights.sum(), 1.0)
@@ -106,6 +110,10 @@ def make_train_step(
         halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(losses.values())))
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
+        model = nnx.merge(graphdef, params, rest)
+        if isinstance(model, ChangesAfterStep):
+            model.after_step(batch.events, jax.random.fold_in(key, _AFTER_STEP))
+            params = nnx.state(model, nnx.Param)
         advanced = TrainState(state.step + 1, params, after, halted)
         kept = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)

@@ -39,8 +39,8 @@ def hytrec(config, p, items, seconds):
 def block(p, name, x, mixer):
     x = x + mixer(rms(p, f"{name}/mixer_norm", x, 1e-6))
     h = rms(p, f"{name}/feed_forward_norm", x, 1e-6)
-    inner = silu(dense(p, f"{name}/feed_forward/gate", h))
-    inner = inner * dense(p, f"{name}/feed_forward/expand", h)
+    gate, value = np.split(dense(p, f"{name}/feed_forward/expand", h), 2, axis=-1)
+    inner = silu(gate) * value
     return x + dense(p, f"{name}/feed_forward/contract", inner)
 
 

@@ -20,6 +20,7 @@ from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 from linseqrec.training.run import Run
 
@@ -43,6 +44,7 @@ MODELS = {
         "packed",
     ),
     "sasrec": (SASRecConfig(width=16, heads=2, num_layers=2), "packed"),
+    "sinkrec": (SinkRecConfig(width=16, heads=2, codes=16, attention_window=8), "packed"),
 }
 NUMBERS = ("loss", "gradient_norm", "update_norm")
 

@@ -10,6 +10,7 @@ from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
 
 NUM_ITEMS = 40
 MODELS = {
@@ -23,6 +24,7 @@ MODELS = {
         width=16, heads=2, short_events=5, short_layers=1, num_layers=2, ratio="1:1"
     ),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
+    "sinkrec": SinkRecConfig(width=16, heads=2, codes=8, attention_window=6, chunk_size=8),
 }
 
 

@@ -249,8 +249,85 @@ def test_memory_of_the_gradient_grows_linearly(form):
     assert exponent < 1.05, f"memory grows as T**{exponent:.2f}: {bytes_}"
 
 
+# ---------------------------------------------------------------------- memory slots, and the past
+
+WITH_MEMORY = [form for form in FORMS if form[0] != "dense"]
+MEMORY = 3
+
+
+def memory_slots(inputs, seed=5):
+    random = np.random.default_rng(seed)
+    shape = (*inputs["query"].shape[:2], MEMORY, HEADS)
+    return {
+        "memory_key": random.normal(size=(*shape, KEY)).astype(np.float32),
+        "memory_value": random.normal(size=(*shape, VALUE)).astype(np.float32),
+    }
+
+
+def with_memory_by_loops(form, inputs, segment_ids):
+    """The definition with each query's own slots beside those it sees, in float64."""
+    arrays = {name: np.asarray(array, np.float64) for name, array in inputs.items()}
+    output = np.zeros(arrays["value"].shape)
+    for b, ids in enumerate(segment_ids):
+        for t in np.flatnonzero(ids):
+            seen = [s for s in range(len(ids)) if sees(form, ids, t, s)]
+            for h in range(HEADS):
+                keys = np.vstack([arrays["key"][b, seen, h], arrays["memory_key"][b, t, :, h]])
+                values = np.vstack(
+                    [arrays["value"][b, seen, h], arrays["memory_value"][b, t, :, h]]
+                )
+                weights = np.exp(SCALE * keys @ arrays["query"][b, t, h])
+                output[b, t, h] = weights @ values / weights.sum()
+    return output
+
+
+@in_all(WITH_MEMORY)
+def test_memory_slots_stand_in_the_same_softmax(form):
+    inputs = random_inputs()
+    inputs |= memory_slots(inputs)
+    expected = with_memory_by_loops(form, inputs, LAYOUT)
+    inputs["memory_key"][LAYOUT == 0] = np.nan
+    output = apply(form, inputs, LAYOUT)
+    assert_close(output, expected, 2e-6)
+    assert np.all(np.asarray(output)[LAYOUT == 0] == 0)
+
+
+def test_gradients_of_memory_slots():
+    """Finite differences in float64 along a random direction."""
+    form = ("banded", 1, 4, True)
+    inputs = random_inputs()
+    inputs |= memory_slots(inputs)
+    gradient = gradients(form, inputs, LAYOUT)
+    rng = np.random.default_rng(7)
+    for name in ("memory_key", "memory_value"):
+        direction = rng.normal(size=inputs[name].shape)
+        up, down = (inputs | {name: inputs[name] + sign * 1e-6 * direction} for sign in (1, -1))
+        slopes = [
+            (
+                with_memory_by_loops(form, side, LAYOUT)
+                * np.random.default_rng(9).normal(size=(*LAYOUT.shape, HEADS, VALUE))
+            ).sum()
+            for side in (up, down)
+        ]
+        expected = (slopes[0] - slopes[1]) / 2e-6
+        assert (np.asarray(gradient[name]) * direction).sum() == pytest.approx(expected, rel=1e-4)
+        assert np.all(np.asarray(gradient[name])[LAYOUT == 0] == 0)
+
+
+@in_all([form for form in FORMS if form[3]])
+@pytest.mark.parametrize("past", [1, 6, 16])
+def test_the_last_queries_alone_equal_those_of_the_whole_row(form, past):
+    inputs = random_inputs()
+    if form[0] != "dense":
+        inputs |= memory_slots(inputs)
+    whole = apply(form, inputs, LAYOUT)
+    alone = {n: a[:, past:] if n not in ("key", "value") else a for n, a in inputs.items()}
+    assert_close(apply(form, alone, LAYOUT), whole[:, past:], 2e-6)
+
+
 def test_refuses_what_does_not_fit():
     inputs = random_inputs()
+    slots = memory_slots(inputs)
     for wrong, message in [
         ({"window": 0}, "window"),
         ({"window": 3, "causal": False}, "window"),
@@ -259,6 +336,10 @@ def test_refuses_what_does_not_fit():
         ({"block_size": 0}, "block_size"),
         ({"segment_ids": LAYOUT[:, 1:]}, "segment_ids"),
         ({"key": inputs["key"][:, 1:]}, "query and key"),
+        ({"value": inputs["value"][:, 1:]}, "query and key"),
+        ({"memory_key": slots["memory_key"]}, "come together"),
+        (slots | {"memory_value": slots["memory_value"][:, 1:]}, "memory_key and memory_value"),
+        (slots | {"implementation": "dense"}, "takes no memory"),
     ]:
         with pytest.raises(ValueError, match=message):
             softmax_attention(**(inputs | wrong))

@@ -1,0 +1,32 @@
+"""The time since the last event as features."""
+
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linseqrec.layers.dense import dense
+
+_LONGEST = 3650.0
+
+
+class GapFeatures(nnx.Module):
+    """φ = W_φ [sin(ω_j u), 1 − cos(ω_j u)],  u = log(1 + Δ),  ω_j = 2^j π / log(1 + 3650).
+
+    Δ is in days; the slowest wave makes half a turn over ten years, the fastest tells seconds from
+    hours. φ(0) = 0: without gaps nothing is added anywhere. Ours.
+    """
+
+    def __init__(
+        self, features: int, *, waves: int = 8, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.waves, self.dtype = waves, dtype
+        self.projection = dense(2 * waves, features, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, gaps: Float[Array, "B T"]) -> Float[Array, "B T F"]:
+        """The features of gaps in days."""
+        rates = 2.0 ** jnp.arange(self.waves) * (math.pi / math.log1p(_LONGEST))
+        angles = jnp.log1p(gaps)[..., None] * rates
+        features = jnp.concatenate([jnp.sin(angles), 1 - jnp.cos(angles)], axis=-1)
+        return self.projection(features.astype(self.dtype))

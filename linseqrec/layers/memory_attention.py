@@ -1,0 +1,79 @@
+"""SinkRec's attention block: a sliding window, and each event's own memory slots beside it."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from linseqrec.layers.dense import dense
+from linseqrec.ops.recent import Recent, after_recent, last_slots
+from linseqrec.ops.softmax_attention import softmax_attention
+
+
+class MemoryAttention(nnx.Module):
+    """Causal softmax attention over the last `window` events and the query's memory slots.
+
+        q, k, v = W_qkv x;  k^m_j, v^m_j = W_kv^m n_j                        per head
+        y = W_o softmax([q k_winᵀ ; q k^mᵀ] / √K) [v_win ; v^m]
+
+    That the memory is shown to the attention as keys and values is SinkRec's (arXiv 2606.09888);
+    the equations are ours. Linear in time.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: int,
+        slot_width: int | None,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args: `slot_width` is that of the memory slots; None: there are none."""
+        self.heads, self.window = heads, window
+        make = lambda inputs, outputs: dense(inputs, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
+        self.query_key_value = make(width, 3 * width)
+        self.memory_key_value = None if slot_width is None else make(slot_width, 2 * width)
+        self.output = make(width, width)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        state: Recent | None = None,
+        *,
+        slots: Float[Array, "B T M D_c"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Recent]:
+        """Mixes a row's events over time.
+
+        Args:
+          x: Normalised inputs.
+          segment_ids: One id from 1 per history; 0 is padding.
+          state: Keys and values [B, window - 1, H, K] of the last events before each row's first
+            segment; None is no past.
+          slots: The memory slots of each event, if the layer was made for some.
+
+        Returns:
+          The mixed values, and the state after each row's last segment.
+        """
+        heads = lambda part: part.reshape(*part.shape[:-1], self.heads, -1)  # noqa: E731
+        query, key, value = (heads(part) for part in jnp.split(self.query_key_value(x), 3, axis=-1))
+        kept = self.window - 1
+        past, past_ids = after_recent((key, value), segment_ids, state, kept)
+        # Without a past the row is attended to as it stands, not behind an empty cache.
+        (key, value), ids = ((key, value), segment_ids) if state is None else (past, past_ids)
+        memory = (None, None)
+        if self.memory_key_value is not None and slots is not None:
+            memory = tuple(
+                heads(part) for part in jnp.split(self.memory_key_value(slots), 2, axis=-1)
+            )
+        mixed = softmax_attention(
+            query,
+            key,
+            value,
+            memory_key=memory[0],
+            memory_value=memory[1],
+            window=self.window,
+            segment_ids=ids,
+        )
+        return self.output(mixed.reshape(x.shape)), last_slots(past, past_ids, kept)

@@ -1,0 +1,385 @@
+"""SinkRec: memory-conditioned gated delta networks (arXiv 2606.09888).
+
+Recurring semantics come to fill the state of a linear model and bias what is read from it later,
+the "semantic state sink". SinkRec keeps recurring patterns in a memory of their own, and the state
+for what it does not cover.
+
+    E = √D E[items];  X = Drop(E)
+    m, n, ρ = ConditionalMemory(E)                                       once
+    for r = 1..R, with one block's parameters:                           ℓ, W_gv zero at first
+        X = X + ℓ_r
+        X = X + σ(⟨N_m(W_gk m), N_x(X)⟩ / √D) W_gv m                     reinjection
+        X = X + Drop(MemoryAttention(N(X), n))
+        X = X + Drop(TDGD(N(X), Δ, φ, m, ρ))
+        X = X + Drop(SwiGLU(N(X)))
+    scores = N(X) E[·]ᵀ;  loss = L_pred + 0.1 L_vq + 0.1 L_rec           N: RMS norms
+
+[P] The paper's, as its abstract and readers state it: the sink; a hybrid, looped block with shared
+parameters; a conditional memory of contiguous and dilated windows, residually quantised, reinjected
+and shown to the attention as keys and values; a gated delta network with temporal addressing and
+decay whose writing and reading the memory purifies; the three losses.
+[O] Ours, since the paper's equations are not public: every equation above and in
+`layers/{conditional_memory,memory_attention,temporal_relation_delta,gap_features}.py`, all sizes
+and initial values, how dead codes are replaced, and the frame of a recommender (tied table, norms,
+dropout). Positions are not encoded: the recurrence knows the order, the gaps the time.
+
+The parameters by name, with i the block from 0 (one where it is shared), kernels [in, out]:
+
+    embedding/table [N + 1, D]                       E; row 0 is the padding item
+    memory/encoders/s/kernel [w D, D/2]              W_1 of window s, current event first
+    memory/projections/s/kernel [D/2, D/2]           W_2;  memory/norms/s: its LN
+    memory/decoders/s/kernel [D/2, w D]              the reconstruction
+    memory/codebooks [S, L, K, D/2]                  memory/usage [S, L, K]: running shares
+    memory/types [S L, D/2]                          of the slots n, windows outermost
+    memory/output/kernel [S D/2, D]                  W_m
+    gap_features/projection/kernel [16, F]           W_φ
+    loops [R, D]                                     ℓ
+    blocks/i/reinjection/{key,value}/kernel [D, D]   W_gk, W_gv; {key,input}_norm: N_m, N_x
+    blocks/i/attention/query_key_value/kernel [D, 3D], memory_key_value/kernel [D/2, 2D], output
+    blocks/i/mixer/{query_key_value,convolution,decay_gate,write_gate,output_gate,log_rate,
+        step_bias,norm,output}                       as in `layers/gated_delta_net.py`
+    blocks/i/mixer/address/kernel [F, 2 H K]         U_q, then U_k;  horizon [H]: log T
+    blocks/i/mixer/memory_key/kernel [D, H K]        W_mk
+    blocks/i/mixer/coverage_gate/kernel [2D, H]      W_c;  coverage_weights [2, H]: w_1, w_2
+    blocks/i/mixer/removal_gate/kernel [2D, H]       W_λ;  {coverage,removal}_bias [H]: b_c, b_λ
+    blocks/i/feed_forward/{expand,contract}/kernel   SwiGLU; {attention,mixer,feed_forward}_norm
+    norm/scale                                       the last N
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from linseqrec.events import Events
+from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading
+from linseqrec.layers.dense import dense, rms_norm
+from linseqrec.layers.dropout import dropout, split_key
+from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.layers.gap_features import GapFeatures
+from linseqrec.layers.gated_delta_net import GatedDeltaState
+from linseqrec.layers.memory_attention import MemoryAttention
+from linseqrec.layers.swiglu import SwiGLU
+from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta, WriteGate
+from linseqrec.layers.time_gaps import gaps_in_days
+from linseqrec.models.encoding import Encoding
+from linseqrec.ops.recent import Recent
+
+
+@dataclasses.dataclass(frozen=True)
+class SinkRecConfig:
+    """SinkRec's hyperparameters; each ablation arm is a value of one of them.
+
+    Attributes:
+      width: D, even.
+      heads: Heads of the attention (they divide the width) and of the recurrence.
+      loops: R, passes through the block.
+      shared: Whether the passes share one block; else each has its own.
+      key_width: Width of a recurrent head's keys and queries.
+      value_width: Width of a recurrent head's values.
+      kernel: Taps of the short convolution.
+      attention_window: Events that the softmax attention sees.
+      feed_forward: Width of the feed-forward half's hidden layer, in widths.
+      memory: The conditional memory; without it, nothing below that reads it.
+      reinjection: Whether the memory vector is added to the block's input.
+      memory_key_values: Whether the attention sees the memory's slots.
+      memory_window: w, events in a window of the memory.
+      dilations: Slots between a window's events: (1,) is contiguous windows only, (2, 4) dilated
+        only.
+      levels: L, codes a window.
+      codes: K, codes in a codebook.
+      codebook: "learned", or "frozen" as it was drawn.
+      write_gate: What suppresses writes: "memory"; "input", a gate of the same place that does not
+        see the memory; "none".
+      read_removal: Whether what the state answers to the memory's key is removed.
+      temporal_addressing: Whether gaps turn queries and keys.
+      temporal_decay: Whether gaps decay the state.
+      gap_features: Width of φ.
+      quantization_weight: Of L_vq in the loss.
+      reconstruction_weight: Of L_rec in the loss; 0 builds no decoder.
+      dropout: Rate on the embeddings and every branch of the block.
+      chunk_size: The most events that the recurrence takes at once; changes speed, not results.
+      dtype: Compute dtype, "float32" or "bfloat16"; parameters and quantisation are float32.
+    """
+
+    width: int = 64
+    heads: int = 2
+    loops: int = 2
+    shared: bool = True
+    key_width: int = 32
+    value_width: int = 32
+    kernel: int = 4
+    attention_window: int = 128
+    feed_forward: int = 4
+    memory: bool = True
+    reinjection: bool = True
+    memory_key_values: bool = True
+    memory_window: int = 4
+    dilations: tuple[int, ...] = (1, 2, 4)
+    levels: int = 3
+    codes: int = 256
+    codebook: Literal["learned", "frozen"] = "learned"
+    write_gate: WriteGate = "memory"
+    read_removal: bool = True
+    temporal_addressing: bool = True
+    temporal_decay: bool = True
+    gap_features: int = 16
+    quantization_weight: float = 0.1
+    reconstruction_weight: float = 0.1
+    dropout: float = 0.1
+    chunk_size: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(
+                f"width {self.width} must be even and a multiple of heads {self.heads}"
+            )
+        if self.loops < 1:
+            raise ValueError(f"loops must be at least 1, got {self.loops}")
+        if not self.dilations or min(self.dilations) < 1 or self.memory_window < 1:
+            raise ValueError(
+                "memory_window and every one of dilations must be at least 1, got "
+                f"{self.memory_window} and {self.dilations}"
+            )
+        if len(set(self.dilations)) < len(self.dilations):
+            raise ValueError(f"dilations must differ, got {self.dilations}")
+        if self.levels < 1 or self.codes < 1:
+            raise ValueError(
+                f"levels and codes must be at least 1, got {self.levels} and {self.codes}"
+            )
+
+    def build(self, num_items: int, *, rngs: nnx.Rngs) -> "SinkRec":
+        """Makes the model with fresh parameters for a catalogue of `num_items`."""
+        return SinkRec(self, num_items, rngs=rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LoopState:
+    """What one pass through the block carries: the attention's window and the recurrence."""
+
+    attention: Recent
+    mixer: GatedDeltaState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SinkRecState:
+    """The past of each row's history, of a size that does not depend on its length.
+
+    Attributes:
+      loops: One state a loop.
+      embeddings: The last events' embeddings, for the memory's windows; None without memory.
+      last_timestamp: int32 [B], the last event's time in seconds; -1 before any.
+    """
+
+    loops: list[LoopState]
+    embeddings: Recent | None
+    last_timestamp: Int[Array, "B"]
+
+
+class SinkRec(nnx.Module):
+    """The model; see the module's docstring."""
+
+    def __init__(self, config: SinkRecConfig, num_items: int, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = jnp.dtype(config.dtype)
+        self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
+        self.memory = (
+            ConditionalMemory(
+                config.width,
+                window=config.memory_window,
+                dilations=config.dilations,
+                levels=config.levels,
+                codes=config.codes,
+                frozen=config.codebook == "frozen",
+                decoder=config.reconstruction_weight > 0,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            if config.memory
+            else None
+        )
+        self.gap_features = (
+            GapFeatures(config.gap_features, dtype=dtype, rngs=rngs)
+            if config.temporal_addressing
+            else None
+        )
+        self.loops = nnx.Param(jnp.zeros((config.loops, config.width), jnp.float32))
+        blocks = 1 if config.shared else config.loops
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(blocks)])
+        self.norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        events: Events,
+        state: SinkRecState | None = None,
+        *,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Encoding:
+        """Encodes histories.
+
+        Args:
+          events: The batch, [B, T].
+          state: Where each row's first history stands; None is no past.
+          dropout_key: Randomness of dropout; None is evaluation.
+
+        Returns:
+          Hidden states [B, T, D]; the losses "vq" and "reconstruction", weighted, and the memory's
+          metrics; the state after each row's last history.
+        """
+        config = self.config
+        embedding_key, *loop_keys = split_key(dropout_key, 1 + config.loops)
+        gaps, last_timestamp = gaps_in_days(
+            events.timestamps, events.segment_ids, None if state is None else state.last_timestamp
+        )
+        gap_features = None if self.gap_features is None else self.gap_features(gaps)
+        embedded = self._embed(events)
+        memory, past, losses = None, None, {}
+        if self.memory is not None:
+            memory, past = self.memory(
+                embedded, events.segment_ids, None if state is None else state.embeddings
+            )
+            losses["vq"] = config.quantization_weight * memory.quantization_loss
+            if config.reconstruction_weight > 0:
+                losses["reconstruction"] = config.reconstruction_weight * memory.reconstruction_loss
+        x = dropout(embedded, config.dropout, embedding_key)
+        states = []
+        for index, key in enumerate(loop_keys):
+            block = self.blocks[0 if config.shared else index]
+            x, after = block(
+                x + self.loops[index].astype(x.dtype),
+                events.segment_ids,
+                None if state is None else state.loops[index],
+                gaps=gaps,
+                gap_features=gap_features,
+                memory=memory,
+                dropout_key=key,
+            )
+            states.append(after)
+        return Encoding(
+            self.norm(x),
+            losses,
+            SinkRecState(states, past, last_timestamp),
+            {} if memory is None else memory.metrics,
+        )
+
+    def item_table(self) -> Float[Array, "N+1 D"]:
+        """The tied output table, float32; row 0 is padding."""
+        return self.embedding.table[...]
+
+    def after_step(self, events: Events, key: PRNGKeyArray) -> None:
+        """Replaces the memory's dead codes after a training step; changes the model."""
+        if self.memory is not None:
+            self.memory.reseed(self._embed(events), events.segment_ids, key)
+
+    def _embed(self, events: Events) -> Float[Array, "B T D"]:
+        return self.embedding(events.items) * self.config.width**0.5
+
+
+class Block(nnx.Module):
+    """One pass: reinjection, memory attention, recurrence, feed-forward; each a residual branch."""
+
+    def __init__(self, config: SinkRecConfig, *, rngs: nnx.Rngs):
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.rate = config.dropout
+        norm = lambda: rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)  # noqa: E731
+        self.reinjection = (
+            Reinjection(width, dtype=dtype, rngs=rngs)
+            if config.memory and config.reinjection
+            else None
+        )
+        self.attention_norm = norm()
+        self.attention = MemoryAttention(
+            width,
+            config.heads,
+            window=config.attention_window,
+            slot_width=width // 2 if config.memory and config.memory_key_values else None,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.mixer_norm = norm()
+        self.mixer = TemporalRelationDelta(
+            width,
+            config.heads,
+            key_width=config.key_width,
+            value_width=config.value_width,
+            kernel=config.kernel,
+            gap_features=config.gap_features if config.temporal_addressing else None,
+            temporal_decay=config.temporal_decay,
+            write_gate=(
+                "none" if config.write_gate == "memory" and not config.memory else config.write_gate
+            ),
+            read_removal=config.read_removal and config.memory,
+            chunk_size=config.chunk_size,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.feed_forward_norm = norm()
+        self.feed_forward = SwiGLU(
+            width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        state: LoopState | None,
+        *,
+        gaps: Float[Array, "B T"],
+        gap_features: Float[Array, "B T F"] | None,
+        memory: MemoryReading | None,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], LoopState]:
+        """Returns the block's output, and the state of its attention and recurrence."""
+        attention_key, mixer_key, hidden_key, output_key = split_key(dropout_key, 4)
+        if self.reinjection is not None and memory is not None:
+            x = x + self.reinjection(x, memory.vector)
+        attended, window = self.attention(
+            self.attention_norm(x),
+            segment_ids,
+            None if state is None else state.attention,
+            slots=None if memory is None else memory.slots,
+        )
+        x = x + dropout(attended, self.rate, attention_key)
+        mixed, recurrent = self.mixer(
+            self.mixer_norm(x),
+            segment_ids,
+            None if state is None else state.mixer,
+            gaps=gaps,
+            gap_features=gap_features,
+            memory=memory,
+        )
+        x = x + dropout(mixed, self.rate, mixer_key)
+        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
+        return x + dropout(fed, self.rate, output_key), LoopState(window, recurrent)
+
+
+class Reinjection(nnx.Module):
+    """σ(⟨N_m(W_gk m), N_x(x)⟩ / √D) W_gv m, where W_gv starts at 0: nothing is added at first."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.key = dense(width, width, bias=False, dtype=dtype, rngs=rngs)
+        self.value = nnx.Linear(
+            width,
+            width,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=nnx.initializers.zeros_init(),
+            rngs=rngs,
+        )
+        self.key_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.input_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], memory: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """What to add to x of the memory's vectors."""
+        key, query = self.key_norm(self.key(memory)), self.input_norm(x)
+        alike = jnp.sum((key * query).astype(jnp.float32), axis=-1, keepdims=True)
+        share = jax.nn.sigmoid(alike * x.shape[-1] ** -0.5)
+        return share.astype(x.dtype) * self.value(memory)

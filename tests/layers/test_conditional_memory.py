@@ -1,0 +1,232 @@
+"""The conditional memory: its gradients, its state, and how dead codes come back to life."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from linseqrec.layers.conditional_memory import ConditionalMemory
+from linseqrec.models.weights import load_parameters, parameter_arrays
+from tests.models.reference import jit
+from tests.ops.closeness import assert_close
+from tests.ops.layouts import LAYOUT
+
+# The equations are tested with the model's, in tests/models/test_sinkrec.py.
+
+WIDTH, CODES, LEVELS, DILATIONS = 8, 6, 2, (1, 3)
+ONE = np.where(LAYOUT > 0, 1, 0)
+ONE[0, 8:10] = 1  # one history a row
+
+
+def memory(seed=0, **overrides):
+    settings = dict(window=3, dilations=DILATIONS, levels=LEVELS, codes=CODES) | overrides
+    made = ConditionalMemory(WIDTH, **settings, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(seed)
+    arrays = {name: rng.normal(size=a.shape) / 2 for name, a in parameter_arrays(made).items()}
+    arrays["usage"] = np.ones_like(arrays["usage"])
+    load_parameters(made, arrays)
+    return made
+
+
+def embeddings(seed=1):
+    return np.random.default_rng(seed).normal(size=(*LAYOUT.shape, WIDTH)).astype(np.float32)
+
+
+def read(made, x, ids, past=None):
+    graphdef, params = nnx.split(made)
+    return _read(graphdef, params, jnp.asarray(x), jnp.asarray(ids), past)
+
+
+@partial(jit, static_argnums=0)
+def _read(graphdef, params, x, ids, past):
+    return nnx.merge(graphdef, params)(x, ids, past)
+
+
+def gradients(made, x, ids, loss):
+    """Of `loss(reading)` in the parameters, by name, and in the embeddings."""
+    graphdef, params = nnx.split(made)
+
+    def both(params, x):
+        return loss(nnx.merge(graphdef, params)(x, jnp.asarray(ids))[0])
+
+    to_params, to_x = jit(jax.grad(both, argnums=(0, 1)))(params, jnp.asarray(x))
+    holder = nnx.merge(graphdef, to_params)
+    return parameter_arrays(holder), np.asarray(to_x)
+
+
+# ------------------------------------------------------------------------------------- gradients
+
+
+def test_the_reconstructions_target_is_detached():
+    """With a decoder of zeros nothing but the target depends on the embeddings."""
+    made = memory()
+    for decoder in made.decoders:
+        decoder.kernel[...] *= 0
+    to_params, to_x = gradients(made, embeddings(), LAYOUT, lambda r: r.reconstruction_loss)
+    np.testing.assert_array_equal(to_x, 0)
+    assert np.abs(to_params["decoders/0/bias"]).min() > 0
+    # And with a decoder they are reached through the encoder.
+    _, to_x = gradients(memory(), embeddings(), LAYOUT, lambda r: r.reconstruction_loss)
+    assert np.abs(to_x[LAYOUT > 0]).max() > 1e-4
+    np.testing.assert_array_equal(to_x[LAYOUT == 0], 0)
+
+
+def test_only_the_quantisation_loss_moves_the_codebooks():
+    made, x = memory(), embeddings()
+
+    def others(reading):
+        everything = (reading.vector, reading.slots, reading.error, reading.reconstruction_loss)
+        return sum(jnp.sum(value**2) for value in everything)
+
+    to_params, _ = gradients(made, x, LAYOUT, others)
+    np.testing.assert_array_equal(to_params["codebooks"], 0)
+    assert np.abs(to_params["encoders/0/kernel"]).max() > 1e-4
+    to_params, _ = gradients(made, x, LAYOUT, lambda reading: reading.quantization_loss)
+    moved = np.abs(to_params["codebooks"]).max(axis=-1) > 0
+    assert moved.any(axis=-1).all() and not moved.all()
+    np.testing.assert_array_equal(to_params["usage"], 0)
+
+
+def test_a_frozen_codebook_stays():
+    made = memory(frozen=True)
+    to_params, to_x = gradients(made, embeddings(), LAYOUT, lambda r: r.quantization_loss)
+    np.testing.assert_array_equal(to_params["codebooks"], 0)
+    assert np.abs(to_x).max() > 1e-4
+    before = parameter_arrays(made)
+    made.reseed(jnp.asarray(embeddings()), jnp.asarray(LAYOUT), jax.random.key(0))
+    for name, array in parameter_arrays(made).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+# ----------------------------------------------------------------------------------------- state
+
+
+def fields(reading):
+    return reading.vector, reading.slots, reading.error
+
+
+@pytest.mark.parametrize("cuts", [range(1, 19), [2, 3, 11]])
+def test_in_parts_equals_the_whole_row(cuts):
+    made, x = memory(), embeddings()
+    whole, last = read(made, x, ONE)
+    past, parts = None, []
+    for start, end in zip([0, *cuts], [*cuts, ONE.shape[1]], strict=True):
+        reading, past = read(made, x[:, start:end], ONE[:, start:end], past)
+        parts.append(fields(reading))
+    for got, expected in zip(zip(*parts, strict=True), fields(whole), strict=True):
+        got = np.concatenate(got, axis=1)
+        assert_close(got[ONE > 0], np.asarray(expected)[ONE > 0], 1e-5)
+    np.testing.assert_array_equal(past.length, last.length)
+    np.testing.assert_array_equal(past.values, last.values)
+
+
+def test_a_window_reads_its_taps_and_no_others():
+    made, x = memory(), embeddings()
+    ids = np.array([[1] * 9 + [2] * 10] * len(LAYOUT), np.int32)
+    first, _ = read(made, x, ids)
+    changed = x.copy()
+    changed[:, 5] += 1
+    second, _ = read(made, changed, ids)
+    differs = np.abs(np.asarray(first.vector - second.vector)).max(axis=(0, 2)) > 0
+    # Windows of three events at dilations 1 and 3, within the first segment's nine slots.
+    np.testing.assert_array_equal(np.flatnonzero(differs), [5, 6, 7, 8])
+
+
+# ------------------------------------------------------------------------------------ dead codes
+
+
+def codes_in_use(made, x, ids):
+    """By window and level: which codes events take, from the nearest of the encoder's outputs."""
+    used = np.zeros((len(DILATIONS), LEVELS, CODES))
+    windows, _ = made._windows(jnp.asarray(x), jnp.asarray(ids), None)
+    for s, (taps, _) in enumerate(windows):
+        rest = np.asarray(made._encode(s, taps))[ids > 0]
+        for level in range(LEVELS):
+            book = np.asarray(made.codebooks[s, level])
+            taken = ((rest[:, None] - book) ** 2).sum(-1).argmin(axis=1)
+            used[s, level] = np.bincount(taken, minlength=CODES)
+            rest = rest - book[taken]
+    return used
+
+
+def reseeded(made, x, ids, key=0):
+    graphdef, params = nnx.split(made)
+
+    @jit
+    def step(params):
+        merged = nnx.merge(graphdef, params)
+        merged.reseed(jnp.asarray(x), jnp.asarray(ids), jax.random.key(key))
+        return nnx.state(merged, nnx.Param)
+
+    return nnx.merge(graphdef, step(params))
+
+
+def test_dead_codes_are_replaced_by_what_events_leave_for_them_and_live_ones_stay():
+    made, x = memory(), embeddings()
+    # One code of each book was last used long ago, and lies where nothing comes near it.
+    made.codebooks[...] = made.codebooks[...].at[:, :, 3].set(50.0)
+    made.usage[...] = made.usage[...].at[:, :, 3].set(0.1)
+    used = codes_in_use(made, x, LAYOUT)
+    assert (used[:, :, 3] == 0).all()
+    before = np.asarray(made.codebooks[...])
+    after = reseeded(made, x, LAYOUT)
+    books = np.asarray(after.codebooks[...])
+    live = np.arange(CODES) != 3
+    np.testing.assert_array_equal(books[:, :, live], before[:, :, live])
+    windows, _ = made._windows(jnp.asarray(x), jnp.asarray(LAYOUT), None)
+    for s, (taps, _) in enumerate(windows):
+        rest = np.asarray(made._encode(s, taps))[LAYOUT > 0]
+        for level in range(LEVELS):
+            distance = np.abs(rest - books[s, level, 3]).max(axis=1).min()
+            assert distance < 1e-5
+            taken = ((rest[:, None] - books[s, level]) ** 2).sum(-1).argmin(axis=1)
+            rest = rest - books[s, level][taken]
+    shares = used / (LAYOUT > 0).sum() * CODES
+    expected = np.where(live, 0.98 + 0.02 * shares, 1.0)
+    assert_close(after.usage[...], expected, 1e-6)
+    assert (codes_in_use(after, x, LAYOUT)[:, 0, 3] > 0).all()
+    # Of all that a step may change, only this has changed.
+    rest_before, rest_after = parameter_arrays(made), parameter_arrays(after)
+    for name in rest_before.keys() - {"codebooks", "usage"}:
+        np.testing.assert_array_equal(rest_after[name], rest_before[name])
+
+
+def test_a_code_out_of_use_dies_after_its_time_and_no_sooner():
+    """0.98^n of the mean's use falls below a tenth at n = 114."""
+    made, x = memory(), embeddings()
+    made.codebooks[...] = made.codebooks[...].at[:, :, 3].set(50.0)
+    graphdef, params = nnx.split(made)
+
+    def step(params, _):
+        merged = nnx.merge(graphdef, params)
+        merged.reseed(jnp.asarray(x), jnp.asarray(LAYOUT), jax.random.key(0))
+        return nnx.state(merged, nnx.Param), merged.codebooks[0, 0, 3, 0]
+
+    _, over_time = jax.jit(lambda params: jax.lax.scan(step, params, length=115))(params)
+    np.testing.assert_array_equal(np.asarray(over_time) == 50, np.arange(1, 116) < 114)
+
+
+def test_fresh_codes_are_drawn_from_the_first_batch():
+    made = ConditionalMemory(
+        WIDTH, window=3, dilations=DILATIONS, levels=LEVELS, codes=CODES, rngs=nnx.Rngs(0)
+    )
+    x = jnp.asarray(embeddings())
+    before, _ = read(made, x, LAYOUT)
+    after = reseeded(made, x, LAYOUT)
+    assert (np.asarray(after.codebooks[...]) != np.asarray(made.codebooks[...])).all()
+    np.testing.assert_array_equal(after.usage[...], 1)
+    reading, _ = read(after, x, LAYOUT)
+    assert reading.quantization_loss < 0.7 * before.quantization_loss
+    other = reseeded(made, x, LAYOUT, key=1)
+    assert (np.asarray(after.codebooks[...]) != np.asarray(other.codebooks[...])).any()
+
+
+def test_a_batch_without_events_changes_nothing():
+    made = memory()
+    made.usage[...] *= 0
+    after = reseeded(made, np.full_like(embeddings(), np.nan), 0 * LAYOUT)
+    for name, array in parameter_arrays(made).items():
+        np.testing.assert_array_equal(parameter_arrays(after)[name], array)

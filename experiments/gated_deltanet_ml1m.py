@@ -1,10 +1,14 @@
-"""Gated DeltaNet on MovieLens-1M, ids only, leave-one-out.
+r"""Gated DeltaNet on MovieLens-1M, ids only, leave-one-out.
 
 Run it by:
 
     python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
     python -m launch.train --config=experiments/gated_deltanet_ml1m.py \
         --workdir=runs/gated_deltanet_ml1m
+
+Result (one seed, 2026-11, 60 minutes on a core of a shared CPU): test HR@10 / NDCG@10 .2776 / .1558
+with seen items not filtered, .3474 / .2039 with them filtered; RecGRELA with the same budget .2785 /
+.1508 and .3422 / .1998. Validation stood still from epoch 20 of 30 on.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

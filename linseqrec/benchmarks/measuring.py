@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 # Versions a figure depends on; those not installed are left out.
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "polars")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "polars", "torch")
 
 
 @dataclasses.dataclass(frozen=True)

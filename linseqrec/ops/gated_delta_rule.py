@@ -211,8 +211,8 @@ _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 def _einsum_for(dtype: jnp.dtype) -> Callable[..., Array]:
     """The einsum for what comes from inputs of a dtype."""
-    # Operands of 11 bits keep all that bfloat16 inputs have, and hold the errors of what is
-    # computed from them to a tenth of their own; bfloat16 operands would double those.
+    # TF32's 11 bits keep bfloat16 inputs whole and round what is computed from them eight times
+    # finer than bfloat16 does, whose own rounding would double the errors of the outputs.
     if jnp.finfo(dtype).bits < 32:
         return functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGH)
     return _einsum

@@ -7,8 +7,8 @@ Run it by:
         --workdir=runs/gated_deltanet_ml1m
 
 Result (one seed, 2026-11, 60 minutes on a core of a shared CPU): test HR@10 / NDCG@10 .2776 / .1558
-with seen items not filtered, .3474 / .2039 with them filtered; RecGRELA with the same budget .2785 /
-.1508 and .3422 / .1998. Validation stood still from epoch 20 of 30 on.
+with seen items not filtered, .3474 / .2039 with them filtered; with the same budget RecGRELA's are
+.2785 / .1508 and .3422 / .1998. Validation still crept up at epoch 30.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -17,7 +17,8 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def test_the_example_model_is_a_running_mean():
-    code = README.read_text().split("```python\n")[1].split("```")[0]
+    section = README.read_text().split("## A new model\n")[1]
+    code = section.split("```python\n")[1].split("```")[0]
     names = {
         "dataclasses": dataclasses,
         "jnp": jnp,

@@ -24,7 +24,9 @@ MODELS = {
         width=16, heads=2, short_events=5, short_layers=1, num_layers=2, ratio="1:1"
     ),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
-    "sinkrec": SinkRecConfig(width=16, heads=2, codes=8, attention_window=6, chunk_size=8),
+    "sinkrec": SinkRecConfig(
+        width=16, heads=2, dilations=(1, 3), levels=2, codes=8, attention_window=6, chunk_size=8
+    ),
 }
 
 

@@ -483,7 +483,8 @@ def small_run(epochs=2.0, **model):
     dataset = Dataset.from_arrays(items, np.arange(offsets[-1]) * 10**5, offsets, 24)
     return Run.of(
         Experiment(
-            model=dataclasses.replace(SMALL, **model),
+            # One window and one pass: compiling a step of more takes most of a minute.
+            model=dataclasses.replace(SMALL, dilations=(1,), loops=1, **model),
             data=DataConfig(length=16, batch_size=8),
             training=TrainingConfig(num_epochs=epochs, evaluate_every=1, log_every=1),
             evaluation=EvaluationConfig(batch_size=16),
@@ -503,7 +504,7 @@ def test_a_step_seeds_the_codebooks_and_counts_their_use():
     after = by_name(made, state.params)
     assert (after["memory/codebooks"] != before["memory/codebooks"]).all()
     np.testing.assert_array_equal(after["memory/usage"], 1)
-    assert {"loss/vq", "loss/reconstruction", "perplexity/4x1/0", "quantization_error/4x3"} <= set(
+    assert {"loss/vq", "loss/reconstruction", "perplexity/4x1/0", "quantization_error/4x1"} <= set(
         metrics
     )
     state, _ = made.train_step(state, made.batches[1])
@@ -513,10 +514,13 @@ def test_a_step_seeds_the_codebooks_and_counts_their_use():
     assert moved.max() < 2e-3
     assert (again["memory/usage"] != 1).all()
 
-    frozen = small_run(codebook="frozen")
-    state, _ = frozen.train_step(frozen.initial_state(), frozen.batches[0])
-    kept = by_name(frozen, state.params)["memory/codebooks"]
-    np.testing.assert_array_equal(kept, by_name(frozen, frozen.initial_params)["memory/codebooks"])
+
+def test_frozen_codebooks_are_never_seeded():
+    model = dataclasses.replace(SMALL, codebook="frozen").build(24, rngs=nnx.Rngs(0))
+    before = parameter_arrays(model)
+    model.after_step(ragged(), jax.random.key(0))
+    for name, array in parameter_arrays(model).items():
+        np.testing.assert_array_equal(array, before[name])
 
 
 def test_a_step_that_is_not_finite_leaves_the_codes_alone():

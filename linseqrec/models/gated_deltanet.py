@@ -6,6 +6,19 @@
 
 The mixer (`layers/gated_delta_net.py`) is the paper's. Ours: the frame of a recommender around it,
 with a tied item table and a GELU feed-forward half. No positions: the memory knows the order.
+
+The parameters by name, with i the block from 0, kernels [in, out]:
+
+    embedding/table [N + 1, D]                           E; row 0 is the padding item
+    blocks/i/{mixer_norm,feed_forward_norm}/scale        RMSNorm before the halves
+    blocks/i/mixer/query_key_value/kernel [D, H (2K+V)]  W_qkv: q of all heads, then k, then v
+    blocks/i/mixer/convolution/weight [4, H (2K+V)]      row 3 is the current event
+    blocks/i/mixer/decay_gate/kernel [D, H]              W_α;  step_bias [H]: b;  log_rate [H]: a
+    blocks/i/mixer/write_gate/kernel [D, H]              W_β
+    blocks/i/mixer/output_gate/kernel [D, H V]           W_g;  norm/scale [V]: of a head's output
+    blocks/i/mixer/output/kernel [H V, D]                W_o
+    blocks/i/feed_forward/{expand,contract}/{kernel,bias}
+    norm/scale                                           the last RMSNorm
 """
 
 import dataclasses

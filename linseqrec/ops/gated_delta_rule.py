@@ -321,7 +321,7 @@ def _chunked(
 
 
 class _Kept(NamedTuple):
-    """What the gradient reads again, a chunk a row: [N, B, H, ...]."""
+    """What the gradient reads again, [N, B, H, ...]: T (C + V) + N K V numbers a head."""
 
     state: Array
     inverse: Array

@@ -8,6 +8,9 @@ Run it by:
         --output=data/foursquare-nyc
     python -m launch.train --config=experiments/sinkrec_foursquare.py \
         --workdir=runs/sinkrec_foursquare
+
+Result (one seed, 2026-11, stopped after 16 of 40 epochs of half a minute on a core): test HR@10 /
+NDCG@10 .5974 / .4140; SASRec after 40 epochs .6020 / .4151, decayed Markov .5319 / .3807.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

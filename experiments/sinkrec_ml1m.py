@@ -9,21 +9,12 @@ Run it by:
     python -m launch.train --config=experiments/sinkrec_ml1m.py --workdir=runs/sinkrec_ml1m
 """
 
-from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.data.source import DataConfig
+import dataclasses
+
+from experiments import hytrec_ml1m
+from linseqrec.config import Experiment
 from linseqrec.models.sinkrec import SinkRecConfig
-from linseqrec.training.optimizer import OptimizerConfig
 
 
 def get_config() -> Experiment:
-    return Experiment(
-        name="SinkRec",
-        note="20 % of the timestamps are imputed",
-        model=SinkRecConfig(),
-        data=DataConfig(folder="data/ml-1m-times", batch_size=16),
-        optimizer=OptimizerConfig(
-            learning_rate=1e-3, schedule="cosine", final_fraction=0.05, warmup_steps=300
-        ),
-        training=TrainingConfig(num_epochs=30, evaluate_every=2),
-        evaluation=EvaluationConfig(filter_seen=("none", "all")),
-    )
+    return dataclasses.replace(hytrec_ml1m.get_config(), name="SinkRec", model=SinkRecConfig())

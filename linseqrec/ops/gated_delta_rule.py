@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.ops.chunks import fill_chunks, from_chunks, runs_to_chunks, to_chunks
-from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 
 Implementation = Literal["recurrent", "chunked", "associative"]
@@ -182,7 +182,7 @@ def _prepare(
     if segment_ids is None:
         return x, jnp.ones_like(q, shape=slots[:2], dtype=jnp.int32)
     real = segment_ids > 0
-    return jax.tree.map(lambda a: _keep(real, a), x), segment_runs(segment_ids)
+    return jax.tree.map(lambda a: keep(real, a), x), segment_runs(segment_ids)
 
 
 def _initial_state(x: _Inputs, given: Array | None) -> Float[Array, "B H K V"]:
@@ -199,11 +199,6 @@ def _initial_state(x: _Inputs, given: Array | None) -> Float[Array, "B H K V"]:
 
 
 # ------------------------------------------------------------------------------- building blocks
-
-
-def _keep(where: Bool[Array, "..."], x: Array) -> Array:
-    """The array where its leading axes say so, else 0."""
-    return jnp.where(where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), x, 0)
 
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -229,7 +224,7 @@ def _recurrent(
 
     def step(state: Array, now: tuple[_Inputs, Bool[Array, "B"]]) -> tuple[Array, Array]:
         x, start = _widen(now[0]), now[1]
-        state = _keep(~start, state) * jnp.exp(x.log_decay)[..., None, None]
+        state = keep(~start, state) * jnp.exp(x.log_decay)[..., None, None]
         recalled = _einsum("bhkv,bhk->bhv", state, x.key)
         update = x.beta[..., None] * (x.value - recalled)
         state = state + x.key[..., None] * update[..., None, :]

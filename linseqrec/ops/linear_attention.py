@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.ops.chunks import from_chunks, runs_to_chunks, to_chunks
-from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 Implementation = Literal["recurrent", "chunked", "associative", "full"]
 
@@ -105,7 +105,7 @@ def linear_attention(
     real, runs = None, None
     if segment_ids is not None:
         real, runs = segment_ids > 0, segment_runs(segment_ids)
-        x = jax.tree.map(lambda a: _keep(real, a), x)
+        x = jax.tree.map(lambda a: keep(real, a), x)
     state = _initial_state(x, initial_state)
     if implementation == "recurrent":
         (numerator, denominator), state = _recurrent(x, runs, state)
@@ -173,11 +173,6 @@ def _accumulated(equation: str, *operands: Array) -> Array:
     return jnp.einsum(equation, *operands, preferred_element_type=dtype)
 
 
-def _keep(where: Bool[Array, "..."], x: Array) -> Array:
-    """The array where its leading axes say so, else 0."""
-    return jnp.where(where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), x, 0)
-
-
 def _heads_first(x: _Features) -> _Features:
     return jax.tree.map(lambda a: jnp.swapaxes(a, -3, -2), x)
 
@@ -216,7 +211,7 @@ def _recurrent(
     ) -> tuple[LinearAttentionState, _Fraction]:
         x, start = now
         if start is not None:
-            state = jax.tree.map(lambda s: _keep(~start, s), state)
+            state = jax.tree.map(lambda s: keep(~start, s), state)
         x = jax.tree.map(lambda a: a[:, :, None], x)
         state = jax.tree.map(jnp.add, state, _sums(x))
         return state, jax.tree.map(lambda a: a[:, :, 0], _read(x, state))
@@ -300,7 +295,7 @@ def _advance(
     if runs is not None and run is not None:
         before, run = run, runs[:, edge]
         goes_on = before == run
-        state = jax.tree.map(lambda s: _keep(goes_on, s), state)
+        state = jax.tree.map(lambda s: keep(goes_on, s), state)
     return jax.tree.map(jnp.add, state, _sums_of(run, x, runs)), run
 
 
@@ -372,7 +367,7 @@ def _associative(
     def combine(earlier: Carried, later: Carried) -> Carried:
         # Runs never decrease along the row: equal at both ends, they are equal all between.
         goes_on = earlier[1] == later[1]
-        return jax.tree.map(lambda a, b: b + _keep(goes_on, a), earlier[0], later[0]), later[1]
+        return jax.tree.map(lambda a, b: b + keep(goes_on, a), earlier[0], later[0]), later[1]
 
     states, _ = jax.lax.associative_scan(combine, (states, ends))
     before, final = jax.tree.map(lambda a: a[:-1], states), jax.tree.map(lambda a: a[-1], states)

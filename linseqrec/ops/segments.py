@@ -5,7 +5,7 @@ Axes: B batch, T time.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 
 def segment_runs(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -28,3 +28,16 @@ def segment_runs(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     before, after = filled[:, :-1], filled[:, 1:]
     starts = jnp.pad((before > 0) & (after != before), ((0, 0), (1, 0)), constant_values=True)
     return jnp.cumsum(starts, axis=1, dtype=jnp.int32)
+
+
+def keep(where: Bool[Array, "..."], x: Array) -> Array:
+    """The array where its leading axes say so, else 0, whatever stands there.
+
+    Args:
+      where: [...], the leading axes of x, or all of them.
+      x: [..., ...].
+
+    Returns:
+      An array like x.
+    """
+    return jnp.where(where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), x, 0)

@@ -28,3 +28,31 @@ LAYOUT = np.array(
     ],
     np.int32,
 )
+
+
+# Four parts of a row's inputs, to be packed anew.
+PARTS = (slice(0, 4), slice(4, 5), slice(5, 12), slice(12, 14))
+
+
+def packed(inputs, order, gaps):
+    """A row of some of the parts, in an order, each after a gap of padding that is NaN.
+
+    Args:
+      inputs: [1, T, ...] by name.
+      order: Numbers of `PARTS`.
+      gaps: Slots of padding before each.
+
+    Returns:
+      The row's inputs by name, its segment ids, and the place of each part by number.
+    """
+    row = {name: np.full_like(array, np.nan) for name, array in inputs.items()}
+    time = next(iter(inputs.values())).shape[1]
+    segment_ids, at, places = np.zeros((1, time), np.int32), 0, {}
+    for part, gap in zip(order, gaps, strict=True):
+        source = PARTS[part]
+        place = slice(at + gap, at + gap + source.stop - source.start)
+        segment_ids[:, place] = part + 1
+        for name, array in row.items():
+            array[:, place] = inputs[name][:, source]
+        at, places[part] = place.stop, place
+    return row, segment_ids, places

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from tests.ops.closeness import assert_close, projected, relative_rms
-from tests.ops.layouts import LAYOUT, segment_layouts
+from tests.ops.layouts import LAYOUT, packed, segment_layouts
 
 HEADS, KEY, VALUE = 2, 32, 24
 NAMES = ("q", "k", "v", "log_decay", "beta")
@@ -317,25 +317,15 @@ def test_nothing_reads_the_future(form):
 @in_all(SMALL)
 def test_packed_row_equals_its_parts_in_any_order_and_padding(form):
     inputs, _ = make(1, 19)
-    parts = [slice(0, 4), slice(4, 5), slice(5, 12), slice(12, 14)]
 
-    def packed(order, gaps):
-        """The output of each part, from a row that holds those of `order`, each after a gap."""
-        row = {name: np.full_like(array, np.nan) for name, array in inputs.items()}
-        segment_ids, at, places = np.zeros((1, 19), np.int32), 0, []
-        for part, gap in zip(order, gaps, strict=True):
-            place = slice(at + gap, at + gap + parts[part].stop - parts[part].start)
-            segment_ids[:, place] = part + 1
-            for name, array in row.items():
-                array[:, place] = inputs[name][:, parts[part]]
-            at = place.stop
-            places.append(place)
+    def run(order, gaps):
+        row, segment_ids, places = packed(inputs, order, gaps)
         output, final = apply(form, row, segment_ids)
-        return {part: output[:, place] for part, place in zip(order, places, strict=True)}, final
+        return {part: output[:, place] for part, place in places.items()}, final
 
-    alone = {part: packed([part], [part]) for part in range(4)}
+    alone = {part: run([part], [part]) for part in range(4)}
     for order, gaps in [([0, 1, 2, 3], [0, 0, 0, 0]), ([2, 0, 3, 1], [3, 0, 1, 1])]:
-        outputs, final = packed(order, gaps)
+        outputs, final = run(order, gaps)
         for part, output in outputs.items():
             assert relative_rms(output, alone[part][0][part]) < 1e-6
         assert relative_rms(final, alone[order[-1]][1]) < 1e-6

@@ -32,12 +32,13 @@ class GatedDeltaState:
     convolution: Float[Array, "B W-1 E"]
 
 
-class GatedDeltaMixer(nnx.Module):
-    """Mixes a history's events through a gated delta memory.
+class GatedDelta(nnx.Module):
+    """What stands around a gated delta memory: its projections before it, its gates, its output.
 
-        q, k, v = SiLU(conv(W_qkv x));  q = q / |q| / √K;  k = k / |k|            per head
-        α = exp(-e^a softplus(W_α x + b));  β = σ(W_β x)
-        o = gated_delta_rule(q, k, v, log α, β)
+    The mixers built on it say what goes into the rule between them. With a head's q, k, v not yet
+    of unit length:
+
+        q, k, v = SiLU(conv(W_qkv x));  log α = -e^a softplus(W_α x + b);  β = σ(W_β x)
         y = W_o (RMSNorm(o) ⊙ SiLU(W_g x))
 
     Source: arXiv 2412.06464; initial values of a and b as in its released code.
@@ -73,41 +74,11 @@ class GatedDeltaMixer(nnx.Module):
         self.norm = rms_norm(value_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.output = dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        state: GatedDeltaState | None = None,
-    ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
-        """Mixes a row's events over time.
-
-        Args:
-          x: Normalised inputs.
-          segment_ids: One id from 1 per history; 0 is padding.
-          state: The past of each row's first segment; None is no past.
-
-        Returns:
-          The mixed values, and the state after each row's last segment.
-        """
-        query, key, value, convolution = self.project(x, segment_ids, state)
-        log_decay, beta = self.gates(x)
-        output, memory = gated_delta_rule(
-            unit(query) * self.key_width**-0.5,
-            unit(key),
-            value,
-            log_decay,
-            beta,
-            segment_ids=segment_ids,
-            initial_state=None if state is None else state.memory,
-            chunk_size=self.chunk_size,
-        )
-        return self.emit(output, x), GatedDeltaState(memory, convolution)
-
     def project(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        state: GatedDeltaState | None,
+        past: Float[Array, "B W-1 E"] | None,
     ) -> tuple[
         Float[Array, "B T H K"],
         Float[Array, "B T H K"],
@@ -115,9 +86,7 @@ class GatedDeltaMixer(nnx.Module):
         Float[Array, "B W-1 E"],
     ]:
         """Queries and keys, not yet of unit length, values, and the convolution's state."""
-        mixed, convolution = self.convolution(
-            self.query_key_value(x), segment_ids, None if state is None else state.convolution
-        )
+        mixed, convolution = self.convolution(self.query_key_value(x), segment_ids, past)
         keys = self.heads * self.key_width
         query, key, value = (
             part.reshape(*x.shape[:2], self.heads, -1)
@@ -139,6 +108,47 @@ class GatedDeltaMixer(nnx.Module):
         """What was read, normalised, gated and mixed over the heads."""
         gate = jax.nn.silu(self.output_gate(x))
         return self.output(self.norm(output).reshape(gate.shape) * gate)
+
+
+class GatedDeltaMixer(GatedDelta):
+    """Mixes a history's events through a gated delta memory (arXiv 2412.06464).
+
+        o = gated_delta_rule(q / |q| / √K, k / |k|, v, log α, β)                  per head
+
+    with all else as in `GatedDelta`.
+    """
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        state: GatedDeltaState | None = None,
+    ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
+        """Mixes a row's events over time.
+
+        Args:
+          x: Normalised inputs.
+          segment_ids: One id from 1 per history; 0 is padding.
+          state: The past of each row's first segment; None is no past.
+
+        Returns:
+          The mixed values, and the state after each row's last segment.
+        """
+        query, key, value, convolution = self.project(
+            x, segment_ids, None if state is None else state.convolution
+        )
+        log_decay, beta = self.gates(x)
+        output, memory = gated_delta_rule(
+            unit(query) * self.key_width**-0.5,
+            unit(key),
+            value,
+            log_decay,
+            beta,
+            segment_ids=segment_ids,
+            initial_state=None if state is None else state.memory,
+            chunk_size=self.chunk_size,
+        )
+        return self.emit(output, x), GatedDeltaState(memory, convolution)
 
 
 def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:

@@ -5,14 +5,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import dense, rms_norm
-from linseqrec.layers.gated_delta_net import initial_decay, unit
-from linseqrec.layers.short_convolution import ShortConvolution
-from linseqrec.layers.time_gaps import gaps_in_days, shuffled_gaps
+from linseqrec.layers.dense import dense
+from linseqrec.layers.gated_delta_net import GatedDelta, unit
+from linseqrec.layers.time_gaps import gaps_in_days, initial_log_horizon, shuffled_gaps
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.running_mean import running_mean
@@ -20,8 +18,6 @@ from linseqrec.ops.running_mean import running_mean
 Gate = Literal["write", "erase", "beta", "none"]
 Time = Literal["gaps", "none", "positions", "shuffled"]
 
-# Of T_h, in days.
-_HORIZONS = (1.0, 365.0)
 # The least erase gate: it divides the values (see `TemporalDeltaMixer`).
 _LEAST_ERASE = 0.01
 
@@ -44,7 +40,7 @@ class TemporalDeltaState:
     last_timestamp: Int[Array, "B"]
 
 
-class TemporalDeltaMixer(nnx.Module):
+class TemporalDeltaMixer(GatedDelta):
     """Mixes a history's events through a memory that fades with the days between them.
 
         q, k, v = SiLU(conv(W_qkv x));  q = q / |q| / √K;  k = k / |k|            per head
@@ -86,25 +82,23 @@ class TemporalDeltaMixer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Args: `heads` divide the width; `kernel` is the convolution's taps."""
-        self.heads, self.gate, self.time, self.chunk_size = heads, gate, time, chunk_size
-        make = lambda outputs: dense(width, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
-        self.query_key_value = make(3 * width)
-        self.convolution = ShortConvolution(3 * width, kernel, bias=False, rngs=rngs)
-        self.decay_gate, self.write_gate = make(heads), make(heads)
+        super().__init__(
+            width,
+            heads,
+            key_width=width // heads,
+            value_width=width // heads,
+            kernel=kernel,
+            chunk_size=chunk_size,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.gate, self.time = gate, time
         self.spike_gate = (
             None if gate == "none" else dense(2 * width, heads, dtype=dtype, rngs=rngs)
         )
-        self.output_gate = make(width)
-        log_rate, step_bias = initial_decay(heads, rngs=rngs)
-        self.log_rate, self.step_bias = nnx.Param(log_rate), nnx.Param(step_bias)
-        low, high = np.log(_HORIZONS)
         self.log_horizon = (
-            None
-            if time == "none"
-            else nnx.Param(jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high))
+            None if time == "none" else nnx.Param(initial_log_horizon(heads, rngs=rngs))
         )
-        self.norm = rms_norm(width // heads, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.output = make(width)
 
     def __call__(
         self,
@@ -129,39 +123,37 @@ class TemporalDeltaMixer(nnx.Module):
         """
         if state is not None and self.time == "shuffled":
             raise ValueError("time 'shuffled' permutes the gaps of whole histories: no state")
-        mixed, convolution = self.convolution(
-            self.query_key_value(x), segment_ids, None if state is None else state.convolution
+        query, key, value, convolution = self.project(
+            x, segment_ids, None if state is None else state.convolution
         )
-        query, key, value = (
-            part.reshape(*x.shape[:2], self.heads, -1) for part in jnp.split(mixed, 3, axis=-1)
-        )
+        log_decay, beta = self.gates(x)
         gaps, last_timestamp = gaps_in_days(
             timestamps, segment_ids, None if state is None else state.last_timestamp
         )
-        beta = jax.nn.sigmoid(self.write_gate(x).astype(jnp.float32))
         share, mean = self._share(x, segment_ids, None if state is None else state.mean)
         value, beta = self._weigh(value, beta, share)
         output, memory = gated_delta_rule(
-            unit(query) * query.shape[-1] ** -0.5,
+            unit(query) * self.key_width**-0.5,
             unit(key),
             value,
-            self._log_decay(x, segment_ids, gaps),
+            self._fade(log_decay, segment_ids, gaps),
             beta,
             segment_ids=segment_ids,
             initial_state=None if state is None else state.memory,
             chunk_size=self.chunk_size,
         )
-        gate = jax.nn.silu(self.output_gate(x))
-        output = self.output(self.norm(output).reshape(gate.shape) * gate)
+        output = self.emit(output, x)
         if self.time == "shuffled":
             return output, None
         return output, TemporalDeltaState(memory, convolution, mean, last_timestamp)
 
-    def _log_decay(
-        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], gaps: Float[Array, "B T"]
+    def _fade(
+        self,
+        log_decay: Float[Array, "B T H"],
+        segment_ids: Int[Array, "B T"],
+        gaps: Float[Array, "B T"],
     ) -> Float[Array, "B T H"]:
-        steps = jax.nn.softplus(self.decay_gate(x).astype(jnp.float32) + self.step_bias[...])
-        log_decay = -jnp.exp(self.log_rate[...]) * steps
+        """Adds the decay over the gaps to that over the content."""
         if self.log_horizon is None:
             return log_decay
         if self.time == "positions":

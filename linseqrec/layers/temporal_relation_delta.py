@@ -4,25 +4,22 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.conditional_memory import MemoryReading
 from linseqrec.layers.dense import dense
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer, GatedDeltaState, unit
+from linseqrec.layers.gated_delta_net import GatedDelta, GatedDeltaState, unit
+from linseqrec.layers.time_gaps import initial_log_horizon
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 
 WriteGate = Literal["memory", "input", "none"]
 
-# Horizons are drawn log-uniform, in days.
-_HORIZONS = (1.0, 365.0)
 
-
-class TemporalRelationDelta(GatedDeltaMixer):
+class TemporalRelationDelta(GatedDelta):
     """TDGD, the Temporal-Aware State-Relation Differential Gated DeltaNet (arXiv 2606.09888).
 
-    Per head, with everything not named here as in `GatedDeltaMixer`:
+    Per head, with everything not named here as in `GatedDelta`:
 
         q = L2norm(SiLU(conv(W_q x)) + U_q φ);  k likewise              temporal addressing
         log α = −exp(a) softplus(W_α x + b) − Δ / T                     temporal decay
@@ -37,7 +34,7 @@ class TemporalRelationDelta(GatedDeltaMixer):
     writing and purified reading are the paper's; its equations are not public, and these are ours.
 
     Attributes:
-      horizon: log T, float32 [H], T in days.
+      log_horizon: log T, float32 [H], T in days.
       coverage_weights: w_1 and w_2, float32 [2, H].
     """
 
@@ -87,9 +84,9 @@ class TemporalRelationDelta(GatedDeltaMixer):
         # Gates start nearly shut: as Gated DeltaNet, but for a seventh of each write.
         shut = lambda: nnx.Param(jnp.full((heads,), -2.0))  # noqa: E731
         self.address = None if gap_features is None else make(gap_features, 2 * heads * key_width)
-        low, high = np.log(_HORIZONS)
-        horizons = jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high)
-        self.horizon = nnx.Param(horizons) if temporal_decay else None
+        self.log_horizon = (
+            nnx.Param(initial_log_horizon(heads, rngs=rngs)) if temporal_decay else None
+        )
         sees_memory = write_gate == "memory"
         self.memory_key = make(width, heads * key_width) if sees_memory or read_removal else None
         gated = write_gate != "none"
@@ -122,14 +119,16 @@ class TemporalRelationDelta(GatedDeltaMixer):
         Returns:
           The mixed values, and the state after each row's last segment.
         """
-        query, key, value, convolution = self.project(x, segment_ids, state)
+        query, key, value, convolution = self.project(
+            x, segment_ids, None if state is None else state.convolution
+        )
         log_decay, beta = self.gates(x)
         if self.address is not None and gap_features is not None:
             shift = self.address(gap_features).reshape(*query.shape[:2], 2, *query.shape[2:])
             query, key = query + shift[:, :, 0], key + shift[:, :, 1]
         query, key = unit(query), unit(key)
-        if self.horizon is not None and gaps is not None:
-            log_decay = log_decay - gaps[..., None] * jnp.exp(-self.horizon[...])
+        if self.log_horizon is not None and gaps is not None:
+            log_decay = log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
         memory_key = None
         both = x
         if self.memory_key is not None and memory is not None:

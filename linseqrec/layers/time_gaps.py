@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.ops.segments import segment_runs
 
 _SECONDS_A_DAY = 86_400
 _MOST_DAYS = 3_650.0
+# Of the decay's time constants, in days.
+_HORIZONS = (1.0, 365.0)
 
 
 def gaps_in_days(
@@ -67,3 +71,9 @@ def shuffled_gaps(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> 
     rank = jnp.where(position == 0, 0, jax.vmap(jax.vmap(bits))(position))
     order = jnp.lexsort((rank, jnp.cumsum(changes, axis=1)), axis=1)
     return jnp.take_along_axis(gaps, order, axis=1)
+
+
+def initial_log_horizon(heads: int, *, rngs: nnx.Rngs) -> Float[Array, "H"]:
+    """Draws log T of a decay exp(-gap / T), a head each: T log-uniform from a day to a year."""
+    low, high = np.log(_HORIZONS)
+    return jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high)

@@ -209,7 +209,7 @@ def tdgd(config, arrays, name, x, gaps, memory):
     )
     log_a = -np.exp(arrays[f"{name}/log_rate"]) * softplus
     if config.temporal_decay:
-        log_a = log_a - gaps[:, None] / np.exp(arrays[f"{name}/horizon"])
+        log_a = log_a - gaps[:, None] / np.exp(arrays[f"{name}/log_horizon"])
     beta = sigmoid(kernel(arrays, f"{name}/write_gate", x))
     if memory is not None and (config.write_gate == "memory" or config.read_removal):
         km = unit(kernel(arrays, f"{name}/memory_key", memory[0]).reshape(-1, heads, dk))
@@ -316,7 +316,7 @@ def test_a_fresh_model_is_the_memory_free_backbone_up_to_its_gates():
         np.testing.assert_array_equal(arrays[name], 0)
     for name in ("coverage_bias", "removal_bias"):
         np.testing.assert_array_equal(arrays[f"blocks/0/mixer/{name}"], -2)
-    days = np.exp(arrays["blocks/0/mixer/horizon"])
+    days = np.exp(arrays["blocks/0/mixer/log_horizon"])
     assert (days >= 1).all() and (days <= 365).all()
 
 

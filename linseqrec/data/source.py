@@ -5,7 +5,7 @@ from typing import Literal
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
-from linseqrec.data.worlds import World, generate, world_config
+from linseqrec.data.worlds import World, generate, resized, world_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,8 @@ class DataConfig:
       folder: A prepared dataset folder (`launch.prepare`). Empty: generate `world` in memory.
       world: Preset of the generated world, where `folder` is empty.
       world_seed: Its seed.
+      world_users: Its users; None: the preset's.
+      world_length: Events of a history in it, on average; None: the preset's.
       split: "leave_one_out"; "global_temporal" at the quantiles below; "folds", the log's own.
       validation_quantile: Of all events' times: training ends, validation targets begin.
       test_quantile: Of all events' times: test targets begin.
@@ -29,6 +31,8 @@ class DataConfig:
     folder: str = ""
     world: str = "quick"
     world_seed: int = 0
+    world_users: int | None = None
+    world_length: float | None = None
     split: Literal["leave_one_out", "global_temporal", "folds"] = "leave_one_out"
     validation_quantile: float = 0.8
     test_quantile: float = 0.9
@@ -58,9 +62,12 @@ def load_source(config: DataConfig) -> Source:
 
     Raises:
       DatasetError: If the folder is no dataset folder, or damaged.
-      WorldError: If there is no such world.
+      WorldError: If there is no such world, or none of that size.
     """
-    world = None if config.folder else generate(world_config(config.world), config.world_seed)
+    world = None
+    if not config.folder:
+        made_of = resized(world_config(config.world), config.world_users, config.world_length)
+        world = generate(made_of, config.world_seed)
     dataset = Dataset.open(config.folder) if world is None else world.dataset
     if config.split == "leave_one_out":
         split = leave_one_out(dataset)

@@ -51,7 +51,7 @@ Note what is not in the state: ξ of an absence to come. The oracle knows all th
 """
 
 from linseqrec.data.worlds.catalogue import Catalogue
-from linseqrec.data.worlds.config import WorldConfig, WorldError, world_config
+from linseqrec.data.worlds.config import WorldConfig, WorldError, resized, world_config
 from linseqrec.data.worlds.generation import BROWSE, BURST, HABIT, SUCCESSION, Latents
 from linseqrec.data.worlds.world import World, generate, load_world, write_world
 
@@ -67,6 +67,7 @@ __all__ = [
     "WorldError",
     "generate",
     "load_world",
+    "resized",
     "world_config",
     "write_world",
 ]

@@ -169,3 +169,25 @@ def world_config(preset: str) -> WorldConfig:
     if preset not in known:
         raise WorldError(f"no world is called {preset!r}; there are {', '.join(known)}")
     return known[preset]
+
+
+def resized(config: WorldConfig, num_users: int | None, mean_length: float | None) -> WorldConfig:
+    """A world of other size, everything else being equal.
+
+    Args:
+      config: The world.
+      num_users: None keeps its own.
+      mean_length: Events of a history, on average; None keeps its own. The least length shrinks or
+        grows with it.
+
+    Raises:
+      WorldError: No such world can be.
+    """
+    if num_users is not None:
+        config = dataclasses.replace(config, num_users=num_users)
+    if mean_length is not None:
+        least = round(config.min_length * mean_length / config.mean_length)
+        config = dataclasses.replace(
+            config, mean_length=mean_length, min_length=max(least, config.oracle_events + 1)
+        )
+    return config

@@ -1,0 +1,18 @@
+r"""Gated DeltaNet on the generated world `drift` (synthetic data).
+
+The protocol and budget of `hytrec_drift.py`; run it by:
+
+    python -m launch.train --config=experiments/gated_deltanet_drift.py \
+        --workdir=runs/drift/gated_deltanet
+"""
+
+import dataclasses
+
+from experiments import hytrec_drift
+from linseqrec.config import Experiment
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+
+
+def get_config() -> Experiment:
+    experiment = hytrec_drift.get_config()
+    return dataclasses.replace(experiment, name="Gated DeltaNet", model=GatedDeltaNetConfig())

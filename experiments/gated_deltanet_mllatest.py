@@ -1,0 +1,20 @@
+r"""Gated DeltaNet on MovieLens ml-latest-small, leave-one-out.
+
+The protocol and budget of `recgrela_mllatest.py`; run it by:
+
+    python -m launch.train --config=experiments/gated_deltanet_mllatest.py \
+        --workdir=runs/gated_deltanet_mllatest
+"""
+
+import dataclasses
+
+from experiments import recgrela_mllatest
+from linseqrec.config import Experiment
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+
+
+def get_config() -> Experiment:
+    experiment = recgrela_mllatest.get_config()
+    return dataclasses.replace(
+        experiment, name="Gated DeltaNet", model=GatedDeltaNetConfig(dropout=0.3)
+    )

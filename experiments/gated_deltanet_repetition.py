@@ -1,0 +1,26 @@
+r"""Gated DeltaNet on the generated world `repetition` (synthetic data).
+
+Over half of the events are habits, which recur: what SinkRec's claim of a state sink is judged on,
+against this model at about equal parameters (283 k here, 307 k there). Run it by:
+
+    python -m launch.train --config=experiments/gated_deltanet_repetition.py \
+        --workdir=runs/repetition/gated_deltanet
+"""
+
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.data.source import DataConfig
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.training.optimizer import OptimizerConfig
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        name="Gated DeltaNet",
+        model=GatedDeltaNetConfig(),
+        data=DataConfig(world="repetition", length=400, batch_size=8),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100
+        ),
+        training=TrainingConfig(num_epochs=8, evaluate_every=1, log_every=50),
+        evaluation=EvaluationConfig(filter_seen=("none",)),
+    )

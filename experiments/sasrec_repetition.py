@@ -1,0 +1,18 @@
+r"""SASRec on the generated world `repetition` (synthetic data).
+
+The protocol and budget of `gated_deltanet_repetition.py`; run it by:
+
+    python -m launch.train --config=experiments/sasrec_repetition.py \
+        --workdir=runs/repetition/sasrec
+"""
+
+import dataclasses
+
+from experiments import gated_deltanet_repetition
+from linseqrec.config import Experiment
+from linseqrec.models.sasrec import SASRecConfig
+
+
+def get_config() -> Experiment:
+    experiment = gated_deltanet_repetition.get_config()
+    return dataclasses.replace(experiment, name="SASRec", model=SASRecConfig(max_length=400))

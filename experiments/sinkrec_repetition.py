@@ -1,0 +1,18 @@
+r"""SinkRec on the generated world `repetition` (synthetic data).
+
+The protocol and budget of `gated_deltanet_repetition.py`; run it by:
+
+    python -m launch.train --config=experiments/sinkrec_repetition.py \
+        --workdir=runs/repetition/sinkrec
+"""
+
+import dataclasses
+
+from experiments import gated_deltanet_repetition
+from linseqrec.config import Experiment
+from linseqrec.models.sinkrec import SinkRecConfig
+
+
+def get_config() -> Experiment:
+    experiment = gated_deltanet_repetition.get_config()
+    return dataclasses.replace(experiment, name="SinkRec", model=SinkRecConfig())

@@ -1,4 +1,4 @@
-"""Figures of a run: its learning curves, and a metric by the length of the history.
+"""Figures of a run: its learning curves, and a metric by what histories have, as their length.
 
 Drawn on `Figure` objects, not through pyplot: nothing global, no display. The title is the
 caller's, who knows what must be said of the data ("synthetic", "20 % of timestamps imputed").
@@ -44,7 +44,7 @@ def learning_curves(
       ValueError: A metric that no record holds.
     """
     kept = {name: list(records) for name, records in runs.items()}
-    figure, panels = _figure(len(metrics), title)
+    figure, panels = new_figure(len(metrics), title)
     for panel, metric in zip(panels, metrics, strict=True):
         points = 0
         for index, (name, records) in enumerate(kept.items()):
@@ -67,37 +67,55 @@ def learning_curves(
             )
         panel.set_xlabel(horizontal)
         panel.set_ylabel(metric)
-        _dress(panel)
+        dress(panel)
         panel.legend(frameon=False, fontsize="small")
     return figure
 
 
-def metric_by_length(
-    systems: Mapping[str, Sequence[Mapping[str, Any]]],
+def metric_by_bucket(
+    panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
     metric: str = "NDCG@10",
     *,
     title: str,
 ) -> Figure:
-    """A metric by the number of events before the target, one line a system.
+    """A metric by what the target's history has, such as its length; one line a system.
 
     Bars are one standard error over targets; a bucket without targets has no point. The numbers of
     targets stand below the buckets.
 
     Args:
-      systems: Name to bucket records (`EvaluationResult.buckets`), all of the same buckets.
+      panels: What the buckets are of ("events before the target") to name to bucket records
+        (`metrics.bucket_metrics`); those of a panel have the same buckets.
       metric: A metric of the records.
-      title: Above the panel.
+      title: Above the panels.
 
     Raises:
       ValueError: No systems, or systems whose buckets differ.
     """
+    figure, axes = new_figure(len(panels), title)
+    for panel, (label, systems) in zip(axes, panels.items(), strict=True):
+        _draw_buckets(panel, systems, metric)
+        panel.set_xlabel(f"{label} (n: targets)")
+    axes[0].set_ylabel(f"{metric} (bars: one standard error)")
+    # Beside the panels: error bars leave no free corner to rely on.
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside right center",
+        frameon=False,
+        fontsize="small",
+    )
+    return figure
+
+
+def _draw_buckets(
+    panel: Axes, systems: Mapping[str, Sequence[Mapping[str, Any]]], metric: str
+) -> None:
     layouts = {
         name: [(record["name"], record["targets"]) for record in records]
         for name, records in systems.items()
     }
     if not layouts or any(layout != next(iter(layouts.values())) for layout in layouts.values()):
         raise ValueError(f"the systems must share their buckets and targets, got {layouts}")
-    figure, (panel,) = _figure(1, title)
     for index, (name, records) in enumerate(systems.items()):
         # Side by side, so that bars of close systems do not cover each other.
         shift = 0.06 * (index - (len(systems) - 1) / 2)
@@ -114,13 +132,8 @@ def metric_by_length(
         )
     layout = next(iter(layouts.values()))
     panel.set_xticks(np.arange(len(layout)), [f"{name}\nn = {n:,}" for name, n in layout])
-    panel.set_xlabel("events before the target (n: targets)")
-    panel.set_ylabel(f"{metric} (bars: one standard error)")
     panel.set_ylim(bottom=0)
-    _dress(panel)
-    # Beside the panel: error bars leave no free corner to rely on.
-    figure.legend(loc="outside right center", frameon=False, fontsize="small")
-    return figure
+    dress(panel)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -131,13 +144,15 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure in the house's style, with panels side by side."""
     figure = Figure(figsize=(max(7.0, 4.5 * panels), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize="medium", wrap=True)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def _dress(panel: Axes) -> None:
+def dress(panel: Axes) -> None:
+    """Gives a panel its grid, and takes what frames it needlessly."""
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """From ranks to metrics, in float64: one target a row, so each is a mean over rows."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -117,21 +117,25 @@ def list_metrics(
 
 def bucket_metrics(
     ranks: np.ndarray,
-    lengths: np.ndarray,
-    edges: Sequence[int] = BUCKET_EDGES,
+    values: np.ndarray,
+    edges: Sequence[float] = BUCKET_EDGES,
     cutoffs: Sequence[int] = CUTOFFS,
+    *,
+    unit: Literal["events", "share"] = "events",
 ) -> list[dict[str, Any]]:
-    """Metrics by the length of the history before the target.
+    """Metrics by something that each target's history has, its length above all.
 
     Args:
       ranks: [M].
-      lengths: [M], events before the target, not cut to the model's window.
+      values: [M], events before the target, not cut to the model's window; or a share of them.
       edges: Lower bounds of the buckets, ascending, the first 0; the last bucket has no upper one.
       cutoffs: The ks.
+      unit: What the values are; it names the buckets: "50-99" events, or a share of "10-25 %".
 
     Returns:
-      One record a bucket, shortest first: `name` ("50-99", "500+"), `low`, `high` (inclusive; None
-      for the last), `targets`, `metrics` and `standard_errors` (both empty without targets).
+      One record a bucket, least first: `name`, `low`, `high` (None for the last; of events it is
+      the last within, of shares the next bucket's `low`), `targets`, `metrics` and
+      `standard_errors` (both empty without targets).
 
     Raises:
       ValueError: Edges that do not ascend from 0.
@@ -140,15 +144,22 @@ def bucket_metrics(
         raise ValueError(f"bucket edges must ascend from 0, got {tuple(edges)}")
     records: list[dict[str, Any]] = []
     for low, above in zip(edges, [*edges[1:], None], strict=True):
-        inside = lengths >= low
+        inside = values >= low
         if above is not None:
-            inside &= lengths < above
+            inside &= values < above
         means, errors = rank_metrics(ranks[inside], cutoffs) if inside.any() else ({}, {})
+        high: float | None
+        if unit == "events":
+            high = None if above is None else int(above) - 1
+            name = f"{low}+" if high is None else f"{low}-{high}"
+        else:
+            high = above
+            name = f"{low:.0%}+" if above is None else f"{100 * low:.0f}-{above:.0%}"
         records.append(
             {
-                "name": f"{low}+" if above is None else f"{low}-{above - 1}",
-                "low": int(low),
-                "high": None if above is None else int(above) - 1,
+                "name": name,
+                "low": low,
+                "high": high,
                 "targets": int(inside.sum()),
                 "metrics": means,
                 "standard_errors": errors,

@@ -1,6 +1,7 @@
 """The mixer of Gated DeltaNet (arXiv 2412.06464)."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,26 @@ class GatedDeltaState:
     convolution: Float[Array, "B W-1 E"]
 
 
+class DeltaInputs(NamedTuple):
+    """What goes into the rule, a head each: its arguments in their order.
+
+    Attributes:
+      query, key, value: In the compute dtype; the query is scaled by 1/√K already.
+      log_decay, beta: float32.
+    """
+
+    query: Float[Array, "B T H K"]
+    key: Float[Array, "B T H K"]
+    value: Float[Array, "B T H V"]
+    log_decay: Float[Array, "B T H"]
+    beta: Float[Array, "B T H"]
+
+
 class GatedDelta(nnx.Module):
     """What stands around a gated delta memory: its projections before it, its gates, its output.
 
-    The mixers built on it say what goes into the rule between them. With a head's q, k, v not yet
-    of unit length:
+    The mixers built on it say, in `inputs`, what goes into the rule between them. With a head's
+    q, k, v not yet of unit length:
 
         q, k, v = SiLU(conv(W_qkv x));  log α = -e^a softplus(W_α x + b);  β = σ(W_β x)
         y = W_o (RMSNorm(o) ⊙ SiLU(W_g x))
@@ -102,6 +118,17 @@ class GatedDelta(nnx.Module):
         beta = jax.nn.sigmoid(self.write_gate(x).astype(jnp.float32))
         return -jnp.exp(self.log_rate[...]) * steps, self.beta_scale * beta
 
+    def remember(
+        self,
+        inputs: DeltaInputs,
+        segment_ids: Int[Array, "B T"],
+        memory: Float[Array, "B H K V"] | None,
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+        """Takes the memory through a row's events: what each reads, and the memory after them."""
+        return gated_delta_rule(
+            *inputs, segment_ids=segment_ids, initial_state=memory, chunk_size=self.chunk_size
+        )
+
     def emit(
         self, output: Float[Array, "B T H V"], x: Float[Array, "B T D"]
     ) -> Float[Array, "B T D"]:
@@ -134,21 +161,22 @@ class GatedDeltaMixer(GatedDelta):
         Returns:
           The mixed values, and the state after each row's last segment.
         """
-        query, key, value, convolution = self.project(
+        inputs, convolution = self.inputs(
             x, segment_ids, None if state is None else state.convolution
         )
-        log_decay, beta = self.gates(x)
-        output, memory = gated_delta_rule(
-            unit(query) * self.key_width**-0.5,
-            unit(key),
-            value,
-            log_decay,
-            beta,
-            segment_ids=segment_ids,
-            initial_state=None if state is None else state.memory,
-            chunk_size=self.chunk_size,
-        )
+        output, memory = self.remember(inputs, segment_ids, None if state is None else state.memory)
         return self.emit(output, x), GatedDeltaState(memory, convolution)
+
+    def inputs(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        past: Float[Array, "B W-1 E"] | None,
+    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"]]:
+        """What goes into the rule, and the convolution's state."""
+        query, key, value, convolution = self.project(x, segment_ids, past)
+        query = unit(query) * self.key_width**-0.5
+        return DeltaInputs(query, unit(key), value, *self.gates(x)), convolution
 
 
 def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:

@@ -92,41 +92,67 @@ class RELA(nnx.Module):
           The mixed values, and the state after each row's last segment (None if not causal).
         """
         mixed = x if self.input_gate is None else self.input_gate(x)
-        features = jax.nn.elu(self.query_key(mixed)) + 1
-        query, key = jnp.split(features, 2, axis=-1)
-        rotated_query, rotated_key = (
-            (rotary(query, positions), rotary(key, positions)) if self.rotation else (query, key)
+        attended, attention = self.attend(
+            mixed, segment_ids, positions, None if state is None else state.attention
         )
-        value = mixed if self.value is None else self.value(mixed)
-        # The released code divides by the number of slots throughout, so its ε counts once a slot.
-        epsilon = self.epsilon if self.causal else self.epsilon * x.shape[1]
-        attended, attention = linear_attention(
-            self._split(rotated_query),
-            self._split(rotated_key),
-            self._split(value),
-            denominator_query=self._split(query),
-            denominator_key=self._split(key),
-            causal=self.causal,
-            segment_ids=segment_ids if self.causal else None,
-            epsilon=epsilon,
-            initial_state=None if state is None else state.attention,
-        )
-        output = attended.reshape(x.shape)
-        convolution = None
+        output, convolution = attended, None
         if self.shortcut is not None:
             local, convolution = self.shortcut(
                 mixed,
                 segment_ids if self.causal else None,
                 None if state is None else state.convolution,
             )
-            if self.selector is None:
-                output = output + local
-            else:
-                share = jax.nn.sigmoid(self.selector(x))
-                output = share * output + (1 - share) * local
+            output = self.augment(x, attended, local)
         if self.gate is not None:
             output = jax.nn.silu(self.gate(x)) * output
         return self.output(output), RELAState(attention, convolution) if self.causal else None
+
+    def attend(
+        self,
+        mixed: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        past: LinearAttentionState | None,
+    ) -> tuple[Float[Array, "B T D"], LinearAttentionState]:
+        """The linear attention's branch o, heads side by side, and its sums over the past."""
+        query, key, rotated_query, rotated_key = self.features(mixed, positions)
+        value = mixed if self.value is None else self.value(mixed)
+        # The released code divides by the number of slots throughout, so its ε counts once a slot.
+        epsilon = self.epsilon if self.causal else self.epsilon * mixed.shape[1]
+        attended, after = linear_attention(
+            rotated_query,
+            rotated_key,
+            self._split(value),
+            denominator_query=query,
+            denominator_key=key,
+            causal=self.causal,
+            segment_ids=segment_ids if self.causal else None,
+            epsilon=epsilon,
+            initial_state=past,
+        )
+        return attended.reshape(mixed.shape), after
+
+    def features(
+        self, mixed: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T H K"], ...]:
+        """φ(q), φ(k), q̃ and k̃, in heads."""
+        query, key = jnp.split(jax.nn.elu(self.query_key(mixed)) + 1, 2, axis=-1)
+        rotated = (
+            (rotary(query, positions), rotary(key, positions)) if self.rotation else (query, key)
+        )
+        return tuple(self._split(part) for part in (query, key, *rotated))
+
+    def augment(
+        self,
+        x: Float[Array, "B T D"],
+        attended: Float[Array, "B T D"],
+        local: Float[Array, "B T D"],
+    ) -> Float[Array, "B T D"]:
+        """The two branches joined: the local one raises the rank of the other."""
+        if self.selector is None:
+            return attended + local
+        share = jax.nn.sigmoid(self.selector(x))
+        return share * attended + (1 - share) * local
 
     def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
         return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)

@@ -9,9 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
-from linseqrec.layers.gated_delta_net import GatedDelta, unit
+from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, unit
 from linseqrec.layers.time_gaps import gaps_in_days, initial_log_horizon, shuffled_gaps
-from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.running_mean import running_mean
 
@@ -123,6 +122,21 @@ class TemporalDeltaMixer(GatedDelta):
         """
         if state is not None and self.time == "shuffled":
             raise ValueError("time 'shuffled' permutes the gaps of whole histories: no state")
+        inputs, convolution, mean, last_timestamp = self.inputs(x, segment_ids, timestamps, state)
+        output, memory = self.remember(inputs, segment_ids, None if state is None else state.memory)
+        output = self.emit(output, x)
+        if self.time == "shuffled":
+            return output, None
+        return output, TemporalDeltaState(memory, convolution, mean, last_timestamp)
+
+    def inputs(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        timestamps: Int[Array, "B T"],
+        state: TemporalDeltaState | None,
+    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"], LinearAttentionState | None, Int[Array, "B"]]:
+        """What goes into the rule, and the state of all but the memory, in its order."""
         query, key, value, convolution = self.project(
             x, segment_ids, None if state is None else state.convolution
         )
@@ -132,20 +146,14 @@ class TemporalDeltaMixer(GatedDelta):
         )
         share, mean = self._share(x, segment_ids, None if state is None else state.mean)
         value, beta = self._weigh(value, beta, share)
-        output, memory = gated_delta_rule(
+        inputs = DeltaInputs(
             unit(query) * self.key_width**-0.5,
             unit(key),
             value,
             self._fade(log_decay, segment_ids, gaps),
             beta,
-            segment_ids=segment_ids,
-            initial_state=None if state is None else state.memory,
-            chunk_size=self.chunk_size,
         )
-        output = self.emit(output, x)
-        if self.time == "shuffled":
-            return output, None
-        return output, TemporalDeltaState(memory, convolution, mean, last_timestamp)
+        return inputs, convolution, mean, last_timestamp
 
     def _fade(
         self,

@@ -9,9 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.conditional_memory import MemoryReading
 from linseqrec.layers.dense import dense
-from linseqrec.layers.gated_delta_net import GatedDelta, GatedDeltaState, unit
+from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, GatedDeltaState, unit
 from linseqrec.layers.time_gaps import initial_log_horizon
-from linseqrec.ops.gated_delta_rule import gated_delta_rule
 
 WriteGate = Literal["memory", "input", "none"]
 
@@ -119,9 +118,29 @@ class TemporalRelationDelta(GatedDelta):
         Returns:
           The mixed values, and the state after each row's last segment.
         """
-        query, key, value, convolution = self.project(
-            x, segment_ids, None if state is None else state.convolution
+        inputs, convolution = self.inputs(
+            x,
+            segment_ids,
+            None if state is None else state.convolution,
+            gaps=gaps,
+            gap_features=gap_features,
+            memory=memory,
         )
+        output, after = self.remember(inputs, segment_ids, None if state is None else state.memory)
+        return self.emit(output, x), GatedDeltaState(after, convolution)
+
+    def inputs(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        past: Float[Array, "B W-1 E"] | None,
+        *,
+        gaps: Float[Array, "B T"] | None,
+        gap_features: Float[Array, "B T F"] | None,
+        memory: MemoryReading | None,
+    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"]]:
+        """What goes into the rule, and the convolution's state."""
+        query, key, value, convolution = self.project(x, segment_ids, past)
         log_decay, beta = self.gates(x)
         if self.address is not None and gap_features is not None:
             shift = self.address(gap_features).reshape(*query.shape[:2], 2, *query.shape[2:])
@@ -138,17 +157,8 @@ class TemporalRelationDelta(GatedDelta):
             beta = beta * (1 - self._coverage(x, both, key, memory_key, memory))
         if self.removal_gate is not None and memory_key is not None:
             query = query - self._removal(both)[..., None].astype(query.dtype) * memory_key
-        output, after = gated_delta_rule(
-            query * self.key_width**-0.5,
-            key,
-            value,
-            log_decay,
-            beta,
-            segment_ids=segment_ids,
-            initial_state=None if state is None else state.memory,
-            chunk_size=self.chunk_size,
-        )
-        return self.emit(output, x), GatedDeltaState(after, convolution)
+        query = query * self.key_width**-0.5
+        return DeltaInputs(query, key, value, log_decay, beta), convolution
 
     def _removal(self, both: Float[Array, "B T 2D"]) -> Float[Array, "B T H"]:
         """The share λ, float32."""

@@ -13,13 +13,13 @@ from linseqrec.training.run import Run, SplitName
 from linseqrec.training.step import TrainState
 
 
-def title(run: Run) -> str:
-    """A heading for tables and figures, with what a reader must know of the data."""
+def data_title(run: Run) -> str:
+    """A heading for runs on the same data: what the data are, and what a reader must know."""
     if run.source.world is not None:
         data = f"generated world {run.experiment.data.world!r} (synthetic data)"
     else:
         data = Path(run.experiment.data.folder).name
-    parts = [f"{run.experiment.name} on {data}", f"split {run.source.split.name}"]
+    parts = [data, f"split {run.source.split.name}"]
     return "; ".join([*parts, run.experiment.note] if run.experiment.note else parts)
 
 
@@ -56,7 +56,7 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     results: dict[str, Any] = {
         "name": run.experiment.name,
-        "title": title(run),
+        "title": f"{run.experiment.name} on {data_title(run)}",
         "step": int(state.step),
         "epoch": int(state.step) / run.batches.steps_per_epoch,
         "environment": workdir.environment(),
@@ -120,8 +120,9 @@ def write_figures(
     for name in filters:
         systems = {result["name"]: result["test"][result["name"]] for result in results}
         systems |= {key: value for key, value in first["test"].items() if key != first["name"]}
-        by_length = figures.metric_by_length(
-            {key: summary["buckets"][name] for key, summary in systems.items()},
+        buckets = {key: summary["buckets"][name] for key, summary in systems.items()}
+        by_length = figures.metric_by_bucket(
+            {"events before the target": buckets},
             metric,
             title=f"{title}; test, seen items {'not ' if name == 'none' else ''}filtered",
         )

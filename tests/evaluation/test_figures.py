@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from linseqrec.evaluation.figures import learning_curves, metric_by_length, save_figure
+from linseqrec.evaluation.figures import learning_curves, metric_by_bucket, save_figure
 from linseqrec.evaluation.metrics import bucket_metrics
 
 RECORDS = [
@@ -52,14 +52,14 @@ def test_learning_curves_hold_the_records_of_each_metric():
         learning_curves({"RecGRELA": RECORDS}, ["HR@10"], title="")
 
 
-def test_a_metric_by_length_holds_values_errors_and_counts():
+def test_a_metric_by_bucket_holds_values_errors_and_counts():
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 150, 400)
     systems = {
         name: bucket_metrics(rng.integers(1, 20, 400).astype(float), lengths)
         for name in ("RecGRELA", "SASRec", "Markov")
     }
-    figure = metric_by_length(systems, "HR@10", title="ML-1M; test")
+    figure = metric_by_bucket({"events before the target": systems}, "HR@10", title="ML-1M; test")
     (panel,) = figure.axes
     assert panel.get_ylabel().startswith("HR@10") and "standard error" in panel.get_ylabel()
     ticks = [label.get_text() for label in panel.get_xticklabels()]
@@ -77,9 +77,9 @@ def test_a_metric_by_length_holds_values_errors_and_counts():
         assert np.isnan(float(line.get_ydata()[-1]))  # no targets, no point
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(systems)
     with pytest.raises(ValueError, match="must share their buckets"):
-        metric_by_length(systems | {"other": systems["Markov"][:2]}, title="")
+        metric_by_bucket({"events": systems | {"other": systems["Markov"][:2]}}, title="")
     with pytest.raises(ValueError, match="must share their buckets"):
-        metric_by_length({}, title="")
+        metric_by_bucket({"events": {}}, title="")
 
 
 def test_a_saved_figure_is_an_image_with_something_on_it(tmp_path):

@@ -107,6 +107,29 @@ def test_figures_of_runs_together(trained, tmp_path):
     ]
 
 
+def test_analyses_of_a_checkpoint(trained, tmp_path):
+    workdir, _, _ = trained
+    done = program(
+        "analyse", f"--workdir={workdir}", f"--output={tmp_path}", "--context=8", "--insertions=0,2"
+    )
+    assert done.returncode == 0, done.stderr
+    names = ("state_sink", "insertion_probe", "attention_rank", "buckets")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("json", "png")
+    }
+    numbers = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
+    assert numbers["state_sink"]["RecGRELA"]["blocks/0"]["occupancy_lift"]["users"] == 60
+    probe = numbers["insertion_probe"]["RecGRELA"]
+    # Of 60 users' 12 events, 8 and more stand before the validation target.
+    assert (probe["insertions"], probe["users"]) == ([0, 2], 60)
+    # The best checkpoint's metric is what the run logged for its step.
+    (validation,) = numbers["buckets"]["RecGRELA"]["none"]["length"][:1]
+    results = json.loads((workdir / "results.json").read_text())
+    best = results["validation"]["RecGRELA"]["metrics"]["none"]["NDCG@10"]
+    assert validation["targets"] == 60
+    assert validation["metrics"]["NDCG@10"] == best
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

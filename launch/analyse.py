@@ -1,0 +1,76 @@
+"""Looks into checkpoints: the state sink, the insertion probe, ranks, the metric by repeats.
+
+    python -m launch.analyse --workdir=runs/repetition/gated_deltanet \
+        --workdir=runs/repetition/sinkrec --output=runs/repetition/analysis
+
+Several runs of one data set are drawn together. Each analysis writes `NAME.json` and `NAME.png`:
+
+    state_sink        occupancy lift and effective rank of the recurrent states, a mixer each
+    insertion_probe   the rank of a rare pair's target against events inserted, repeated or random
+    attention_rank    RecGRELA's attention output with and without its local branch
+    buckets           the metric by history length, and by the share of the history that repeats
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from absl import flags
+
+from launch.program import run_program
+from linseqrec.analysis import analyses
+from linseqrec.analysis.insertion_probe import ProbeConfig
+from linseqrec.analysis.subject import Subject
+from linseqrec.evaluation.figures import save_figure
+from linseqrec.training import workdir
+from linseqrec.training.run import SplitName
+
+_WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the numbers and figures.", required=True)
+_ANALYSES = flags.DEFINE_list("analysis", ["all"], f"{', '.join(analyses.ANALYSES)}, or all.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
+_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Whose histories.")
+_USERS = flags.DEFINE_integer("users", 512, "Histories looked into, at most.", lower_bound=2)
+_METRIC = flags.DEFINE_string("metric", "NDCG@10", "What is drawn by bucket.")
+_CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: own events before the pair.", 8)
+_INSERTIONS = flags.DEFINE_list("insertions", ["0", "4", "16", "64", "256"], "insertion_probe: r.")
+
+
+def main(_: list[str]) -> None:
+    folders = [Path(folder) for folder in _WORKDIRS.value]
+    subjects = [
+        Subject.of(folder, name, _CHECKPOINT.value)
+        for folder, name in zip(folders, analyses.names(folders), strict=True)
+    ]
+    analyses.check_same_data(subjects)
+    settings = analyses.Settings(
+        cast(SplitName, _SPLIT.value),
+        _USERS.value,
+        _METRIC.value,
+        ProbeConfig(insertions=tuple(map(int, _INSERTIONS.value)), context=_CONTEXT.value),
+    )
+    output = Path(_OUTPUT.value)
+    for name, analyse in analyses.select(_ANALYSES.value).items():
+        chosen = analyses.applicable(name, subjects)
+        left_out = [subject.name for subject in subjects if subject not in chosen]
+        if left_out:
+            print(f"{name}: does not apply to {', '.join(left_out)}")
+        if chosen:
+            _write(name, analyse, chosen, settings, output)
+
+
+def _write(
+    name: str,
+    analyse: Callable[..., analyses.Analysis],
+    subjects: list[Subject],
+    settings: analyses.Settings,
+    output: Path,
+) -> None:
+    numbers, figure = analyse(subjects, settings)
+    path = save_figure(figure, output / f"{name}.png")
+    workdir.write_json(path.with_suffix(".json"), numbers)
+    print(f"{path.with_suffix('.json')}\n{path}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,217 @@
+"""The analyses by name: checkpoints in, numbers and a figure out."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from linseqrec.analysis import figures, insertion_probe
+from linseqrec.analysis.attention_rank import Spectrum, spectrum
+from linseqrec.analysis.groups import item_groups, most_frequent_groups
+from linseqrec.analysis.insertion_probe import ARMS, ProbeConfig, make_probes
+from linseqrec.analysis.repeats import SHARE_EDGES, share_of_repeats
+from linseqrec.analysis.state_sink import StateSink, state_sink
+from linseqrec.analysis.subject import Subject
+from linseqrec.config import ConfigError
+from linseqrec.evaluation import metrics
+from linseqrec.evaluation.figures import metric_by_bucket
+from linseqrec.evaluation.ranks import catalogue_ranks
+from linseqrec.layers.rela import RELA
+from linseqrec.training import workdir
+from linseqrec.training.results import data_title
+from linseqrec.training.run import SplitName
+
+Analysis = tuple[dict[str, Any], Figure]
+
+# Groups that a history's occupancy is measured of.
+_FREQUENT_GROUPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the analyses look at.
+
+    Attributes:
+      split: Whose targets: each history ends before its target.
+      users: Histories looked into, at most.
+      metric: What is drawn by bucket.
+      probe: How the insertion probe's histories are made.
+    """
+
+    split: SplitName = "validation"
+    users: int = 512
+    metric: str = "NDCG@10"
+    probe: ProbeConfig = ProbeConfig()
+
+
+def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analysis:
+    """Occupancy lift of the most frequent groups, and effective rank, by mixer and pass."""
+    groups, numbers = _groups(subjects), {}
+    for subject in subjects:
+        rng = np.random.default_rng(0)
+        readings: dict[str, list[StateSink]] = {}
+        for events, traces in subject.traces(*subject.histories(settings.split, settings.users)):
+            held = np.where(events.segment_ids > 0, groups[events.items], -1)
+            frequent, others = most_frequent_groups(held, _FREQUENT_GROUPS, rng)
+            for name, traced in traces.items():
+                reading = state_sink(
+                    np.asarray(traced.memory), np.asarray(traced.keys), frequent, others
+                )
+                readings.setdefault(name, []).append(reading)
+        numbers[subject.name] = {
+            name: StateSink.joined(parts).summary() for name, parts in readings.items()
+        }
+    return numbers, figures.state_sink_figure(
+        numbers, title=f"State sink, {_FREQUENT_GROUPS} most frequent groups; {_title(subjects)}"
+    )
+
+
+def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> Analysis:
+    """The rank of a rare pair's target against the events inserted, repeated or random."""
+    config, first = settings.probe, subjects[0]
+    probes = make_probes(
+        first.run.source.dataset,
+        *first.histories(settings.split, settings.users),
+        _groups(subjects),
+        config,
+        np.random.default_rng(0),
+    )
+    numbers = {}
+    for subject in subjects:
+        table = subject.run.item_table(subject.params)
+
+        def ranks(
+            arm: str | None, insertions: int, subject: Subject = subject, table: Any = table
+        ) -> np.ndarray:
+            events, slot = probes.events(arm, insertions, config.length)
+            return catalogue_ranks(subject.hidden(events, slot), table, probes.target)
+
+        by_arm = {arm: np.stack([ranks(arm, r) for r in config.insertions]) for arm in ARMS}
+        numbers[subject.name] = insertion_probe.summarise(by_arm, ranks(None, 0), config.insertions)
+    return numbers, figures.insertion_probe_figure(
+        numbers, title=f"Insertion probe; {_title(subjects)}"
+    )
+
+
+def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> Analysis:
+    """Singular values of RecGRELA's attention output, before and after its local branch."""
+    numbers: dict[str, Any] = {}
+    for subject in subjects:
+        spectra: dict[str, dict[str, list[Spectrum]]] = {}
+        for events, traces in subject.traces(*subject.histories(settings.split, settings.users)):
+            for name, traced in traces.items():
+                for key in ("attended", "augmented"):
+                    output = getattr(traced, key)
+                    if output is not None:
+                        own = spectra.setdefault(name, {}).setdefault(key, [])
+                        own.append(spectrum(output, events.segment_ids > 0))
+        numbers[subject.name] = {
+            name: {key: Spectrum.joined(parts).summary() for key, parts in outputs.items()}
+            for name, outputs in spectra.items()
+        }
+    return numbers, figures.attention_rank_figure(
+        numbers, title=f"Rank of the attention output; {_title(subjects)}"
+    )
+
+
+def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis:
+    """A metric by history length and by the share of the history that repeats."""
+    numbers: dict[str, Any] = {}
+    for subject in subjects:
+        result = subject.run.evaluate(subject.params, settings.split)
+        evaluator = subject.run.evaluator(settings.split)
+        shares = share_of_repeats(subject.run.source.dataset, evaluator.users, evaluator.positions)
+        numbers[subject.name] = {
+            name: {
+                "length": result.buckets[name],
+                "share_of_repeats": metrics.bucket_metrics(
+                    ranks, shares, SHARE_EDGES, unit="share"
+                ),
+            }
+            for name, ranks in result.ranks.items()
+        }
+    first = subjects[0].run.experiment.evaluation.filter_seen[0]
+    seen = "not filtered" if first == "none" else "filtered"
+    return numbers, metric_by_bucket(
+        {
+            label: {name: buckets[first][key] for name, buckets in numbers.items()}
+            for key, label in (
+                ("length", "events before the target"),
+                ("share_of_repeats", "share of repeats among them"),
+            )
+        },
+        settings.metric,
+        title=f"{_title(subjects)}; {settings.split}, seen items {seen}",
+    )
+
+
+ANALYSES: dict[str, Callable[[Sequence[Subject], Settings], Analysis]] = {
+    "state_sink": analyse_state_sink,
+    "insertion_probe": analyse_insertion_probe,
+    "attention_rank": analyse_attention_rank,
+    "buckets": analyse_buckets,
+}
+
+
+def select(requested: Sequence[str]) -> dict[str, Callable[..., Analysis]]:
+    """The analyses asked for by name; `["all"]` is every one.
+
+    Raises:
+      ConfigError: A name that is no analysis.
+    """
+    if list(requested) == ["all"]:
+        return ANALYSES
+    unknown = [name for name in requested if name not in ANALYSES]
+    if unknown:
+        raise ConfigError(f"no analysis {', '.join(unknown)}: there are {', '.join(ANALYSES)}")
+    return {name: ANALYSES[name] for name in requested}
+
+
+def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
+    """Those that an analysis applies to: by their mixers, or all."""
+    if name == "buckets":
+        return list(subjects)
+    if name == "attention_rank":
+        return [
+            subject
+            for subject in subjects
+            if any(isinstance(mixer, RELA) for mixer in subject.mixers)
+        ]
+    return [subject for subject in subjects if subject.mixers]
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """What to call runs: their experiments' names, and where those coincide the folders'."""
+    own = [workdir.read_experiment(folder).name for folder in folders]
+    return [
+        name if own.count(name) == 1 else f"{name} ({folder.name})"
+        for name, folder in zip(own, folders, strict=True)
+    ]
+
+
+def check_same_data(subjects: Sequence[Subject]) -> None:
+    """Checks that runs can be drawn together.
+
+    Raises:
+      ConfigError: If their events differ.
+    """
+    digests = [subject.run.source.dataset.card["sha256"] for subject in subjects]
+    for subject, digest in zip(subjects, digests, strict=True):
+        if digest != digests[0]:
+            raise ConfigError(
+                f"{subject.name} is a run on other data than {subjects[0].name}: analyse runs of "
+                "one data set together"
+            )
+
+
+def _groups(subjects: Sequence[Subject]) -> np.ndarray:
+    """The items' groups, of the first subject's vectors where the data have none of their own."""
+    first = subjects[0]
+    return item_groups(first.run.source, np.asarray(first.run.item_table(first.params)))
+
+
+def _title(subjects: Sequence[Subject]) -> str:
+    return data_title(subjects[0].run)

@@ -1,0 +1,146 @@
+"""Figures of the analyses, from the numbers that go to JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from linseqrec.evaluation.figures import COLOURS, DASHES, MARKERS, dress, new_figure
+
+Record = Mapping[str, Any]
+
+
+def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
+    """Occupancy lift and effective rank of each mixer, model beside model.
+
+    Args:
+      subjects: By model, by mixer, `StateSink.summary()`.
+      title: Above the panels.
+    """
+    figure, (lifts, ranks) = new_figure(2, title)
+    ticks: list[str] = []
+    for index, (name, mixers) in enumerate(subjects.items()):
+        slots = len(ticks) + index + np.arange(len(mixers))
+        ticks += [*mixers, ""]
+        style: dict[str, Any] = {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": "none",
+            "capsize": 3,
+        }
+        marker = MARKERS[index % len(MARKERS)]
+        for panel, key, label, filled in (
+            (lifts, "occupancy_lift", f"{name}, most frequent groups", True),
+            (lifts, "control_lift", f"{name}, other groups", False),
+            (ranks, "effective_rank", name, True),
+        ):
+            panel.errorbar(
+                slots - index,
+                [mixer[key]["mean"] for mixer in mixers.values()],
+                yerr=[mixer[key]["standard_error"] for mixer in mixers.values()],
+                label=label,
+                marker=marker,
+                markerfacecolor=None if filled else "none",
+                **style,
+            )
+    lifts.axhline(1, color="#666666", linestyle=DASHES[-1])
+    for panel, label in ((lifts, "occupancy lift (1: no excess)"), (ranks, "effective rank")):
+        panel.set_xticks(np.arange(len(ticks)), ticks, rotation=45, ha="right", fontsize="small")
+        panel.set_ylabel(f"{label}\nbars: one standard error")
+        panel.set_ylim(bottom=0)
+        dress(panel)
+    lifts.legend(frameon=False, fontsize="x-small")
+    return figure
+
+
+def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
+    """The target's rank and HR@10 by the events inserted, repeated against random.
+
+    Args:
+      subjects: By model, what `insertion_probe.summarise` returns.
+      title: Above the panels.
+    """
+    figure, panels = new_figure(2, title)
+    insertions = next(iter(subjects.values()))["insertions"]
+    slots = np.arange(len(insertions))
+    for index, (name, result) in enumerate(subjects.items()):
+        for (arm, values), dash, filled in zip(
+            result["arms"].items(), ("-", "--"), (True, False), strict=True
+        ):
+            ranks = np.array([entry["mean"] for entry in values["log2_rank"]])
+            errors = np.array([entry["standard_error"] for entry in values["log2_rank"]])
+            style: dict[str, Any] = {
+                "label": f"{name}, {arm}",
+                "color": COLOURS[index % len(COLOURS)],
+                "linestyle": dash,
+                "marker": MARKERS[index % len(MARKERS)],
+                "markerfacecolor": None if filled else "none",
+            }
+            panels[0].errorbar(
+                slots,
+                2**ranks,
+                yerr=[2**ranks - 2 ** (ranks - errors), 2 ** (ranks + errors) - 2**ranks],
+                capsize=2,
+                **style,
+            )
+            panels[1].plot(slots, values["HR@10"], **style)
+        panels[0].axhline(
+            2 ** result["not_shown"]["log2_rank"]["mean"],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=":",
+            label=f"{name}, pair not shown",
+        )
+    panels[0].set_yscale("log")
+    panels[0].set_ylabel("rank of the target (geometric mean)\nbars: one standard error")
+    panels[1].set_ylabel("HR@10 of the target")
+    panels[1].set_ylim(bottom=0)
+    for panel in panels:
+        panel.set_xticks(slots, [str(count) for count in insertions])
+        panel.set_xlabel("events between the pair and the cue")
+        dress(panel)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside right center",
+        frameon=False,
+        fontsize="x-small",
+    )
+    return figure
+
+
+def attention_rank_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
+    """Singular values of the attention output before and after the local branch, by block.
+
+    Args:
+      subjects: By model, by mixer, by "attended" and "augmented", `Spectrum.summary()`.
+      title: Above the panels.
+    """
+    blocks = [
+        (name if len(subjects) == 1 else f"{subject}, {name}", outputs)
+        for subject, mixers in subjects.items()
+        for name, outputs in mixers.items()
+    ]
+    figure, panels = new_figure(len(blocks), title)
+    for panel, (name, outputs) in zip(panels, blocks, strict=True):
+        for index, (key, label) in enumerate(
+            (("attended", "linear attention"), ("augmented", "with the local branch"))
+        ):
+            if key not in outputs:
+                continue
+            values = outputs[key]["spectrum"]
+            rank = outputs[key]["effective_rank"]["mean"]
+            panel.plot(
+                np.arange(1, len(values) + 1),
+                values,
+                label=f"{label}: effective rank {rank:.1f}",
+                color=COLOURS[index],
+                linestyle=DASHES[index],
+            )
+        panel.set_yscale("log")
+        # Float32 outputs: what lies further below is rounding.
+        panel.set_ylim(bottom=1e-7)
+        panel.set_title(name, fontsize="small")
+        panel.set_xlabel("index of the singular value")
+        dress(panel)
+        panel.legend(frameon=False, fontsize="x-small")
+    panels[0].set_ylabel("share of the sum, mean over users")
+    return figure

@@ -1,0 +1,105 @@
+"""What an analysis looks into: a checkpoint of a run."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linseqrec.analysis.traces import MixerTrace, recurrent_mixers, trace
+from linseqrec.data.histories import gather_histories
+from linseqrec.events import Events
+from linseqrec.training import workdir
+from linseqrec.training.checkpoint import Checkpoints
+from linseqrec.training.run import Run, SplitName
+
+_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A checkpoint, ready to be run.
+
+    Attributes:
+      name: What figures call it.
+      run: The run it is of.
+      params: Its parameters.
+      step: Its step.
+    """
+
+    name: str
+    run: Run
+    params: nnx.State
+    step: int
+
+    @classmethod
+    def of(cls, folder: Path, name: str, checkpoint: str = "best") -> "Subject":
+        """Restores a checkpoint.
+
+        Args:
+          folder: The run's workdir.
+          name: What figures call it.
+          checkpoint: "best", "latest" or a step.
+
+        Raises:
+          WorkdirError: If the folder is no run's, or its data have changed.
+          CheckpointError: If there is no such checkpoint.
+        """
+        run = Run.of(workdir.read_experiment(folder))
+        workdir.check_data(folder, run.source.dataset.card)
+        with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+            step = checkpoints.resolve(checkpoint)
+            state = checkpoints.restore(step, run.initial_state())
+        return cls(name, run, state.params, step)
+
+    @property
+    def mixers(self) -> list[nnx.Module]:
+        """The model's recurrent mixers, those that `trace` looks into."""
+        model = nnx.merge(self.run.graphdef, self.params, self.run.rest)
+        return [module for _, module in recurrent_mixers(model)]
+
+    def histories(self, split: SplitName, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Users and absolute target positions of a split, evenly thinned to at most `count`."""
+        targets = getattr(self.run.source.split, split)
+        users, positions = np.asarray(targets.users), np.asarray(targets.positions)
+        chosen = np.unique(np.linspace(0, len(users) - 1, min(count, len(users))).astype(int))
+        return users[chosen], positions[chosen]
+
+    def traces(
+        self, users: np.ndarray, positions: np.ndarray
+    ) -> Iterator[tuple[Events, dict[str, MixerTrace]]]:
+        """Reads the histories before the positions, a batch at a time; NumPy arrays.
+
+        Raises:
+          ValueError: If the model has no recurrent state.
+        """
+        length = self.run.experiment.data.length
+        for start in range(0, len(users), _BATCH):
+            part = slice(start, start + _BATCH)
+            real = len(users[part])
+            # The last batch is filled up, so that one program serves all.
+            fill = lambda ids: np.pad(ids[part], (0, _BATCH - real), mode="edge")  # noqa: E731, B023
+            events = gather_histories(self.run.source.dataset, fill(users), fill(positions), length)
+            traced = self._trace(self.params, events)
+            yield jax.tree.map(lambda leaf: np.asarray(leaf)[:real], (events, traced))  # noqa: B023
+
+    @functools.cached_property
+    def _trace(self) -> Any:
+        graphdef, rest = self.run.graphdef, self.run.rest
+        return jax.jit(lambda params, events: trace(nnx.merge(graphdef, params, rest), events))
+
+    def hidden(self, events: Events, slot: int) -> Float[Array, "B D"]:
+        """The hidden vectors [B, D] at a slot, of many rows, a batch at a time."""
+        rows, parts = len(events.items), []
+        for start in range(0, rows, _BATCH):
+            index = np.minimum(np.arange(start, start + _BATCH), rows - 1)
+            batch = jax.tree.map(lambda leaf: leaf[index], events)  # noqa: B023
+            encoded = self.run.encode(self.params, batch)[:, slot]
+            parts.append(encoded[: min(_BATCH, rows - start)])
+        return jnp.concatenate(parts)

@@ -1,0 +1,92 @@
+"""What goes on inside a model's recurrent mixers while it reads a batch."""
+
+import dataclasses
+from typing import Any, cast
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from linseqrec.events import Events
+from linseqrec.layers.gated_delta_net import GatedDelta
+from linseqrec.layers.rela import RELA
+from linseqrec.models.encoding import SequenceModel
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MixerTrace:
+    """One pass through one recurrent mixer.
+
+    Attributes:
+      keys: The keys by which events were written.
+      memory: The matrix memory after each row's last event.
+      attended: What RecGRELA's linear attention read, heads side by side; None of other mixers.
+      augmented: The same once its local branch has joined; None of other mixers, or without it.
+    """
+
+    keys: Float[Array, "B T H K"]
+    memory: Float[Array, "B H K V"]
+    attended: Float[Array, "B T D"] | None = None
+    augmented: Float[Array, "B T D"] | None = None
+
+
+def recurrent_mixers(model: SequenceModel) -> list[tuple[tuple[Any, ...], nnx.Module]]:
+    """The mixers with a matrix memory that a model carries along, by path, first to last."""
+    return [
+        (path, module)
+        for path, module in nnx.iter_modules(cast(nnx.Module, model))
+        if (isinstance(module, GatedDelta) and getattr(module, "time", None) != "shuffled")
+        or (isinstance(module, RELA) and module.causal)
+    ]
+
+
+def trace(model: SequenceModel, events: Events) -> dict[str, MixerTrace]:
+    """Reads a batch, dropout off, and keeps what its recurrent mixers held.
+
+    Args:
+      model: Any model; what it returns is not changed.
+      events: The batch, [B, T], one history a row.
+
+    Returns:
+      A trace a pass by name, first to last: "blocks/0", and "blocks/0 loop 2" where a block is
+      passed through more than once.
+
+    Raises:
+      ValueError: If no mixer of the model has a recurrent state to carry.
+    """
+    mixers = recurrent_mixers(model)
+    if not mixers:
+        raise ValueError(f"{type(model).__name__} has no recurrent state to look into")
+    run = nnx.capture(
+        lambda model, events: model(events), nnx.Intermediate, method_outputs=nnx.Intermediate
+    )
+    _, captured = run(model, events)
+    passes: dict[str, MixerTrace] = {}
+    for path, mixer in mixers:
+        outputs: Any = captured
+        for key in path:
+            outputs = outputs[key]
+        traces = _of_rela(outputs) if isinstance(mixer, RELA) else _of_delta(outputs)
+        name = "/".join(map(str, path[:-1]))
+        for loop, one in enumerate(traces):
+            passes[name if len(traces) == 1 else f"{name} loop {loop + 1}"] = one
+    return passes
+
+
+def _of_delta(outputs: Any) -> list[MixerTrace]:
+    calls, inputs = outputs["__call__"].get_value(), outputs["inputs"].get_value()
+    return [
+        MixerTrace(keys=first.key, memory=state.memory)
+        for (first, *_), (_, state) in zip(inputs, calls, strict=True)
+    ]
+
+
+def _of_rela(outputs: Any) -> list[MixerTrace]:
+    calls = outputs["attend"].get_value()
+    features = outputs["features"].get_value()
+    augmented = outputs["augment"].get_value() if "augment" in outputs else [None] * len(calls)
+    return [
+        MixerTrace(keys=keys, memory=state.key_value, attended=attended, augmented=joined)
+        for (*_, keys), (attended, state), joined in zip(features, calls, augmented, strict=True)
+    ]

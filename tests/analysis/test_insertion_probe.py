@@ -1,0 +1,114 @@
+"""The probe's histories hold what they say, and its summary what the ranks say."""
+
+import numpy as np
+import pytest
+
+from linseqrec.analysis.insertion_probe import (
+    ProbeConfig,
+    frequent_pattern,
+    make_probes,
+    summarise,
+)
+from linseqrec.config import ConfigError
+from linseqrec.data.dataset import Dataset
+
+CONFIG = ProbeConfig(insertions=(0, 3, 8), context=6, pattern=2, noise=0.3)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """20 users of 10 events, over 60 items; the last user has 5."""
+    rng = np.random.default_rng(0)
+    offsets = np.append(np.arange(0, 201, 10), 205)
+    times = np.concatenate([1_000 + np.cumsum(rng.integers(1, 99, 205))])
+    return Dataset.from_arrays(rng.integers(1, 61, 205).astype(np.int32), times, offsets, 60)
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return np.append(-1, np.arange(60) // 6)
+
+
+@pytest.fixture(scope="module")
+def probes(dataset, groups):
+    users = np.arange(21)
+    ends = dataset.offsets[1:] - 1
+    return make_probes(dataset, users, ends, groups, CONFIG, np.random.default_rng(1))
+
+
+def test_a_history_is_context_pair_insertions_cue(probes, dataset):
+    assert len(probes.cue) == 20  # the last user's history is too short
+    for arm in ("repeated", "random"):
+        events, slot = probes.events(arm, 3, CONFIG.length)
+        assert slot == 6 + 2 + 3
+        parts = np.split(events.items, [6, 7, 8, 11, 12], axis=1)
+        np.testing.assert_array_equal(parts[0][4], dataset.items[43:49])
+        np.testing.assert_array_equal(parts[1][:, 0], probes.cue)
+        np.testing.assert_array_equal(parts[2][:, 0], probes.target)
+        np.testing.assert_array_equal(parts[3], probes.inserted[arm][:, :3])
+        np.testing.assert_array_equal(parts[4][:, 0], probes.cue)
+        assert not parts[5].any()
+        np.testing.assert_array_equal(events.segment_ids, events.items > 0)
+        times = np.where(events.items > 0, events.timestamps, np.iinfo(np.int32).max)
+        assert (np.diff(times, axis=1) >= 0).all()
+        context = dataset.timestamps[43:49] - dataset.origin
+        np.testing.assert_array_equal(events.timestamps[4, :6], context)
+        assert events.timestamps[4, 8] - events.timestamps[4, 7] == int(np.median(np.diff(context)))
+    events, slot = probes.events(None, 0, CONFIG.length)
+    assert slot == 6
+    assert not (events.items == probes.target[:, None]).any()
+
+
+def test_a_pair_is_new_to_its_history(probes):
+    held = np.concatenate([probes.context, *probes.inserted.values()], axis=1)
+    for pair in (probes.cue, probes.target):
+        assert not (held == pair[:, None]).any()
+    assert (probes.cue != probes.target).all()
+
+
+def test_copies_are_of_the_pattern_or_of_its_groups(probes, groups):
+    copies = probes.inserted["repeated"]
+    same = []
+    for context, copy in zip(probes.context, copies, strict=True):
+        pattern = np.resize(frequent_pattern(context, groups, 2), 8)
+        np.testing.assert_array_equal(groups[copy], groups[pattern])
+        same.append(copy == pattern)
+    assert 0.6 < np.mean(same) < 0.9  # noise 0.3, of which a sixth draws the very item
+    assert np.mean(groups[probes.inserted["random"]] == groups[copies]) < 0.3
+
+
+def test_the_pattern_that_recurs_is_found():
+    groups = np.array([-1, 0, 0, 1, 1, 2])
+    recurs = np.array([5, 1, 3, 4, 1, 3, 5])
+    np.testing.assert_array_equal(frequent_pattern(recurs, groups, 2), [1, 3])
+    # Nothing recurs: the groups decide, then the latest.
+    np.testing.assert_array_equal(frequent_pattern(np.array([5, 1, 2, 3]), groups, 2), [1, 2])
+    np.testing.assert_array_equal(frequent_pattern(np.array([1, 3, 5]), groups, 1), [5])
+
+
+def test_what_cannot_be_probed_is_refused(dataset, groups):
+    users, ends, rng = np.arange(21), dataset.offsets[1:] - 1, np.random.default_rng(0)
+    with pytest.raises(ConfigError, match="no user has the 10 events before its target"):
+        make_probes(dataset, users, ends, groups, ProbeConfig(context=10), rng)
+    with pytest.raises(ConfigError, match="60 items leave no pair"):
+        config = ProbeConfig(insertions=(0, 2_000), context=6)
+        make_probes(dataset, users, ends, groups, config, rng)
+    with pytest.raises(ConfigError, match="insertions must ascend"):
+        ProbeConfig(insertions=(4, 0))
+    with pytest.raises(ConfigError, match="context 3 must hold a pattern of 4"):
+        ProbeConfig(context=3)
+
+
+def test_the_summary_tells_repetition_from_forgetting():
+    ranks = {
+        "repeated": np.array([[1.0, 2.0, 4.0], [8.0, 32.0, 16.0]]),
+        "random": np.array([[1.0, 2.0, 4.0], [2.0, 4.0, 16.0]]),
+    }
+    result = summarise(ranks, np.array([64.0, 64.0, 256.0]), (0, 4))
+    assert result["arms"]["repeated"]["median_rank"] == [2.0, 16.0]
+    assert result["arms"]["repeated"]["HR@10"] == [1.0, pytest.approx(1 / 3)]
+    assert result["not_shown"]["median_rank"] == 64.0
+    assert result["rise"]["repeated"]["mean"] == pytest.approx((3 + 4 + 2) / 3)
+    assert result["rise"]["random"]["mean"] == pytest.approx((1 + 1 + 2) / 3)
+    assert result["sink"]["mean"] == pytest.approx((2 + 3 + 0) / 3)
+    assert result["sink"]["standard_error"] == pytest.approx(np.sqrt(7 / 3 / 3))

@@ -1,0 +1,87 @@
+"""What `trace` keeps is what the model used."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from linseqrec.analysis.traces import trace
+from linseqrec.events import Events
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
+
+EVENTS = Events(
+    items=np.array([[3, 1, 4, 0], [2, 5, 0, 0]], np.int32),
+    timestamps=np.array([[0, 60, 90_000, 0], [5, 7, 0, 0]], np.int32),
+    segment_ids=np.array([[1, 1, 1, 0], [1, 1, 0, 0]], np.int32),
+    positions=np.array([[0, 1, 2, 0], [0, 1, 0, 0]], np.int32),
+)
+# By model, the names of its passes, and where its state keeps their memories.
+MODELS = {
+    "gated deltanet": (
+        GatedDeltaNetConfig(width=16, num_layers=2, key_width=8, value_width=8),
+        ["blocks/0", "blocks/1"],
+        lambda state: [block.memory for block in state],
+    ),
+    "recgrela": (
+        RecGRELAConfig(width=16, heads=2, num_layers=2),
+        ["blocks/0", "blocks/1"],
+        lambda state: [layer.attention.key_value for layer in state.layers],
+    ),
+    "hytrec": (
+        HyTRecConfig(width=16, short_layers=1, num_layers=2, ratio="1:1"),
+        ["long/0"],
+        lambda state: [state.long[0].memory],
+    ),
+    "sinkrec": (
+        SinkRecConfig(width=16, key_width=8, value_width=8, dilations=(1,), levels=1, codes=4),
+        ["blocks/0 loop 1", "blocks/0 loop 2"],
+        lambda state: [loop.mixer.memory for loop in state.loops],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_memories_are_the_states_and_keys_what_wrote_them(name):
+    config, names, memories = MODELS[name]
+    model = config.build(5, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    read = jax.jit(
+        lambda params, events: (
+            nnx.merge(graphdef, params)(events),
+            trace(nnx.merge(graphdef, params), events),
+        )
+    )
+    encoding, traces = read(params, EVENTS)
+    assert list(traces) == names
+    for traced, memory in zip(traces.values(), memories(encoding.state), strict=True):
+        np.testing.assert_array_equal(traced.memory, memory)
+        keys, memory = np.asarray(traced.keys, np.float64), np.asarray(memory, np.float64)
+        for row, length in enumerate((3, 2)):
+            for head in range(keys.shape[2]):
+                # A state is a sum of keys times values: nothing lies outside the keys' span.
+                span = np.linalg.qr(keys[row, :length, head].T)[0]
+                outside = memory[row, head] - span @ (span.T @ memory[row, head])
+                assert np.linalg.norm(outside) < 1e-5 * np.linalg.norm(memory[row, head])
+
+
+def test_both_branches_of_recgrela_are_kept():
+    config = RecGRELAConfig(width=16, heads=2, num_layers=1)
+    model = config.build(5, rngs=nnx.Rngs(0))
+    traced = trace(model, EVENTS)["blocks/0"]
+    attention = model.blocks[0].attention
+    x = model.blocks[0].attention_norm(model.norm(model.embedding(EVENTS.items)))
+    local, _ = attention.shortcut(attention.input_gate(x), EVENTS.segment_ids)
+    np.testing.assert_allclose(traced.augmented - traced.attended, local, atol=1e-6)
+    assert np.abs(local).max() > 1e-4
+    alone = RecGRELAConfig(width=16, heads=2, num_layers=1, shortcut=False)
+    assert trace(alone.build(5, rngs=nnx.Rngs(0)), EVENTS)["blocks/0"].augmented is None
+
+
+@pytest.mark.parametrize("config", [SASRecConfig(width=16, num_layers=1)])
+def test_a_model_without_a_recurrent_state_is_refused(config):
+    with pytest.raises(ValueError, match="SASRec has no recurrent state"):
+        trace(config.build(5, rngs=nnx.Rngs(0)), EVENTS)

@@ -52,7 +52,10 @@ def rows(repeats: int) -> Iterator[Row]:
 
 
 def _hybrids(length: int) -> dict[str, ModelConfig]:
-    """All-linear first, which ratios refer to; "all events" names attention without a bound."""
+    """All-linear first, which ratios refer to; the default's window only where it cuts a history.
+
+    "All events" is a window of the whole length, in the long branch's softmax blocks.
+    """
     hytrec = functools.partial(HyTRecConfig, _WIDTH, _HEADS, num_layers=_BLOCKS)
     head = _WIDTH // _HEADS
     configs: dict[str, ModelConfig] = {

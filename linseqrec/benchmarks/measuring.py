@@ -13,10 +13,11 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 # Versions a figure depends on; those not installed are left out.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "polars", "torch")
@@ -115,6 +116,28 @@ def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:
     if analysis is None:
         raise RuntimeError(f"the {jax.default_backend()} backend reports no memory analysis")
     return int(analysis.temp_size_in_bytes)
+
+
+def growth_exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
+    """How a time or a memory grows: the p of values ≈ c · lengths^p, by least squares of the logs.
+
+    Args:
+      lengths: Positive, two of them different.
+      values: Positive, one a length.
+
+    Returns:
+      p, without a unit.
+
+    Raises:
+      ValueError: Not a value a length, values that have no logarithm, or only one length.
+    """
+    positive = all(number > 0 for number in (*lengths, *values))
+    if len(lengths) != len(values) or len(set(lengths)) < 2 or not positive:
+        raise ValueError(
+            f"an exponent needs two lengths and a value of each, all positive: got {lengths} and "
+            f"{values}"
+        )
+    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
 
 
 def environment() -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from linseqrec.benchmarks.measuring import Row, compare, temporary_bytes
+from linseqrec.benchmarks.measuring import Row, compare, growth_exponent, temporary_bytes
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
@@ -150,17 +150,14 @@ def _growth(repeats: int, name: str, operation: Operation) -> Iterator[Row]:
         repeats=repeats,
         extra={f"T {time:,}": {"temporary_bytes": memory[time]} for time in _LENGTHS},
     ):
-        seconds.append(row.seconds)
+        if row.seconds is not None:
+            seconds.append(row.seconds)
         yield row
     exponents = {
-        "time": _exponent(_LENGTHS, seconds),
-        "memory": _exponent(_LENGTHS, memory.values()),
+        "time": growth_exponent(_LENGTHS, seconds),
+        "memory": growth_exponent(_LENGTHS, list(memory.values())),
     }
     yield Row(case, "exponent of T", extra=exponents)
-
-
-def _exponent(lengths: Any, values: Any) -> float:
-    return float(np.polyfit(np.log(list(lengths)), np.log(list(values)), 1)[0])
 
 
 def _streaming(repeats: int) -> Iterator[Row]:

@@ -64,6 +64,24 @@ def test_temporary_bytes_see_the_scratch_array_of_a_program_that_never_runs():
     assert measuring.temporary_bytes(through_a_square, large) >= 100_000**2 * 4
 
 
+def test_growth_exponent_is_that_of_the_power_the_times_were_made_of():
+    lengths = [256, 512, 2_048, 8_192]
+    assert measuring.growth_exponent(lengths, [3e-6 * n**1.5 for n in lengths]) == pytest.approx(
+        1.5
+    )
+    # By hand, for times off the line: logs of base 2 at 0, 1, 2 are 0, 2, 3, of slope 3 / 2.
+    assert measuring.growth_exponent([1, 2, 4], [1, 4, 8]) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    "lengths, values",
+    [([8], [1.0]), ([8, 8], [1.0, 2.0]), ([8, 16], [1.0]), ([8, 16], [float("nan"), 1.0])],
+)
+def test_an_exponent_needs_two_lengths_and_positive_values(lengths, values):
+    with pytest.raises(ValueError, match="two lengths and a value of each, all positive"):
+        measuring.growth_exponent(lengths, values)
+
+
 def test_environment_names_versions_and_no_host():
     found = measuring.environment()
     assert found["versions"]["jax"] == jax.__version__

@@ -3,6 +3,7 @@
 import dataclasses
 import runpy
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -34,8 +35,19 @@ def experiment() -> config_lib.Experiment:
     values = flags.FLAGS.config
     if isinstance(values, _Unset):
         raise config_lib.ConfigError("give an experiment: --config=experiments/NAME.py")
-    template = load_experiment(config_flags.get_config_filename(flags.FLAGS["config"]))
-    return config_lib.from_config_dict(values, template)
+    return config_lib.from_config_dict(values, load_experiment(experiment_file()))
+
+
+def experiment_file() -> str:
+    """The file that `--config` names."""
+    return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def overrides() -> dict[str, Any]:
+    """The fields overridden by `--config.FIELD=VALUE`, by dotted name, with their values."""
+    values = config_lib.flatten(experiment())
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    return {field: values[field] for field in given}
 
 
 def load_experiment(path: str | Path) -> config_lib.Experiment:

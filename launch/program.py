@@ -9,6 +9,7 @@ from absl import app, flags, logging
 from linseqrec.config import ConfigError
 from linseqrec.data.dataset import DatasetError
 from linseqrec.data.worlds import WorldError
+from linseqrec.sweeps.errors import SweepError
 from linseqrec.training.checkpoint import CheckpointError
 from linseqrec.training.loop import NonFiniteError
 from linseqrec.training.workdir import WorkdirError
@@ -18,6 +19,7 @@ _FOR_THE_USER = (
     ConfigError,
     DatasetError,
     NonFiniteError,
+    SweepError,
     WorkdirError,
     WorldError,
 )

@@ -36,16 +36,25 @@ def claim(workdir: Path, experiment: config_lib.Experiment, card: dict[str, Any]
     workdir.mkdir(parents=True, exist_ok=True)
     config_path = workdir / "config.json"
     if config_path.exists():
-        changes = config_lib.differences(read_experiment(workdir), experiment)
-        if changes:
-            raise WorkdirError(
-                f"{workdir} holds a run of another configuration: change --workdir, or undo\n  "
-                + "\n  ".join(changes)
-            )
+        check_experiment(workdir, experiment)
         check_data(workdir, card)
         return
     write_json(workdir / "card.json", card)
     write_json(config_path, config_lib.to_json(experiment))
+
+
+def check_experiment(workdir: Path, experiment: config_lib.Experiment) -> None:
+    """Checks that a configuration is the one that a workdir's run was started with.
+
+    Raises:
+      WorkdirError: If not, with the differences.
+    """
+    changes = config_lib.differences(read_experiment(workdir), experiment)
+    if changes:
+        raise WorkdirError(
+            f"{workdir} holds a run of another configuration: change --workdir, or undo\n  "
+            + "\n  ".join(changes)
+        )
 
 
 def check_data(workdir: Path, card: dict[str, Any]) -> None:

@@ -1,0 +1,127 @@
+"""Trains many runs of an experiment: grids, zips and random draws over its fields.
+
+    python -m launch.sweep --config=experiments/sasrec_quick.py --workdir=runs/sweep \
+        --grid optimizer.learning_rate=1e-3,3e-4 --grid seed=0,1,2 --parallel=2
+
+A field is given by its name or the end of it, where that means one field (`seed`). All `--zip` are
+taken element by element, the `--range`s are drawn from together `--random` times, and the runs are
+the product of these and of the grids. `--config.FIELD=VALUE` holds for every run.
+
+The plan is printed first. Each run has a folder named from its overrides; the same command again
+skips the runs that have finished and goes on with the others. `+` joins the elements of a tuple:
+`--grid filter_seen=none,all,none+all`.
+"""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from launch import flags as launch_flags
+from launch.program import run_program
+from linseqrec.sweeps.axes import read_axes
+from linseqrec.sweeps.fields import to_flags
+from linseqrec.sweeps.local import Interrupted, run_local
+from linseqrec.sweeps.plan import PlannedRun, check_no_clash, make_plan, plan_table
+from linseqrec.sweeps.slurm import SlurmConfig, submit, wait_for
+from linseqrec.sweeps.task import Failure, Task, train_task
+
+launch_flags.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "The runs' folders stand in it.", required=True)
+_GRID = flags.DEFINE_multi_string("grid", [], "FIELD=VALUE,VALUE,...: each of them.")
+_ZIP = flags.DEFINE_multi_string("zip", [], "FIELD=VALUE,VALUE,...: in step with the other zips.")
+_RANGE = flags.DEFINE_multi_string(
+    "range", [], "FIELD=log:LOW:HIGH, lin:LOW:HIGH or int:LOW:HIGH, drawn from by --random."
+)
+_RANDOM = flags.DEFINE_integer("random", 0, "How many times the ranges are drawn from.", 0)
+_SWEEP_SEED = flags.DEFINE_integer("sweep_seed", 0, "Of the draws; not the runs' own.", 0)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, and stop there.")
+_EXECUTOR = flags.DEFINE_enum(
+    "executor",
+    "local",
+    ["local", "slurm", "submitit_local", "print"],
+    "This machine; a SLURM job array; the same jobs on this machine; or print the commands.",
+)
+_PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time (local, slurm).", 1)
+_DEVICES = flags.DEFINE_list("devices", [], "local: CUDA devices, one for each run at a time.")
+_WAIT = flags.DEFINE_bool("wait", False, "slurm: wait for the jobs, and name those that failed.")
+_TIME_LIMIT = flags.DEFINE_integer("slurm_time_limit", 60, "Minutes of a job.", 1)
+_PARTITION = flags.DEFINE_string("slurm_partition", "", "Partition; empty: the default.")
+_GPUS = flags.DEFINE_integer("slurm_gpus", 0, "GPUs of a job.", 0)
+_CPUS = flags.DEFINE_integer("slurm_cpus", 1, "CPU cores of a job.", 1)
+_MEMORY = flags.DEFINE_integer("slurm_memory_gb", 0, "Memory of a job; 0: the default.", 0)
+_REQUEUES = flags.DEFINE_integer("slurm_requeues", 10, "Times a job may reach its time limit.", 0)
+_LEAD = flags.DEFINE_integer("slurm_lead", 120, "Seconds before the end that SIGTERM comes.", 1)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    given = launch_flags.overrides()
+    experiment, workdir = launch_flags.experiment(), Path(_WORKDIR.value)
+    axis = read_axes(
+        experiment,
+        grids=_GRID.value,
+        zips=_ZIP.value,
+        ranges=_RANGE.value,
+        draws=_RANDOM.value,
+        seed=_SWEEP_SEED.value,
+        fixed=given,
+    )
+    plan = make_plan(experiment, axis, workdir)
+    # The printed commands alone are the output of their executor.
+    with contextlib.redirect_stdout(sys.stderr if _EXECUTOR.value == "print" else sys.stdout):
+        print(plan_table(plan), flush=True)
+    check_no_clash(plan)
+    if _DRY_RUN.value:
+        return
+    tasks = [_task(run, given) for run in plan if run.state != "finished"]
+    failures = _execute(tasks, workdir)
+    if failures:
+        listed = "\n".join(map(str, failures))
+        sys.exit(f"\n{len(failures)} of {len(tasks)} runs failed:\n{listed}")
+
+
+def _task(run: PlannedRun, given: dict[str, object]) -> Task:
+    return train_task(launch_flags.experiment_file(), to_flags(given | run.overrides), run.folder)
+
+
+def _execute(tasks: Sequence[Task], workdir: Path) -> list[Failure]:
+    if _EXECUTOR.value == "print":
+        for task in tasks:
+            print(shlex.join(task.command))
+        return []
+    if not tasks:
+        return []
+    if _EXECUTOR.value == "local":
+        return _run_here(tasks)
+    config = SlurmConfig(
+        time_limit=_TIME_LIMIT.value,
+        partition=_PARTITION.value,
+        gpus=_GPUS.value,
+        cpus=_CPUS.value,
+        memory_gb=_MEMORY.value,
+        parallel=_PARALLEL.value,
+        requeues=_REQUEUES.value,
+        lead_seconds=_LEAD.value,
+    )
+    cluster = {"slurm": "slurm", "submitit_local": "local"}[_EXECUTOR.value]
+    jobs = submit(tasks, config, workdir / "submitit", cluster=cluster)
+    for job, task in zip(jobs, tasks, strict=True):
+        print(f"job {job.job_id}: {task.folder.name}", flush=True)
+    return wait_for(jobs, tasks) if _WAIT.value else []
+
+
+def _run_here(tasks: Sequence[Task]) -> list[Failure]:
+    try:
+        return run_local(tasks, parallel=_PARALLEL.value, devices=_DEVICES.value)
+    except Interrupted as stop:
+        print(f"\n{stop}; go on with the same command:\n  {shlex.join(sys.orig_argv)}")
+        # As the shell counts a command that a signal ended.
+        sys.exit(128 + stop.signal)
+
+
+if __name__ == "__main__":
+    run_program(main)

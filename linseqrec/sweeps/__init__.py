@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one experiment, planned, checked, and started together."""

@@ -1,0 +1,84 @@
+"""From what is asked for on the command line to the overrides of each run."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from linseqrec.config import Experiment
+from linseqrec.sweeps import algebra, fields
+from linseqrec.sweeps.errors import SweepError
+from linseqrec.sweeps.ranges import parse_range
+
+
+def read_axes(
+    experiment: Experiment,
+    *,
+    grids: Sequence[str] = (),
+    zips: Sequence[str] = (),
+    ranges: Sequence[str] = (),
+    draws: int = 0,
+    seed: int = 0,
+    fixed: Collection[str] = (),
+) -> algebra.Axis:
+    """The product of the grids, of the zip of all zips, and of the draws from all ranges.
+
+    Args:
+      experiment: Whose fields and types they are.
+      grids: "FIELD=VALUE,VALUE,..." each.
+      zips: The same.
+      ranges: "FIELD=SCALE:LOW:HIGH" each.
+      draws: How many times the ranges are drawn from.
+      seed: Of the draws.
+      fixed: Dotted names of fields that are the same in every run, because the user said so.
+
+    Returns:
+      Overrides by dotted name, in the order of the experiment's fields; one of them a run.
+
+    Raises:
+      SweepError: If nothing is swept, a fixed field is, a field or a value is not the experiment's,
+        or the draws and the ranges are not given together.
+    """
+    names = fields.field_names(experiment)
+
+    def read(text: str) -> tuple[str, list[Any]]:
+        field, values = _split(text, names)
+        return field, [fields.parse(value, field, experiment) for value in values.split(",")]
+
+    if bool(ranges) != bool(draws):
+        raise SweepError("random search needs both how many draws and at least one range")
+    axes = [algebra.grid(*read(text)) for text in grids]
+    if zips:
+        axes.append(algebra.zipped(_once([read(text) for text in zips])))
+    if ranges:
+        drawn = _once([_split(text, names) for text in ranges])
+        within = {field: parse_range(text) for field, text in drawn.items()}
+        for field, range_ in within.items():
+            wanted = int if range_.scale == "int" else float
+            kind = type(fields.parse(str(range_.low), field, experiment))
+            if kind is not wanted:
+                raise SweepError(
+                    f"{field} holds {kind.__name__}s, and {drawn[field]} draws {wanted.__name__}s"
+                )
+        axes.append(algebra.draws(within, draws, seed))
+    if not axes:
+        raise SweepError("nothing is swept: give a grid, a zip, or random draws")
+    product = algebra.product(axes)
+    for field in fixed:
+        if field in product[0]:
+            raise SweepError(f"{field} is swept, and set by --config.{field} too")
+    return [
+        {field: overrides[field] for field in names if field in overrides} for overrides in product
+    ]
+
+
+def _split(text: str, names: Sequence[str]) -> tuple[str, str]:
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise SweepError(f"{text!r}: write FIELD=VALUES")
+    return fields.resolve(name, names), values
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    for field, _ in pairs:
+        if [name for name, _ in pairs].count(field) > 1:
+            raise SweepError(f"{field} is swept twice")
+    return dict(pairs)

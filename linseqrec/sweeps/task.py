@@ -1,0 +1,96 @@
+"""A run as a process of its own, with its own log."""
+
+import dataclasses
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from linseqrec.sweeps.errors import SweepError
+
+LOG = "log.txt"
+_LOG_LINES_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A command that trains a run in its folder.
+
+    Attributes:
+      folder: The workdir; its `log.txt` takes what the command prints.
+      command: The program and its arguments.
+    """
+
+    folder: Path
+    command: tuple[str, ...]
+
+    def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Starts the command, its output appended to the log.
+
+        The process holds a lock on its log for as long as it lives, so that no second one writes
+        into the folder. It is in a session of its own: a terminal's Ctrl-C reaches the sweep only,
+        which decides.
+
+        Args:
+          environment: Variables set beside this process's own.
+
+        Raises:
+          SweepError: If another process is at work in the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOG).open("a") as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SweepError(f"another process is at work in {self.folder}") from error
+            log.write(f"$ {shlex.join(self.command)}\n")
+            log.flush()
+            return subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(os.environ) | {"PYTHONUNBUFFERED": "1"} | dict(environment or {}),
+                start_new_session=True,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A run that did not end well.
+
+    Attributes:
+      task: Its task.
+      reason: In a few words.
+    """
+
+    task: Task
+    reason: str
+
+    def __str__(self) -> str:
+        """The folder, the reason, and the log's last lines."""
+        log = self.task.folder / LOG
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        shown = "\n".join(f"    {line}" for line in lines[-_LOG_LINES_SHOWN:])
+        return f"{self.task.folder}: {self.reason}; the last lines of {log}:\n{shown}"
+
+
+def train_task(config: str, flags: Sequence[str], folder: Path) -> Task:
+    """The task of `python -m launch.train`.
+
+    Args:
+      config: The experiment's file.
+      flags: Overrides, `--config.FIELD=VALUE` each.
+      folder: The workdir.
+    """
+    program = (sys.executable, "-m", "launch.train")
+    return Task(folder, (*program, f"--config={config}", *flags, f"--workdir={folder}"))
+
+
+def reason_of(code: int) -> str:
+    """A process's exit code in words."""
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

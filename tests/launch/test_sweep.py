@@ -1,0 +1,75 @@
+"""A sweep as a user runs it: two small trainings at a time, one of which fails."""
+
+import json
+import shlex
+
+import pytest
+
+from tests.launch.test_train import program
+
+SMALL = [
+    "--config=experiments/sasrec_quick.py",
+    "--config.model.width=8",
+    "--config.model.heads=1",
+    "--config.model.num_layers=1",
+    "--config.data.world_users=60",
+    "--config.data.length=16",
+    "--config.training.num_epochs=1",
+    "--config.evaluation.filter_seen=none",
+    "--config.evaluation.filter_seen=all",
+]
+# The second warm-up is longer than the run: what only the run itself can know.
+WARMUPS = "--grid=warmup_steps=1,99999"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, program("sweep", *SMALL, WARMUPS, "--parallel=2", f"--workdir={folder}")
+
+
+def test_a_failed_run_is_named_and_the_other_finishes(swept):
+    folder, done = swept
+    assert done.returncode == 1
+    assert "2 runs: 2 new" in done.stdout
+    assert "1 of 2 runs failed" in done.stderr and "Traceback" not in done.stderr
+    assert f"{folder}/warmup_steps=99999: exit code 1" in done.stderr
+    assert "optimizer.warmup_steps 99999 exceeds the run's" in done.stderr
+    good = folder / "warmup_steps=1"
+    results = json.loads((good / "results.json").read_text())
+    assert "SASRec" in results["test"]
+    config = json.loads((good / "config.json").read_text())
+    assert config["optimizer"]["warmup_steps"] == 1 and config["model"]["width"] == 8
+    assert config["evaluation"]["filter_seen"] == ["none", "all"]
+    assert "step" in (good / "log.txt").read_text()
+
+
+def test_the_same_command_makes_what_is_left(swept):
+    folder, _ = swept
+    before = (folder / "warmup_steps=1" / "log.txt").read_bytes()
+    arguments = [*SMALL, WARMUPS, f"--workdir={folder}"]
+    done = program("sweep", *arguments, "--executor=print")
+    assert done.returncode == 0, done.stderr
+    assert "1 finished, 1 new" in done.stderr
+    (command,) = done.stdout.splitlines()
+    assert f"--workdir={folder}/warmup_steps=99999" in shlex.split(command)
+    assert set(SMALL) < set(shlex.split(command)) | {
+        "--config.training.num_epochs=1"  # It is written 1.0.
+    }
+    assert (folder / "warmup_steps=1" / "log.txt").read_bytes() == before
+
+
+def test_a_taken_folder_stops_the_sweep_before_it_starts(swept):
+    folder, _ = swept
+    # Beside the clash stands a run that could begin.
+    done = program(
+        "sweep",
+        *SMALL,
+        "--config.training.seed=1",
+        "--grid=warmup_steps=1,2",
+        f"--workdir={folder}",
+    )
+    assert done.returncode == 1
+    assert "1 clash, 1 new" in done.stdout
+    assert "training.seed: 0 -> 1" in done.stderr
+    assert not (folder / "warmup_steps=2").exists()

@@ -1,0 +1,94 @@
+"""Worker processes, with small programs in the place of trainings."""
+
+import signal
+import sys
+
+import pytest
+
+from linseqrec.sweeps.errors import SweepError
+from linseqrec.sweeps.local import Interrupted, run_local
+from linseqrec.sweeps.task import Failure, Task
+
+
+def task(folder, code):
+    return Task(folder, (sys.executable, "-c", code))
+
+
+def test_a_failed_run_stops_no_other_and_is_named_with_its_log(tmp_path):
+    tasks = [
+        task(tmp_path / "bad", "for i in range(30): print('line', i)\nraise SystemExit(3)"),
+        task(tmp_path / "good", "print('well')"),
+        task(tmp_path / "shot", "import os; os.kill(os.getpid(), 9)"),
+    ]
+    bad, shot = sorted(run_local(tasks), key=lambda failure: str(failure.task.folder))
+    assert (bad.task, bad.reason) == (tasks[0], "exit code 3")
+    assert (shot.task, shot.reason) == (tasks[2], "ended by SIGKILL")
+    assert "line 20\n" in str(bad) and str(bad).endswith("line 29") and "line 19" not in str(bad)
+    log = (tmp_path / "good" / "log.txt").read_text().splitlines()
+    assert log[0].startswith("$ ") and log[1:] == ["well"]
+
+
+def test_each_worker_has_a_device_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    # Two that run at the same time: each waits until the other has begun.
+    code = """
+import os, pathlib, time
+place = pathlib.Path({place!r})
+(place / str(os.getpid())).touch()
+while {parallel} > len(list(place.iterdir())): time.sleep(0.01)
+print(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
+"""
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    tasks = [task(tmp_path / name, code.format(place=str(meeting), parallel=2)) for name in "ab"]
+    assert run_local(tasks, parallel=2, devices=["3", "5", "7"]) == []
+    used = [(item.folder / "log.txt").read_text().splitlines()[-1] for item in tasks]
+    assert sorted(used) == ["3", "5"]
+    plain = task(tmp_path / "plain", code.format(place=str(meeting), parallel=1))
+    assert run_local([plain]) == []
+    assert (plain.folder / "log.txt").read_text().endswith("unset\n")
+
+
+def test_more_workers_than_devices_are_refused(tmp_path):
+    with pytest.raises(SweepError, match="2 runs at a time on 1 devices"):
+        run_local([task(tmp_path, "")], parallel=2, devices=["0"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_runs_by_sigterm_and_waits_for_them(tmp_path, number):
+    code = f"""
+import os, signal, sys, time
+def end(*_):
+    time.sleep(0.2)
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+os.kill(os.getppid(), {int(number)})
+while True: signal.pause()
+"""
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=number.name):
+        run_local([task(tmp_path / "a", code), task(tmp_path / "b", "")])
+    assert (tmp_path / "a" / "log.txt").read_text().endswith("saved\n")
+    assert not (tmp_path / "b").exists()
+    assert signal.getsignal(number) == before
+
+
+def test_no_second_process_writes_into_a_folder(tmp_path):
+    first = task(tmp_path, "import signal; signal.pause()").start()
+    try:
+        with pytest.raises(SweepError, match="another process is at work"):
+            task(tmp_path, "").start()
+        (failure,) = run_local([task(tmp_path, "")])
+        assert "another process" in failure.reason
+    finally:
+        first.terminate()
+        first.wait()
+    assert run_local([task(tmp_path, "")]) == []
+
+
+def test_a_run_that_left_no_log_is_named_too(tmp_path):
+    failure = Failure(Task(tmp_path / "none", ("x",)), "cannot be started")
+    assert "cannot be started" in str(failure)
+    (missing,) = run_local([Task(tmp_path / "b", (str(tmp_path / "no-program"),))])
+    assert "No such file" in missing.reason

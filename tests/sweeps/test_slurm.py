@@ -1,0 +1,93 @@
+"""Job arrays: what is asked of SLURM, from a stand-in for its programs; and the jobs themselves."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from linseqrec.sweeps.errors import SweepError
+from linseqrec.sweeps.slurm import SlurmConfig, submit, wait_for
+from linseqrec.sweeps.task import Task
+
+pytest.importorskip("submitit")
+
+
+def test_the_array_asks_for_what_it_was_given(tmp_path, monkeypatch):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("srun", "sbatch"):
+        (programs / name).write_text(
+            f'#!/bin/sh\ncp "$1" {tmp_path}/{name}.sh\necho Submitted batch job 12\n'
+        )
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    config = SlurmConfig(
+        time_limit=90, partition="long", gpus=1, cpus=8, parallel=2, lead_seconds=33
+    )
+    tasks = [Task(tmp_path / name, ("true",)) for name in "abc"]
+    jobs = submit(tasks, config, tmp_path / "sweep" / "submitit")
+    assert [job.job_id for job in jobs] == ["12_0", "12_1", "12_2"]
+    asked = (tmp_path / "sbatch.sh").read_text().splitlines()
+    for line in (
+        "array=0-2%2",
+        "time=90",
+        "partition=long",
+        "gpus-per-node=1",
+        "cpus-per-task=8",
+        "signal=USR2@33",
+        "requeue",
+        "job-name=sweep",
+    ):
+        assert f"#SBATCH --{line}" in asked, asked
+
+
+def test_without_slurm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SweepError, match="srun"):
+        submit([Task(tmp_path, ("true",))], SlurmConfig(), tmp_path)
+
+
+def test_without_submitit_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(SweepError, match=r"pip install -e '.\[slurm\]'"):
+        submit([Task(tmp_path, ("true",))], SlurmConfig(), tmp_path)
+
+
+def test_a_job_told_to_end_is_queued_again_and_goes_on(tmp_path):
+    # The first time it waits to be told to end, the second it finds its trace and finishes.
+    code = f"""
+import pathlib, signal, sys
+trace = pathlib.Path({str(tmp_path)!r}) / "begun"
+if trace.exists():
+    sys.exit(print("went on"))
+# A notice that ended it would look like a failure, where it comes here first.
+print("blocked:", signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)
+trace.touch()
+signal.pause()
+"""
+    tasks = [
+        Task(tmp_path / "interrupted", (sys.executable, "-c", code)),
+        Task(tmp_path / "bad", (sys.executable, "-c", "raise SystemExit('no such thing')")),
+    ]
+    jobs = submit(tasks, SlurmConfig(), tmp_path / "submitit", cluster="local")
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.05)
+    # What SLURM does some time before it ends a job, to every process of it.
+    for pid in [*_descendants(jobs[0]._process.pid)]:
+        os.kill(int(pid), signal.SIGUSR2)
+    (failure,) = wait_for(jobs, tasks)
+    assert failure.task == tasks[1] and "no such thing" in str(failure)
+    log = (tmp_path / "interrupted" / "log.txt").read_text()
+    assert "blocked: True\n" in log
+    assert log.count("$ ") == 2 and log.endswith("went on\n")
+
+
+def _descendants(pid):
+    """Process ids below a process, the deepest first."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children") as file:
+            for child in file.read().split():
+                yield from _descendants(child)
+                yield child

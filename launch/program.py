@@ -9,6 +9,7 @@ from absl import app, flags, logging
 from linseqrec.config import ConfigError
 from linseqrec.data.dataset import DatasetError
 from linseqrec.data.worlds import WorldError
+from linseqrec.reports.errors import ReportError
 from linseqrec.sweeps.errors import SweepError
 from linseqrec.training.checkpoint import CheckpointError
 from linseqrec.training.loop import NonFiniteError
@@ -19,6 +20,7 @@ _FOR_THE_USER = (
     ConfigError,
     DatasetError,
     NonFiniteError,
+    ReportError,
     SweepError,
     WorkdirError,
     WorldError,

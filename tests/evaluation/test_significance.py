@@ -1,9 +1,12 @@
-"""The paired bootstrap: against a plain resampling loop, and its coverage."""
+"""The paired bootstrap: against a plain resampling loop, and its coverage; Holm's correction."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from linseqrec.evaluation.significance import paired_bootstrap
+from linseqrec.evaluation import significance
+from linseqrec.evaluation.significance import holm, paired_bootstrap
 
 
 def test_the_interval_is_that_of_resampling_users_one_by_one():
@@ -51,11 +54,44 @@ def test_equal_systems_differ_by_nothing_and_seeds_repeat():
     values = np.random.default_rng(3).random(50)
     same = paired_bootstrap(values, values)
     assert (same.difference, same.low, same.high, same.significant) == (0, 0, 0, False)
+    assert same.p_value == 1
     better = paired_bootstrap(values + 0.1, values)
     assert better.significant and better.low == pytest.approx(0.1)
     other = values[::-1]
     assert paired_bootstrap(values, other) == paired_bootstrap(values, other)
     assert paired_bootstrap(values, other) != paired_bootstrap(values, other, seed=1)
+
+
+def test_the_p_value_is_the_share_of_resamplings_beyond_zero():
+    rng = np.random.default_rng(4)
+    first, second = rng.random(80) + 0.06, rng.random(80)
+    result = paired_bootstrap(first, second, samples=20_000)
+    assert 0.02 < result.p_value < 0.5
+    means = (first - second)[rng.integers(0, 80, (20_000, 80))].mean(1)
+    # Four standard errors of twice a share of 20,000.
+    spread = 2 * np.sqrt(result.p_value / 2 / 20_000)
+    assert result.p_value == pytest.approx(2 * np.mean(means < 0), abs=4 * spread)
+    assert paired_bootstrap(second, first, samples=20_000).p_value == pytest.approx(
+        result.p_value, abs=4 * spread
+    )
+    assert paired_bootstrap(first + 9, second, samples=99).p_value == 2 / 100
+
+
+def test_drawing_in_blocks_changes_nothing(monkeypatch):
+    rng = np.random.default_rng(5)
+    first, second = rng.random((2, 50))
+    whole = paired_bootstrap(first, second, samples=1000)
+    monkeypatch.setattr(significance, "_BLOCK", 50 * 7)
+    blocks = paired_bootstrap(first, second, samples=1000)
+    # But for the rounding of sums taken in another order.
+    assert dataclasses.astuple(blocks) == pytest.approx(dataclasses.astuple(whole), rel=1e-12)
+
+
+def test_holm_steps_down():
+    # 4 x .005, 3 x .01, 2 x .03; and 1 x .04 is below the one before it.
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.6, 0.5]), [1, 1])
+    assert holm([]).shape == (0,)
 
 
 def test_what_cannot_be_paired_is_refused():

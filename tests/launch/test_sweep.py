@@ -73,3 +73,23 @@ def test_a_taken_folder_stops_the_sweep_before_it_starts(swept):
     assert "1 clash, 1 new" in done.stdout
     assert "training.seed: 0 -> 1" in done.stderr
     assert not (folder / "warmup_steps=2").exists()
+
+
+def test_the_report_holds_what_finished_and_names_what_did_not(swept):
+    folder, _ = swept
+    done = program("report", f"--runs={folder}")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "warmup_steps=1" / "results.json").read_text())
+    for which, metrics in results["test"]["SASRec"]["metrics"].items():
+        row = f"| SASRec | 1 | {metrics['HR@10']:.4f} | {metrics['NDCG@10']:.4f} |"
+        assert row in done.stdout, which
+    assert "(synthetic data)" in done.stdout.splitlines()[0]
+    assert f"`{folder}/warmup_steps=99999`: did not begin" in done.stdout
+    assert "optimizer.warmup_steps 99999 exceeds" in done.stdout
+    assert {path.name for path in (folder / "report").iterdir()} == {
+        "report.md",
+        "report.csv",
+        "comparisons.csv",
+        "learning_curves.png",
+        "by_length.png",
+    }

@@ -1,0 +1,1 @@
+"""Reports: finished runs side by side, over seeds, with what their differences are worth."""

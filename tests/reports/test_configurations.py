@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.reports.configurations import (
+    check_metric,
+    differing_fields,
+    group_by_configuration,
+)
+from linseqrec.reports.errors import ReportError
+from linseqrec.reports.runs import find_runs
+from tests.reports.conftest import EXPERIMENT, TARGETS, changed
+
+
+def groups(folder):
+    return group_by_configuration(find_runs([folder])[0])
+
+
+def test_runs_that_differ_in_their_seed_only_are_one_configuration(make_run, tmp_path):
+    for seed in (2, 0, 1):
+        make_run(f"run{seed}", changed(training={"seed": seed}))
+    make_run("wide", changed(model={"width": 128}, training={"seed": 1}))
+    make_run("fast", changed(optimizer={"learning_rate": 0.01}))
+    make_run("other", changed(name="Gated DeltaNet", model=GatedDeltaNetConfig()))
+    assert {
+        group.label: [run.experiment.training.seed for run in group.runs]
+        for group in groups(tmp_path)
+    } == {
+        "SASRec width=64 learning_rate=0.001": [0, 1, 2],
+        "SASRec width=128 learning_rate=0.001": [1],
+        "SASRec width=64 learning_rate=0.01": [0],
+        # Alone of its name.
+        "Gated DeltaNet": [0],
+    }
+
+
+def test_a_run_that_would_count_twice_is_refused(make_run, tmp_path):
+    make_run("a")
+    make_run("b")
+    with pytest.raises(ReportError, match="a and .*b are the same configuration and seed"):
+        groups(tmp_path)
+
+
+def test_a_field_of_one_model_alone_is_no_difference():
+    deltanet = changed(name="Gated DeltaNet", model=GatedDeltaNetConfig(), training={"seed": 3})
+    found = differing_fields([EXPERIMENT, deltanet, changed(data={"length": 20})])
+    assert found["name"] == ["SASRec", "Gated DeltaNet", "SASRec"]
+    assert found["data.length"] == [50, 50, 20]
+    assert "model.convolution_width" not in found and "training.seed" not in found
+
+
+def test_metrics_by_seed_and_by_target(make_run, tmp_path):
+    ranks = [np.tile(values, TARGETS // 4) for values in ([1.0, 3, 10, 11], [2.0, 10.5, 1, 1])]
+    for seed, values in enumerate(ranks):
+        make_run(f"{seed}", changed(training={"seed": seed}), {"none": values, "all": values - 0.5})
+    (group,) = groups(tmp_path)
+    np.testing.assert_allclose(group.by_seed("none", "HR@10"), [0.75, 0.75])
+    np.testing.assert_allclose(group.per_target("none", "HR@10")[:4], [1, 0.5, 1, 0.5])
+    np.testing.assert_allclose(group.by_seed("all", "HR@10"), [0.75, 1.0])
+    gains = [(1 + 1 / np.log2(3)) / 2, 0.5 / 2, (1 / np.log2(11) + 1) / 2, 0.5]
+    np.testing.assert_allclose(group.per_target("none", "NDCG@10")[:4], gains)
+
+
+def test_a_metric_that_is_not_made_of_ranks_is_refused():
+    check_metric("MRR@100")
+    for metric in ("AUC", "HR@7", "HR"):
+        with pytest.raises(ReportError, match="there are HR@1, "):
+            check_metric(metric)

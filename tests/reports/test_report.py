@@ -1,0 +1,180 @@
+import csv
+import itertools
+import statistics
+
+import numpy as np
+import pytest
+
+from linseqrec.reports import figures
+from linseqrec.reports.errors import ReportError
+from linseqrec.reports.markdown import markdown
+from linseqrec.reports.report import make_report
+from linseqrec.reports.write import write_report
+from linseqrec.training import workdir
+from tests.reports.conftest import EXPERIMENT, TARGETS, changed
+
+RATES = (0.01, 0.001, 0.0001)
+
+
+@pytest.fixture
+def ranks(make_run, tmp_path):
+    """Three learning rates of three seeds, the first the worst; and one run unfinished."""
+    rng, made = np.random.default_rng(0), {}
+    for (index, rate), seed in itertools.product(enumerate(RATES), range(3)):
+        drawn = rng.integers(1, 40 - 6 * index, (2, TARGETS)).astype(float)
+        made[rate, seed] = dict(zip(("none", "all"), drawn, strict=True))
+        make_run(
+            f"sweep/{rate},{seed}",
+            changed(
+                optimizer={"learning_rate": rate},
+                training={"seed": seed},
+                note="20 % of timestamps imputed" if rate == RATES[0] else "",
+            ),
+            made[rate, seed],
+        )
+    workdir.claim(tmp_path / "sweep" / "unfinished", changed(training={"seed": 7}), {})
+    return made
+
+
+def gains(values, metric):
+    hits = [rank <= 10 for rank in values]
+    if metric == "HR@10":
+        return np.array(hits, float)
+    return np.array([hit / np.log2(rank + 1) for hit, rank in zip(hits, values, strict=True)])
+
+
+def test_tables_hold_mean_and_deviation_over_seeds_and_floors_once(ranks, tmp_path):
+    report = make_report([tmp_path / "sweep"])
+    text = markdown(report)
+    assert text.startswith(
+        "# generated world 'quick' (synthetic data); split leave_one_out; "
+        "20 % of timestamps imputed\n"
+    )
+    for which in ("none", "all"):
+        section = text.split("items not filtered" if which == "none" else "items filtered")[1]
+        for rate in RATES:
+            cells = []
+            for metric in ("HR@10", "NDCG@10"):
+                values = [gains(ranks[rate, seed][which], metric).mean() for seed in range(3)]
+                cells.append(f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+            (row,) = (
+                line
+                for line in section.split("\n## ")[0].splitlines()
+                if f"learning_rate={rate} |" in line
+            )
+            assert row.endswith(f"| 3 | {cells[0]} | {cells[1]} |")
+    assert text.count("| Markov |  | 1.0000 | 0.4307 |") == 2
+    assert f"- `{tmp_path}/sweep/unfinished`: training, nothing logged yet" in text
+    assert "3 configurations, 9 runs" in text
+    means = [each.by_seed("none", "HR@10").mean() for each in report.configurations]
+    assert means == sorted(means, reverse=True)
+
+
+def test_p_values_are_those_of_resampling_users_with_holm_s_correction(ranks, tmp_path):
+    comparisons = make_report([tmp_path / "sweep"]).comparisons
+    assert len(comparisons) == 2 * 2 * 3
+    rng = np.random.default_rng(1)
+    users = rng.integers(0, TARGETS // 2, (4000, TARGETS // 2))
+
+    def average(label, which, metric):
+        rate = float(label.partition("learning_rate=")[2])
+        return np.mean([gains(ranks[rate, seed][which], metric) for seed in range(3)], axis=0)
+
+    checked = 0
+    for each in comparisons:
+        difference = average(each.first, each.which, each.metric) - average(
+            each.second, each.which, each.metric
+        )
+        assert each.result.difference == pytest.approx(difference.mean())
+        assert each.result.users == TARGETS // 2
+        # Two targets a user, drawn together.
+        means = difference.reshape(-1, 2).mean(1)[users].mean(1)
+        share = min((means <= 0).mean(), (means >= 0).mean())
+        spread = 2 * np.sqrt((share + 1e-3) / 4000)
+        assert each.result.p_value == pytest.approx(2 * share, abs=4 * spread)
+        checked += 0.01 < share < 0.4
+    assert checked >= 2
+
+    by_p = sorted(comparisons, key=lambda each: each.result.p_value)
+    least = 0.0
+    for rank, each in enumerate(by_p):
+        least = max(least, min(1.0, (12 - rank) * each.result.p_value))
+        assert each.p_holm == pytest.approx(least)
+
+
+def test_comparisons_against_one_configuration(ranks, tmp_path):
+    report = make_report([tmp_path / "sweep"], ["MRR@10"])
+    label = report.configurations[1].label
+    against = make_report([tmp_path / "sweep"], ["MRR@10"], against=label).comparisons
+    assert len(against) == 4 and all(label in (each.first, each.second) for each in against)
+    with pytest.raises(ReportError, match="no configuration 'SASREC'; there are SASRec"):
+        make_report([tmp_path / "sweep"], against="SASREC")
+    with pytest.raises(ReportError, match="no metric 'HR@7'"):
+        make_report([tmp_path / "sweep"], ["HR@7"])
+
+
+def test_files_hold_the_numbers_again(ranks, tmp_path):
+    report = make_report([tmp_path / "sweep"])
+    paths = write_report(report, tmp_path / "out")
+    assert all(path.stat().st_size > 0 for path in paths)
+    assert paths[0].read_text() == markdown(report, ["learning_curves.png", "by_length.png"])
+    with open(tmp_path / "out" / "report.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * (3 + 1)
+    row = next(
+        row
+        for row in rows
+        if "rate=0.01 " in row["configuration"] + " "
+        and (row["filter_seen"], row["metric"]) == ("all", "NDCG@10")
+    )
+    values = [gains(ranks[0.01, seed]["all"], "NDCG@10").mean() for seed in range(3)]
+    assert row["seeds"] == "3" and row["kind"] == "model"
+    assert float(row["mean"]) == pytest.approx(statistics.mean(values))
+    assert float(row["sd"]) == pytest.approx(statistics.stdev(values))
+    by_seed = dict(part.split(":") for part in row["by_seed"].split())
+    assert [float(by_seed[str(seed)]) for seed in range(3)] == pytest.approx(values)
+    with open(tmp_path / "out" / "comparisons.csv") as file:
+        assert [float(row["p_holm"]) for row in csv.DictReader(file)] == [
+            each.p_holm for each in report.comparisons
+        ]
+    # The report stands below the runs by default, and is none.
+    write_report(report, tmp_path / "sweep" / "report")
+    assert len(make_report([tmp_path / "sweep"]).unfinished) == 1
+
+
+def test_figures_draw_the_mean_over_seeds(ranks, tmp_path):
+    report = make_report([tmp_path / "sweep"])
+    figure = figures.curves(report.configurations, report.filters, "NDCG@10", "title")
+    line = figure.axes[0].get_lines()[0]
+    # Seed s validates 3 + s times, 0.1 (i + s) in its i-th: the mean is over the first three.
+    np.testing.assert_allclose(line.get_xydata(), [[1, 0.2], [2, 0.3], [3, 0.4]])
+    figure = figures.by_length(report.configurations, report.filters, "HR@10", "title")
+    assert [panel.get_xlabel() for panel in figure.axes] == [
+        "events before the target; seen items not filtered (n: targets)",
+        "events before the target; seen items filtered (n: targets)",
+    ]
+    containers = figure.axes[1].containers
+    best = report.configurations[0]
+    rate = best.experiment.optimizer.learning_rate
+    short = best.runs[0].lengths < 50
+    held = np.mean([gains(ranks[rate, seed]["all"], "HR@10") for seed in range(3)], 0)[short]
+    drawn, _, (bars,) = containers[0].lines
+    assert float(drawn.get_ydata()[0]) == pytest.approx(held.mean())
+    error = held.std(ddof=1) / np.sqrt(short.sum())
+    np.testing.assert_allclose(np.diff(bars.get_segments()[0][:, 1].astype(float)), 2 * error)
+    assert [container.get_label() for container in containers] == [
+        *(each.label for each in report.configurations),
+        "Markov",
+    ]
+
+
+def test_a_single_seed_has_no_deviation_and_a_single_configuration_no_comparison(
+    make_run, tmp_path
+):
+    make_run("a")
+    report = make_report([tmp_path])
+    paths = write_report(report, tmp_path / "out")
+    text = paths[0].read_text()
+    assert "±" not in text.split("| configuration")[1] and "## Differences" not in text
+    assert (tmp_path / "out" / "comparisons.csv").read_text() == ""
+    assert report.configurations[0].experiment == EXPERIMENT

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from linseqrec.reports.errors import ReportError
+from linseqrec.reports.runs import find_runs
+from linseqrec.training import workdir
+from tests.reports.conftest import EXPERIMENT, changed
+
+
+def test_every_run_below_is_found_once_and_the_unfinished_are_told_from_the_others(
+    make_run, tmp_path
+):
+    first = make_run("sweep/deep/seed=0")
+    second = make_run("sweep/seed=1", changed(training={"seed": 1}))
+    training, silent, failed, broken = (tmp_path / "sweep" / name for name in "wxyz")
+    for folder in (training, silent):
+        workdir.claim(folder, EXPERIMENT, {})
+    (training / "metrics.jsonl").write_text('{"step": 40}\n')
+    failed.mkdir()
+    (failed / "log.txt").write_text("$ python\nerror: no such data\n")
+    # A log beside runs is no run's.
+    (tmp_path / "sweep" / "log.txt").write_text("of the sweep\n")
+    make_run("sweep/z", changed(training={"seed": 2}))
+    (broken / "ranks" / "test.npz").unlink()
+
+    finished, unfinished = find_runs(
+        [tmp_path / "sweep", first, tmp_path / "sweep" / "x" / ".." / "deep"]
+    )
+    assert [run.folder for run in finished] == [first, second]
+    assert {run.folder: run.stage for run in unfinished} == {
+        training: "training, at step 40",
+        silent: "training, nothing logged yet",
+        failed: "did not begin; its log ends in: error: no such data",
+        broken: "has results, but no ranks/test.npz",
+    }
+    run = finished[1]
+    assert run.experiment.training.seed == 1
+    np.testing.assert_array_equal(
+        run.ranks["none"], np.random.default_rng(1).integers(1, 30, 200).astype(float)
+    )
+
+
+def test_ranks_of_another_run_are_refused(make_run):
+    first, second = make_run("a"), make_run("b", changed(training={"seed": 1}))
+    (first / "ranks" / "test.npz").write_bytes((second / "ranks" / "test.npz").read_bytes())
+    with pytest.raises(ReportError, match="a: ranks/test.npz does not give the NDCG@10"):
+        find_runs([first, second])
+
+
+def test_nothing_to_report_is_said(make_run, tmp_path):
+    with pytest.raises(ReportError, match="no folder .*nowhere"):
+        find_runs([tmp_path / "nowhere"])
+    (make_run("a") / "results.json").unlink()
+    with pytest.raises(ReportError, match="no finished run in .*; 1 have begun"):
+        find_runs([tmp_path])

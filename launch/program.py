@@ -11,6 +11,7 @@ from linseqrec.data.dataset import DatasetError
 from linseqrec.data.worlds import WorldError
 from linseqrec.training.checkpoint import CheckpointError
 from linseqrec.training.loop import NonFiniteError
+from linseqrec.training.preemption import EXIT_CODE, Preempted
 from linseqrec.training.workdir import WorkdirError
 
 _FOR_THE_USER = (
@@ -54,6 +55,9 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         main(argv)
     except _FOR_THE_USER as error:
         sys.exit(f"error: {error}")
+    except Preempted as preempted:
+        print(f"{preempted}: saved; the same command goes on", file=sys.stderr)
+        sys.exit(EXIT_CODE)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from linseqrec.reports.errors import ReportError
 from linseqrec.sweeps.errors import SweepError
 from linseqrec.training.checkpoint import CheckpointError
 from linseqrec.training.loop import NonFiniteError
+from linseqrec.training.preemption import EXIT_CODE, Preempted
 from linseqrec.training.workdir import WorkdirError
 
 _FOR_THE_USER = (
@@ -58,6 +59,9 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         main(argv)
     except _FOR_THE_USER as error:
         sys.exit(f"error: {error}")
+    except Preempted as preempted:
+        print(f"{preempted}: saved; the same command goes on", file=sys.stderr)
+        sys.exit(EXIT_CODE)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

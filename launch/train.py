@@ -2,8 +2,8 @@
 
     python -m launch.train --config=experiments/recgrela_quick.py --workdir=runs/quick
 
-Running the same command again goes on where the run stopped; a run that has ended prints its
-results.
+Running the same command again goes on where the run stopped, however it was stopped; a run that has
+ended prints its results. SIGTERM saves and ends with code 75: nothing is wrong, run it again.
 """
 
 from pathlib import Path
@@ -20,12 +20,24 @@ from linseqrec.training.run import Run
 launch_flags.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _WANDB_PROJECT = flags.DEFINE_string("wandb_project", "", "Mirror metrics to this W&B project.")
+_ALLOWED = flags.DEFINE_list(
+    "allow_config_change",
+    [],
+    "Fields that may differ from what the workdir's run was started with.",
+)
+_GRACE = flags.DEFINE_float("grace", 20.0, "Seconds from SIGTERM to the end of the process.", 0.0)
 
 
 def main(argv: list[str]) -> None:
     del argv
     run, workdir = Run.of(launch_flags.experiment()), Path(_WORKDIR.value)
-    state, _ = train(run, workdir, wandb_project=_WANDB_PROJECT.value)
+    state, _ = train(
+        run,
+        workdir,
+        wandb_project=_WANDB_PROJECT.value,
+        allowed_changes=_ALLOWED.value,
+        grace=_GRACE.value,
+    )
     results = write_results(run, state, workdir)
     write_figures([workdir], workdir / "figures")
     print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}\n")

@@ -31,6 +31,7 @@ class TrainingConfig:
     Attributes:
       num_epochs: The run's length, in passes over the training targets.
       evaluate_every: Epochs (fractions allowed) between validations; each one saves a checkpoint.
+      save_minutes: Minutes after which a checkpoint is saved between validations, too.
       patience: Validations without a better NDCG@10 before the run stops; 0 never stops early.
       accumulation_steps: Parts a batch is split into, one gradient each, to save memory.
       log_every: Steps between training metrics.
@@ -39,6 +40,7 @@ class TrainingConfig:
 
     num_epochs: float = 10.0
     evaluate_every: float = 1.0
+    save_minutes: float = 10.0
     patience: int = 0
     accumulation_steps: int = 1
     log_every: int = 50
@@ -203,14 +205,14 @@ def from_config_dict(values: config_dict.ConfigDict, template: Any) -> Any:
     return type(template)(**fields)
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """The fields in which two configurations differ, a line each: "a.b: old -> new"."""
+def differences(old: Any, new: Any) -> dict[str, str]:
+    """The fields in which two configurations differ, with a line each: "a.b: old -> new"."""
     before, after = flatten(old), flatten(new)
-    return [
-        f"{key}: {before.get(key, '(absent)')!r} -> {after.get(key, '(absent)')!r}"
+    return {
+        key: f"{key}: {before.get(key, '(absent)')!r} -> {after.get(key, '(absent)')!r}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
-    ]
+    }
 
 
 def _not_none(hint: Any) -> type:

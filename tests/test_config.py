@@ -71,7 +71,7 @@ def test_what_cannot_be_is_refused(part, message):
 
 def test_differences_are_listed_by_field():
     other = dataclasses.replace(EXPERIMENT, data=DataConfig(length=60), name="y")
-    assert config_lib.differences(EXPERIMENT, other) == [
-        "name: 'x' -> 'y'",
-        "data.length: 50 -> 60",
-    ]
+    assert config_lib.differences(EXPERIMENT, other) == {
+        "name": "name: 'x' -> 'y'",
+        "data.length": "data.length: 50 -> 60",
+    }

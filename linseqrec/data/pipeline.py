@@ -83,7 +83,20 @@ class TrainingBatches(grain.MapDataset[Batch]):
             return self.slice(index)
         if index < 0:
             raise IndexError(f"steps count from 0, got {index}")
-        epoch, step = divmod(int(index), self.steps_per_epoch)
+        members, counts = self._members(int(index))
+        return gather_rows(
+            self._dataset, self._pieces, members, counts, self.length, last_only=self._last_only
+        )
+
+    def users(self, index: int) -> np.ndarray:
+        """The users, by index, whose events are in the batch of step `index`."""
+        members, _ = self._members(index)
+        starts = self._pieces.starts[members]
+        return np.unique(np.searchsorted(self._dataset.offsets, starts, side="right") - 1)
+
+    def _members(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pieces of a step's batch, row after row, and how many each row holds."""
+        epoch, step = divmod(index, self.steps_per_epoch)
         order = self._epoch(epoch)
         first = step * self.batch_size + self._process_index * self._rows_per_process
         rows = order.rows[first : first + self._rows_per_process]
@@ -93,11 +106,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         members = np.arange(held.sum()) + np.repeat(
             self._rows.firsts[rows] - (np.cumsum(held) - held), held
         )
-        if order.pieces is not None:
-            members = order.pieces[members]
-        return gather_rows(
-            self._dataset, self._pieces, members, counts, self.length, last_only=self._last_only
-        )
+        return members if order.pieces is None else order.pieces[members], counts
 
     def to_iter_dataset(
         self, read_options: grain.ReadOptions | None = None, *, allow_nones: bool = False

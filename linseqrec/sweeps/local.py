@@ -11,7 +11,7 @@ from linseqrec.sweeps.errors import SweepError
 from linseqrec.sweeps.task import Failure, Task, reason_of
 
 _POLL_SECONDS = 0.1
-# An interrupted process may be writing a checkpoint; after this it is killed.
+# An interrupted training saves first, within its `--grace`; after this it is killed.
 _PATIENCE_SECONDS = 60.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,7 +60,7 @@ def run_local(
                     try:
                         variables = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
                         running[task] = task.start(variables), device
-                    except (SweepError, OSError) as error:
+                    except OSError as error:
                         failures.append(Failure(task, str(error)))
                         free.append(device)
                 time.sleep(_POLL_SECONDS)

@@ -1,7 +1,6 @@
 """A run as a process of its own, with its own log."""
 
 import dataclasses
-import fcntl
 import os
 import shlex
 import signal
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from linseqrec.sweeps.errors import SweepError
+from linseqrec.training import preemption
 
 LOG = "log.txt"
 _LOG_LINES_SHOWN = 10
@@ -31,22 +30,13 @@ class Task:
     def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Starts the command, its output appended to the log.
 
-        The process holds a lock on its log for as long as it lives, so that no second one writes
-        into the folder. It is in a session of its own: a terminal's Ctrl-C reaches the sweep only,
-        which decides.
+        It is in a session of its own: a terminal's Ctrl-C reaches the sweep only, which decides.
 
         Args:
           environment: Variables set beside this process's own.
-
-        Raises:
-          SweepError: If another process is at work in the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOG).open("a") as log:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SweepError(f"another process is at work in {self.folder}") from error
             log.write(f"$ {shlex.join(self.command)}\n")
             log.flush()
             return subprocess.Popen(
@@ -93,4 +83,6 @@ def train_task(config: str, flags: Sequence[str], folder: Path) -> Task:
 
 def reason_of(code: int) -> str:
     """A process's exit code in words."""
+    if code == preemption.EXIT_CODE:
+        return "preempted; the same command goes on"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

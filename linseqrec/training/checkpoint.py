@@ -1,6 +1,16 @@
-"""Checkpoints: the best and the latest, each a training state beside the run's progress."""
+"""Checkpoints: the best and the latest two, each a training state beside the run's progress.
+
+Orbax writes a checkpoint in the background and moves it to its place when it is whole, but would
+load one that was damaged since: with a flipped byte, without a word. So each is sealed by digests
+of its files, `sha256/STEP.json`, and whoever asks for the latest gets the latest that is sound.
+"""
 
 import dataclasses
+import hashlib
+import json
+import os
+import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,10 +23,12 @@ from linseqrec.models.weights import parameter_path
 from linseqrec.training.step import TrainState
 
 _METRIC = "selection_metric"
+# A damaged checkpoint then leaves one to go back to.
+_LATEST_KEPT = 2
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is not there, or does not fit the model that asks for it."""
+    """A checkpoint that is not there, is damaged, or does not fit the model that asks for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,37 +37,41 @@ class Progress:
 
     Attributes:
       iterator: The data iterator's state.
+      validated_step: The last step that was validated.
       best_step: The step whose validation was best so far.
       best_metric: Its selection metric.
       stale: Validations since then.
       seconds: Wall time spent training so far, over all resumptions.
       finished: Whether the run has ended, by its length or by early stopping.
+      unlogged: Sums over the steps since the last record of training metrics.
     """
 
     iterator: dict[str, Any]
-    best_step: int
-    best_metric: float
-    stale: int
-    seconds: float
-    finished: bool
+    validated_step: int = 0
+    best_step: int = 0
+    best_metric: float = float("-inf")
+    stale: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    unlogged: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager, since a save not waited for is lost.
 
-    Keeps the best step and the latest. One process writes into a folder at a time.
+    Keeps the best step and the latest two. One process writes into a folder at a time.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False):
         policies = [
-            checkpoint_managers.LatestN(n=1),
+            checkpoint_managers.LatestN(n=_LATEST_KEPT),
             checkpoint_managers.BestN(
                 get_metric_fn=lambda metrics: metrics[_METRIC],
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        self._folder = folder
+        self._folder, self._read_only = folder, read_only
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -68,6 +84,8 @@ class Checkpoints:
                 "progress": ocp.JsonCheckpointHandler(),
             },
         )
+        self._sealing: threading.Thread | None = None
+        self._failure: Exception | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -78,38 +96,185 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        try:
+            if error is None or not isinstance(error, CheckpointError):
+                self.wait()
+        finally:
+            self._manager.close()
 
-    def save(self, state: TrainState, progress: Progress, metric: float) -> None:
-        """Saves in the background under the state's step; `metric` ranks it, higher is better."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+    def save(self, state: TrainState, progress: Progress, metric: float | None = None) -> None:
+        """Saves in the background under the state's step.
+
+        Args:
+          state: The training state.
+          progress: The run's progress.
+          metric: Ranks the checkpoint, higher is better; None: it is never the best.
+
+        Raises:
+          CheckpointError: If the save before this one failed.
+        """
+        self.wait()
+        step = int(state.step)
+        if step in self._steps():
+            # Saved by a preemption before its validation. Were the run killed just here, it would
+            # go on from the one before.
+            self._digests(step).unlink(missing_ok=True)
+            self._guard(lambda: self._manager.delete(step), step)
+        self._guard(
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                ),
+                metrics=None if metric is None else {_METRIC: metric},
+                force=True,
             ),
-            metrics={_METRIC: metric},
-            force=True,
+            step,
         )
+        self._sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
+        self._sealing.start()
 
-    def latest(self) -> int | None:
-        """The newest step, or None where nothing was saved."""
-        return self._manager.latest_step()
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          CheckpointError: If it failed; says which checkpoints there are.
+        """
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _seal(self, step: int) -> None:
+        """Waits until a step is written, and writes its digests."""
+        try:
+            self._guard(self._manager.wait_until_finished, step)
+            self._guard(lambda: self._write_digests(step), step)
+        except CheckpointError as error:
+            self._failure = error
+
+    def _write_digests(self, step: int) -> None:
+        path = self._digests(step)
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(_digests(self._folder / str(step))))
+        os.replace(partial, path)
+        kept = {str(step) for step in self._manager.all_steps()}
+        for other in path.parent.glob("*.json"):
+            if other.stem not in kept:
+                other.unlink(missing_ok=True)
+
+    def _guard(self, write: Any, step: int) -> None:
+        """Runs a part of a save; what goes wrong becomes a message."""
+        try:
+            write()
+        # Orbax passes on whatever its storage raises: OSError, ValueError, XlaRuntimeError.
+        except Exception as error:
+            self._manager.reload()
+            sound = [other for other in self._steps() if not self.faults(other)]
+            raise CheckpointError(
+                f"checkpoint {step} could not be saved in {self._folder} (disk full?): "
+                f"{_first_line(error)}\nSound checkpoints: {', '.join(map(str, sound)) or 'none'}. "
+                "Make room and run the same command again"
+            ) from error
+
+    def _digests(self, step: int) -> Path:
+        return self._folder / "sha256" / f"{step}.json"
+
+    def _steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def faults(self, step: int) -> list[str]:
+        """What is wrong with a checkpoint's files: those that are missing or have changed.
+
+        One that was not sealed (its process was killed at that moment) was moved to its place
+        whole: nothing more is known of it, and none is found wrong.
+        """
+        path = self._digests(step)
+        if not path.exists():
+            return []
+        now = _digests(self._folder / str(step))
+        return [
+            f"{name} {'has changed' if name in now else 'is missing'}"
+            for name, digest in json.loads(path.read_text()).items()
+            if now.get(name) != digest
+        ]
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
+        """The newest sound checkpoint; damaged ones are named and set aside.
+
+        Args:
+          like: A state of the run's configuration.
+
+        Returns:
+          State and progress; None where nothing was ever saved.
+
+        Raises:
+          CheckpointError: If there are checkpoints and all are damaged, or the newest sound one is
+            of another model.
+        """
+        told: list[str] = []
+        steps = self.steps()
+        for step in reversed(steps):
+            faults = self.faults(step)
+            if not faults:
+                fits = self._misfits(step, like)
+                try:
+                    if not fits:
+                        return self.restore(step, like), self.progress(step)
+                except Exception as error:  # Orbax's errors have no common class.
+                    faults = [_first_line(error)]
+                if fits:
+                    raise CheckpointError(fits)
+            told.append(f"checkpoint {step} is damaged: {'; '.join(faults[:3])}")
+            print(told[-1], file=sys.stderr, flush=True)
+            self._set_aside(step)
+        if told:
+            raise CheckpointError(
+                "\n".join(told) + f"\nno sound checkpoint is left in {self._folder}: to train from "
+                "the start, choose another --workdir"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged step out of the way, so that the run can save that step again."""
+        if self._read_only:
+            return
+        folder = self._folder / "damaged"
+        folder.mkdir(exist_ok=True)
+        number = len(list(folder.iterdir()))
+        os.replace(self._folder / str(step), folder / f"{step}-{number}")
+        self._digests(step).unlink(missing_ok=True)
+        self._manager.reload()
+
+    def steps(self) -> list[int]:
+        """The steps saved, ascending; damaged ones too."""
+        self.wait()
+        return self._steps()
+
+    def sound_steps(self) -> list[int]:
+        """The steps whose files are sound, ascending."""
+        return [step for step in self.steps() if not self.faults(step)]
 
     def resolve(self, which: str | int) -> int:
         """The step that "best", "latest" or a step's number means.
 
         Raises:
-          CheckpointError: If there is none, with those that there are.
+          CheckpointError: If there is none, with those that there are; or all are damaged.
         """
-        self._manager.wait_until_finished()
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps()
         if not steps:
             raise CheckpointError(f"no checkpoint in {self._folder}: has the run been trained?")
         if which == "latest":
             return steps[-1]
         if which == "best":
-            return self.progress(steps[-1]).best_step
+            sound = self.sound_steps()
+            if not sound:
+                raise CheckpointError(f"all checkpoints in {self._folder} are damaged: {steps}")
+            return self.progress(sound[-1]).best_step
         if not str(which).isdigit() or int(which) not in steps:
             raise CheckpointError(
                 f"no checkpoint {which!r} in {self._folder}: there are 'best', 'latest' and steps "
@@ -133,25 +298,54 @@ class Checkpoints:
           like: A state (arrays or their shapes) of the run's configuration.
 
         Raises:
-          CheckpointError: If its arrays are not those of such a state; names them.
+          CheckpointError: If it is damaged, or its arrays are not those of such a state; names
+            them.
         """
-        saved = _shapes(self._manager.item_metadata(step).state)
-        wanted = _shapes(like)
-        faults = [
-            f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
-            for name in sorted(saved.keys() | wanted.keys())
-            if saved.get(name) != wanted.get(name)
-        ]
+        faults = self.faults(step)
         if faults:
-            listed = "\n  ".join([*faults[:10], *(["..."] if faults[10:] else [])])
             raise CheckpointError(
-                f"checkpoint {step} in {self._folder} does not fit this configuration's model and "
-                f"optimizer:\n  {listed}"
+                f"checkpoint {step} in {self._folder} is damaged: {'; '.join(faults[:3])}"
             )
+        if misfits := self._misfits(step, like):
+            raise CheckpointError(misfits)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         ).state
+
+    def _misfits(self, step: int, like: TrainState) -> str:
+        """What keeps a checkpoint from being such a state; empty if nothing does."""
+        try:
+            saved = _shapes(self._manager.item_metadata(step).state)
+        except Exception:  # Damaged metadata; Orbax's errors have no common class.
+            return ""
+        wanted = _shapes(like)
+        misfits = [
+            f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
+            for name in sorted(saved.keys() | wanted.keys())
+            if saved.get(name) != wanted.get(name)
+        ]
+        if not misfits:
+            return ""
+        listed = "\n  ".join([*misfits[:10], *(["..."] if misfits[10:] else [])])
+        return (
+            f"checkpoint {step} in {self._folder} does not fit this configuration's model and "
+            f"optimizer:\n  {listed}"
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The sha256 of each file below a folder, by its path."""
+    digests = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        digests[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return digests
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

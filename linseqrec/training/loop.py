@@ -1,18 +1,19 @@
 """The training loop: one function from an experiment to a trained, selected, tested run."""
 
+import contextlib
+import dataclasses
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
-import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.training import throughput, workdir
 from linseqrec.training.checkpoint import Checkpoints, Progress
+from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
 from linseqrec.training.step import TrainState
 
@@ -23,96 +24,142 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient that is NaN or infinite, before it reached the parameters."""
 
 
-def train(run: Run, folder: Path, *, wandb_project: str = "") -> tuple[TrainState, int]:
-    """Trains a run to its end in `folder`, or goes on from its latest checkpoint there.
+def train(
+    run: Run,
+    folder: Path,
+    *,
+    wandb_project: str = "",
+    allowed_changes: Collection[str] = (),
+    grace: float = 20.0,
+) -> tuple[TrainState, int]:
+    """Trains a run to its end in `folder`, or goes on from its latest sound checkpoint there.
 
-    Resume: `checkpoints/` latest → else from scratch. Validation selects: the best checkpoint by
-    NDCG@10 under the first filter. The test split is not read here (`linseqrec.training.results`).
+    Resume: the newest checkpoint whose files are sound → else, if none was ever saved, from
+    scratch. However often a run is killed, it ends as one that never was: on a CPU bit for bit.
+    Validation selects: the best checkpoint by NDCG@10 under the first filter. The test split is not
+    read here (`linseqrec.training.results`).
 
     Args:
       run: The experiment, made concrete.
       folder: The workdir; created, or holding the same experiment on the same data.
       wandb_project: Where metrics are mirrored to; empty for nowhere.
+      allowed_changes: Fields of the configuration that may differ from the run's so far.
+      grace: Seconds between SIGTERM and the process's end, in which to reach the end of a step and
+        save.
 
     Returns:
       The state of the best checkpoint, and its step.
 
     Raises:
-      WorkdirError: If the folder holds another configuration's run, or one on other data.
-      NonFiniteError: If a loss or gradient is not finite; the last good checkpoint stays.
+      WorkdirError: If the folder holds another configuration's run, or one on other data, or is in
+        use.
+      CheckpointError: If all checkpoints are damaged, or one could not be saved.
+      NonFiniteError: If a loss or gradient is not finite; the last good state is saved.
+      Preempted: After SIGTERM; the state is saved, and the same call goes on.
     """
     experiment = run.experiment
 
-    # ---------------------------------------------------------------- workdir, checkpoint, data
-    workdir.claim(folder, experiment, run.source.dataset.card)
-    state = run.initial_state()
-    progress = Progress({}, 0, -np.inf, 0, 0.0, False)
-    iterator = iter(
-        run.batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    )
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        if (latest := checkpoints.latest()) is not None:
-            state, progress = checkpoints.restore(latest, state), checkpoints.progress(latest)
+    with contextlib.ExitStack() as stack:
+        # ------------------------------------------------------------ workdir, checkpoint, data
+        preemption = stack.enter_context(Preemption(grace))
+        stack.enter_context(workdir.lock(folder))
+        workdir.claim(folder, experiment, run.source.dataset.card, allowed_changes=allowed_changes)
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
+        iterator = iter(
+            run.batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+        )
+        state, progress = run.initial_state(), Progress(iterator.get_state())
+        if (restored := checkpoints.restore_latest(state)) is not None:
+            state, progress = restored
             iterator.set_state(progress.iterator)
-            logging.info("resumed at step %d of %d", latest, run.num_steps)
         step = int(state.step)
+        log = stack.enter_context(workdir.MetricsLog(folder, step, wandb_project=wandb_project))
+        bar = stack.enter_context(
+            tqdm(total=run.num_steps, initial=step, unit="step", disable=None, desc=experiment.name)
+        )
+        meter = Meter(run, bar, progress.unlogged)
+        position, saved_at = progress.iterator, time.monotonic()
 
-        with (
-            workdir.MetricsLog(folder, step, wandb_project=wandb_project) as log,
-            tqdm(
-                total=run.num_steps, initial=step, unit="step", disable=None, desc=experiment.name
-            ) as bar,
-        ):
-            meter = Meter(run, bar)
+        def reached() -> Progress:
+            return dataclasses.replace(
+                progress,
+                iterator=position,
+                seconds=progress.seconds + meter.seconds(),
+                unlogged=meter.unlogged(),
+            )
 
+        try:
             # ------------------------------------------------------------------------ the loop
             while not progress.finished:
-                state, metrics = run.train_step(state, next(iterator))
-                step += 1
-                bar.update()
-                meter.count(metrics)
-
-                epoch = step / run.batches.steps_per_epoch
-                validate = step % run.evaluate_every == 0 or step == run.num_steps
-                if step % experiment.training.log_every == 0 or validate:
-                    if bool(state.halted):
-                        raise NonFiniteError(
-                            f"the loss or gradient of step {int(state.step) + 1} is not finite; "
-                            "the step was not applied, and the last good checkpoint is "
-                            f"{checkpoints.latest()}. Lower optimizer.learning_rate, or set "
-                            "optimizer.clip_norm."
-                        )
-                    log.write(step, {"epoch": epoch} | meter.read(metrics))
-
-                if validate:
+                due = step % run.evaluate_every == 0 or step == run.num_steps
+                if due and step > progress.validated_step:
                     meter.pause()
-                    result = run.evaluate(state.params, "validation")
-                    log.write(step, {"epoch": epoch} | _named(result))
+                    with preemption.interruptible():
+                        result = run.evaluate(state.params, "validation")
                     score = result.metrics[SELECTION_METRIC]
-                    progress = _advance(progress, run, step, score, iterator, meter.seconds())
+                    log.write(step, {"epoch": step / run.batches.steps_per_epoch} | _named(result))
+                    progress = _validated(reached(), run, step, score)
                     checkpoints.save(state, progress, score)
+                    saved_at = time.monotonic()
                     _report(run, step, result, progress)
                     meter.resume()
+                    continue
+                if time.monotonic() - saved_at > 60 * experiment.training.save_minutes:
+                    progress, saved_at = reached(), time.monotonic()
+                    checkpoints.save(state, progress)
 
-        # ----------------------------------------------------------------- the selected state
+                with preemption.interruptible():
+                    batch = next(iterator)
+                state, metrics = run.train_step(state, batch)
+                step, position = step + 1, iterator.get_state()
+                bar.update()
+                meter.count(metrics)
+                logs = step % experiment.training.log_every == 0
+                if logs or step % run.evaluate_every == 0 or step == run.num_steps:
+                    if bool(state.halted):
+                        raise _non_finite(run, state, checkpoints)
+                    values, speed = meter.read(metrics)
+                    log.write(step, {"epoch": step / run.batches.steps_per_epoch} | values, speed)
+                preemption.check()
+        except Preempted:
+            # A batch that was being read, or a validation, will be so again.
+            if step not in checkpoints.steps():
+                checkpoints.save(state, reached())
+            checkpoints.wait()
+            raise Preempted(step) from None
+
+        # --------------------------------------------------------------------- the selected state
         best = checkpoints.resolve("best")
         return (state if best == step else checkpoints.restore(best, state)), best
 
 
-def _advance(
-    progress: Progress, run: Run, step: int, score: float, iterator: Any, seconds: float
-) -> Progress:
+def _validated(progress: Progress, run: Run, step: int, score: float) -> Progress:
     """Progress after a validation: the best step, the patience spent, whether the run is over."""
     better = score > progress.best_metric
     stale = 0 if better else progress.stale + 1
     patience = run.experiment.training.patience
-    return Progress(
-        iterator=iterator.get_state(),
+    return dataclasses.replace(
+        progress,
+        validated_step=step,
         best_step=step if better else progress.best_step,
         best_metric=score if better else progress.best_metric,
         stale=stale,
-        seconds=progress.seconds + seconds,
         finished=step >= run.num_steps or (patience > 0 and stale >= patience),
+    )
+
+
+def _non_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> NonFiniteError:
+    """The error of a halted state, which is still the one before the bad step."""
+    good = int(state.step)
+    dataset, numbers = run.source.dataset, run.batches.users(good)
+    users = [str(user) for user in (dataset.user_ids()[numbers] if dataset.folder else numbers)]
+    shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
+    sound = checkpoints.sound_steps()
+    return NonFiniteError(
+        f"the loss or gradient of step {good + 1} is not finite; the step was not applied, and the "
+        f"last good checkpoint is {sound[-1] if sound else 'none'}. Its batch "
+        f"holds users {shown}. "
+        "Lower optimizer.learning_rate, or set optimizer.clip_norm."
     )
 
 
@@ -135,14 +182,19 @@ def _report(run: Run, step: int, result: EvaluationResult, progress: Progress) -
 
 
 class Meter:
-    """Training metrics between two readings: the last loss, speed, and utilisation."""
+    """Training metrics between two readings: the mean loss, speed, and utilisation."""
 
-    def __init__(self, run: Run, bar: tqdm):
+    def __init__(self, run: Run, bar: tqdm, unlogged: dict[str, float] | None = None):
+        """Args: `unlogged` goes on from what a meter's `unlogged` was."""
         self._bar = bar
         self._per_event = throughput.flops_per_event(run.initial_params)
         self._per_target = throughput.flops_per_target(run.item_table(run.initial_params))
         self._peak = throughput.peak_flops(getattr(run.experiment.model, "dtype", "float32"))
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
+        unlogged = unlogged or {}
+        self._loss, self._targets = unlogged.get("loss", 0.0), unlogged.get("targets", 0.0)
+        # Of this process alone.
+        self._timed_events = self._timed_targets = 0.0
         self._start = time.perf_counter()
         self._unread = 0.0
         self._unsaved = 0.0
@@ -151,23 +203,40 @@ class Meter:
         """Notes a step, without waiting for it."""
         self._steps.append((metrics["events"], metrics["targets"], metrics["loss"]))
 
-    def read(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """The step's metrics; loss per target and speed are those since the last reading."""
+    def unlogged(self) -> dict[str, float]:
+        """The sums since the last reading, to go on from after a resumption."""
+        self._gather()
+        return {"loss": self._loss, "targets": self._targets}
+
+    def read(self, metrics: dict[str, jax.Array]) -> tuple[dict[str, float], dict[str, float]]:
+        """The step's metrics, with the mean loss since the last reading; and the speed since."""
         values = {f"train/{name}": float(value) for name, value in metrics.items()}
         self.pause()
-        events, targets, losses = np.array(jax.device_get(self._steps), np.float64).T
-        seconds, self._unread, self._steps = self._unread, 0.0, []
+        self._gather()
+        values["train/loss"] = self._loss / max(self._targets, 1.0)
+        seconds, events = self._unread, self._timed_events
+        flops = events * self._per_event + self._timed_targets * self._per_target
+        self._loss = self._targets = self._timed_events = self._timed_targets = self._unread = 0.0
         self.resume()
-        values["train/loss"] = float(losses @ targets / max(targets.sum(), 1.0))
-        values["train/events_per_second"] = float(events.sum() / seconds)
-        flops = float(events.sum() * self._per_event + targets.sum() * self._per_target)
-        values["train/model_flop_utilisation"] = flops / seconds / self._peak
+        speed = {
+            "train/events_per_second": events / seconds,
+            "train/model_flop_utilisation": flops / seconds / self._peak,
+        }
         self._bar.set_postfix(
             loss=f"{values['train/loss']:.3f}",
-            events=f"{values['train/events_per_second']:,.0f}/s",
+            events=f"{speed['train/events_per_second']:,.0f}/s",
             refresh=False,
         )
-        return values
+        return values, speed
+
+    def _gather(self) -> None:
+        # Step by step in float64: the same sum, wherever a resumption cuts it.
+        for events, targets, loss in jax.device_get(self._steps):
+            self._loss += float(loss) * float(targets)
+            self._targets += float(targets)
+            self._timed_events += float(events)
+            self._timed_targets += float(targets)
+        self._steps = []
 
     def pause(self) -> None:
         """Stops the clock."""

@@ -1,13 +1,16 @@
 """The workdir: what a run leaves on disk, readable while it runs and after."""
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import jax
 import tensorboardX
@@ -26,35 +29,112 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def claim(workdir: Path, experiment: config_lib.Experiment, card: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Holds a workdir for one process; the system lets go of it however that process ends.
+
+    Raises:
+      WorkdirError: If another process holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise WorkdirError(
+                f"{workdir} is in use by {file.read().strip() or 'another process'}: wait for it, "
+                "stop it, or choose another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def claim(
+    workdir: Path,
+    experiment: config_lib.Experiment,
+    card: dict[str, Any],
+    *,
+    allowed_changes: Collection[str] = (),
+) -> None:
     """Writes `config.json` and `card.json`, or checks that they are this run's.
+
+    Where the run goes on under other versions, or on other devices, than the time before, it says
+    so and goes on; `environments.jsonl` records them all.
+
+    Args:
+      workdir: The run's folder; made if need be.
+      experiment: The configuration.
+      card: The data set's.
+      allowed_changes: Fields, dotted, that may differ from the configuration that the run was
+        started with; `config.json` then holds the new one, and `config_changes.jsonl` what changed.
 
     Raises:
       WorkdirError: If the workdir was started with another configuration (with the differences) or
-        on other data.
+        on other data, or a change is allowed that was not made.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     config_path = workdir / "config.json"
     if config_path.exists():
-        check_experiment(workdir, experiment)
+        changes = check_experiment(workdir, experiment, allowed_changes=allowed_changes)
         check_data(workdir, card)
+        if changes:
+            _append_json(workdir / "config_changes.jsonl", changes)
+            write_json(config_path, config_lib.to_json(experiment))
+    else:
+        write_json(workdir / "card.json", card)
+        write_json(config_path, config_lib.to_json(experiment))
+    _record_environment(workdir)
+
+
+def _record_environment(workdir: Path) -> None:
+    path, now = workdir / "environments.jsonl", environment()
+    lines = path.read_text().splitlines() if path.exists() else []
+    before = json.loads(lines[-1]) if lines else now
+    if before == now and lines:
         return
-    write_json(workdir / "card.json", card)
-    write_json(config_path, config_lib.to_json(experiment))
+    for key in now:
+        if before[key] != now[key]:
+            print(f"goes on with another {key}: {before[key]} -> {now[key]}", file=sys.stderr)
+    _append_json(path, now)
 
 
-def check_experiment(workdir: Path, experiment: config_lib.Experiment) -> None:
+def _append_json(path: Path, value: Any) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def check_experiment(
+    workdir: Path, experiment: config_lib.Experiment, *, allowed_changes: Collection[str] = ()
+) -> dict[str, str]:
     """Checks that a configuration is the one that a workdir's run was started with.
 
+    Args:
+      workdir: The run's folder.
+      experiment: The configuration.
+      allowed_changes: Fields, dotted, that may differ, and must.
+
+    Returns:
+      What differs, by field: a line each.
+
     Raises:
-      WorkdirError: If not, with the differences.
+      WorkdirError: If another field differs (with the differences), or an allowed one does not.
     """
     changes = config_lib.differences(read_experiment(workdir), experiment)
-    if changes:
+    undone = set(allowed_changes) - set(changes)
+    if undone:
         raise WorkdirError(
-            f"{workdir} holds a run of another configuration: change --workdir, or undo\n  "
-            + "\n  ".join(changes)
+            f"allowed to change, but the same as in {workdir}: {', '.join(sorted(undone))}"
         )
+    forbidden = [line for field, line in changes.items() if field not in allowed_changes]
+    if forbidden:
+        raise WorkdirError(
+            f"{workdir} holds a run of another configuration: change --workdir, undo, or name "
+            "in --allow_config_change\n  " + "\n  ".join(forbidden)
+        )
+    return changes
 
 
 def check_data(workdir: Path, card: dict[str, Any]) -> None:
@@ -107,7 +187,7 @@ def environment() -> dict[str, Any]:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one record a line, mirrored to TensorBoard and, if asked, to W&B.
+    """`metrics.jsonl` and `speed.jsonl`, a record a line, mirrored to TensorBoard and W&B.
 
     Opening it at a step drops the records after that step: a resumed run writes them again.
     """
@@ -123,10 +203,9 @@ class MetricsLog:
         Raises:
           WorkdirError: If W&B is asked for and not installed.
         """
-        self._path = workdir / "metrics.jsonl"
-        records = [record for record in read_metrics(workdir) if record["step"] <= step]
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        self._file = self._path.open("a")
+        self._files = {
+            name: _reopen(workdir / f"{name}.jsonl", step) for name in ("metrics", "speed")
+        }
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._wandb: Any = None
         if wandb_project:
@@ -153,24 +232,42 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        for file in self._files.values():
+            file.close()
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Appends one record, on disk when it returns."""
-        self._file.write(json.dumps({"step": step} | metrics) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
+    def write(
+        self, step: int, metrics: dict[str, float], speed: dict[str, float] | None = None
+    ) -> None:
+        """Appends one record, on disk when it returns; `speed`, which no rerun repeats, apart."""
+        speed = speed or {}
+        for name, values in (("metrics", metrics), ("speed", speed)):
+            if values:
+                self._files[name].write(json.dumps({"step": step} | values) + "\n")
+                self._files[name].flush()
+        for name, value in (metrics | speed).items():
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log(metrics, step=step)
+            self._wandb.log(metrics | speed, step=step)
+
+
+def _reopen(path: Path, step: int) -> TextIO:
+    """Opens a log to append to, without its records after a step."""
+    records = [record for record in _read_records(path) if record["step"] <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+    os.replace(partial, path)
+    return path.open("a")
 
 
 def read_metrics(workdir: Path) -> Iterator[dict[str, float]]:
     """The records of `metrics.jsonl` in order; a last line cut short by a kill is left out."""
-    path = workdir / "metrics.jsonl"
+    return _read_records(workdir / "metrics.jsonl")
+
+
+def _read_records(path: Path) -> Iterator[dict[str, float]]:
     if not path.exists():
         return
     for line in path.read_text().splitlines(keepends=True):

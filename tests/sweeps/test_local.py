@@ -18,11 +18,13 @@ def test_a_failed_run_stops_no_other_and_is_named_with_its_log(tmp_path):
     tasks = [
         task(tmp_path / "bad", "for i in range(30): print('line', i)\nraise SystemExit(3)"),
         task(tmp_path / "good", "print('well')"),
+        task(tmp_path / "told to end", "raise SystemExit(75)"),
         task(tmp_path / "shot", "import os; os.kill(os.getpid(), 9)"),
     ]
-    bad, shot = sorted(run_local(tasks), key=lambda failure: str(failure.task.folder))
+    bad, shot, told = sorted(run_local(tasks), key=lambda failure: str(failure.task.folder))
     assert (bad.task, bad.reason) == (tasks[0], "exit code 3")
-    assert (shot.task, shot.reason) == (tasks[2], "ended by SIGKILL")
+    assert (shot.task, shot.reason) == (tasks[3], "ended by SIGKILL")
+    assert (told.task, told.reason) == (tasks[2], "preempted; the same command goes on")
     assert "line 20\n" in str(bad) and str(bad).endswith("line 29") and "line 19" not in str(bad)
     log = (tmp_path / "good" / "log.txt").read_text().splitlines()
     assert log[0].startswith("$ ") and log[1:] == ["well"]
@@ -72,19 +74,6 @@ while True: signal.pause()
     assert (tmp_path / "a" / "log.txt").read_text().endswith("saved\n")
     assert not (tmp_path / "b").exists()
     assert signal.getsignal(number) == before
-
-
-def test_no_second_process_writes_into_a_folder(tmp_path):
-    first = task(tmp_path, "import signal; signal.pause()").start()
-    try:
-        with pytest.raises(SweepError, match="another process is at work"):
-            task(tmp_path, "").start()
-        (failure,) = run_local([task(tmp_path, "")])
-        assert "another process" in failure.reason
-    finally:
-        first.terminate()
-        first.wait()
-    assert run_local([task(tmp_path, "")]) == []
 
 
 def test_a_run_that_left_no_log_is_named_too(tmp_path):

@@ -11,15 +11,9 @@ from linseqrec.training.checkpoint import CheckpointError, Checkpoints
 from linseqrec.training.loop import NonFiniteError, train
 from linseqrec.training.results import write_figures, write_results
 
-# What no rerun repeats.
-CLOCKED = ("train/events_per_second", "train/model_flop_utilisation")
-
 
 def records(folder):
-    return [
-        {key: value for key, value in record.items() if key not in CLOCKED}
-        for record in workdir.read_metrics(folder)
-    ]
+    return list(workdir.read_metrics(folder))
 
 
 class Stopped(Exception):

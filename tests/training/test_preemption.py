@@ -1,0 +1,116 @@
+"""SIGTERM, where it finds the run: between steps, reading data, validating."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from linseqrec.training import workdir
+from linseqrec.training.loop import train
+from linseqrec.training.preemption import EXIT_CODE, Preempted, Preemption
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def in_a_step(run, monkeypatch, step):
+    original, calls = run.train_step, []
+
+    def stepping(state, batch):
+        calls.append(1)
+        if len(calls) == step:
+            terminate()
+        return original(state, batch)
+
+    monkeypatch.setitem(run.__dict__, "train_step", stepping)
+
+
+def in_validation(run, monkeypatch, step):
+    original, calls = type(run).evaluate, []
+
+    def evaluating(self, params, split):
+        calls.append(1)
+        if len(calls) == step // self.batches.steps_per_epoch:
+            terminate()
+            pytest.fail("the validation went on")
+        return original(self, params, split)
+
+    monkeypatch.setattr(type(run), "evaluate", evaluating)
+
+
+def in_reading(run, monkeypatch, step):
+    original = type(run.batches).__getitem__
+
+    def reading(self, index):
+        # The reader's thread is ahead: where it stands, no batch comes, and the loop waits.
+        if index == step:
+            terminate()
+            threading.Event().wait(0.5)
+        return original(self, index)
+
+    monkeypatch.setattr(type(run.batches), "__getitem__", reading)
+
+
+@pytest.mark.parametrize("moment", [in_a_step, in_validation, in_reading])
+def test_a_preempted_run_saves_and_ends_as_an_unbroken_one(
+    moment, experiment, make_run, tmp_path, monkeypatch
+):
+    whole = make_run(experiment)
+    expected, best = train(whole, tmp_path / "whole")
+    steps = whole.batches.steps_per_epoch
+    # A validation comes at the end of an epoch; the others in the midst of one.
+    step = 2 * steps if moment is in_validation else steps + 2
+
+    broken = make_run(experiment)
+    with monkeypatch.context() as patch:
+        moment(broken, patch, step)
+        with pytest.raises(Preempted) as preempted:
+            train(broken, tmp_path / "broken")
+    assert 0 < preempted.value.step <= step
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    resumed, resumed_best = train(make_run(experiment), tmp_path / "broken")
+    assert resumed_best == best
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert list(workdir.read_metrics(tmp_path / "broken")) == list(
+        workdir.read_metrics(tmp_path / "whole")
+    )
+
+
+def test_what_no_signal_interrupts_ends_in_time_all_the_same():
+    # A call that holds no lock and never returns to Python, as a compilation for its time.
+    program = (
+        "import ctypes, os, signal, threading\n"
+        "from linseqrec.training.preemption import Preemption\n"
+        "libc = ctypes.CDLL(None)\n"
+        "with Preemption(grace=0.2):\n"
+        "    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    while True:\n"
+        "        libc.usleep(100_000_000)\n"
+        "        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == EXIT_CODE
+    assert "no step ended in time" in done.stderr
+
+
+def test_signals_are_as_before_outside():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        assert signal.getsignal(signal.SIGTERM) != before
+        terminate()
+        assert preemption.requested
+        with pytest.raises(Preempted), preemption.interruptible():
+            pytest.fail("it was to be left at once")
+        with pytest.raises(Preempted):
+            preemption.check()
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -23,6 +23,7 @@ from linseqrec.models.weights import parameter_path
 from linseqrec.training.step import TrainState
 
 _METRIC = "selection_metric"
+_STEP = "step"
 # A damaged checkpoint then leaves one to go back to.
 _LATEST_KEPT = 2
 
@@ -66,7 +67,8 @@ class Checkpoints:
         policies = [
             checkpoint_managers.LatestN(n=_LATEST_KEPT),
             checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics[_METRIC],
+                # Of equals the first, as the loop has it: Orbax would keep the last.
+                get_metric_fn=lambda metrics: (metrics[_METRIC], -metrics.get(_STEP, 0)),
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
@@ -127,7 +129,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state),
                     progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
                 ),
-                metrics=None if metric is None else {_METRIC: metric},
+                metrics=None if metric is None else {_METRIC: metric, _STEP: step},
                 force=True,
             ),
             step,

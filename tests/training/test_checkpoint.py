@@ -1,14 +1,16 @@
 """What becomes of a run whose checkpoints are damaged or cannot be written."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from linseqrec.training import workdir
-from linseqrec.training.checkpoint import CheckpointError, Checkpoints
+from linseqrec.training.checkpoint import CheckpointError, Checkpoints, Progress
 from linseqrec.training.loop import train
 
 
@@ -88,6 +90,17 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     assert list(workdir.read_metrics(folder)) == before
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.sound_steps() == steps
+
+
+def test_the_first_of_equally_good_checkpoints_is_kept(run, tmp_path):
+    state, metrics = run.initial_state(), [0.1, 0.2, 0.2, 0.2, 0.2, 0.1]
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, metric in enumerate(metrics):
+            best = min(step, 1)
+            progress = Progress({}, validated_step=step, best_step=best, best_metric=metrics[best])
+            checkpoints.save(dataclasses.replace(state, step=jnp.array(step)), progress, metric)
+        assert checkpoints.steps() == [1, 4, 5]
+        assert checkpoints.restore(checkpoints.resolve("best"), state).step == 1
 
 
 def test_a_half_written_checkpoint_is_left_alone(run, damaged):

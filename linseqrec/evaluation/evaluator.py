@@ -244,10 +244,7 @@ class Evaluator:
         """The items before each target [B, S], zero-padded, if any filter asks for them."""
         if "all" not in self.filters:
             return None
-        # In powers of 4, for few compilations.
-        width, longest = 256, int(self.lengths[rows].max())
-        while width < longest:
-            width *= 4
+        width = ranks.seen_slots(int(self.lengths[rows].max()))
         events = gather_histories(self.dataset, self.users[rows], self.positions[rows], width)
         return np.asarray(events.items)
 

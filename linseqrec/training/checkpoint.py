@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
 from linseqrec.models.weights import parameter_path
@@ -135,8 +136,43 @@ class Checkpoints:
         Raises:
           CheckpointError: If its arrays are not those of such a state; names them.
         """
-        saved = _shapes(self._manager.item_metadata(step).state)
+        self._check_fit(step, like, "model and optimizer")
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        ).state
+
+    def restore_params(self, step: int, like: nnx.State) -> nnx.State:
+        """The model's parameters saved at `step`, and nothing else of the training state.
+
+        Args:
+          step: One of the steps saved.
+          like: Parameters (arrays or their shapes) of the run's model.
+
+        Raises:
+          CheckpointError: If the arrays saved are not those of such a model; names them.
+        """
+        part = {"params": like}
+        self._check_fit(step, part, "model")
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, part)
+        arguments = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        folder = self._folder.absolute() / str(step) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(folder, args=arguments)["params"]
+
+    def _check_fit(self, step: int, like: Any, what: str) -> None:
+        """Refuses a checkpoint whose arrays differ from `like`'s: the state, or parts of it."""
         wanted = _shapes(like)
+        parts = {name.split("/")[0] for name in wanted}
+        saved = {
+            name: shape
+            for name, shape in _shapes(self._manager.item_metadata(step).state).items()
+            if name.split("/")[0] in parts
+        }
         faults = [
             f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
             for name in sorted(saved.keys() | wanted.keys())
@@ -145,13 +181,9 @@ class Checkpoints:
         if faults:
             listed = "\n  ".join([*faults[:10], *(["..."] if faults[10:] else [])])
             raise CheckpointError(
-                f"checkpoint {step} in {self._folder} does not fit this configuration's model and "
-                f"optimizer:\n  {listed}"
+                f"checkpoint {step} in {self._folder} does not fit this configuration's {what}:"
+                f"\n  {listed}"
             )
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        ).state
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from absl import app, flags, logging
 
 from linseqrec.config import ConfigError
 from linseqrec.data.dataset import DatasetError
+from linseqrec.data.requests import RequestError
 from linseqrec.data.worlds import WorldError
 from linseqrec.training.checkpoint import CheckpointError
 from linseqrec.training.loop import NonFiniteError
@@ -18,6 +19,7 @@ _FOR_THE_USER = (
     ConfigError,
     DatasetError,
     NonFiniteError,
+    RequestError,
     WorkdirError,
     WorldError,
 )

@@ -131,6 +131,7 @@ def test_neighbours_and_padding_change_nothing(model):
     recommender = Recommender(model, chunk_length=8)
     events = histories([30, 1, 7, 12], seed=1, width=50)
     together = recommender.start(events)
+    np.testing.assert_allclose(together.hidden, whole(model, events), atol=2e-6)
     together = recommender.update(together, [3, 0, 5, 8], [10**8] * 4)
     for row, (length, item) in enumerate(zip([30, 1, 7, 12], [3, 0, 5, 8], strict=True)):
         one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], events)

@@ -6,7 +6,7 @@
 Several runs of one data set are drawn together. Each analysis writes `NAME.json` and `NAME.png`:
 
     state_sink        occupancy lift and effective rank of the recurrent states, a mixer each
-    insertion_probe   the rank of a rare pair's target against events inserted, repeated or random
+    insertion_probe   the rank of a rare event's item against events inserted, repeated or random
     attention_rank    RecGRELA's attention output with and without its local branch
     buckets           the metric by history length, and by the share of the history that repeats
 """
@@ -32,7 +32,8 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a 
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Whose histories.")
 _USERS = flags.DEFINE_integer("users", 512, "Histories looked into, at most.", lower_bound=2)
 _METRIC = flags.DEFINE_string("metric", "NDCG@10", "What is drawn by bucket.")
-_CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: own events before the pair.", 8)
+_CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: own events.", 8)
+_SHOWN = flags.DEFINE_integer("shown", 8, "insertion_probe: times the rare event comes.", 1)
 _INSERTIONS = flags.DEFINE_list("insertions", ["0", "4", "16", "64", "256"], "insertion_probe: r.")
 
 
@@ -47,7 +48,11 @@ def main(_: list[str]) -> None:
         cast(SplitName, _SPLIT.value),
         _USERS.value,
         _METRIC.value,
-        ProbeConfig(insertions=tuple(map(int, _INSERTIONS.value)), context=_CONTEXT.value),
+        ProbeConfig(
+            insertions=tuple(map(int, _INSERTIONS.value)),
+            context=_CONTEXT.value,
+            shown=_SHOWN.value,
+        ),
     )
     output = Path(_OUTPUT.value)
     for name, analyse in analyses.select(_ANALYSES.value).items():

@@ -1,13 +1,17 @@
 """How every program starts: quiet libraries, and errors that say what to do instead of a trace."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from linseqrec.config import ConfigError
 from linseqrec.data.dataset import DatasetError
+from linseqrec.data.requests import RequestError
 from linseqrec.data.worlds import WorldError
 from linseqrec.reports.errors import ReportError
 from linseqrec.sweeps.errors import SweepError
@@ -22,6 +26,7 @@ _FOR_THE_USER = (
     DatasetError,
     NonFiniteError,
     ReportError,
+    RequestError,
     SweepError,
     WorkdirError,
     WorldError,
@@ -32,6 +37,18 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     """Parses flags and runs `main`; an error that the user can mend ends in one line and code 1."""
     _keep_freed_memory()
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
+
+
+def cache_compilations(folder: Path) -> None:
+    """Keeps compiled programs in a folder, so that a run that goes on need not compile again.
+
+    `JAX_COMPILATION_CACHE_DIR`, where it is set, is used instead.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    # Without these, what compiled in under a second, most of a small run, is not kept.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _keep_freed_memory() -> None:

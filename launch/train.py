@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import flags
 
 from launch import flags as launch_flags
-from launch.program import run_program
+from launch.program import cache_compilations, run_program
+from linseqrec.config import flatten
 from linseqrec.evaluation.table import results_table
 from linseqrec.training.loop import train
 from linseqrec.training.results import write_figures, write_results
@@ -26,17 +27,25 @@ _ALLOWED = flags.DEFINE_list(
     "Fields that may differ from what the workdir's run was started with.",
 )
 _GRACE = flags.DEFINE_float("grace", 20.0, "Seconds from SIGTERM to the end of the process.", 0.0)
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuration, and end.")
+_PROFILE = flags.DEFINE_integer("profile", 0, "Steps to trace, for TensorBoard's profiler.", 0)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    run, workdir = Run.of(launch_flags.experiment()), Path(_WORKDIR.value)
+    experiment, workdir = launch_flags.experiment(), Path(_WORKDIR.value)
+    if _PRINT_CONFIG.value:
+        print("\n".join(f"{key} = {value!r}" for key, value in flatten(experiment).items()))
+        return
+    cache_compilations(workdir / "compilations")
+    run = Run.of(experiment)
     state, _ = train(
         run,
         workdir,
         wandb_project=_WANDB_PROJECT.value,
         allowed_changes=_ALLOWED.value,
         grace=_GRACE.value,
+        profile_steps=_PROFILE.value,
     )
     results = write_results(run, state, workdir)
     write_figures([workdir], workdir / "figures")

@@ -70,7 +70,7 @@ def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analy
 
 
 def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> Analysis:
-    """The rank of a rare pair's target against the events inserted, repeated or random."""
+    """The rank of a rare event's item against the events inserted, repeated or random."""
     config, first = settings.probe, subjects[0]
     probes = make_probes(
         first.run.source.dataset,

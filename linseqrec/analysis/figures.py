@@ -54,52 +54,58 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
 
 
 def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
-    """The target's rank and HR@10 by the events inserted, repeated against random.
+    """The rare item's rank by the events inserted, and what repetition adds to forgetting.
 
     Args:
       subjects: By model, what `insertion_probe.summarise` returns.
       title: Above the panels.
     """
-    figure, panels = new_figure(2, title)
+    figure, (ranks, sink) = new_figure(2, title)
     insertions = next(iter(subjects.values()))["insertions"]
     slots = np.arange(len(insertions))
     for index, (name, result) in enumerate(subjects.items()):
+        style: dict[str, Any] = {
+            "color": COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "capsize": 2,
+        }
         for (arm, values), dash, filled in zip(
             result["arms"].items(), ("-", "--"), (True, False), strict=True
         ):
-            ranks = np.array([entry["mean"] for entry in values["log2_rank"]])
+            logs = np.array([entry["mean"] for entry in values["log2_rank"]])
             errors = np.array([entry["standard_error"] for entry in values["log2_rank"]])
-            style: dict[str, Any] = {
-                "label": f"{name}, {arm}",
-                "color": COLOURS[index % len(COLOURS)],
-                "linestyle": dash,
-                "marker": MARKERS[index % len(MARKERS)],
-                "markerfacecolor": None if filled else "none",
-            }
-            panels[0].errorbar(
+            ranks.errorbar(
                 slots,
-                2**ranks,
-                yerr=[2**ranks - 2 ** (ranks - errors), 2 ** (ranks + errors) - 2**ranks],
-                capsize=2,
+                2**logs,
+                yerr=[2**logs - 2 ** (logs - errors), 2 ** (logs + errors) - 2**logs],
+                label=f"{name}, {arm}",
+                linestyle=dash,
+                markerfacecolor=None if filled else "none",
                 **style,
             )
-            panels[1].plot(slots, values["HR@10"], **style)
-        panels[0].axhline(
+        ranks.axhline(
             2 ** result["not_shown"]["log2_rank"]["mean"],
-            color=COLOURS[index % len(COLOURS)],
+            color=style["color"],
             linestyle=":",
-            label=f"{name}, pair not shown",
+            label=f"{name}, never shown",
         )
-    panels[0].set_yscale("log")
-    panels[0].set_ylabel("rank of the target (geometric mean)\nbars: one standard error")
-    panels[1].set_ylabel("HR@10 of the target")
-    panels[1].set_ylim(bottom=0)
-    for panel in panels:
+        sink.errorbar(
+            # Side by side, so that bars of close models do not cover each other.
+            slots + 0.06 * (index - (len(subjects) - 1) / 2),
+            [entry["mean"] for entry in result["sink"]],
+            yerr=[entry["standard_error"] for entry in result["sink"]],
+            **style,
+        )
+    ranks.set_yscale("log")
+    ranks.set_ylabel("rank of the rare item (geometric mean)\nbars: one standard error")
+    sink.axhline(0, color="#666666", linestyle=":")
+    sink.set_ylabel("log2 rank, repeated - random\nbars: one standard error, paired")
+    for panel in (ranks, sink):
         panel.set_xticks(slots, [str(count) for count in insertions])
-        panel.set_xlabel("events between the pair and the cue")
+        panel.set_xlabel("events inserted after the rare item")
         dress(panel)
     figure.legend(
-        *panels[0].get_legend_handles_labels(),
+        *ranks.get_legend_handles_labels(),
         loc="outside right center",
         frameon=False,
         fontsize="x-small",

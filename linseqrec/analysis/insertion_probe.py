@@ -2,12 +2,13 @@
 
 Histories are made for it:
 
-    context | cue, target | r inserted events | cue            → the rank of the target
+    own events, the rare event among them, a few times | r inserted events → the rank of that item
 
-The pair is new to the user and occurs once, so the target can only be known from that one event.
-What is inserted are near-copies of a pattern that is frequent in the context, or, as the control,
-as many random events: forgetting alone raises the rank in both, a state sink in the first. A last
-arm never shows the pair: what the rank is without any recall.
+The item is new to the user and comes `shown` times, spread over the second half of their context:
+where people come back to things, it is then to be expected again. What is inserted are near-copies
+of the pattern that is most frequent in the context, or, as the control, as many random events.
+Forgetting alone raises the rank under both; a state sink under the first more than under the
+second. A last arm never shows the item: its rank without any memory of it.
 """
 
 import dataclasses
@@ -30,13 +31,15 @@ class ProbeConfig:
 
     Attributes:
       insertions: r, events inserted between the pair and the cue; ascending.
-      context: Events of the user's own before the pair.
+      context: Events of the user's own.
+      shown: How often the rare event comes among them.
       pattern: Events of the pattern that repeats.
       noise: Probability that an event of a copy is replaced by another item of its group.
     """
 
     insertions: tuple[int, ...] = (0, 4, 16, 64, 256)
     context: int = 64
+    shown: int = 8
     pattern: int = 4
     noise: float = 0.2
 
@@ -45,11 +48,13 @@ class ProbeConfig:
             raise ConfigError(f"insertions must ascend from 0 or more, got {self.insertions}")
         if not 0 < self.pattern <= self.context:
             raise ConfigError(f"context {self.context} must hold a pattern of {self.pattern}")
+        if not 0 < self.shown <= self.context // 2:
+            raise ConfigError(f"shown {self.shown} must be 1 to half of context {self.context}")
 
     @property
     def length(self) -> int:
         """Slots of the longest history."""
-        return self.context + 2 + self.insertions[-1] + 1
+        return self.context + self.shown + self.insertions[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,46 +62,47 @@ class Probes:
     """The probe's histories.
 
     Attributes:
-      context: int [U, C] items.
-      step: int [U], seconds between events from the pair on: the context's median.
-      start: int [U, C], the context's times in seconds.
-      cue: int [U].
-      target: int [U].
-      inserted: What comes between, int [U, r] by arm, for the largest r; a smaller r takes the
-        first of them.
+      context: int [U, C], the users' own last items.
+      start: int [U], the time of the first of them, in seconds since the data's first event.
+      step: int [U], seconds between events: the context's median.
+      target: int [U], the rare event's item.
+      inserted: What comes after, int [U, r] by arm, for the largest r; a smaller r takes the first
+        of them.
+      shown: How often the rare event comes.
     """
 
     context: np.ndarray
     start: np.ndarray
     step: np.ndarray
-    cue: np.ndarray
     target: np.ndarray
     inserted: dict[str, np.ndarray]
+    shown: int
 
     def events(self, arm: str | None, insertions: int, length: int) -> tuple[Events, int]:
-        """The histories of an arm (None: the pair is not shown), and the slot of the last cue.
+        """The histories of an arm, and the slot of their last event.
 
         Args:
-          arm: One of `ARMS`, or None.
+          arm: One of `ARMS`; None: the rare event is not shown, and nothing inserted.
           insertions: r.
           length: T, slots to pad the rows to.
         """
-        parts = [self.context]
+        held = self.context
         if arm is not None:
-            parts += [self.cue[:, None], self.target[:, None], self.inserted[arm][:, :insertions]]
-        held = np.concatenate([*parts, self.cue[:, None]], axis=1).astype(np.int32)
+            half = held.shape[1] // 2
+            # After the first half, and then once in every so many events of the second.
+            places = half + np.arange(self.shown) * (held.shape[1] - half) // self.shown
+            held = np.insert(held, places, self.target[:, None], axis=1)
+            held = np.concatenate([held, self.inserted[arm][:, :insertions]], axis=1)
         users, used = held.shape
-        after = np.arange(1, used - self.context.shape[1] + 1)
-        times = np.concatenate(
-            [self.start, self.start[:, -1:] + self.step[:, None] * after], axis=1
-        ).astype(np.int32)
         pad = ((0, 0), (0, length - used))
         real = np.pad(np.ones((users, used), np.int32), pad)
+        slots = np.arange(length, dtype=np.int64)
+        times = self.start[:, None] + self.step[:, None] * slots
         events = Events(
-            items=np.pad(held, pad),
-            timestamps=np.pad(times, pad),
+            items=np.pad(held.astype(np.int32), pad),
+            timestamps=(times * real).astype(np.int32),
             segment_ids=real,
-            positions=np.where(real > 0, np.arange(length, dtype=np.int32), 0),
+            positions=(slots * real).astype(np.int32),
         )
         return events, used - 1
 
@@ -123,7 +129,7 @@ def make_probes(
       The probes of those users whose history is long enough, in their order.
 
     Raises:
-      ConfigError: If none is, or the catalogue is too small for new pairs.
+      ConfigError: If none is, or the catalogue is too small for an item that is new.
     """
     long_enough = ends - np.asarray(dataset.offsets)[users] >= config.context
     if not long_enough.any():
@@ -134,14 +140,14 @@ def make_probes(
     ends = ends[long_enough]
     slots = ends[:, None] - np.arange(config.context, 0, -1)
     context = np.asarray(dataset.items)[slots]
-    start = np.asarray(dataset.timestamps)[slots].astype(np.int64) - dataset.origin
+    times = np.asarray(dataset.timestamps)[slots] - dataset.origin
     members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     longest = config.insertions[-1]
     popular = np.asarray(dataset.items)
     counts = np.bincount(popular, minlength=dataset.num_items + 1).astype(np.float64)
     rows = len(context)
     inserted = {arm: np.empty((rows, longest), np.int64) for arm in ARMS}
-    pairs = np.empty((rows, 2), np.int64)
+    targets = np.empty(rows, np.int64)
     for row, held in enumerate(context):
         pattern = frequent_pattern(held, groups, config.pattern)
         copies = np.resize(pattern, longest)
@@ -152,14 +158,14 @@ def make_probes(
         taken = np.concatenate([held, *(inserted[arm][row] for arm in ARMS)])
         # Drawn as they are in the log: vectors of items that hardly occur recall nothing.
         free = counts * ~np.isin(np.arange(len(counts)), taken)
-        if np.count_nonzero(free) < 2:
+        if not free.any():
             raise ConfigError(
-                f"the catalogue's {dataset.num_items} items leave no pair that a history of "
+                f"the catalogue's {dataset.num_items} items leave none that a history of "
                 f"{config.length} events does not hold: lower the largest of insertions"
             )
-        pairs[row] = rng.choice(len(free), 2, replace=False, p=free / free.sum())
-    step = np.maximum(np.median(np.diff(start, axis=1), axis=1), 1).astype(np.int64)
-    return Probes(context, start, step, pairs[:, 0], pairs[:, 1], inserted)
+        targets[row] = rng.choice(len(free), p=free / free.sum())
+    step = np.maximum(np.median(np.diff(times, axis=1), axis=1), 1).astype(np.int64)
+    return Probes(context, times[:, 0], step, targets, inserted, config.shown)
 
 
 def frequent_pattern(items: np.ndarray, groups: np.ndarray, length: int) -> np.ndarray:
@@ -191,24 +197,21 @@ def summarise(
 
     Args:
       ranks: By arm, [R, U]: ranks of the targets for each r.
-      unseen: [U], ranks where the pair was never shown.
+      unseen: [U], ranks where the event was never shown.
       insertions: The rs.
 
     Returns:
       By arm the median rank, HR@10 and the mean of log2 rank with its standard error, for each r;
-      and "rise", by how many doublings of the rank the largest r is above the smallest, by arm, and
-      "sink", the paired difference of the two rises: what repetition adds to forgetting.
+      and "sink", for each r by how many doublings of the rank repetition pushes the event further
+      down than random events do, paired over users: what repetition adds to forgetting.
     """
-    logs = {arm: np.log2(values) for arm, values in ranks.items()}
-    rises = {arm: values[-1] - values[0] for arm, values in logs.items()}
-    sink = rises["repeated"] - rises["random"]
+    sink = np.log2(ranks["repeated"]) - np.log2(ranks["random"])
     return {
         "insertions": list(insertions),
         "users": len(unseen),
         "arms": {arm: _per_insertion(values) for arm, values in ranks.items()},
         "not_shown": {key: value[0] for key, value in _per_insertion(unseen[None]).items()},
-        "rise": {arm: mean_and_error(values) for arm, values in rises.items()},
-        "sink": mean_and_error(sink),
+        "sink": [mean_and_error(row) for row in sink],
     }
 
 

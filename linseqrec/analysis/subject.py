@@ -55,8 +55,8 @@ class Subject:
         workdir.check_data(folder, run.source.dataset.card)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
-            state = checkpoints.restore(step, run.initial_state())
-        return cls(name, run, state.params, step)
+            params = checkpoints.restore_params(step, run.initial_params)
+        return cls(name, run, params, step)
 
     @property
     def mixers(self) -> list[nnx.Module]:

@@ -16,14 +16,9 @@ from jaxtyping import Array, Float
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import gather_histories
 from linseqrec.data.splits import Targets
-from linseqrec.evaluation import metrics, ranks
+from linseqrec.evaluation import metrics, queries, ranks
 from linseqrec.evaluation.result import EvaluationResult
-from linseqrec.events import Events
 
-# A compilation takes seconds; a small model on two CPU cores reads about this many slots meanwhile.
-SLOTS_WORTH_A_COMPILATION = 250_000
-
-Encode = Callable[[Events], Float[Array, "B T D"]]
 ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -116,7 +111,7 @@ class Evaluator:
                 "before them: nothing can be predicted from; leave them out of the split"
             )
         if padded_lengths is None:
-            padded_lengths = _worthwhile_widths(self.lengths, max_length)
+            padded_lengths = queries.worthwhile_widths(self.lengths, max_length)
         self._widths = np.unique([*padded_lengths])
         if self._widths[0] < 1 or self._widths[-1] != max_length:
             raise ValueError(
@@ -130,7 +125,7 @@ class Evaluator:
         self._item_block, self._item_counts = item_block, item_counts
         self._list_size, self._auc = min(list_size, dataset.num_items), auc
 
-    def run(self, encode: Encode, table: Float[Array, "N1 D"]) -> EvaluationResult:
+    def run(self, encode: queries.Encode, table: Float[Array, "N1 D"]) -> EvaluationResult:
         """Evaluates a model: the hidden vector at each history's last event against the table.
 
         Args:
@@ -149,11 +144,7 @@ class Evaluator:
             )
 
         def query(users: np.ndarray, positions: np.ndarray) -> Array:
-            window = int((positions - self.dataset.offsets[users]).max())
-            width = int(self._widths[np.searchsorted(self._widths, min(window, self._max_length))])
-            events = gather_histories(self.dataset, users, positions, width)
-            last = np.asarray(events.segment_ids).sum(1) - 1
-            return _read(encode(events), last)
+            return queries.read_queries(encode, self.dataset, users, positions, self._widths)
 
         def count(
             users: np.ndarray, positions: np.ndarray, seen: np.ndarray | None
@@ -206,18 +197,11 @@ class Evaluator:
 
         return self._collect(_Scorer(count, blocks, None))
 
-    def _batches(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Row indices [batch_size] and how many of them are real, longest histories first."""
-        order = np.argsort(-self.lengths, kind="stable")
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            yield np.pad(rows, (0, self._batch_size - len(rows)), mode="edge"), len(rows)
-
     def _collect(self, scorer: _Scorer) -> EvaluationResult:
         """Counts batch after batch, and turns the counts into a result."""
         parts: list[tuple[np.ndarray, ranks.Counts]] = []
         waiting: tuple[np.ndarray, int, ranks.Counts] | None = None
-        for rows, real in self._batches():
+        for rows, real in queries.longest_first(self.lengths, self._batch_size):
             # The device works on this batch while the counts of the one before are fetched.
             dispatched = scorer.count(self.users[rows], self.positions[rows], self._seen(rows))
             if waiting is not None:
@@ -244,17 +228,12 @@ class Evaluator:
         """The items before each target [B, S], zero-padded, if any filter asks for them."""
         if "all" not in self.filters:
             return None
-        # In powers of 4, for few compilations.
-        width, longest = 256, int(self.lengths[rows].max())
-        while width < longest:
-            width *= 4
-        events = gather_histories(self.dataset, self.users[rows], self.positions[rows], width)
-        return np.asarray(events.items)
+        return queries.items_before(self.dataset, self.users[rows], self.positions[rows])
 
     def _pooled_auc(self, scorer: _Scorer, counts: ranks.Counts) -> dict[str, float]:
         """The pooled AUC under each filter, from a second pass over all scores."""
         pooled = {name: metrics.PooledAUC(np.asarray(counts.target_score)) for name in self.filters}
-        for rows, real in self._batches():
+        for rows, real in queries.longest_first(self.lengths, self._batch_size):
             seen = self._seen(rows)
             for first, scores in scorer.blocks(self.users[rows], self.positions[rows]):
                 ids = first + np.arange(scores.shape[1])
@@ -312,26 +291,10 @@ class Evaluator:
 
 
 @jax.jit
-def _read(hidden: Array, last: Array) -> Array:
-    """The hidden vector [B, D] at slot `last` [B] of each row."""
-    return hidden[jnp.arange(hidden.shape[0]), last]
-
-
-@jax.jit
 def _score(hidden: Array, items: Array) -> Array:
     """Scores [B, n] in float32."""
     hidden, items = hidden.astype(jnp.float32), items.astype(jnp.float32)
     return jnp.einsum("bd,nd->bn", hidden, items, precision=lax.Precision.HIGHEST)
-
-
-def _worthwhile_widths(lengths: np.ndarray, max_length: int) -> list[int]:
-    """`max_length`, and its half and quarter where they spare enough slots a pass."""
-    widths = [max_length]
-    for part in (2, 4):
-        width = -(-max_length // part)
-        if (lengths <= width).sum() * (widths[-1] - width) >= SLOTS_WORTH_A_COMPILATION:
-            widths.append(width)
-    return widths
 
 
 def _target_seen(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:

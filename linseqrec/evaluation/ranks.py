@@ -17,13 +17,26 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from linseqrec.ops.top_k import (
+    Best,
+    items_a_block,
+    merge_best,
+    no_best,
+    padded_rows,
+    padded_table,
+    score_block,
+)
+
 Ties = Literal["mean", "pessimistic"]
 FilterSeen = Literal["none", "all"]
 
-# The bits of a matmul may depend on its shape. With rows in eights and items in 64s or more they
-# did not on XLA:CPU (0.10.2 and 0.12, widths 16 to 1,000), so every call is padded to these.
-ROW_MULTIPLE = 8
-ITEM_MULTIPLE = 64
+
+def seen_slots(longest: int) -> int:
+    """How wide seen items are padded: 256 or a power of 4 above, for few compilations."""
+    width = 256
+    while width < longest:
+        width *= 4
+    return width
 
 
 class NonFiniteScoreError(ValueError):
@@ -140,11 +153,9 @@ def count_catalogue(
             f"targets {targets.shape}"
         )
     _check_targets(targets, num_slots)
-    if item_block < 1 or item_block % ITEM_MULTIPLE:
-        raise ValueError(f"item_block must be a multiple of {ITEM_MULTIPLE}, got {item_block}")
     if top_k > num_slots - 1:
         raise ValueError(f"top_k is {top_k}, the catalogue has {num_slots - 1} items")
-    block = min(item_block, -(-num_slots // ITEM_MULTIPLE) * ITEM_MULTIPLE)
+    block = items_a_block(num_slots, item_block)
     blocks = np.arange(-(-num_slots // block))
     holding = np.unique(targets // block)
     # Dynamic count, fixed shape: no compilation of its own for every set of holding blocks.
@@ -184,7 +195,6 @@ def catalogue_ranks(
     return counts.ranks("none" if seen is None else "all", ties)
 
 
-Best = tuple[Array, Array]  # scores and ids of the best candidates so far, [B, K]
 Carry = tuple[Counts, Best, Best]
 
 
@@ -203,10 +213,7 @@ def _count_blocks(
 ) -> Counts:
     """One loop over `visits`: the first `num_holding` find the targets' scores, the rest count."""
     num_rows, num_slots = hidden.shape[0], table.shape[0]
-    padding = -num_rows % ROW_MULTIPLE
-    query = jnp.pad(hidden.astype(jnp.float32), ((0, padding), (0, 0)))
-    if num_slots < block:
-        table = jnp.pad(table, ((0, block - num_slots), (0, 0)))
+    query, table = padded_rows(hidden), padded_table(table, block)
     rows = jnp.arange(num_rows)
 
     def find(scores: Array, first: Array, start: Array, counts: Counts) -> Counts:
@@ -238,31 +245,19 @@ def _count_blocks(
             changes["seen_equal"] = counts.seen_equal + (removed & level).sum(1)
         return dataclasses.replace(counts, **changes), removed, candidate
 
-    def merge(best: Best, scores: Array, keep: Array, start: Array) -> Best:
-        # Equal scores keep their order in `top_k`: lower ids stay ahead, and the zeros that `best`
-        # begins with stay ahead of what is masked.
-        best_scores, best_ids = best
-        ids = jnp.broadcast_to(start + jnp.arange(block), scores.shape)
-        merged = jnp.concatenate([best_scores, jnp.where(keep, scores, -jnp.inf)], axis=1)
-        top, chosen = lax.top_k(merged, top_k)
-        merged_ids = jnp.concatenate([best_ids, ids], axis=1)
-        return top, jnp.take_along_axis(merged_ids, chosen, axis=1)
-
     def visit(index: Array, carry: Carry) -> Carry:
         counts, best, best_unseen = carry
         first = visits[index] * block
         start = jnp.minimum(first, table.shape[0] - block)
-        items = lax.dynamic_slice_in_dim(table, start, block).astype(jnp.float32)
-        scores = jnp.einsum("bd,nd->bn", query, items, precision=lax.Precision.HIGHEST)
-        scores = lax.optimization_barrier(scores)[:num_rows]
+        scores = score_block(query, table, start, block)[:num_rows]
 
         def counted(counts: Counts, best: Best, best_unseen: Best) -> Carry:
             counts, removed, candidate = count(scores, first, start, counts)
             if top_k:
-                best = merge(best, scores, candidate, start)
+                best = merge_best(best, scores, candidate, start)
                 unseen = candidate & ~removed
                 best_unseen = (
-                    merge(best_unseen, scores, unseen, start) if seen is not None else best
+                    merge_best(best_unseen, scores, unseen, start) if seen is not None else best
                 )
             return counts, best, best_unseen
 
@@ -275,10 +270,7 @@ def _count_blocks(
     counts = Counts(
         zeros, zeros, zeros, zeros, zeros, zeros.astype(jnp.float32), jnp.ones(num_rows, bool)
     )
-    best = (
-        jnp.full((num_rows, top_k), -jnp.inf, jnp.float32),
-        jnp.zeros((num_rows, top_k), jnp.int32),
-    )
+    best = no_best(num_rows, top_k)
     counts, best, best_unseen = lax.fori_loop(0, num_visits, visit, (counts, best, best))
     if not top_k:
         return counts

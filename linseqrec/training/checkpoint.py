@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
 from linseqrec.models.weights import parameter_path
@@ -223,14 +224,12 @@ class Checkpoints:
         for step in reversed(steps):
             faults = self.faults(step)
             if not faults:
-                fits = self._misfits(step, like)
+                if misfits := self._misfits(step, like, "model and optimizer"):
+                    raise CheckpointError(misfits)
                 try:
-                    if not fits:
-                        return self.restore(step, like), self.progress(step)
+                    return self.restore(step, like), self.progress(step)
                 except Exception as error:  # Orbax's errors have no common class.
                     faults = [_first_line(error)]
-                if fits:
-                    raise CheckpointError(fits)
             told.append(f"checkpoint {step} is damaged: {'; '.join(faults[:3])}")
             print(told[-1], file=sys.stderr, flush=True)
             self._set_aside(step)
@@ -303,25 +302,56 @@ class Checkpoints:
           CheckpointError: If it is damaged, or its arrays are not those of such a state; names
             them.
         """
-        faults = self.faults(step)
-        if faults:
-            raise CheckpointError(
-                f"checkpoint {step} in {self._folder} is damaged: {'; '.join(faults[:3])}"
-            )
-        if misfits := self._misfits(step, like):
-            raise CheckpointError(misfits)
+        self._check(step, like, "model and optimizer")
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         ).state
 
-    def _misfits(self, step: int, like: TrainState) -> str:
-        """What keeps a checkpoint from being such a state; empty if nothing does."""
+    def restore_params(self, step: int, like: nnx.State) -> nnx.State:
+        """The model's parameters saved at `step`, and nothing else of the training state.
+
+        Args:
+          step: One of the steps saved.
+          like: Parameters (arrays or their shapes) of the run's model.
+
+        Raises:
+          CheckpointError: If it is damaged, or the arrays saved are not those of such a model;
+            names them.
+        """
+        part = {"params": like}
+        self._check(step, part, "model")
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, part)
+        arguments = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        folder = self._folder.absolute() / str(step) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(folder, args=arguments)["params"]
+
+    def _check(self, step: int, like: Any, what: str) -> None:
+        """Refuses a checkpoint that is damaged, or does not fit."""
+        faults = self.faults(step)
+        if faults:
+            raise CheckpointError(
+                f"checkpoint {step} in {self._folder} is damaged: {'; '.join(faults[:3])}"
+            )
+        if misfits := self._misfits(step, like, what):
+            raise CheckpointError(misfits)
+
+    def _misfits(self, step: int, like: Any, what: str) -> str:
+        """How a checkpoint's arrays differ from `like`'s, the state or parts of it; or nothing."""
         try:
-            saved = _shapes(self._manager.item_metadata(step).state)
-        except Exception:  # Damaged metadata; Orbax's errors have no common class.
+            metadata = self._manager.item_metadata(step).state
+        except Exception:  # Damaged metadata: not for this to say. Orbax's errors share no class.
             return ""
         wanted = _shapes(like)
+        parts = {name.split("/")[0] for name in wanted}
+        saved = {
+            name: shape for name, shape in _shapes(metadata).items() if name.split("/")[0] in parts
+        }
         misfits = [
             f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
             for name in sorted(saved.keys() | wanted.keys())
@@ -331,8 +361,8 @@ class Checkpoints:
             return ""
         listed = "\n  ".join([*misfits[:10], *(["..."] if misfits[10:] else [])])
         return (
-            f"checkpoint {step} in {self._folder} does not fit this configuration's model and "
-            f"optimizer:\n  {listed}"
+            f"checkpoint {step} in {self._folder} does not fit this configuration's {what}:"
+            f"\n  {listed}"
         )
 
 

@@ -14,6 +14,7 @@ from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.training import throughput, workdir
 from linseqrec.training.checkpoint import Checkpoints, Progress
 from linseqrec.training.preemption import Preempted, Preemption
+from linseqrec.training.profiler import Profiler
 from linseqrec.training.run import Run
 from linseqrec.training.step import TrainState
 
@@ -31,6 +32,7 @@ def train(
     wandb_project: str = "",
     allowed_changes: Collection[str] = (),
     grace: float = 20.0,
+    profile_steps: int = 0,
 ) -> tuple[TrainState, int]:
     """Trains a run to its end in `folder`, or goes on from its latest sound checkpoint there.
 
@@ -46,6 +48,7 @@ def train(
       allowed_changes: Fields of the configuration that may differ from the run's so far.
       grace: Seconds between SIGTERM and the process's end, in which to reach the end of a step and
         save.
+      profile_steps: Steps to trace into `profile/`, after the first few; 0 for none.
 
     Returns:
       The state of the best checkpoint, and its step.
@@ -79,6 +82,7 @@ def train(
         )
         meter = Meter(run, bar, progress.unlogged)
         position, saved_at = progress.iterator, time.monotonic()
+        profiler = stack.enter_context(Profiler(folder / "profile", profile_steps))
 
         def reached() -> Progress:
             return dataclasses.replace(
@@ -113,6 +117,7 @@ def train(
                 state, metrics = run.train_step(state, batch)
                 step, position = step + 1, iterator.get_state()
                 bar.update()
+                profiler.step(metrics)
                 meter.count(metrics)
                 logs = step % experiment.training.log_every == 0
                 if logs or step % run.evaluate_every == 0 or step == run.num_steps:

@@ -143,13 +143,25 @@ def check_data(workdir: Path, card: dict[str, Any]) -> None:
     Raises:
       WorkdirError: If their digests differ.
     """
-    before = json.loads((workdir / "card.json").read_text())["sha256"]
+    before = read_card(workdir)["sha256"]
     arrays = [name for name in before if card["sha256"].get(name) != before[name]]
     if arrays:
         raise WorkdirError(
             f"{workdir} holds a run on other data ({', '.join(arrays)} differ): use the data set "
             "that it was started on, or another --workdir"
         )
+
+
+def read_card(workdir: Path) -> dict[str, Any]:
+    """What is known of the data that a workdir's run was started on.
+
+    Raises:
+      WorkdirError: If there is no card.
+    """
+    path = workdir / "card.json"
+    if not path.exists():
+        raise WorkdirError(f"no card.json in {workdir}: it is not the workdir of a run")
+    return json.loads(path.read_text())
 
 
 def read_experiment(workdir: Path) -> config_lib.Experiment:

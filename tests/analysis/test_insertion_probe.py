@@ -12,7 +12,7 @@ from linseqrec.analysis.insertion_probe import (
 from linseqrec.config import ConfigError
 from linseqrec.data.dataset import Dataset
 
-CONFIG = ProbeConfig(insertions=(0, 3, 8), context=6, pattern=2, noise=0.3)
+CONFIG = ProbeConfig(insertions=(0, 3, 8), context=6, shown=2, pattern=2, noise=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -36,34 +36,31 @@ def probes(dataset, groups):
     return make_probes(dataset, users, ends, groups, CONFIG, np.random.default_rng(1))
 
 
-def test_a_history_is_context_pair_insertions_cue(probes, dataset):
-    assert len(probes.cue) == 20  # the last user's history is too short
+def test_a_history_is_context_with_the_rare_event_and_insertions(probes, dataset):
+    assert len(probes.target) == 20  # the last user's history is too short
     for arm in ("repeated", "random"):
         events, slot = probes.events(arm, 3, CONFIG.length)
-        assert slot == 6 + 2 + 3
-        parts = np.split(events.items, [6, 7, 8, 11, 12], axis=1)
-        np.testing.assert_array_equal(parts[0][4], dataset.items[43:49])
-        np.testing.assert_array_equal(parts[1][:, 0], probes.cue)
-        np.testing.assert_array_equal(parts[2][:, 0], probes.target)
-        np.testing.assert_array_equal(parts[3], probes.inserted[arm][:, :3])
-        np.testing.assert_array_equal(parts[4][:, 0], probes.cue)
-        assert not parts[5].any()
+        assert slot == 6 + 2 + 3 - 1
+        # Three own events, the rare one, one or two own, the rare one again, the others.
+        own = np.delete(events.items, [3, 5], axis=1)
+        np.testing.assert_array_equal(own[4, :6], dataset.items[43:49])
+        np.testing.assert_array_equal(events.items[:, [3, 5]], np.stack([probes.target] * 2, 1))
+        np.testing.assert_array_equal(own[:, 6:9], probes.inserted[arm][:, :3])
+        assert not own[:, 9:].any()
         np.testing.assert_array_equal(events.segment_ids, events.items > 0)
-        times = np.where(events.items > 0, events.timestamps, np.iinfo(np.int32).max)
-        assert (np.diff(times, axis=1) >= 0).all()
+        np.testing.assert_array_equal(events.positions[0], [*range(11), *[0] * 5])
         context = dataset.timestamps[43:49] - dataset.origin
-        np.testing.assert_array_equal(events.timestamps[4, :6], context)
-        assert events.timestamps[4, 8] - events.timestamps[4, 7] == int(np.median(np.diff(context)))
+        steps = np.diff(events.timestamps[4, : slot + 1])
+        assert events.timestamps[4, 0] == context[0]
+        assert (steps == int(np.median(np.diff(context)))).all()
     events, slot = probes.events(None, 0, CONFIG.length)
-    assert slot == 6
-    assert not (events.items == probes.target[:, None]).any()
+    assert slot == 5
+    np.testing.assert_array_equal(events.items[:, :6], probes.context)
 
 
-def test_a_pair_is_new_to_its_history(probes):
+def test_the_rare_item_is_new_to_its_history(probes):
     held = np.concatenate([probes.context, *probes.inserted.values()], axis=1)
-    for pair in (probes.cue, probes.target):
-        assert not (held == pair[:, None]).any()
-    assert (probes.cue != probes.target).all()
+    assert not (held == probes.target[:, None]).any()
 
 
 def test_copies_are_of_the_pattern_or_of_its_groups(probes, groups):
@@ -89,14 +86,16 @@ def test_the_pattern_that_recurs_is_found():
 def test_what_cannot_be_probed_is_refused(dataset, groups):
     users, ends, rng = np.arange(21), dataset.offsets[1:] - 1, np.random.default_rng(0)
     with pytest.raises(ConfigError, match="no user has the 10 events before its target"):
-        make_probes(dataset, users, ends, groups, ProbeConfig(context=10), rng)
-    with pytest.raises(ConfigError, match="60 items leave no pair"):
-        config = ProbeConfig(insertions=(0, 2_000), context=6)
+        make_probes(dataset, users, ends, groups, ProbeConfig(context=10, shown=1), rng)
+    with pytest.raises(ConfigError, match="60 items leave none that"):
+        config = ProbeConfig(insertions=(0, 2_000), context=6, shown=1)
         make_probes(dataset, users, ends, groups, config, rng)
     with pytest.raises(ConfigError, match="insertions must ascend"):
         ProbeConfig(insertions=(4, 0))
     with pytest.raises(ConfigError, match="context 3 must hold a pattern of 4"):
         ProbeConfig(context=3)
+    with pytest.raises(ConfigError, match="shown 5 must be 1 to half of context 8"):
+        ProbeConfig(context=8, shown=5)
 
 
 def test_the_summary_tells_repetition_from_forgetting():
@@ -108,7 +107,5 @@ def test_the_summary_tells_repetition_from_forgetting():
     assert result["arms"]["repeated"]["median_rank"] == [2.0, 16.0]
     assert result["arms"]["repeated"]["HR@10"] == [1.0, pytest.approx(1 / 3)]
     assert result["not_shown"]["median_rank"] == 64.0
-    assert result["rise"]["repeated"]["mean"] == pytest.approx((3 + 4 + 2) / 3)
-    assert result["rise"]["random"]["mean"] == pytest.approx((1 + 1 + 2) / 3)
-    assert result["sink"]["mean"] == pytest.approx((2 + 3 + 0) / 3)
-    assert result["sink"]["standard_error"] == pytest.approx(np.sqrt(7 / 3 / 3))
+    assert [entry["mean"] for entry in result["sink"]] == [0.0, pytest.approx((2 + 3 + 0) / 3)]
+    assert result["sink"][1]["standard_error"] == pytest.approx(np.sqrt(7 / 3 / 3))

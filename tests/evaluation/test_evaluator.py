@@ -9,7 +9,7 @@ import pytest
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Targets, leave_one_out
-from linseqrec.evaluation import evaluator
+from linseqrec.evaluation import queries
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.metrics import rank_metrics
 from linseqrec.evaluation.ranks import NonFiniteScoreError
@@ -122,7 +122,7 @@ def test_short_histories_are_read_in_narrow_batches_where_it_pays(monkeypatch):
         return encode(events)
 
     for worth, expected in ((250_000, {80}), (100, {80, 40, 20}), (500, {80, 40})):
-        monkeypatch.setattr(evaluator, "SLOTS_WORTH_A_COMPILATION", worth)
+        monkeypatch.setattr(queries, "SLOTS_WORTH_A_COMPILATION", worth)
         widths.clear()
         Evaluator(dataset, targets, max_length=80, batch_size=4).run(watch, TABLE)
         assert set(widths) == expected

@@ -4,60 +4,10 @@ One process a program: their flags would meet in one.
 """
 
 import json
-import pathlib
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-SMALL = [
-    "--config=experiments/recgrela_quick.py",
-    "--config.model.width=16",
-    "--config.model.num_layers=1",
-    "--config.data.length=16",
-    "--config.data.batch_size=8",
-    "--config.training.num_epochs=2",
-    "--config.optimizer.warmup_steps=2",
-    "--config.evaluation.filter_seen=none",
-    "--config.evaluation.filter_seen=all",
-]
-
-
-def program(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"launch.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A log of 60 users, prepared by the program."""
-    folder = tmp_path_factory.mktemp("log")
-    rng = np.random.default_rng(0)
-    lines = ["user,item,timestamp"]
-    for user in range(60):
-        items = (rng.integers(30) + np.cumsum(rng.integers(1, 3, 12))) % 30
-        lines += [f"u{user},i{item},{1_000 + 60 * step}" for step, item in enumerate(items)]
-    (folder / "log.csv").write_text("\n".join(lines) + "\n")
-    done = program("prepare", f"--input={folder / 'log.csv'}", f"--output={folder / 'data'}")
-    assert done.returncode == 0, done.stderr
-    return folder / "data"
-
-
-@pytest.fixture(scope="module")
-def trained(prepared, tmp_path_factory):
-    """A run trained by the program, and what it printed."""
-    workdir = tmp_path_factory.mktemp("run")
-    arguments = [*SMALL, f"--config.data.folder={prepared}", f"--workdir={workdir}"]
-    done = program("train", *arguments)
-    assert done.returncode == 0, done.stderr
-    return workdir, arguments, done.stdout
+from tests.launch.programs import SMALL, program
 
 
 def test_a_run_leaves_what_is_promised(trained):
@@ -110,7 +60,12 @@ def test_figures_of_runs_together(trained, tmp_path):
 def test_analyses_of_a_checkpoint(trained, tmp_path):
     workdir, _, _ = trained
     done = program(
-        "analyse", f"--workdir={workdir}", f"--output={tmp_path}", "--context=8", "--insertions=0,2"
+        "analyse",
+        f"--workdir={workdir}",
+        f"--output={tmp_path}",
+        "--context=8",
+        "--shown=2",
+        "--insertions=0,2",
     )
     assert done.returncode == 0, done.stderr
     names = ("state_sink", "insertion_probe", "attention_rank", "buckets")

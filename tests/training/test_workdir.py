@@ -46,3 +46,28 @@ def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
 def test_a_result_names_what_it_depends_on():
     environment = workdir.environment()
     assert environment["packages"]["jax"] and environment["device"].endswith("cpu")
+
+
+def test_an_allowed_change_is_recorded(experiment, tmp_path):
+    card = {"sha256": {"items": "1"}}
+    workdir.claim(tmp_path, experiment, card)
+    longer = experiment.__class__(**{**vars(experiment), "name": "longer"})
+    with pytest.raises(workdir.WorkdirError, match="name in --allow_config_change"):
+        workdir.claim(tmp_path, longer, card)
+    with pytest.raises(workdir.WorkdirError, match="allowed to change, but the same.*data.length"):
+        workdir.claim(tmp_path, longer, card, allowed_changes=["name", "data.length"])
+    workdir.claim(tmp_path, longer, card, allowed_changes=["name"])
+    assert workdir.read_experiment(tmp_path) == longer
+    (change,) = (tmp_path / "config_changes.jsonl").read_text().splitlines()
+    assert "-> 'longer'" in json.loads(change)["name"]
+
+
+def test_another_environment_is_told_and_recorded(experiment, tmp_path, monkeypatch, capsys):
+    card = {"sha256": {"items": "1"}}
+    workdir.claim(tmp_path, experiment, card)
+    workdir.claim(tmp_path, experiment, card)
+    now = workdir.environment() | {"device": "8 x TPU"}
+    monkeypatch.setattr(workdir, "environment", lambda: now)
+    workdir.claim(tmp_path, experiment, card)
+    assert "goes on with another device: 1 x cpu -> 8 x TPU" in capsys.readouterr().err
+    assert len((tmp_path / "environments.jsonl").read_text().splitlines()) == 2

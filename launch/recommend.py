@@ -1,0 +1,106 @@
+"""Recommends to users of a run's data set from their histories, whatever the model is.
+
+    python -m launch.recommend --workdir=runs/quick --all --top_k=20 --output=lists.parquet
+    python -m launch.recommend --workdir=runs/quick --users=17,39 --split=none --output=next.csv
+
+A row is an item of a list: `user` and `item` (the log's own ids), `rank` from 1, `score`, and
+`history_length`, the user's events before the list. With a split also `target`, the item that came
+next, and `target_rank`, its rank in the whole catalogue, of which launch.evaluate's metrics are
+made. A user to whom nothing can be recommended has one row without an item.
+"""
+
+import os
+from pathlib import Path
+from typing import cast
+
+import polars as pl
+from absl import flags
+
+from launch.program import run_program
+from linseqrec.config import ConfigError
+from linseqrec.data.requests import Before, find_users, histories_before, original_ids
+from linseqrec.evaluation.lists import lists_table, recommend_after
+from linseqrec.training import workdir
+from linseqrec.training.checkpoint import Checkpoints
+from linseqrec.training.run import Run
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_USERS = flags.DEFINE_string("users", "", "The log's own ids: ID,ID or @FILE, one a line.")
+_ALL = flags.DEFINE_bool("all", False, "Every user who has such a history.")
+_SPLIT = flags.DEFINE_enum(
+    "split",
+    "test",
+    ["validation", "test", "none"],
+    "Recommend after the events before these targets; `none`: after all events of a user.",
+)
+_TOP_K = flags.DEFINE_integer("top_k", 20, "Items a list.", 1)
+_FILTER_SEEN = flags.DEFINE_bool("filter_seen", False, "Leave out items of the user's history.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Users a batch; unset: as in the run.", 1)
+_OUTPUT = flags.DEFINE_string("output", None, "A .parquet or .csv file.", required=True)
+
+
+def main(_: list[str]) -> None:
+    folder, output = Path(_WORKDIR.value), Path(_OUTPUT.value)
+    if output.suffix not in (".parquet", ".csv"):
+        raise ConfigError(f"--output={output}: it must end in .parquet or .csv")
+    if bool(_USERS.value) == _ALL.value:
+        raise ConfigError("give either --users=ID,ID (or --users=@FILE) or --all")
+    named = [] if _ALL.value else read_ids(_USERS.value)
+    experiment = workdir.read_experiment(folder)
+    run = Run.of(experiment)
+    dataset, before = run.source.dataset, cast(Before, _SPLIT.value)
+    workdir.check_data(folder, dataset.card)
+    if _TOP_K.value > dataset.num_items:
+        raise ConfigError(f"--top_k={_TOP_K.value}: the catalogue has {dataset.num_items} items")
+    user_ids, item_ids = original_ids(dataset)
+    asked = find_users(named, user_ids) if named else None
+    users, ends = histories_before(dataset, run.source.split, before, asked)
+
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        step = checkpoints.resolve(_CHECKPOINT.value)
+        params = checkpoints.restore_params(step, run.initial_params)
+    lists = recommend_after(
+        dataset,
+        users,
+        ends,
+        lambda events: run.encode(params, events),
+        run.item_table(params),
+        top_k=_TOP_K.value,
+        max_length=experiment.data.length,
+        batch_size=_BATCH_SIZE.value or experiment.evaluation.batch_size,
+        filter_seen=_FILTER_SEEN.value,
+        rank_next=before != "none",
+        ties=experiment.evaluation.ties,
+    )
+    write(lists_table(lists, dataset, users, ends, user_ids, item_ids), output)
+    print(f"checkpoint {step}; lists after {len(users)} histories written to {output}")
+
+
+def read_ids(users: str) -> list[str]:
+    """The ids that `--users` names."""
+    if not users.startswith("@"):
+        return users.split(",")
+    try:
+        lines = Path(users[1:]).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"--users={users}: {error.strerror}") from error
+    ids = [line for line in lines if line]
+    if not ids:
+        raise ConfigError(f"--users={users}: the file holds no id")
+    return ids
+
+
+def write(frame: pl.DataFrame, output: Path) -> None:
+    """Writes a table in one move, so that no reader sees half a file."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(f".partial{output.suffix}")
+    if output.suffix == ".parquet":
+        frame.write_parquet(partial)
+    else:
+        frame.write_csv(partial)
+    os.replace(partial, output)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,78 @@
+"""From histories to queries: what a model makes of the events before each of many given ones."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.histories import gather_histories
+from linseqrec.evaluation.ranks import seen_slots
+from linseqrec.events import Events
+
+# A compilation takes seconds; a small model on two CPU cores reads about this many slots meanwhile.
+SLOTS_WORTH_A_COMPILATION = 250_000
+
+Encode = Callable[[Events], Float[Array, "B T D"]]
+
+
+def worthwhile_widths(lengths: Int[np.ndarray, " M"], max_length: int) -> list[int]:
+    """`max_length`, and its half and quarter where they spare enough slots a pass."""
+    widths = [max_length]
+    for part in (2, 4):
+        width = -(-max_length // part)
+        if (lengths <= width).sum() * (widths[-1] - width) >= SLOTS_WORTH_A_COMPILATION:
+            widths.append(width)
+    return sorted(widths)
+
+
+def longest_first(
+    lengths: Int[np.ndarray, " M"], batch_size: int
+) -> Iterator[tuple[Int[np.ndarray, " B"], int]]:
+    """Indices [batch_size] and how many of them are real, longest histories first.
+
+    The last batch is filled up, so that a model compiles once for each width.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield np.pad(rows, (0, batch_size - len(rows)), mode="edge"), len(rows)
+
+
+def read_queries(
+    encode: Encode,
+    dataset: Dataset,
+    users: Int[np.ndarray, " B"],
+    ends: Int[np.ndarray, " B"],
+    widths: Int[np.ndarray, " W"],
+) -> Float[Array, "B D"]:
+    """The hidden vector at the last event before each end.
+
+    Args:
+      encode: The model's compiled function, dropout off.
+      dataset: Where the events are.
+      users: Whose history each is.
+      ends: Absolute event indices; a history ends before it, and holds an event.
+      widths: Of batches, ascending; the smallest that holds all of the histories is taken. The
+        last one is the most events that are read of any.
+    """
+    window = int((ends - dataset.offsets[users]).max())
+    width = int(widths[np.searchsorted(widths, min(window, widths[-1]))])
+    events = gather_histories(dataset, users, ends, width)
+    return _read(encode(events), np.asarray(events.segment_ids).sum(1) - 1)
+
+
+def items_before(
+    dataset: Dataset, users: Int[np.ndarray, " B"], ends: Int[np.ndarray, " B"]
+) -> Int[np.ndarray, "B S"]:
+    """All items of each history before its end, zero-padded."""
+    longest = int((ends - dataset.offsets[users]).max())
+    return np.asarray(gather_histories(dataset, users, ends, seen_slots(longest)).items)
+
+
+@jax.jit
+def _read(hidden: Array, last: Array) -> Array:
+    """The hidden vector [B, D] at slot `last` [B] of each row."""
+    return hidden[jnp.arange(hidden.shape[0]), last]

@@ -1,0 +1,87 @@
+"""Lists after histories, against the definition, and their targets' ranks against the evaluator."""
+
+import numpy as np
+import pytest
+
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.splits import leave_one_out
+from linseqrec.evaluation.evaluator import Evaluator
+from linseqrec.evaluation.lists import Lists, lists_table, recommend_after
+from linseqrec.evaluation.ranks import NonFiniteScoreError
+from tests.evaluation.test_evaluator import ITEMS, TABLE, encode, make_dataset, slow_evaluation
+
+
+@pytest.mark.parametrize("filter_seen", [False, True])
+def test_lists_are_the_first_of_a_sort_and_ranks_the_evaluators(filter_seen):
+    dataset = make_dataset()
+    targets = leave_one_out(dataset).test
+    order = np.random.default_rng(3).permutation(len(targets))
+    users, ends = targets.users[order], targets.positions[order]
+    lists = recommend_after(
+        dataset,
+        users,
+        ends,
+        encode,
+        TABLE,
+        top_k=60,
+        max_length=20,
+        batch_size=8,
+        filter_seen=filter_seen,
+        rank_next=True,
+    )
+    scores, seen = slow_evaluation(dataset, targets, 20)
+    for row, (own, items) in enumerate(zip(scores[order], (seen[i] for i in order), strict=True)):
+        best = np.argsort(-own[1:], kind="stable") + 1
+        best = [item for item in best if not filter_seen or item not in items][:60]
+        padding = [0] * (60 - len(best))
+        np.testing.assert_array_equal(lists.items[row], best + padding)
+        np.testing.assert_array_equal(lists.scores[row, : len(best)], own[best])
+        assert np.isneginf(lists.scores[row, len(best) :]).all()
+    name = "all" if filter_seen else "none"
+    evaluation = Evaluator(dataset, targets, max_length=20, filter_seen=name)
+    ranks = evaluation.run(encode, TABLE).ranks[name]
+    np.testing.assert_array_equal(lists.target_ranks, ranks[order])
+
+
+def test_after_all_events_there_is_no_target():
+    dataset = make_dataset(users=5)
+    users = np.arange(5)
+    settings = {"top_k": 3, "max_length": 30, "batch_size": 2}
+    lists = recommend_after(dataset, users, dataset.offsets[1:], encode, TABLE, **settings)
+    assert lists.target_ranks is None
+    grown = Dataset.from_arrays(
+        np.insert(dataset.items, dataset.offsets[1:], 1),
+        np.insert(dataset.timestamps, dataset.offsets[1:], dataset.timestamps.max()),
+        dataset.offsets + np.arange(6),
+        num_items=ITEMS,
+    )
+    test = leave_one_out(grown).test
+    again = recommend_after(grown, test.users, test.positions, encode, TABLE, **settings)
+    np.testing.assert_array_equal(lists.items, again.items)
+
+
+def test_bad_scores_and_tables_are_refused():
+    dataset = make_dataset(users=5)
+    users, ends = np.arange(5), dataset.offsets[1:]
+    settings = {"top_k": 3, "max_length": 30, "batch_size": 2}
+    broken = TABLE.copy()
+    broken[7] = np.nan
+    with pytest.raises(NonFiniteScoreError, match="for users"):
+        recommend_after(dataset, users, ends, encode, broken, **settings)
+    with pytest.raises(ValueError, match="the item table has 90 rows, want 91"):
+        recommend_after(dataset, users, ends, encode, TABLE[:-1], **settings)
+
+
+def test_a_table_keeps_the_target_of_an_empty_list():
+    dataset = Dataset.from_arrays([1, 2, 2, 1, 2], [0, 1, 2, 0, 1], [0, 3, 5], num_items=2)
+    lists = Lists(
+        items=np.array([[0, 0], [2, 0]], np.int32),
+        scores=np.array([[-np.inf, -np.inf], [0.5, -np.inf]], np.float32),
+        target_ranks=np.array([1.0, 1.5]),
+    )
+    users, ends = np.array([0, 1]), np.array([2, 4])
+    ids = np.array(["ann", "bob"]), np.array(["", "x", "y"])
+    assert lists_table(lists, dataset, users, ends, *ids).rows() == [
+        ("ann", None, None, None, 2, "y", 1.0),
+        ("bob", 1, "y", 0.5, 1, "y", 1.5),
+    ]

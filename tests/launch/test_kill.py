@@ -1,0 +1,109 @@
+"""A run that is killed again and again ends as one that never was, bit for bit (on a CPU)."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from linseqrec.training import workdir
+from linseqrec.training.checkpoint import Checkpoints
+from linseqrec.training.preemption import EXIT_CODE
+from linseqrec.training.run import Run
+from tests.launch.programs import ROOT, program
+
+KILLS = 10
+TINY = [
+    "--config=experiments/sasrec_quick.py",
+    "--config.model.width=8",
+    "--config.model.num_layers=1",
+    "--config.model.heads=1",
+    "--config.data.length=8",
+    "--config.data.batch_size=4",
+    "--config.optimizer.warmup_steps=2",
+    "--config.training.log_every=1",
+    "--config.training.num_epochs=20",
+]
+
+
+def last_step(folder):
+    return max((int(record["step"]) for record in workdir.read_metrics(folder)), default=0)
+
+
+def saving(folder):
+    return any(folder.glob("checkpoints/*tmp*"))
+
+
+def start(arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.train", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def killed(arguments, folder, moment, number):
+    """Starts the program and kills it at a moment; returns False where it ended before."""
+    before = last_step(folder)
+    process = start(arguments)
+    while process.poll() is None and not moment(folder, before):
+        time.sleep(0.001)
+    process.send_signal(number)
+    process.wait()
+    return process.returncode in (-number, EXIT_CODE)
+
+
+def state_of(folder):
+    run = Run.of(workdir.read_experiment(folder))
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        steps = checkpoints.sound_steps()
+        state = checkpoints.restore(steps[-1], run.initial_state())
+        progress = checkpoints.progress(steps[-1])
+    return jax.tree.leaves(state), steps, progress
+
+
+def test_killed_at_any_moment_it_ends_as_the_unbroken_run(prepared, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    # Both use what the first has compiled.
+    base = [*TINY, f"--config.data.folder={prepared}"]
+    assert program("train", *base, f"--workdir={whole}").returncode == 0
+    arguments = [*base, f"--workdir={broken}"]
+    draw = random.Random(0)
+    kills = 0
+    while kills < KILLS:
+        steps = draw.randint(1, 40)
+        moment = [
+            lambda folder, before, steps=steps: last_step(folder) >= before + steps,
+            lambda folder, before: last_step(folder) > before + 1 and saving(folder),
+        ][kills % 2]
+        # One in five by the scheduler's signal, which saves first.
+        number = signal.SIGTERM if kills % 5 == 4 else signal.SIGKILL
+        if not killed(arguments, broken, moment, number):
+            break
+        kills += 1
+    assert program("train", *arguments).returncode == 0
+    assert kills == KILLS, "the run ended before it was killed often enough: make it longer"
+
+    one, other = state_of(whole), state_of(broken)
+    for expected, found in zip(one[0], other[0], strict=True):
+        np.testing.assert_array_equal(expected, found)
+    assert one[1][-1] == other[1][-1]
+    for field in ("iterator", "best_step", "best_metric", "stale", "finished"):
+        assert getattr(one[2], field) == getattr(other[2], field), field
+    assert (whole / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, broken)]
+    assert results[0]["test"] == results[1]["test"]
+
+
+def test_one_workdir_serves_one_process(prepared, tmp_path):
+    arguments = [*TINY, f"--config.data.folder={prepared}", f"--workdir={tmp_path}"]
+    with workdir.lock(tmp_path):
+        done = program("train", *arguments)
+    assert done.returncode == 1
+    assert "is in use by process" in done.stderr

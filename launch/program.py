@@ -77,7 +77,7 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except _FOR_THE_USER as error:
         sys.exit(f"error: {error}")
     except Preempted as preempted:
-        print(f"{preempted}: saved; the same command goes on", file=sys.stderr)
+        print(f"{preempted}; the same command goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
 

@@ -15,6 +15,7 @@ from launch.program import cache_compilations, run_program
 from linseqrec.config import flatten
 from linseqrec.evaluation.table import results_table
 from linseqrec.training.loop import train
+from linseqrec.training.preemption import Preemption
 from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
 
@@ -38,16 +39,19 @@ def main(argv: list[str]) -> None:
         print("\n".join(f"{key} = {value!r}" for key, value in flatten(experiment).items()))
         return
     cache_compilations(workdir / "compilations")
-    run = Run.of(experiment)
-    state, _ = train(
-        run,
-        workdir,
-        wandb_project=_WANDB_PROJECT.value,
-        allowed_changes=_ALLOWED.value,
-        grace=_GRACE.value,
-        profile_steps=_PROFILE.value,
-    )
-    results = write_results(run, state, workdir)
+    with Preemption(_GRACE.value) as preemption:
+        with preemption.interruptible():
+            run = Run.of(experiment)
+        state, _ = train(
+            run,
+            workdir,
+            wandb_project=_WANDB_PROJECT.value,
+            allowed_changes=_ALLOWED.value,
+            grace=_GRACE.value,
+            profile_steps=_PROFILE.value,
+        )
+        with preemption.interruptible():
+            results = write_results(run, state, workdir)
     write_figures([workdir], workdir / "figures")
     print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}\n")
     print(results_table(results["test"]))

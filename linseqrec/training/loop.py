@@ -57,7 +57,7 @@ def train(
       WorkdirError: If the folder holds another configuration's run, or one on other data, or is in
         use.
       CheckpointError: If all checkpoints are damaged, or one could not be saved.
-      NonFiniteError: If a loss or gradient is not finite; the last good state is saved.
+      NonFiniteError: If a loss or gradient is not finite; the last good checkpoint stays.
       Preempted: After SIGTERM; the state is saved, and the same call goes on.
     """
     experiment = run.experiment

@@ -17,12 +17,12 @@ class Preempted(BaseException):
     """The run was asked to end. Not an `Exception`: no library may take it for an error of its own.
 
     Attributes:
-      step: The step that was saved; None before anything was.
+      step: The step that was saved; None where there was nothing to save.
     """
 
     def __init__(self, step: int | None = None):
         self.step = step
-        super().__init__(f"preempted at step {step}")
+        super().__init__("preempted" if step is None else f"preempted: step {step} is saved")
 
 
 class Preemption:

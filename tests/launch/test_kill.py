@@ -9,6 +9,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
@@ -53,7 +54,7 @@ def killed(arguments, folder, moment, number):
     before = last_step(folder)
     process = start(arguments)
     while process.poll() is None and not moment(folder, before):
-        time.sleep(0.001)
+        time.sleep(0.02)
     process.send_signal(number)
     process.wait()
     return process.returncode in (-number, EXIT_CODE)
@@ -68,6 +69,7 @@ def state_of(folder):
     return jax.tree.leaves(state), steps, progress
 
 
+@pytest.mark.timeout(900)
 def test_killed_at_any_moment_it_ends_as_the_unbroken_run(prepared, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     # Both use what the first has compiled.

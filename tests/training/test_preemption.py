@@ -57,12 +57,26 @@ def in_reading(run, monkeypatch, step):
     monkeypatch.setattr(type(run.batches), "__getitem__", reading)
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """An unbroken run of an experiment: its state, best step and records, trained once."""
+    made = []
+
+    def make(run):
+        if not made:
+            folder = tmp_path_factory.mktemp("whole")
+            made.append((*train(run, folder), list(workdir.read_metrics(folder))))
+        return made[0]
+
+    return make
+
+
 @pytest.mark.parametrize("moment", [in_a_step, in_validation, in_reading])
 def test_a_preempted_run_saves_and_ends_as_an_unbroken_one(
-    moment, experiment, make_run, tmp_path, monkeypatch
+    moment, experiment, make_run, unbroken, tmp_path, monkeypatch
 ):
     whole = make_run(experiment)
-    expected, best = train(whole, tmp_path / "whole")
+    expected, best, records = unbroken(whole)
     steps = whole.batches.steps_per_epoch
     # A validation comes at the end of an epoch; the others in the midst of one.
     step = 2 * steps if moment is in_validation else steps + 2
@@ -71,17 +85,15 @@ def test_a_preempted_run_saves_and_ends_as_an_unbroken_one(
     with monkeypatch.context() as patch:
         moment(broken, patch, step)
         with pytest.raises(Preempted) as preempted:
-            train(broken, tmp_path / "broken")
+            train(broken, tmp_path)
     assert 0 < preempted.value.step <= step
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
-    resumed, resumed_best = train(make_run(experiment), tmp_path / "broken")
+    resumed, resumed_best = train(make_run(experiment), tmp_path)
     assert resumed_best == best
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert list(workdir.read_metrics(tmp_path / "broken")) == list(
-        workdir.read_metrics(tmp_path / "whole")
-    )
+    assert list(workdir.read_metrics(tmp_path)) == records
 
 
 def test_what_no_signal_interrupts_ends_in_time_all_the_same():

@@ -5,6 +5,7 @@ blocks (a Parquet file, or a piece of a text file) before its own, plus its plac
 """
 
 import itertools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ def start_session(master: str | None = None, settings: Mapping[str, str] | None 
             "one and set JAVA_HOME."
         ) from error
     session.sparkContext.setLogLevel("ERROR")
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     return session
 
 

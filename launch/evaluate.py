@@ -1,34 +1,88 @@
-"""Evaluates a checkpoint of a run: reproduces the metrics that the run reported.
+"""Evaluates checkpoints of runs: reproduces the metrics that the runs reported.
 
     python -m launch.evaluate --workdir=runs/quick --split=test --checkpoint=best
+    python -m launch.evaluate --workdir=runs/a --workdir=runs/b --checkpoint=best,latest,1200 \
+        --split=validation,test
 
-Writes `evaluations/SPLIT-STEP.json` and the per-target ranks beside it, in the workdir.
+Each is a row of one table; runs on other data, another split or filter have a table of their own.
+Writes each one's `evaluations/SPLIT-STEP.json` and the per-target ranks beside it, in its workdir.
 """
 
 import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from absl import flags
 
 from launch.program import run_program
+from linseqrec.analysis import analyses
 from linseqrec.evaluation.ranks import FilterSeen
+from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.evaluation.table import results_table
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
-from linseqrec.training.results import references
+from linseqrec.training.results import data_title, references
 from linseqrec.training.run import Run, SplitName
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "Which targets are predicted.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
+_SPLITS = ("validation", "test")
+_WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
+_SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets are predicted.")
+_CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
 _FILTER_SEEN = flags.DEFINE_list("filter_seen", [], "none, all or both; unset: as in the run.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Users a batch; unset: as in the run.", 1)
 _FLOORS = flags.DEFINE_bool("floors", True, "Whether floors (and a world's oracle) are shown too.")
+flags.register_validator(
+    "split",
+    lambda names: len(names) > 0 and set(names) <= set(_SPLITS),
+    message=f"choose among {', '.join(_SPLITS)}",
+)
+flags.register_validator("checkpoint", bool, message="name at least one checkpoint")
+
+
+@dataclasses.dataclass
+class _Table:
+    """Evaluations that may stand beside each other.
+
+    Attributes:
+      title: What the data, the split and the filter are.
+      floors: What frames them, by name.
+      rows: The runs' own, by label.
+      written: What was written, a line each.
+    """
+
+    title: str
+    floors: dict[str, Any]
+    rows: dict[str, Any] = dataclasses.field(default_factory=dict)
+    written: list[str] = dataclasses.field(default_factory=list)
 
 
 def main(_: list[str]) -> None:
-    folder, split = Path(_WORKDIR.value), cast(SplitName, _SPLIT.value)
+    folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
+    tables: dict[str, _Table] = {}
+    for folder, name in zip(folders, analyses.names(folders), strict=True):
+        run = _run(folder)
+        evaluated = list(_evaluate(run, folder))
+        several = len({step for step, _, _ in evaluated}) > 1
+        for step, split, result in evaluated:
+            key = _comparable(run, result)
+            if key not in tables:
+                tables[key] = _Table(_title(run, result), _floors(run, split))
+            table, stem = tables[key], folder / "evaluations" / f"{split}-{step}"
+            table.rows[f"{name}, step {step}" if several else name] = result.summary()
+            result.save(stem.with_suffix(".npz"))
+            own = {run.experiment.name: result.summary()}
+            workdir.write_json(stem.with_suffix(".json"), {"step": step} | own | table.floors)
+            table.written.append(f"checkpoint {step}; written to {stem}.json and .npz")
+    for table in tables.values():
+        if len(tables) > 1:
+            print(f"{table.title}\n")
+        print(results_table(table.rows | table.floors))
+        print("\n".join(table.written), end="\n\n" if len(tables) > 1 else "\n")
+
+
+def _run(folder: Path) -> Run:
     experiment = workdir.read_experiment(folder)
     evaluation = dataclasses.replace(
         experiment.evaluation,
@@ -38,20 +92,35 @@ def main(_: list[str]) -> None:
     )
     run = Run.of(dataclasses.replace(experiment, evaluation=evaluation))
     workdir.check_data(folder, run.source.dataset.card)
+    return run
 
+
+def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, EvaluationResult]]:
+    """Each checkpoint and split asked for, once: "best" and "latest" may be one step."""
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        step = checkpoints.resolve(_CHECKPOINT.value)
-        state = checkpoints.restore(step, run.initial_state())
-    result = run.evaluate(state.params, split)
-    rows = {experiment.name: result.summary()}
-    if _FLOORS.value:
-        rows |= {name: floor.summary() for name, floor in references(run, split).items()}
-    print(results_table(rows))
+        for step in dict.fromkeys(map(checkpoints.resolve, _CHECKPOINTS.value)):
+            state = checkpoints.restore(step, run.initial_state())
+            for split in dict.fromkeys(cast(list[SplitName], _SPLIT.value)):
+                yield step, split, run.evaluate(state.params, split)
 
-    name = f"{split}-{step}"
-    result.save(folder / "evaluations" / f"{name}.npz")
-    workdir.write_json(folder / "evaluations" / f"{name}.json", {"step": step} | rows)
-    print(f"checkpoint {step}; written to {folder / 'evaluations' / name}.json and .npz")
+
+def _comparable(run: Run, result: EvaluationResult) -> str:
+    """Equal for evaluations that may stand in one table: data, targets and protocol."""
+    protocol = {key: value for key, value in result.protocol.items() if key != "max_length"}
+    arrays = run.source.dataset.card["sha256"]
+    return json.dumps([arrays, run.source.split.description, protocol], sort_keys=True)
+
+
+def _title(run: Run, result: EvaluationResult) -> str:
+    return f"{data_title(run)}; {result.protocol['split']} targets; filter_seen=" + ",".join(
+        result.protocol["filter_seen"]
+    )
+
+
+def _floors(run: Run, split: SplitName) -> dict[str, Any]:
+    if not _FLOORS.value:
+        return {}
+    return {name: floor.summary() for name, floor in references(run, split).items()}
 
 
 if __name__ == "__main__":

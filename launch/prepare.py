@@ -1,9 +1,14 @@
 """Prepares a raw log: `python -m launch.prepare --input=ratings.csv --output=data/ml`.
 
-The log may be any dialect of `linseqrec.data.readers.FORMATS`, plain or gzip. Prints the card.
+The log may be any dialect of `linseqrec.data.readers.FORMATS`, plain or gzip, or a folder of
+Parquet files. Prints the card. Where a log outgrows one machine, Spark does the same:
+
+    python -m launch.prepare --engine=spark --spark_master=spark://HOST:7077 \
+        --spark_conf=spark.executor.memory=16g --input=/shared/log --output=data/log
 """
 
 import sys
+from typing import Any
 
 from absl import app, flags
 
@@ -11,10 +16,10 @@ from linseqrec.data import filters
 from linseqrec.data.card import format_card
 from linseqrec.data.dataset import DatasetError
 from linseqrec.data.prepare import prepare
-from linseqrec.data.readers import FORMATS, LogError
+from linseqrec.data.readers import FORMATS, LogError, spark
 from linseqrec.data.readers.formats import TIME_UNITS
 
-_INPUT = flags.DEFINE_string("input", None, "The log file, plain or gzip.", required=True)
+_INPUT = flags.DEFINE_string("input", None, "The log file, or a folder of Parquet.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The dataset folder to write.", required=True)
 _FORMAT = flags.DEFINE_enum(
     "format", None, list(FORMATS), "The dialect; told from the file if unset."
@@ -37,6 +42,11 @@ _ITEM_CORE = flags.DEFINE_integer("item_core", 1, "Least events of an item (iter
 _DUPLICATES = flags.DEFINE_enum(
     "duplicates", "keep", list(filters.DUPLICATES), "Events equal in user, item and time."
 )
+_ENGINE = flags.DEFINE_enum("engine", "polars", ["polars", "spark"], "What prepares it.")
+_SPARK_MASTER = flags.DEFINE_string(
+    "spark_master", None, "local[8], spark://HOST:7077, yarn, ...; unset: as Spark is configured."
+)
+_SPARK_CONF = flags.DEFINE_multi_string("spark_conf", [], "NAME=VALUE, a setting of Spark's own.")
 
 
 def _columns() -> dict[str, str | int]:
@@ -56,6 +66,17 @@ def _time_range() -> tuple[float, float] | None:
     return first, end
 
 
+def _session() -> Any:
+    if _ENGINE.value == "polars":
+        if _SPARK_MASTER.value or _SPARK_CONF.value:
+            raise app.UsageError("--spark_master and --spark_conf are for --engine=spark.")
+        return None
+    pairs = [entry.partition("=") for entry in _SPARK_CONF.value]
+    if not all(name and separator for name, separator, _ in pairs):
+        raise app.UsageError("--spark_conf takes NAME=VALUE: spark.executor.memory=16g")
+    return spark.start_session(_SPARK_MASTER.value, {name: value for name, _, value in pairs})
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}.")
@@ -71,8 +92,9 @@ def main(argv: list[str]) -> None:
             duplicates=_DUPLICATES.value,
             user_core=_USER_CORE.value,
             item_core=_ITEM_CORE.value,
+            spark=_session(),
         )
-    except (LogError, DatasetError, ValueError) as error:
+    except (LogError, DatasetError, ValueError, spark.SparkUnavailable) as error:
         sys.exit(f"prepare: {error}")
     print(format_card(dataset.card))
     print(f"written to {_OUTPUT.value}")

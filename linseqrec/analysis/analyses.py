@@ -184,10 +184,16 @@ def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """What to call runs: their experiments' names, and where those coincide the folders'."""
+    """What to call runs: their experiments' names; where those coincide the folders' names too.
+
+    Where these coincide as well, the folders' paths stand in their place.
+    """
     own = [workdir.read_experiment(folder).name for folder in folders]
+    last = [folder.name for folder in folders]
     return [
-        name if own.count(name) == 1 else f"{name} ({folder.name})"
+        name
+        if own.count(name) == 1
+        else f"{name} ({folder.name if last.count(folder.name) == 1 else folder})"
         for name, folder in zip(own, folders, strict=True)
     ]
 

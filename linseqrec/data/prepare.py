@@ -27,6 +27,7 @@ def prepare(
     duplicates: str = "keep",
     user_core: int = 1,
     item_core: int = 1,
+    spark: Any = None,
 ) -> Dataset:
     """Prepares a log.
 
@@ -36,8 +37,9 @@ def prepare(
     but by these arguments, and the card counts users, items and events around each.
 
     Args:
-      log: A log file, plain or gzip, in a dialect of `readers.FORMATS`; or a pandas, Polars,
-        PyArrow or DuckDB frame, or any other that narwhals knows (see `readers.read_frame`).
+      log: A log file, plain or gzip, in a dialect of `readers.FORMATS`, or a folder of Parquet
+        files; or a pandas, Polars, PyArrow, DuckDB or Spark frame, or any other that narwhals knows
+        (see `readers.read_frame`).
       folder: The dataset folder to write; must not exist yet.
       format: The file's dialect; told from the file where None.
       columns: Role (user, item, timestamp, rating, fold) to column name, or to position from 0
@@ -50,6 +52,9 @@ def prepare(
         the order of the log, or "error" to refuse them.
       user_core: Least events of a user, iterated with `item_core` to the fixed point; 1 keeps all.
       item_core: Least events of an item.
+      spark: A Spark session (`readers.spark.start_session`) that reads the file, where Polars
+        would; a Spark frame brings its own. Everything but the numbered events stays with Spark's
+        workers, and the data set is the same to the last byte.
 
     Returns:
       The data set as opened from `folder`.
@@ -63,9 +68,11 @@ def prepare(
     _check_arguments(choices)
     check_free(folder)
     if isinstance(log, str | Path):
-        read = read_file(log, format=format, columns=columns, time_unit=time_unit)
+        read = read_file(log, format=format, columns=columns, time_unit=time_unit, session=spark)
     elif format is not None:
         raise ValueError("format names the dialect of a file; a frame has none.")
+    elif spark is not None:
+        raise ValueError("spark reads files; a frame is read by what it is of.")
     else:
         read = read_frame(log, columns=columns, time_unit=time_unit)
     try:

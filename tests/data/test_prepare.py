@@ -495,6 +495,7 @@ def test_bad_arguments_are_refused(tmp_path):
         ({"user_core": 0}, "at least 1"),
         ({"time_range": (5, 5)}, "the first must be less"),
         ({"format": "csv"}, "a frame has none"),
+        ({"spark": object()}, "spark reads files"),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(rows, tmp_path / "set", **arguments)

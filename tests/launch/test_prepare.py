@@ -80,6 +80,8 @@ def test_columns_by_position(tmp_path):
         (["--columns=user=who,rating=price,item=what,timestamp=when"], "no column 'price' for the"),
         (["--columns=user=who,item=what,timestamp=part"], "line 2: the time is missing or no num"),
         (["surplus"], "unknown arguments"),
+        (["--spark_master=local[2]"], "are for --engine=spark"),
+        (["--engine=spark", "--spark_conf=spark.ui.enabled"], "takes NAME=VALUE"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_words(log, tmp_path, arguments, message):

@@ -4,17 +4,16 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import narwhals as nw
 import polars as pl
 
-from linseqrec.data.readers import detection, source
+from linseqrec.data.readers import detection, source, spark
 from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.formats import Format
 from linseqrec.data.readers.frames import read_frame
 from linseqrec.data.readers.log import REQUIRED, Log, check_arguments, find_columns
-
-_ROW = "number of the row"  # no column's name
 
 
 def read_file(
@@ -23,15 +22,17 @@ def read_file(
     format: str | None = None,
     columns: Mapping[str, str | int] | None = None,
     time_unit: str | None = None,
+    session: Any = None,
 ) -> Log:
     """Reads a log file, plain or gzip.
 
     Args:
-      path: The file.
+      path: The file, or a folder of Parquet files, whose rows follow in the order of their names.
       format: A key of `FORMATS`; told from the file where None.
       columns: Role (user, item, timestamp, rating, fold) to column name, or to position from 0
         for a file without header; overrides the dialect's own.
       time_unit: A key of `TIME_UNITS`; overrides the dialect's own.
+      session: A Spark session to read by instead of Polars (Parquet and delimited text only).
 
     Returns:
       The log; its values are read when its frame is collected.
@@ -44,26 +45,48 @@ def read_file(
     check_arguments(str(path), columns, time_unit)
     if "row" in columns:
         raise LogError(str(path), "a file has its own order: the role row is for frames.")
-    head = source.read_head(path)
+    files = source.parquet_files(path)
+    head = source.read_head(files[0] if files else path)
     headerless = any(isinstance(column, int) for column in columns.values())
     chosen = detection.choose_format(head, format, bool(columns), headerless)
     unit = time_unit or chosen.time_unit
+    if session is not None:
+        spark.check_readable(path, chosen, packed=source.is_gzip(head.path))
     if chosen.kind == "parquet":
-        digest = source.check_shape(path, chosen, 0).sha256
-        try:
-            log = read_frame(
-                pl.scan_parquet(path), columns=columns, time_unit=time_unit, where=str(path)
-            )
-        except nw.exceptions.NarwhalsError as error:
-            raise LogError(str(path), f"cannot be read: {error}") from None
-        return dataclasses.replace(log, format=chosen.name, sha256=digest)
+        return _read_parquet(path, files or [path], columns, time_unit, session)
     if chosen.kind == "json":
         return _read_json(head, chosen, columns, unit)
-    return _read_text(head, chosen, columns, unit)
+    return _read_text(head, chosen, columns, unit, session)
+
+
+def _read_parquet(
+    path: Path,
+    files: list[Path],
+    columns: dict[str, str | int],
+    time_unit: str | None,
+    session: Any,
+) -> Log:
+    digest = source.sha256_of_files(files)
+    damaged: tuple[type[Exception], ...] = (nw.exceptions.NarwhalsError, *spark.errors())
+    try:
+        if session is None:
+            frame = pl.scan_parquet(files, glob=False)
+        else:
+            frame = spark.scan_parquet(session, files)
+            columns = {**columns, "row": spark.ROW}
+        log = read_frame(frame, columns=columns, time_unit=time_unit, where=str(path))
+    except damaged as error:
+        raise LogError(str(path), f"cannot be read: {str(error).splitlines()[0]}") from None
+    named = {role: name for role, name in log.columns.items() if role != "row"}
+    return dataclasses.replace(log, format="parquet", columns=named, sha256=digest)
 
 
 def _read_text(
-    head: source.Head, chosen: Format, columns: dict[str, str | int], unit: str | None
+    head: source.Head,
+    chosen: Format,
+    columns: dict[str, str | int],
+    unit: str | None,
+    session: Any,
 ) -> Log:
     where = str(head.path)
     first = detection.split_fields(head.lines[0], chosen)
@@ -82,12 +105,20 @@ def _read_text(
     shape = source.check_shape(head.path, chosen, num_fields)
     if unit is None and "timestamp" in positions:
         unit = _told_iso(head, chosen, positions["timestamp"])
-    frame = _scan_text(head.path, chosen, num_fields, quotes=shape.quotes)
-    # Polars separates by one byte: between the two of "::" it sees an empty field.
-    step = len(chosen.separator)
-    taken = {role: str(step * position) for role, position in positions.items()}
+    if session is None:
+        scanned = _scan_text(head.path, chosen, num_fields, quotes=shape.quotes)
+        # Polars separates by one byte: between the two of "::" it sees an empty field.
+        step = len(chosen.separator)
+        taken = {role: str(step * position) for role, position in positions.items()}
+        frame = nw.from_native(_typed(scanned, taken, unit))
+    else:
+        if shape.quotes:  # which Polars refuses by itself, and Spark reads somehow
+            source.check_quotes(head.path, chosen.separator)
+        frame = spark.scan_text(
+            session, head.path, chosen, num_fields, positions, unit, quotes=shape.quotes
+        )
     return Log(
-        nw.from_native(_typed(frame, taken, unit)),
+        frame,
         where,
         chosen.name,
         found,
@@ -135,7 +166,7 @@ def _scan_text(path: Path, chosen: Format, num_fields: int, *, quotes: bool) -> 
         skip_lines=int(chosen.header),
         schema={str(position): pl.String for position in range(step * (num_fields - 1) + 1)},
         quote_char='"' if quotes else None,
-        row_index_name=_ROW,
+        row_index_name=spark.ROW,
         glob=False,
     )
 
@@ -153,7 +184,7 @@ def _typed(frame: pl.LazyFrame, names: dict[str, str], unit: str | None) -> pl.L
     if "rating" in taken:
         taken["rating"] = taken["rating"].cast(pl.Float64, strict=False)
     return frame.select(
-        pl.col(_ROW).cast(pl.Int64).alias("row"),
+        pl.col(spark.ROW).cast(pl.Int64).alias("row"),
         *(value.alias(role) for role, value in taken.items()),
     )
 
@@ -177,7 +208,7 @@ def _read_json(
     if unit == "iso":
         numbers.discard(names["timestamp"])
     schema = {name: pl.Float64 if name in numbers else pl.String for name in names.values()}
-    frame = pl.scan_ndjson(head.path, schema=schema, row_index_name=_ROW)
+    frame = pl.scan_ndjson(head.path, schema=schema, row_index_name=spark.ROW)
     return Log(
         nw.from_native(_typed(frame, names, unit)),
         where,

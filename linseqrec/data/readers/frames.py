@@ -5,6 +5,7 @@ from typing import Any
 
 import narwhals as nw
 
+from linseqrec.data.readers import spark
 from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.log import Log, check_arguments, find_columns
 
@@ -53,9 +54,13 @@ def read_frame(
     if "timestamp" in taken:
         dtype = schema[str(found["timestamp"])]
         if isinstance(dtype, nw.Date | nw.Datetime):
-            if isinstance(dtype, nw.Date):
-                taken["timestamp"] = taken["timestamp"].cast(nw.Datetime("us"))
-            taken["timestamp"] = taken["timestamp"].dt.timestamp("us")
+            if native.implementation.is_pyspark():  # for which narwhals has no dt.timestamp
+                name = str(found["timestamp"])
+                native = nw.from_native(spark.datetimes_to_microseconds(nw.to_native(native), name))
+            else:
+                if isinstance(dtype, nw.Date):
+                    taken["timestamp"] = taken["timestamp"].cast(nw.Datetime("us"))
+                taken["timestamp"] = taken["timestamp"].dt.timestamp("us")
             time_unit = "iso"
         elif not dtype.is_numeric():
             raise LogError(

@@ -47,17 +47,39 @@ class Head:
     lines: list[str]
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a plain or gzip file for reading what it holds; gzip is known by its first bytes."""
+def is_gzip(path: Path) -> bool:
+    """Whether a file is gzip, by its first bytes."""
     with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return cast(IO[bytes], gzip.open(path, "rb")) if packed else open(path, "rb")
+        return file.read(2) == b"\x1f\x8b"
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Opens a plain or gzip file for reading what it holds."""
+    return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip(path) else open(path, "rb")
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files of a folder in the order of their names; none where it is no folder."""
+    return sorted(path.glob("*.parquet")) if path.is_dir() else []
+
+
+def sha256_of_files(paths: list[Path]) -> str:
+    """The digest of one file; of several, that of their digests and names, a line each."""
+    digests = []
+    for path in paths:
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(paths) == 1:
+        return digests[0]
+    lines = (f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_head(path: Path) -> Head:
     """Reads a log's beginning, refusing what cannot be a log (`LogError`)."""
     if not path.is_file():
-        raise LogError(str(path), "no such file." if not path.exists() else "is no file.")
+        found = "is neither a file nor a folder of Parquet files." if path.exists() else None
+        raise LogError(str(path), found or "no such file.")
     if path.stat().st_size == 0:
         raise LogError(str(path), "the file is empty.")
     try:
@@ -107,7 +129,7 @@ def check_shape(path: Path, log_format: Format, num_fields: int) -> Shape:
 
     Args:
       path: The log, plain or gzip.
-      log_format: Its dialect.
+      log_format: Its dialect, text or JSON.
       num_fields: How many fields each line must have (text formats).
 
     Returns:
@@ -116,10 +138,7 @@ def check_shape(path: Path, log_format: Format, num_fields: int) -> Shape:
     Raises:
       LogError: With the first line that is wrong.
     """
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if log_format.kind == "parquet":
-        return Shape(sha256, quotes=False)
+    sha256 = sha256_of_files([path])
     text = log_format.kind == "text"
     separators = num_fields - 1 if text else None
     quotes, line = False, 1

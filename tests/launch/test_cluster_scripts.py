@@ -1,0 +1,144 @@
+"""The scripts that start a run on many hosts, with stand-ins for the clusters' programs."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from linseqrec.training.preemption import EXIT_CODE
+from tests.launch.programs import ROOT
+
+SCRIPTS = sorted(ROOT.glob("launch/slurm/*.sh")) + sorted(ROOT.glob("launch/tpu/*.sh"))
+# Runs the command once a node, as its tasks would be.
+SRUN = """
+echo "srun $*" >> "$CALLS"
+while [[ $1 == --* ]]; do shift; done
+for SLURM_PROCID in 0 1; do export SLURM_PROCID; "$@" || code=$?; done
+exit "${code:-0}"
+"""
+SCONTROL = 'echo "scontrol $*" >> "$CALLS"'
+# A host's shell, on each of two hosts.
+GCLOUD = """
+echo "gcloud ${*%%--command*}" >> "$CALLS"
+for last; do true; done
+cd "$HOST"
+for SLURM_PROCID in 0 1; do export SLURM_PROCID; bash -c "${last#--command=}"; done
+"""
+PYTHON = """
+echo "task $SLURM_PROCID gpus ${JAX_LOCAL_DEVICE_IDS:-}" >> "$CALLS"
+printf '<%s>' "$@" >> "$CALLS"; echo >> "$CALLS"
+[[ -z ${SIGNAL_SHELL:-} || $SLURM_PROCID == 1 ]] || kill -TERM "$SCRIPT"
+exit "${CODE:-0}"
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a script among stand-ins; returns its exit code and the calls in order."""
+    host_python = tmp_path / "host" / "linseqrec" / ".venv" / "bin" / "python"
+    host_python.parent.mkdir(parents=True)
+    programs = {"srun": SRUN, "scontrol": SCONTROL, "gcloud": GCLOUD, "python": PYTHON}
+    for path, body in [
+        *((tmp_path / name, body) for name, body in programs.items()),
+        (host_python, PYTHON),
+    ]:
+        path.write_text(f"#!/bin/bash\n{body}")
+        path.chmod(0o755)
+
+    def run(script, *arguments, **variables):
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "CALLS": str(calls),
+            "HOST": str(tmp_path / "host"),
+            "PYTHON": str(tmp_path / "python"),
+            **variables,
+        }
+        # The shell's own id, for a task to signal it.
+        done = subprocess.run(
+            ["bash", "-c", 'export SCRIPT=$$; exec bash "$@"', "-", ROOT / script, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, calls.read_text().splitlines(), done.stderr
+
+    return run
+
+
+JOB = {"SLURM_JOB_ID": "17", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "16"}
+ARGUMENTS = ["--config=experiments/a.py", "--workdir=/shared/a run", "--config.data.length=$5"]
+COMMAND = "<-m><launch.train><--distributed=auto><--grace={}>" + "".join(
+    f"<{argument}>" for argument in ARGUMENTS
+)
+
+
+def test_each_node_runs_one_task_with_all_its_gpus(start):
+    code, calls, errors = start("launch/slurm/train.sh", *ARGUMENTS, **JOB)
+    assert code == 0, errors
+    assert calls[0].startswith("srun --ntasks-per-node=1 --cpus-per-task=16 --wait=300 ")
+    command = COMMAND.format(90)
+    assert calls[1:] == ["task 0 gpus 0,1,2,3", command, "task 1 gpus 0,1,2,3", command]
+
+
+@pytest.mark.parametrize(
+    ("variables", "queued_again"),
+    [
+        ({"CODE": str(EXIT_CODE)}, True),
+        ({"CODE": str(EXIT_CODE), "SIGNAL_SHELL": "1"}, True),
+        ({"CODE": str(EXIT_CODE), "SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"}, False),
+        ({"CODE": "1"}, False),
+        ({"CODE": "0", "SIGNAL_SHELL": "1"}, False),
+    ],
+)
+def test_a_preempted_job_and_no_other_is_queued_again(start, variables, queued_again):
+    code, calls, _ = start("launch/slurm/train.sh", **JOB, **variables)
+    assert code == int(variables["CODE"])
+    assert [call for call in calls if call.startswith("task")] == [
+        "task 0 gpus 0,1,2,3",
+        "task 1 gpus 0,1,2,3",
+    ]
+    assert (calls[-1] == "scontrol requeue 17") == queued_again
+    assert sum(call.startswith("scontrol") for call in calls) == queued_again
+
+
+def test_the_job_is_told_to_end_before_its_grace_runs_out():
+    text = (ROOT / "launch/slurm/train.sh").read_text()
+    (lead,) = re.findall(r"^#SBATCH --signal=TERM@(\d+)$", text, re.MULTILINE)
+    (grace,) = re.findall(r"^GRACE=(\d+)$", text, re.MULTILINE)
+    assert int(grace) < int(lead)
+    assert "#SBATCH --requeue\n" in text
+    # SLURM reads its options up to the first command only.
+    assert text.rindex("#SBATCH") < text.index("\nset -u")
+
+
+def test_every_host_of_a_pod_runs_the_command(start):
+    code, calls, errors = start("launch/tpu/train.sh", *ARGUMENTS, TPU="pod", ZONE="here")
+    assert code == 0, errors
+    command = COMMAND.format(20)
+    assert calls == [
+        "gcloud compute tpus tpu-vm ssh pod --zone=here --worker=all ",
+        "task 0 gpus ",
+        command,
+        "task 1 gpus ",
+        command,
+    ]
+
+
+def test_what_must_be_set_is_said(start):
+    code, calls, errors = start("launch/tpu/train.sh", TPU="pod", ZONE="")
+    assert code != 0 and "set ZONE to its zone" in errors and not calls
+    code, calls, errors = start("launch/slurm/train.sh", SLURM_JOB_ID="")
+    assert code == 1 and "start it by sbatch" in errors and not calls
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_scripts_are_sound(script):
+    checkers = [["bash", "-n"], *([["shellcheck"]] if shutil.which("shellcheck") else [])]
+    for checker in checkers:
+        done = subprocess.run([*checker, script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,83 @@
+"""`python -m launch.evaluate` on several runs and checkpoints; on one: `test_train.py`."""
+
+import json
+import shutil
+
+from tests.launch.programs import program
+
+
+def tables(printed):
+    """Each table's rows by filter: (title, {"filtered" or "not filtered": {label: [metrics]}})."""
+    found = []
+    for line in printed.splitlines():
+        if "filter_seen=" in line:
+            found.append((line, {}))
+        elif ", all 30 items ranked" in line:
+            rows = found[-1][1].setdefault(line.partition("seen items ")[2].split(",")[0], {})
+        elif line.startswith("| ") and not line.startswith("| system"):
+            label, *values = [cell.strip() for cell in line.strip("|").split("|")]
+            assert label not in rows, "a row stands twice"
+            rows[label] = values
+    return found
+
+
+def test_runs_on_one_protocol_share_a_table_and_others_have_their_own(trained, tmp_path):
+    steps = sorted(
+        int(path.name) for path in (trained[0] / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert len(steps) == 2
+    folders = {name: tmp_path / name / "run" for name in ("first", "second", "unfiltered")}
+    for folder in folders.values():
+        shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
+    path = folders["unfiltered"] / "config.json"
+    config = json.loads(path.read_text())
+    config["evaluation"]["filter_seen"] = ["none"]
+    path.write_text(json.dumps(config))
+
+    done = program(
+        "evaluate",
+        *(f"--workdir={folder}" for folder in folders.values()),
+        f"--checkpoint=latest,{steps[0]},{steps[1]}",
+        "--split=validation,test",
+    )
+    assert done.returncode == 0, done.stderr
+    printed = tables(done.stdout)
+    titles = [title.partition("; split leave_one_out; ")[2] for title, _ in printed]
+    assert titles == [
+        "validation targets; filter_seen=none,all",
+        "test targets; filter_seen=none,all",
+        "validation targets; filter_seen=none",
+        "test targets; filter_seen=none",
+    ]
+    for (_, filters), split, members in zip(
+        printed,
+        ["validation", "test"] * 2,
+        [["first", "second"]] * 2 + [["unfiltered"]] * 2,
+        strict=True,
+    ):
+        assert set(filters) == (
+            {"not filtered"} if members == ["unfiltered"] else {"not filtered", "filtered"}
+        )
+        expected = {}
+        for name in members:
+            for step in steps:
+                evaluations = folders[name] / "evaluations"
+                assert (evaluations / f"{split}-{step}.npz").exists()
+                written = json.loads((evaluations / f"{split}-{step}.json").read_text())
+                assert written.pop("step") == step
+                own = written.pop("RecGRELA")
+                expected[f"RecGRELA ({folders[name]}), step {step}"] = own
+                expected |= written
+        assert {"Popularity", "Markov", "Decayed Markov"} <= set(expected)
+        for kind, rows in filters.items():
+            which = "none" if kind == "not filtered" else "all"
+            assert {label: values[1] for label, values in rows.items()} == {
+                label: f"{summary['metrics'][which]['HR@10']:.4f}"
+                for label, summary in expected.items()
+            }
+
+
+def test_an_unknown_split_is_refused():
+    done = program("evaluate", "--workdir=runs/none", "--split=test,training")
+    assert done.returncode == 1
+    assert "error:" in done.stderr and "choose among validation, test" in done.stderr

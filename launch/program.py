@@ -13,6 +13,7 @@ from linseqrec.config import ConfigError
 from linseqrec.data.dataset import DatasetError
 from linseqrec.data.requests import RequestError
 from linseqrec.data.worlds import WorldError
+from linseqrec.sharding import MeshError
 from linseqrec.training.checkpoint import CheckpointError
 from linseqrec.training.loop import NonFiniteError
 from linseqrec.training.preemption import EXIT_CODE, Preempted
@@ -22,6 +23,7 @@ _FOR_THE_USER = (
     CheckpointError,
     ConfigError,
     DatasetError,
+    MeshError,
     NonFiniteError,
     RequestError,
     WorkdirError,

@@ -14,6 +14,7 @@ from launch import flags as launch_flags
 from launch.program import cache_compilations, run_program
 from linseqrec.config import flatten
 from linseqrec.evaluation.table import results_table
+from linseqrec.sharding import make_mesh
 from linseqrec.training.loop import train
 from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
         print("\n".join(f"{key} = {value!r}" for key, value in flatten(experiment).items()))
         return
     cache_compilations(workdir / "compilations")
-    run = Run.of(experiment)
+    run = Run.of(experiment, mesh=make_mesh(experiment.mesh))
     state, _ = train(
         run,
         workdir,

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,6 +46,7 @@ class Progress:
       seconds: Wall time spent training so far, over all resumptions.
       finished: Whether the run has ended, by its length or by early stopping.
       unlogged: Sums over the steps since the last record of training metrics.
+      shapes: Of those arrays that were saved with a mesh's padding, by name, without it.
     """
 
     iterator: dict[str, Any]
@@ -55,15 +57,33 @@ class Progress:
     seconds: float = 0.0
     finished: bool = False
     unlogged: dict[str, float] = dataclasses.field(default_factory=dict)
+    shapes: dict[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager, since a save not waited for is lost.
 
     Keeps the best step and the latest two. One process writes into a folder at a time.
+
+    A checkpoint fits every mesh: arrays are saved with the padding that their mesh asks for, and
+    restored with that of the mesh that asks for them.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        read_only: bool = False,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ):
+        """Opens the folder.
+
+        Args:
+          folder: Of the checkpoints.
+          read_only: Whether it is left as it is.
+          shapes: Of those arrays of the states saved and asked for that are padded, by name,
+            without the padding.
+        """
         policies = [
             checkpoint_managers.LatestN(n=_LATEST_KEPT),
             checkpoint_managers.BestN(
@@ -73,6 +93,7 @@ class Checkpoints:
             ),
         ]
         self._folder, self._read_only = folder, read_only
+        self._shapes = {name: list(shape) for name, shape in (shapes or {}).items()}
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -126,7 +147,9 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                    progress=ocp.args.JsonSave(
+                        dataclasses.asdict(progress) | {"shapes": self._shapes}
+                    ),
                 ),
                 metrics=None if metric is None else {_METRIC: metric},
                 force=True,
@@ -303,7 +326,9 @@ class Checkpoints:
         self._check(step, like, "model and optimizer")
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            # Not strict about shapes, which have been checked: padding comes and goes.
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(target, strict=False)),
         ).state
 
     def restore_params(self, step: int, like: nnx.State) -> nnx.State:
@@ -322,7 +347,7 @@ class Checkpoints:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, part)
         arguments = ocp.args.PyTreeRestore(
             item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target, strict=False),
             partial_restore=True,
         )
         folder = self._folder.absolute() / str(step) / "state"
@@ -343,12 +368,15 @@ class Checkpoints:
         """How a checkpoint's arrays differ from `like`'s, the state or parts of it; or nothing."""
         try:
             metadata = self._manager.item_metadata(step).state
+            unpadded = self.progress(step).shapes
         except Exception:  # Damaged metadata: not for this to say. Orbax's errors share no class.
             return ""
-        wanted = _shapes(like)
+        wanted = _without_padding(_shapes(like), self._shapes)
         parts = {name.split("/")[0] for name in wanted}
         saved = {
-            name: shape for name, shape in _shapes(metadata).items() if name.split("/")[0] in parts
+            name: shape
+            for name, shape in _without_padding(_shapes(metadata), unpadded).items()
+            if name.split("/")[0] in parts
         }
         misfits = [
             f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
@@ -381,3 +409,9 @@ def _first_line(error: BaseException) -> str:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _without_padding(
+    shapes: dict[str, tuple[int, ...]], unpadded: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(unpadded.get(name, shape)) for name, shape in shapes.items()}

@@ -67,7 +67,7 @@ def train(
         preemption = stack.enter_context(Preemption(grace))
         stack.enter_context(workdir.lock(folder))
         workdir.claim(folder, experiment, run.source.dataset.card, allowed_changes=allowed_changes)
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", shapes=run.shapes))
         iterator = iter(
             run.batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
         )
@@ -113,7 +113,7 @@ def train(
                     checkpoints.save(state, progress)
 
                 with preemption.interruptible():
-                    batch = next(iterator)
+                    batch = run.place_batch(next(iterator))
                 state, metrics = run.train_step(state, batch)
                 step, position = step + 1, iterator.get_state()
                 bar.update()

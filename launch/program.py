@@ -15,6 +15,7 @@ from linseqrec.data.requests import RequestError
 from linseqrec.data.worlds import WorldError
 from linseqrec.sharding import MeshError
 from linseqrec.training.checkpoint import CheckpointError
+from linseqrec.training.distributed import DistributedError
 from linseqrec.training.loop import NonFiniteError
 from linseqrec.training.preemption import EXIT_CODE, Preempted
 from linseqrec.training.workdir import WorkdirError
@@ -23,6 +24,7 @@ _FOR_THE_USER = (
     CheckpointError,
     ConfigError,
     DatasetError,
+    DistributedError,
     MeshError,
     NonFiniteError,
     RequestError,

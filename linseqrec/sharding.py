@@ -93,6 +93,26 @@ def check_rows(mesh: Mesh | None, rows: int, parts: int) -> None:
         )
 
 
+def rows_read(mesh: Mesh | None) -> tuple[int, int]:
+    """Which slice of each global batch this process reads, and into how many they are divided.
+
+    Raises:
+      MeshError: If a process's devices want no such slice.
+    """
+    if mesh is None:
+        return 0, 1
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    parts = np.flatnonzero((owners == jax.process_index()).any(axis=1))
+    first, size = int(parts[0]), len(parts)
+    if parts[-1] - first + 1 != size or first % size or mesh.shape[DATA] % size:
+        raise MeshError(
+            f"process {jax.process_index()} holds parts {parts.tolist()} of the batch's "
+            f"{mesh.shape[DATA]}, which is no equal slice: want a mesh.data or a mesh.model that "
+            "the devices of one host divide, or that divides them"
+        )
+    return first // size, mesh.shape[DATA] // size
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -140,7 +160,9 @@ def place(params: Tree, mesh: Mesh) -> Tree:
     def put(path: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding) -> jax.Array:
         values = np.asarray(leaf)
         shape = _padded(parameter_path(path), values.shape, mesh)
-        values = np.pad(values, [(0, to - size) for size, to in zip(values.shape, shape, strict=True)])
+        values = np.pad(
+            values, [(0, to - size) for size, to in zip(values.shape, shape, strict=True)]
+        )
         return jax.make_array_from_callback(shape, sharding, lambda index: values[index])
 
     return jax.tree_util.tree_map_with_path(put, params, state_shardings(params, mesh))

@@ -321,7 +321,9 @@ def _count_blocks(
                 best = merge_best(best, scores, candidate, offset + start)
                 unseen = candidate & ~removed
                 best_unseen = (
-                    merge_best(best_unseen, scores, unseen, offset + start) if seen is not None else best
+                    merge_best(best_unseen, scores, unseen, offset + start)
+                    if seen is not None
+                    else best
                 )
             return counts, best, best_unseen
 

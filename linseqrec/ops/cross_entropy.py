@@ -151,9 +151,7 @@ def catalogue_cross_entropy(
     chosen = choose_blocks(targets.size, rows - 1)
     blocks = Blocks(
         token=chosen.token if token_block is None else min(token_block, targets.size),
-        catalogue=chosen.catalogue
-        if catalogue_block is None
-        else min(catalogue_block, rows),
+        catalogue=chosen.catalogue if catalogue_block is None else min(catalogue_block, rows),
     )
     if min(blocks) < 1:
         raise ValueError(f"blocks hold at least one row: {blocks}")

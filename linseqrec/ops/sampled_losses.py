@@ -191,7 +191,9 @@ def _scores(
     if not shared:
         negatives = jnp.where((weights == 0)[..., None], 1, negatives)
     _check_negatives(negatives, num_items)
-    own = jnp.einsum("...d,...d->...", hidden, _rows(table, targets, num_items, hidden.dtype), **_FLOAT32)
+    own = jnp.einsum(
+        "...d,...d->...", hidden, _rows(table, targets, num_items, hidden.dtype), **_FLOAT32
+    )
     items = _rows(table, negatives, num_items, hidden.dtype)
     others = jnp.einsum(
         "...d,sd->...s" if shared else "...d,...sd->...s", hidden, items, **_FLOAT32

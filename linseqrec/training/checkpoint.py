@@ -6,6 +6,7 @@ of its files, `sha256/STEP.json`, and whoever asks for the latest gets the lates
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
 from linseqrec.models.weights import parameter_path
+from linseqrec.training import distributed
 from linseqrec.training.step import TrainState
 
 _METRIC = "selection_metric"
@@ -63,7 +65,8 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run; a context manager, since a save not waited for is lost.
 
-    Keeps the best step and the latest two. One process writes into a folder at a time.
+    Keeps the best step and the latest two. One run writes into a folder at a time; of several
+    processes each writes its own parts of the arrays, and the first one seals the whole.
 
     A checkpoint fits every mesh: arrays are saved with the padding that their mesh asks for, and
     restored with that of the mesh that asks for them.
@@ -176,7 +179,8 @@ class Checkpoints:
         """Waits until a step is written, and writes its digests."""
         try:
             self._guard(self._manager.wait_until_finished, step)
-            self._guard(lambda: self._write_digests(step), step)
+            if distributed.is_first():
+                self._guard(lambda: self._write_digests(step), step)
         except CheckpointError as error:
             self._failure = error
 
@@ -243,7 +247,8 @@ class Checkpoints:
         told: list[str] = []
         steps = self.steps()
         for step in reversed(steps):
-            faults = self.faults(step)
+            # The first process judges, or the others might go on from another step.
+            faults = distributed.on_first(functools.partial(self.faults, step))
             if not faults:
                 if misfits := self._misfits(step, like, "model and optimizer"):
                     raise CheckpointError(misfits)
@@ -263,14 +268,16 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged step out of the way, so that the run can save that step again."""
-        if self._read_only:
-            return
+        if not self._read_only:
+            distributed.on_first(functools.partial(self._move_away, step))
+            self._manager.reload()
+
+    def _move_away(self, step: int) -> None:
         folder = self._folder / "damaged"
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
         os.replace(self._folder / str(step), folder / f"{step}-{number}")
         self._digests(step).unlink(missing_ok=True)
-        self._manager.reload()
 
     def steps(self) -> list[int]:
         """The steps saved, ascending; damaged ones too."""

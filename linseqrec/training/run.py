@@ -42,7 +42,7 @@ class Run:
     Attributes:
       experiment: The configuration.
       source: Its events.
-      batches: Training batches by step.
+      batches: Training batches by step; of several processes, this one's rows of them.
       num_steps: Length of the run, in steps.
       evaluate_every: Steps between validations.
       graphdef: The model's structure.
@@ -78,12 +78,15 @@ class Run:
             whatever the configuration says.
 
         Raises:
-          MeshError: If the mesh does not divide the batches.
+          MeshError: If the mesh does not divide the batches, or several processes have none.
           ConfigError: If the optimizer's settings do not fit the run's length.
           DatasetError: If the folder is no dataset folder, or damaged.
         """
         data, training = experiment.data, experiment.training
+        if mesh is None and jax.process_count() > 1:
+            raise sharding.MeshError("several processes need a mesh over the devices of all")
         sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
+        process_index, process_count = sharding.rows_read(mesh)
         source = load_source(data) if source is None else source
         batches = training_batches(
             source.dataset,
@@ -92,6 +95,8 @@ class Run:
             length=data.length,
             batch_size=data.batch_size,
             seed=training.seed,
+            process_index=process_index,
+            process_count=process_count,
         )
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
         # A table that is to be divided need not fit on any one of the devices.
@@ -125,7 +130,6 @@ class Run:
 
     def initial_state(self) -> TrainState:
         """The training state before the first step."""
-
 
         def make(params: nnx.State) -> TrainState:
             # Copied: the step consumes its state, and the parameters may be asked for again.

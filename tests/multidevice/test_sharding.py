@@ -68,9 +68,7 @@ def test_a_mesh_changes_no_loss_and_no_rank(trained, mesh):
 
 @pytest.mark.parametrize("kind", ["sampled", "gbce"])
 def test_drawn_items_are_those_of_one_device(trained, kind):
-    np.testing.assert_allclose(
-        trained(MeshConfig(2, 2), kind)[2], trained(ONE, kind)[2], rtol=1e-5
-    )
+    np.testing.assert_allclose(trained(MeshConfig(2, 2), kind)[2], trained(ONE, kind)[2], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["full", "sampled"])

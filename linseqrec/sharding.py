@@ -1,9 +1,10 @@
 """Devices as a mesh, and where arrays stand on it: rules by name.
 
-The mesh has two axes. Over `data` the rows of a batch are divided, over `model` the rows of the item
-table, the one array that grows with the catalogue; all else stands on every device. What divides
-unevenly is padded with zeros up to the next multiple: whoever reads a placed table is told the
-number of items, and a checkpoint notes the shapes without the padding, so that it fits any mesh.
+The mesh has two axes. Over `data` the rows of a batch are divided, over `model` the rows of the
+item table, the one array that grows with the catalogue; all else stands on every device. What
+divides unevenly is padded with zeros up to the next multiple: whoever reads a placed table is told
+the number of items, and a checkpoint notes the shapes without the padding, so that it fits any
+mesh.
 """
 
 import dataclasses

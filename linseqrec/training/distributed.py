@@ -6,6 +6,9 @@ of any process (to stop, to save) that all must follow at the same step.
 """
 
 import json
+import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +16,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+# By which JAX's own timeout comes after ours.
+_SPARE_SECONDS = 60
 
 
 class DistributedError(RuntimeError):
@@ -31,9 +37,12 @@ def initialize(
       process_id: Which of them this is, from 0; None with "auto".
       timeout: Seconds to wait for the others.
 
+    A run never goes on with fewer: where they do not all come in time, the process says so and ends
+    with code 1. JAX's own client would abort with a trace, which no `except` sees.
+
     Raises:
-      DistributedError: If a part of the address is missing, no cluster is found, or not all
-        processes have come in time. A run never goes on with fewer.
+      DistributedError: If a part of the address is missing, no cluster is found, or the meeting
+        fails before its time is over.
     """
     detected = coordinator == "auto"
     given = process_count is not None and process_id is not None
@@ -42,24 +51,35 @@ def initialize(
             f"coordinator {coordinator!r}, process count {process_count}, process id {process_id}: "
             "want an address with both numbers, ids from 0; or 'auto' with neither"
         )
+    where = "in the cluster" if detected else f"at {coordinator}"
+    failed = f"the processes of this run did not all meet {where}"
+    advice = (
+        "Are all of them started, with one --process_id each, and is the port free and reachable? "
+        "--initialization_timeout waits longer"
+    )
+    expired = threading.Timer(timeout, _end, [f"{failed} within {timeout} s. {advice}"])
+    expired.daemon = True
+    expired.start()
     try:
         jax.distributed.initialize(
             None if detected else coordinator,
             process_count,
             process_id,
-            initialization_timeout=timeout,
+            initialization_timeout=timeout + _SPARE_SECONDS,
         )
     # JAX passes on what the cluster's detection and its own client raise, of no common class.
     except Exception as error:
-        where = "in the cluster" if detected else f"at {coordinator}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DistributedError(
-            f"the processes of this run did not all meet {where} within {timeout} s: {reason}\n"
-            "Are all of them started, with one --process_id each, and is the port free and "
-            "reachable? --initialization_timeout waits longer"
-        ) from error
+        raise DistributedError(f"{failed}: {reason}. {advice}") from error
+    finally:
+        expired.cancel()
     if detected and jax.process_count() == 1:
         raise DistributedError("only one process was found: start it without --distributed=auto")
+
+
+def _end(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def is_first() -> bool:

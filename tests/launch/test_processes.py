@@ -23,7 +23,7 @@ TINY = [
     "--config.data.batch_size=4",
     "--config.optimizer.warmup_steps=2",
     "--config.training.log_every=1",
-    "--config.training.num_epochs=8",
+    "--config.training.num_epochs=2",
     "--config.evaluation.filter_seen=none",
     "--config.evaluation.filter_seen=all",
 ]
@@ -102,7 +102,7 @@ def test_two_processes_stopped_and_resumed_end_as_one_alone(prepared, tmp_path):
         ),
         (["--coordinator=localhost:{port}"], "want an address with both numbers"),
         (["--process_count=2"], "need --coordinator=HOST:PORT"),
-        (["--distributed=auto"], "did not all meet in the cluster"),
+        (["--distributed=auto"], "did not all meet in the cluster:"),
     ],
 )
 def test_a_missing_process_is_an_error(arguments, message, prepared, tmp_path):

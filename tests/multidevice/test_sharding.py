@@ -1,4 +1,4 @@
-"""A run split over devices is the run on one: losses, ranks, checkpoints; and the table stays split."""
+"""A run split over devices is the run on one: losses, ranks, checkpoints; its table stays split."""
 
 import dataclasses
 import re

@@ -119,9 +119,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
-    """A batch, its rows divided over `data`."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+def by_rows(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
+    """A batch, its rows, which that axis counts, divided over `data`."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
 
 
 def state_shardings(tree: Tree, mesh: Mesh) -> Tree:

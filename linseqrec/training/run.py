@@ -160,6 +160,7 @@ class Run:
             make_loss(self.experiment.loss, self.item_counts, self.mesh),
             seed=self.experiment.training.seed,
             accumulation_steps=self.experiment.training.accumulation_steps,
+            mesh=self.mesh,
         )
         if self.mesh is None:
             return jax.jit(step, donate_argnums=0)

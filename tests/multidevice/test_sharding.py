@@ -33,16 +33,20 @@ def trained(source):  # noqa: F811
     """A run after a few steps, its losses, and its ranks; by mesh and loss, once each."""
     made = {}
 
-    def train(mesh, kind="full"):
-        if (mesh, kind) not in made:
-            experiment = dataclasses.replace(EXPERIMENT, loss=LossConfig(kind=kind, negatives=6))
+    def train(mesh, kind="full", parts=1):
+        if (mesh, kind, parts) not in made:
+            experiment = dataclasses.replace(
+                EXPERIMENT,
+                loss=LossConfig(kind=kind, negatives=6),
+                training=dataclasses.replace(EXPERIMENT.training, accumulation_steps=parts),
+            )
             run = Run.of(experiment, source, make_mesh(mesh))
             state, losses = run.initial_state(), []
             for step in range(STEPS):
                 state, metrics = run.train_step(state, run.place_batch(run.batches[step]))
                 losses.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
-            made[mesh, kind] = run, state, losses
-        return made[mesh, kind]
+            made[mesh, kind, parts] = run, state, losses
+        return made[mesh, kind, parts]
 
     return train
 
@@ -69,6 +73,12 @@ def test_a_mesh_changes_no_loss_and_no_rank(trained, mesh):
 @pytest.mark.parametrize("kind", ["sampled", "gbce"])
 def test_drawn_items_are_those_of_one_device(trained, kind):
     np.testing.assert_allclose(trained(MeshConfig(2, 2), kind)[2], trained(ONE, kind)[2], rtol=1e-5)
+
+
+def test_accumulation_divides_each_part(trained):
+    np.testing.assert_allclose(
+        trained(MeshConfig(2, 2), parts=2)[2], trained(ONE, parts=2)[2], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["full", "sampled"])

@@ -149,3 +149,7 @@ class Agreement:
         before = self._asked
         self._asked = self._any(jax.make_array_from_process_local_data(self._sharding, mine))
         return [False] * self._wishes if before is None else np.asarray(before).tolist()
+
+    def forget(self) -> None:
+        """Leaves the last question unanswered: what all have just done settled it."""
+        self._asked = None

@@ -125,12 +125,14 @@ def train(
                     progress = _validated(reached(), run, step, score)
                     checkpoints.save(state, progress, score)
                     saved_at, overdue = time.monotonic(), False
+                    agreement.forget()
                     if log is not None:
                         _report(run, step, result, progress)
                     meter.resume()
                     continue
                 if overdue:
                     progress, saved_at = reached(), time.monotonic()
+                    agreement.forget()
                     checkpoints.save(state, progress)
 
                 with preemption.interruptible():

@@ -1,5 +1,6 @@
 """`Run`: what an experiment's configuration stands for: its events, model, step and evaluators."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any, Literal
@@ -100,7 +101,10 @@ class Run:
         )
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
         # A table that is to be divided need not fit on any one of the devices.
-        with jax.default_device(None if mesh is None else jax.local_devices(backend="cpu")[0]):
+        host = contextlib.nullcontext()
+        if mesh is not None:
+            host = jax.default_device(jax.local_devices(backend="cpu")[0])
+        with host:
             model = experiment.model.build(source.dataset.num_items, rngs=nnx.Rngs(training.seed))
         graphdef, params, rest = split_model(model)
         try:

@@ -66,7 +66,9 @@ def test_two_processes_stopped_and_resumed_end_as_one_alone(prepared, tmp_path):
     done = program("train", *base, f"--workdir={alone}")
     assert done.returncode == 0, done.stderr
 
-    arguments = [*base, "--config.mesh.model=2", f"--workdir={together}"]
+    # Each has a clock of its own, and they must save at the same steps.
+    arguments = [*base, "--config.mesh.model=2", "--config.training.save_minutes=0.01"]
+    arguments += [f"--workdir={together}"]
     processes = start_both(arguments)
     while not any(record["step"] >= 10 for record in workdir.read_metrics(together)):
         assert all(process.poll() is None for process in processes), ended(processes)
@@ -92,6 +94,12 @@ def test_two_processes_stopped_and_resumed_end_as_one_alone(prepared, tmp_path):
     assert one["validation"] == other["validation"] and one["test"] == other["test"]
     digests = {path.stem for path in (together / "checkpoints" / "sha256").iterdir()}
     assert digests == {path.name for path in (together / "checkpoints").glob("[0-9]*")}
+
+    # What stops the first process stops both, and each says so.
+    codes, said = ended(start_both([*arguments, "--config.training.seed=1"]))
+    assert codes == [1, 1], said
+    assert "error: " in said[0][1] and "training.seed: 0 -> 1" in said[0][1]
+    assert "error: process 0 failed" in said[1][1] and "training.seed: 0 -> 1" in said[1][1]
 
 
 def test_half_an_address_is_refused():

@@ -14,8 +14,10 @@ from linseqrec.data.dataset import DatasetError
 from linseqrec.data.requests import RequestError
 from linseqrec.data.worlds import WorldError
 from linseqrec.reports.errors import ReportError
+from linseqrec.sharding import MeshError
 from linseqrec.sweeps.errors import SweepError
 from linseqrec.training.checkpoint import CheckpointError
+from linseqrec.training.distributed import DistributedError
 from linseqrec.training.loop import NonFiniteError
 from linseqrec.training.preemption import EXIT_CODE, Preempted
 from linseqrec.training.workdir import WorkdirError
@@ -24,6 +26,8 @@ _FOR_THE_USER = (
     CheckpointError,
     ConfigError,
     DatasetError,
+    DistributedError,
+    MeshError,
     NonFiniteError,
     ReportError,
     RequestError,

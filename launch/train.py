@@ -4,16 +4,24 @@
 
 Running the same command again goes on where the run stopped, however it was stopped; a run that has
 ended prints its results. SIGTERM saves and ends with code 75: nothing is wrong, run it again.
+
+One run on several hosts is this command on each of them, with `--coordinator=HOST:PORT
+--process_count=N --process_id=0` to N - 1, or with `--distributed=auto` under a scheduler that JAX
+knows; the workdir is a folder that all of them see.
 """
 
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from launch import flags as launch_flags
 from launch.program import cache_compilations, run_program
 from linseqrec.config import flatten
 from linseqrec.evaluation.table import results_table
+from linseqrec.sharding import make_mesh
+from linseqrec.training import distributed
+from linseqrec.training.distributed import DistributedError
 from linseqrec.training.loop import train
 from linseqrec.training.preemption import Preemption
 from linseqrec.training.results import write_figures, write_results
@@ -30,6 +38,29 @@ _ALLOWED = flags.DEFINE_list(
 _GRACE = flags.DEFINE_float("grace", 20.0, "Seconds from SIGTERM to the end of the process.", 0.0)
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuration, and end.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Steps to trace, for TensorBoard's profiler.", 0)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, of several.")
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Processes of this run.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "none", ["none", "auto"], "Whether a cluster tells the three flags above."
+)
+_INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "Seconds to wait for the other processes.", 1
+)
+
+
+def meet() -> None:
+    """Waits for the run's other processes, if the flags speak of any."""
+    address, numbers = _COORDINATOR.value, (_PROCESS_COUNT.value, _PROCESS_ID.value)
+    if _DISTRIBUTED.value == "auto":
+        if address is not None:
+            raise DistributedError("give --coordinator or --distributed=auto, not both")
+        address = "auto"
+    if address is None:
+        if numbers != (None, None):
+            raise DistributedError("--process_count and --process_id need --coordinator=HOST:PORT")
+        return
+    distributed.initialize(address, *numbers, timeout=_INITIALIZATION_TIMEOUT.value)
 
 
 def main(argv: list[str]) -> None:
@@ -38,10 +69,11 @@ def main(argv: list[str]) -> None:
     if _PRINT_CONFIG.value:
         print("\n".join(f"{key} = {value!r}" for key, value in flatten(experiment).items()))
         return
+    meet()
     cache_compilations(workdir / "compilations")
-    with Preemption(_GRACE.value) as preemption:
+    with Preemption(_GRACE.value, alone=jax.process_count() == 1) as preemption:
         with preemption.interruptible():
-            run = Run.of(experiment)
+            run = Run.of(experiment, mesh=make_mesh(experiment.mesh))
         state, _ = train(
             run,
             workdir,
@@ -52,6 +84,8 @@ def main(argv: list[str]) -> None:
         )
         with preemption.interruptible():
             results = write_results(run, state, workdir)
+    if not distributed.is_first():
+        return
     write_figures([workdir], workdir / "figures")
     print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}\n")
     print(results_table(results["test"]))

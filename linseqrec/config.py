@@ -13,6 +13,7 @@ from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.ranks import FilterSeen, Ties
 from linseqrec.models.encoding import ModelConfig
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.sharding import MeshConfig
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
@@ -76,6 +77,7 @@ class Experiment:
       optimizer: See `OptimizerConfig`.
       training: See `TrainingConfig`.
       evaluation: See `EvaluationConfig`.
+      mesh: See `MeshConfig`; it changes results by rounding only.
     """
 
     name: str = "recgrela"
@@ -86,6 +88,7 @@ class Experiment:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         data, training, evaluation = self.data, self.training, self.evaluation

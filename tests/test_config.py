@@ -28,6 +28,13 @@ def test_json_of_another_version_is_refused():
         config_lib.from_json(value)
 
 
+def test_json_from_before_there_were_meshes():
+    value = config_lib.to_json(EXPERIMENT)
+    del value["mesh"]
+    assert config_lib.from_json(value) == EXPERIMENT
+    assert not config_lib.differences(config_lib.from_json(value), EXPERIMENT)
+
+
 def test_overrides_keep_types():
     values = config_lib.to_config_dict(EXPERIMENT)
     values.model.heads = 4

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from linseqrec.data.dataset import Dataset
@@ -18,6 +19,7 @@ from linseqrec.data.histories import gather_histories
 from linseqrec.data.splits import Targets
 from linseqrec.evaluation import metrics, queries, ranks
 from linseqrec.evaluation.result import EvaluationResult
+from linseqrec.sharding import MODEL
 
 ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -125,22 +127,27 @@ class Evaluator:
         self._item_block, self._item_counts = item_block, item_counts
         self._list_size, self._auc = min(list_size, dataset.num_items), auc
 
-    def run(self, encode: queries.Encode, table: Float[Array, "N1 D"]) -> EvaluationResult:
+    def run(
+        self, encode: queries.Encode, table: Float[Array, "N1 D"], mesh: Mesh | None = None
+    ) -> EvaluationResult:
         """Evaluates a model: the hidden vector at each history's last event against the table.
 
         Args:
           encode: The model's compiled function, events [B, T] to hidden vectors [B, T, D]. Dropout
             off.
           table: Item vectors by id; row 0 is padding.
+          mesh: Over which the table's rows are split, after padding (`linseqrec.sharding`); every
+            process then runs this and gets the same result. None: all is on one device.
 
         Raises:
           NonFiniteScoreError: Some scores are NaN or infinite; names the users.
           ValueError: The table does not fit the data set's catalogue.
         """
-        if table.shape[0] != self.dataset.num_items + 1:
+        rows = self.dataset.num_items + 1
+        if table.shape[0] != rows + (-rows % mesh.shape[MODEL] if mesh else 0):
             raise ValueError(
                 f"the item table has {table.shape[0]} rows, the catalogue of "
-                f"{self.dataset.num_items} items needs {self.dataset.num_items + 1}"
+                f"{self.dataset.num_items} items needs {rows}"
             )
 
         def query(users: np.ndarray, positions: np.ndarray) -> Array:
@@ -156,12 +163,15 @@ class Evaluator:
                 seen,
                 item_block=self._item_block,
                 top_k=self._list_size,
+                num_items=self.dataset.num_items,
+                mesh=mesh,
             )
 
         def blocks(users: np.ndarray, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
             hidden = query(users, positions)
-            for first in range(1, table.shape[0], self._item_block):
-                yield first, np.asarray(_score(hidden, table[first : first + self._item_block]))
+            for first in range(1, rows, self._item_block):
+                last = min(first + self._item_block, rows)
+                yield first, np.asarray(_score(hidden, table[first:last]))
 
         return self._collect(_Scorer(count, blocks, self._max_length))
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.ops.top_k import (
@@ -26,6 +27,7 @@ from linseqrec.ops.top_k import (
     padded_table,
     score_block,
 )
+from linseqrec.sharding import DATA, MODEL
 
 Ties = Literal["mean", "pessimistic"]
 FilterSeen = Literal["none", "all"]
@@ -123,6 +125,8 @@ def count_catalogue(
     *,
     item_block: int = 8192,
     top_k: int = 0,
+    num_items: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Counts:
     """Scores every item by `hidden @ table.T` and compares each row's target with the others.
 
@@ -138,6 +142,10 @@ def count_catalogue(
         none. The target itself is never among the `seen` counts.
       item_block: Items scored at once, a multiple of 64; changes memory and speed, no result.
       top_k: K, how many best candidates to return; 0 for none.
+      num_items: N, where the table has more rows, which are padding.
+      mesh: Where the table's rows are split over `model` and the queries over `data`, both evenly:
+        each device ranks against its own part of the catalogue, and what is put together are
+        targets' scores, counts, and K best of each part. None: all is on one device.
 
     Returns:
       `Counts` on the device, not waited for: `fetch()` brings them here and checks them.
@@ -146,7 +154,8 @@ def count_catalogue(
       ValueError: A target outside 1..N, shapes that do not fit, a bad `item_block`.
     """
     targets = np.asarray(targets)
-    num_rows, num_slots = hidden.shape[0], table.shape[0]
+    num_rows = hidden.shape[0]
+    num_slots = table.shape[0] if num_items is None else num_items + 1
     if targets.shape != (num_rows,) or hidden.shape[1] != table.shape[1]:
         raise ValueError(
             f"shapes do not fit: hidden {hidden.shape}, table {table.shape}, "
@@ -155,24 +164,47 @@ def count_catalogue(
     _check_targets(targets, num_slots)
     if top_k > num_slots - 1:
         raise ValueError(f"top_k is {top_k}, the catalogue has {num_slots - 1} items")
-    block = items_a_block(num_slots, item_block)
-    blocks = np.arange(-(-num_slots // block))
-    holding = np.unique(targets // block)
-    # Dynamic count, fixed shape: no compilation of its own for every set of holding blocks.
-    visits = np.zeros(min(len(blocks), num_rows) + len(blocks), np.int32)
-    visits[: len(holding) + len(blocks)] = np.concatenate([holding, blocks])
-    counts = _count_blocks(
+    parts = 1 if mesh is None else mesh.shape[MODEL]
+    part_rows = table.shape[0] // parts
+    block = items_a_block(part_rows, item_block)
+    visits, num_holding, num_visits = _plan_visits(targets, part_rows, parts, block)
+    arrays = (
         hidden,
         table,
         targets.astype(np.int32),
         None if seen is None else np.asarray(seen).astype(np.int32),
         visits,
-        len(holding),
-        len(holding) + len(blocks),
-        block=block,
-        top_k=top_k,
+        num_holding,
+        num_visits,
     )
-    return counts
+    sizes = {"num_slots": num_slots, "block": block, "top_k": top_k}
+    if mesh is None:
+        return _count_blocks(*arrays, **sizes)
+    return _count_split(mesh, **sizes)(*arrays)
+
+
+def _plan_visits(
+    targets: Int[np.ndarray, " B"], part_rows: int, parts: int, block: int
+) -> tuple[Int[np.ndarray, "P V"], int, int]:
+    """Which blocks of its rows each part of the table visits, in order.
+
+    Returns:
+      visits: Of each part first the blocks that hold targets, then all.
+      num_holding: How many come first, in every part: some repeat their block 0.
+      num_visits: How many there are.
+    """
+    blocks = np.arange(-(-part_rows // block))
+    holding = [
+        np.unique(targets[targets // part_rows == part] % part_rows // block)
+        for part in range(parts)
+    ]
+    num_holding = max(map(len, holding))
+    # Dynamic count, fixed shape: no compilation of its own for every set of holding blocks.
+    visits = np.zeros((parts, min(len(blocks), len(targets)) + len(blocks)), np.int32)
+    for row, found in zip(visits, holding, strict=True):
+        row[: len(found)] = found
+        row[num_holding : num_holding + len(blocks)] = blocks
+    return visits, num_holding, num_holding + len(blocks)
 
 
 def catalogue_ranks(
@@ -198,7 +230,27 @@ def catalogue_ranks(
 Carry = tuple[Counts, Best, Best]
 
 
-@functools.partial(jax.jit, static_argnames=("block", "top_k"))
+@functools.lru_cache
+def _count_split(mesh: Mesh, *, num_slots: int, block: int, top_k: int) -> Any:
+    """`_count_blocks` on a mesh, its arguments split; the counts come back to every device."""
+    count = functools.partial(
+        _count_blocks, num_slots=num_slots, block=block, top_k=top_k, axis_name=MODEL
+    )
+    rows, part, shared = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
+    return jax.jit(
+        # What the parts agree on after the exchange is theirs alike, though nothing proves it.
+        jax.shard_map(
+            count,
+            mesh=mesh,
+            in_specs=(rows, part, rows, rows, part, shared, shared),
+            out_specs=rows,
+            check_vma=False,
+        ),
+        out_shardings=NamedSharding(mesh, shared),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("num_slots", "block", "top_k", "axis_name"))
 def _count_blocks(
     hidden: Array,
     table: Array,
@@ -208,26 +260,37 @@ def _count_blocks(
     num_holding: Array,
     num_visits: Array,
     *,
+    num_slots: int,
     block: int,
     top_k: int,
+    axis_name: str | None = None,
 ) -> Counts:
-    """One loop over `visits`: the first `num_holding` find the targets' scores, the rest count."""
-    num_rows, num_slots = hidden.shape[0], table.shape[0]
+    """One loop over `visits`: the first `num_holding` find the targets' scores, the rest count.
+
+    With an axis name the table is one of its parts, and the parts put together what they found
+    after each of the two.
+    """
+    num_rows, part_rows = hidden.shape[0], table.shape[0]
+    offset = 0 if axis_name is None else lax.axis_index(axis_name) * part_rows
+    # Items count from the part's first row.
+    own_targets = targets - offset
+    held = (own_targets >= 0) & (own_targets < part_rows)
     query, table = padded_rows(hidden), padded_table(table, block)
     rows = jnp.arange(num_rows)
 
     def find(scores: Array, first: Array, start: Array, counts: Counts) -> Counts:
-        local = targets - start
-        inside = (targets >= first) & (local < block)
+        local = own_targets - start
+        inside = held & (own_targets >= first) & (local < block)
         own = scores[rows, jnp.clip(local, 0, block - 1)]
         return dataclasses.replace(counts, target_score=jnp.where(inside, own, counts.target_score))
 
     def count(
         scores: Array, first: Array, start: Array, counts: Counts
     ) -> tuple[Counts, Array, Array]:
-        ids = start + jnp.arange(block)
+        rows_here = start + jnp.arange(block)
+        ids = offset + rows_here
         # The last block reaches back over the one before it; what that one counted is masked.
-        candidate = (ids >= first) & (ids > 0) & (ids < num_slots)
+        candidate = (rows_here >= first) & (rows_here < part_rows) & (ids > 0) & (ids < num_slots)
         other = candidate & (ids != targets[:, None])
         above = other & (scores > counts.target_score[:, None])
         level = other & (scores == counts.target_score[:, None])
@@ -238,7 +301,8 @@ def _count_blocks(
         }
         removed = jnp.zeros_like(other)
         if seen is not None:
-            local = jnp.where(seen >= jnp.maximum(first, 1), seen - start, block)
+            here = seen - offset
+            local = jnp.where((seen > 0) & (here >= first), here - start, block)
             removed = other & removed.at[rows[:, None], local].set(True, mode="drop")
             changes["seen"] = counts.seen + removed.sum(1)
             changes["seen_greater"] = counts.seen_greater + (removed & above).sum(1)
@@ -247,17 +311,19 @@ def _count_blocks(
 
     def visit(index: Array, carry: Carry) -> Carry:
         counts, best, best_unseen = carry
-        first = visits[index] * block
+        first = visits[0, index] * block
         start = jnp.minimum(first, table.shape[0] - block)
         scores = score_block(query, table, start, block)[:num_rows]
 
         def counted(counts: Counts, best: Best, best_unseen: Best) -> Carry:
             counts, removed, candidate = count(scores, first, start, counts)
             if top_k:
-                best = merge_best(best, scores, candidate, start)
+                best = merge_best(best, scores, candidate, offset + start)
                 unseen = candidate & ~removed
                 best_unseen = (
-                    merge_best(best_unseen, scores, unseen, start) if seen is not None else best
+                    merge_best(best_unseen, scores, unseen, offset + start)
+                    if seen is not None
+                    else best
                 )
             return counts, best, best_unseen
 
@@ -271,10 +337,40 @@ def _count_blocks(
         zeros, zeros, zeros, zeros, zeros, zeros.astype(jnp.float32), jnp.ones(num_rows, bool)
     )
     best = no_best(num_rows, top_k)
-    counts, best, best_unseen = lax.fori_loop(0, num_visits, visit, (counts, best, best))
+    carry = counts, best, best
+    if axis_name is None:
+        counts, best, best_unseen = lax.fori_loop(0, num_visits, visit, carry)
+    else:
+
+        def phase(number: Array, carry: Carry) -> Carry:
+            begin = jnp.where(number == 0, 0, num_holding)
+            end = jnp.where(number == 0, num_holding, num_visits)
+            counts, *both = lax.fori_loop(begin, end, visit, carry)
+            known = lax.psum(jnp.where(held, counts.target_score, 0), axis_name)
+            return dataclasses.replace(counts, target_score=known), *both
+
+        counts, best, best_unseen = lax.fori_loop(0, 2, phase, carry)
+        counts = _put_together(counts, axis_name)
+        best, best_unseen = (_best_of_all(found, axis_name) for found in (best, best_unseen))
     if not top_k:
         return counts
     return dataclasses.replace(counts, top=best[1], top_unseen=best_unseen[1])
+
+
+def _put_together(counts: Counts, axis_name: str) -> Counts:
+    """The counts over the whole catalogue from those over its parts."""
+    names = ("greater", "equal", "seen", "seen_greater", "seen_equal")
+    sums = {name: lax.psum(getattr(counts, name), axis_name) for name in names}
+    finite = lax.psum((~counts.finite).astype(jnp.int32), axis_name) == 0
+    return dataclasses.replace(counts, finite=finite, **sums)
+
+
+def _best_of_all(best: Best, axis_name: str) -> Best:
+    """The best of the whole catalogue from the best of each part."""
+    # In the order of the parts, so that lower ids stay ahead of their equals.
+    scores, ids = (lax.all_gather(part, axis_name, axis=1, tiled=True) for part in best)
+    top, chosen = lax.top_k(scores, best[0].shape[1])
+    return top, jnp.take_along_axis(ids, chosen, axis=1)
 
 
 def _check_targets(targets: np.ndarray, num_slots: int) -> None:

@@ -12,8 +12,9 @@ back. Tokens are therefore taken block by block, and each block meets the catalo
   then again for the gradients.
 
 Tokens of weight 0 are skipped, not multiplied by zero: the loop runs over the blocks that the
-others fill. Everything here is ours; the online logsumexp is Milakov and Gimelshein's
-(arXiv 1805.02867).
+others fill. Where the table is split over devices, each takes two passes over its own rows, and
+what they agree on between the two is one logsumexp a token: no row of the table travels.
+Everything here is ours; the online logsumexp is Milakov and Gimelshein's (arXiv 1805.02867).
 """
 
 import functools
@@ -47,6 +48,22 @@ class Blocks(NamedTuple):
 
     token: int
     catalogue: int
+
+
+class _Part(NamedTuple):
+    """Which part of the catalogue a table is: the device's along a mesh axis."""
+
+    axis_name: str
+    num_items: int  # N, of the whole catalogue
+
+    def first_row(self, table: Array) -> Array:
+        """The item id of the part's first row."""
+        return lax.axis_index(self.axis_name) * table.shape[0]
+
+    def mask(self, scores: Float[Array, "M n"], first: Array) -> Float[Array, "M n"]:
+        """-inf for rows that are no items: padding before the first and after the last."""
+        ids = first + jnp.arange(scores.shape[1])
+        return jnp.where((ids >= 1) & (ids <= self.num_items), scores, -jnp.inf)
 
 
 def choose_blocks(tokens: int, num_items: int, platform: str | None = None) -> Blocks:
@@ -84,6 +101,8 @@ def catalogue_cross_entropy(
     *,
     token_block: int | None = None,
     catalogue_block: int | None = None,
+    num_items: int | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, ""]:
     """Weighted sum of the negative log-likelihoods of the targets under a softmax over all items.
 
@@ -105,24 +124,34 @@ def catalogue_cross_entropy(
       token_block: Tokens taken at once; None as `choose_blocks` says.
       catalogue_block: Table rows taken at once, from N + 1 on all of them in one pass; None as
         `choose_blocks` says. Block sizes change the result by rounding only.
+      num_items: N, where the table has more rows; those past item N are no candidates.
+      axis_name: Inside `jax.shard_map`, the mesh axis over which the table's rows are split into
+        equal parts, in order; needs `num_items`. Tokens are then the same along that axis.
 
     Returns:
-      The sum, a float32 scalar.
+      The sum, a float32 scalar; with `axis_name` this device's share of it, whose sum over the
+      axis (`jax.lax.psum`) is the loss and has its gradients.
 
     Raises:
-      ValueError: Shapes or dtypes that do not fit, blocks below 1, no tokens or no items; outside
+      ValueError: Shapes or dtypes that do not fit, blocks below 1, no tokens or no items, one of
+        `num_items` and `axis_name` without the other; outside
         of `jit` also a target out of 1..N with a weight. Under `jit`, where values cannot be
         looked at, such a target makes the loss and the table's gradient NaN, so that it cannot pass
         for a number; `loss_inputs.check_targets` on the batch then names it.
     """
-    num_items = check_shapes(hidden, table, targets, weights)
+    rows = check_shapes(hidden, table, targets, weights) + 1
+    if (num_items is None) != (axis_name is None):
+        raise ValueError("num_items and axis_name belong together: a table split over devices")
+    part = None
+    if num_items is None or axis_name is None:
+        num_items = rows - 1
+    else:
+        part = _Part(axis_name, num_items)
     check_targets(targets, weights, num_items)
-    chosen = choose_blocks(targets.size, num_items)
+    chosen = choose_blocks(targets.size, rows - 1)
     blocks = Blocks(
         token=chosen.token if token_block is None else min(token_block, targets.size),
-        catalogue=chosen.catalogue
-        if catalogue_block is None
-        else min(catalogue_block, num_items + 1),
+        catalogue=chosen.catalogue if catalogue_block is None else min(catalogue_block, rows),
     )
     if min(blocks) < 1:
         raise ValueError(f"blocks hold at least one row: {blocks}")
@@ -132,6 +161,7 @@ def catalogue_cross_entropy(
     anyone = lax.stop_gradient(hidden[0, 0] + table[0, 0] + weights[0])
     return _blockwise_loss(
         blocks,
+        part,
         _vary_like(anyone, hidden),
         _vary_like(anyone, table),
         targets.reshape(-1),
@@ -174,26 +204,40 @@ class _Gradients(NamedTuple):
     table: Float[Array, "D N+1"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _blockwise_loss(
     blocks: Blocks,
+    part: _Part | None,
     hidden: Float[Array, "M D"],
     table: Float[Array, "N+1 D"],
     targets: Int[Array, "M"],
     weights: Float[Array, "M"],
 ) -> Float[Array, ""]:
-    nll, _ = _run(blocks, hidden, table, targets, weights, differentiate=False)
-    return jnp.sum(weights * nll)
+    nll, _ = _run(blocks, part, hidden, table, targets, weights, differentiate=False)
+    return jnp.sum(weights * _share(part, nll))
 
 
-def _forward(blocks: Blocks, hidden: Array, table: Array, targets: Array, weights: Array) -> Any:
-    nll, gradients = _run(blocks, hidden, table, targets, weights, differentiate=True)
+def _share(part: _Part | None, nll: Float[Array, "M"]) -> Float[Array, "M"]:
+    """What a device adds to the sum: all know the whole of it, and their sum is to be one."""
+    return nll if part is None else nll / lax.axis_size(part.axis_name)
+
+
+def _forward(
+    blocks: Blocks,
+    part: _Part | None,
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
+) -> Any:
+    nll, gradients = _run(blocks, part, hidden, table, targets, weights, differentiate=True)
+    nll = _share(part, nll)
     # The dtypes travel as empty arrays: residuals are arrays.
     dtypes = jnp.zeros(0, hidden.dtype), jnp.zeros(0, table.dtype)
     return jnp.sum(weights * nll), (gradients, nll, dtypes)
 
 
-def _backward(blocks: Blocks, residuals: Any, cotangent: Array) -> Any:
+def _backward(blocks: Blocks, part: _Part | None, residuals: Any, cotangent: Array) -> Any:
     gradients, nll, (hidden_like, table_like) = residuals
     return (
         (cotangent * gradients.hidden).astype(hidden_like.dtype),
@@ -208,6 +252,7 @@ _blockwise_loss.defvjp(_forward, _backward)
 
 def _run(
     blocks: Blocks,
+    part: _Part | None,
     hidden: Float[Array, "M D"],
     table: Float[Array, "N+1 D"],
     targets: Int[Array, "M"],
@@ -225,8 +270,8 @@ def _run(
     slots = -(-tokens // size) * size
     queue = _queue(weights, slots)
     table = table.astype(hidden.dtype)
-    one_pass = blocks.catalogue >= table.shape[0]
-    block = _one_pass if one_pass else functools.partial(_two_passes, blocks.catalogue)
+    one_pass = blocks.catalogue >= table.shape[0] and part is None
+    block = _one_pass if one_pass else functools.partial(_two_passes, blocks.catalogue, part)
 
     def step(index: Array, carry: tuple[Array, _Gradients | None]) -> Any:
         nll, gradients = carry
@@ -288,15 +333,26 @@ def _one_pass(
 
 def _two_passes(
     size: int,
+    part: _Part | None,
     hidden: Float[Array, "M D"],
     table: Float[Array, "N+1 D"],
     targets: Int[Array, "M"],
     weights: Float[Array, "M"],
     table_gradient: Float[Array, "D N+1"] | None,
 ) -> tuple[Float[Array, "M"], _Gradients | None]:
-    """The same against catalogue blocks of `size` rows: logsumexp first, then gradients."""
+    """The same against catalogue blocks of `size` rows: logsumexp first, then gradients.
+
+    Of a part of the catalogue the hidden states' gradient is the part's contribution.
+    """
     tokens = hidden.shape[0]
     row = jnp.arange(tokens)
+    if part is not None:
+        targets = targets - part.first_row(table)
+
+    def score(start: Array | int, items: Array) -> Array:
+        if part is None:
+            return _logits(hidden, items, start)
+        return part.mask(_scores(hidden, items), part.first_row(table) + start)
 
     def locate(start: Array | int, items: Array) -> tuple[Array, Array]:
         """Column of each target in a block, and whether it is there."""
@@ -308,9 +364,9 @@ def _two_passes(
         carry: tuple[Array, Array, Array], start: Array | int, items: Array
     ) -> tuple[Array, Array, Array]:
         largest, total, own = carry
-        logits = _logits(hidden, items, start)
+        logits = score(start, items)
         new = jnp.maximum(largest, jnp.max(logits, axis=1))
-        # A block of the padding row alone has no logit, and -inf - -inf is no number.
+        # A block of padding rows alone has no logit, and -inf - -inf is no number.
         safe = jnp.where(new == -jnp.inf, 0, new)
         total = total * jnp.exp(largest - safe) + jnp.sum(jnp.exp(logits - safe[:, None]), axis=1)
         column, inside = locate(start, items)
@@ -318,13 +374,17 @@ def _two_passes(
 
     zeros = _vary_like(weights[0], jnp.zeros(tokens, jnp.float32))
     largest, total, own = _over_blocks(size, table, summarise, (zeros - jnp.inf, zeros, zeros))
+    if part is not None:
+        overall = lax.pmax(largest, part.axis_name)
+        total = lax.psum(total * jnp.exp(largest - overall), part.axis_name)
+        largest, own = overall, lax.psum(own, part.axis_name)
     logsumexp = largest + jnp.log(total)
     nll = logsumexp - own
     if table_gradient is None:
         return nll, None
 
     def differentiate(carry: _Gradients, start: Array | int, items: Array) -> _Gradients:
-        softmax = jnp.exp(_logits(hidden, items, start) - logsumexp[:, None])
+        softmax = jnp.exp(score(start, items) - logsumexp[:, None])
         column, inside = locate(start, items)
         difference = softmax.at[row, column].add(jnp.where(inside, -1.0, 0.0), unique_indices=True)
         new = _gradients(difference, hidden, items, weights)
@@ -361,12 +421,16 @@ def _logits(
     hidden: Float[Array, "M D"], items: Float[Array, "N D"], start: Array | int
 ) -> Float[Array, "M N"]:
     """Float32 scores of the table rows from `start` on; -inf for the padding row, if it is one."""
-    scores = lax.dot_general(
-        hidden, items, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
+    scores = _scores(hidden, items)
     starts_the_table = isinstance(start, int) and start == 0
     # One column is written in place; a mask over all would cost another array of this size.
     return scores.at[:, 0].set(-jnp.inf) if starts_the_table else scores
+
+
+def _scores(hidden: Float[Array, "M D"], items: Float[Array, "N D"]) -> Float[Array, "M N"]:
+    return lax.dot_general(
+        hidden, items, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
 def _gradients(

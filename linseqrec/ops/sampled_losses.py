@@ -25,6 +25,8 @@ def sampled_softmax(
     weights: Float[Array, "*M"],
     negatives: Int[Array, "..."],
     log_q: Float[Array, "N+1"],
+    *,
+    num_items: int | None = None,
 ) -> Float[Array, ""]:
     """Softmax cross-entropy with the partition function estimated from drawn items.
 
@@ -42,6 +44,7 @@ def sampled_softmax(
       weights: Weight of each token.
       negatives: Item ids drawn independently from `q`: [S], or [*M, S].
       log_q: Log-probability of each item under the proposal (`negatives.Proposal.log_q`).
+      num_items: N, where the table has more rows; those past item N are padding.
 
     Returns:
       The weighted sum, a float32 scalar.
@@ -49,7 +52,7 @@ def sampled_softmax(
     Raises:
       ValueError: Shapes that do not fit; outside of `jit`, ids that are no items.
     """
-    own, others, collides = _scores(hidden, table, targets, weights, negatives)
+    own, others, collides = _scores(hidden, table, targets, weights, negatives, num_items)
     count = negatives.shape[-1]
     corrected = others - log_q[negatives] - math.log(count)
     corrected = jnp.where(collides, -jnp.inf, corrected)
@@ -63,6 +66,8 @@ def binary_cross_entropy(
     targets: Int[Array, "*M"],
     weights: Float[Array, "*M"],
     negatives: Int[Array, "..."],
+    *,
+    num_items: int | None = None,
 ) -> Float[Array, ""]:
     """The target against S drawn items, each a yes-or-no question.
 
@@ -76,6 +81,7 @@ def binary_cross_entropy(
       targets: Item ids in 1..N where the weight is not 0.
       weights: Weight of each token.
       negatives: Item ids: [S], or [*M, S].
+      num_items: N, where the table has more rows; those past item N are padding.
 
     Returns:
       The weighted sum, a float32 scalar.
@@ -83,7 +89,7 @@ def binary_cross_entropy(
     Raises:
       ValueError: Shapes that do not fit; outside of `jit`, ids that are no items.
     """
-    return _binary(hidden, table, targets, weights, negatives, 1.0)
+    return _binary(hidden, table, targets, weights, negatives, num_items, 1.0)
 
 
 def gbce(
@@ -94,6 +100,7 @@ def gbce(
     negatives: Int[Array, "..."],
     *,
     calibration: float = 0.75,
+    num_items: int | None = None,
 ) -> Float[Array, ""]:
     """Generalised BCE of gSASRec (arXiv 2308.07192): the target's sigmoid is raised to a power.
 
@@ -107,6 +114,7 @@ def gbce(
       weights: Weight of each token.
       negatives: Item ids drawn uniformly: [S], or [*M, S], with S <= N - 1.
       calibration: The paper's t: 0 is `binary_cross_entropy`, 1 calibrates fully.
+      num_items: N, where the table has more rows; those past item N are padding.
 
     Returns:
       The weighted sum, a float32 scalar.
@@ -115,8 +123,9 @@ def gbce(
       ValueError: Shapes that do not fit, t out of [0, 1], more negatives than other items; outside
         of `jit`, ids that are no items.
     """
-    power = gbce_power(negatives.shape[-1], table.shape[0] - 1, calibration)
-    return _binary(hidden, table, targets, weights, negatives, power)
+    items = table.shape[0] - 1 if num_items is None else num_items
+    power = gbce_power(negatives.shape[-1], items, calibration)
+    return _binary(hidden, table, targets, weights, negatives, num_items, power)
 
 
 def gbce_power(negatives: int, num_items: int, calibration: float) -> float:
@@ -141,9 +150,15 @@ def gbce_power(negatives: int, num_items: int, calibration: float) -> float:
 
 
 def _binary(
-    hidden: Array, table: Array, targets: Array, weights: Array, negatives: Array, power: float
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
+    negatives: Array,
+    num_items: int | None,
+    power: float,
 ) -> Float[Array, ""]:
-    own, others, collides = _scores(hidden, table, targets, weights, negatives)
+    own, others, collides = _scores(hidden, table, targets, weights, negatives, num_items)
     rejected = jnp.where(collides, 0, jax.nn.softplus(others)).sum(axis=-1)
     losses = (power * jax.nn.softplus(-own) + rejected) / (negatives.shape[-1] + 1)
     return _weighted_sum(weights, losses)
@@ -155,10 +170,16 @@ def _weighted_sum(weights: Array, losses: Array) -> Float[Array, ""]:
 
 
 def _scores(
-    hidden: Array, table: Array, targets: Array, weights: Array, negatives: Array
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
+    negatives: Array,
+    num_items: int | None,
 ) -> tuple[Float[Array, "*M"], Float[Array, "*M S"], Array]:
     """Float32 scores of the targets and of the drawn items, and which of these are the target."""
-    num_items = check_shapes(hidden, table, targets, weights)
+    fitting = check_shapes(hidden, table, targets, weights)
+    num_items = fitting if num_items is None else num_items
     check_targets(targets, weights, num_items)
     shared = negatives.ndim == 1
     if not shared and negatives.shape[:-1] != targets.shape or negatives.shape[-1] < 1:
@@ -170,8 +191,10 @@ def _scores(
     if not shared:
         negatives = jnp.where((weights == 0)[..., None], 1, negatives)
     _check_negatives(negatives, num_items)
-    own = jnp.einsum("...d,...d->...", hidden, _rows(table, targets, hidden.dtype), **_FLOAT32)
-    items = _rows(table, negatives, hidden.dtype)
+    own = jnp.einsum(
+        "...d,...d->...", hidden, _rows(table, targets, num_items, hidden.dtype), **_FLOAT32
+    )
+    items = _rows(table, negatives, num_items, hidden.dtype)
     others = jnp.einsum(
         "...d,sd->...s" if shared else "...d,...sd->...s", hidden, items, **_FLOAT32
     )
@@ -181,9 +204,9 @@ def _scores(
 _FLOAT32 = {"preferred_element_type": jnp.float32}
 
 
-def _rows(table: Array, ids: Array, dtype: jnp.dtype) -> Array:
+def _rows(table: Array, ids: Array, num_items: int, dtype: jnp.dtype) -> Array:
     """Item vectors; NaN where the id is no item, so that it cannot pass for one under `jit`."""
-    valid = (ids >= 1) & (ids < table.shape[0])
+    valid = (ids >= 1) & (ids <= num_items)
     return jnp.where(valid[..., None], table[jnp.where(valid, ids, 1)], jnp.nan).astype(dtype)
 
 

@@ -6,11 +6,13 @@ of its files, `sha256/STEP.json`, and whoever asks for the latest gets the lates
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +23,7 @@ from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
 from linseqrec.models.weights import parameter_path
+from linseqrec.training import distributed
 from linseqrec.training.step import TrainState
 
 _METRIC = "selection_metric"
@@ -46,6 +49,7 @@ class Progress:
       seconds: Wall time spent training so far, over all resumptions.
       finished: Whether the run has ended, by its length or by early stopping.
       unlogged: Sums over the steps since the last record of training metrics.
+      shapes: Of those arrays that were saved with a mesh's padding, by name, without it.
     """
 
     iterator: dict[str, Any]
@@ -56,15 +60,34 @@ class Progress:
     seconds: float = 0.0
     finished: bool = False
     unlogged: dict[str, float] = dataclasses.field(default_factory=dict)
+    shapes: dict[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager, since a save not waited for is lost.
 
-    Keeps the best step and the latest two. One process writes into a folder at a time.
+    Keeps the best step and the latest two. One run writes into a folder at a time; of several
+    processes each writes its own parts of the arrays, and the first one seals the whole.
+
+    A checkpoint fits every mesh: arrays are saved with the padding that their mesh asks for, and
+    restored with that of the mesh that asks for them.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        read_only: bool = False,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ):
+        """Opens the folder.
+
+        Args:
+          folder: Of the checkpoints.
+          read_only: Whether it is left as it is.
+          shapes: Of those arrays of the states saved and asked for that are padded, by name,
+            without the padding.
+        """
         policies = [
             checkpoint_managers.LatestN(n=_LATEST_KEPT),
             checkpoint_managers.BestN(
@@ -75,6 +98,7 @@ class Checkpoints:
             ),
         ]
         self._folder, self._read_only = folder, read_only
+        self._shapes = {name: list(shape) for name, shape in (shapes or {}).items()}
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -128,7 +152,9 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                    progress=ocp.args.JsonSave(
+                        dataclasses.asdict(progress) | {"shapes": self._shapes}
+                    ),
                 ),
                 metrics=None if metric is None else {_METRIC: metric, _STEP: step},
                 force=True,
@@ -155,7 +181,8 @@ class Checkpoints:
         """Waits until a step is written, and writes its digests."""
         try:
             self._guard(self._manager.wait_until_finished, step)
-            self._guard(lambda: self._write_digests(step), step)
+            if distributed.is_first():
+                self._guard(lambda: self._write_digests(step), step)
         except CheckpointError as error:
             self._failure = error
 
@@ -222,7 +249,8 @@ class Checkpoints:
         told: list[str] = []
         steps = self.steps()
         for step in reversed(steps):
-            faults = self.faults(step)
+            # The first process judges, or the others might go on from another step.
+            faults = distributed.on_first(functools.partial(self.faults, step))
             if not faults:
                 if misfits := self._misfits(step, like, "model and optimizer"):
                     raise CheckpointError(misfits)
@@ -242,14 +270,16 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged step out of the way, so that the run can save that step again."""
-        if self._read_only:
-            return
+        if not self._read_only:
+            distributed.on_first(functools.partial(self._move_away, step))
+            self._manager.reload()
+
+    def _move_away(self, step: int) -> None:
         folder = self._folder / "damaged"
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
         os.replace(self._folder / str(step), folder / f"{step}-{number}")
         self._digests(step).unlink(missing_ok=True)
-        self._manager.reload()
 
     def steps(self) -> list[int]:
         """The steps saved, ascending; damaged ones too."""
@@ -305,7 +335,9 @@ class Checkpoints:
         self._check(step, like, "model and optimizer")
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            # Not strict about shapes, which have been checked: padding comes and goes.
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(target, strict=False)),
         ).state
 
     def restore_params(self, step: int, like: nnx.State) -> nnx.State:
@@ -324,7 +356,7 @@ class Checkpoints:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, part)
         arguments = ocp.args.PyTreeRestore(
             item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target, strict=False),
             partial_restore=True,
         )
         folder = self._folder.absolute() / str(step) / "state"
@@ -345,12 +377,15 @@ class Checkpoints:
         """How a checkpoint's arrays differ from `like`'s, the state or parts of it; or nothing."""
         try:
             metadata = self._manager.item_metadata(step).state
+            unpadded = self.progress(step).shapes
         except Exception:  # Damaged metadata: not for this to say. Orbax's errors share no class.
             return ""
-        wanted = _shapes(like)
+        wanted = _without_padding(_shapes(like), self._shapes)
         parts = {name.split("/")[0] for name in wanted}
         saved = {
-            name: shape for name, shape in _shapes(metadata).items() if name.split("/")[0] in parts
+            name: shape
+            for name, shape in _without_padding(_shapes(metadata), unpadded).items()
+            if name.split("/")[0] in parts
         }
         misfits = [
             f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
@@ -383,3 +418,9 @@ def _first_line(error: BaseException) -> str:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _without_padding(
+    shapes: dict[str, tuple[int, ...]], unpadded: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(unpadded.get(name, shape)) for name, shape in shapes.items()}

@@ -11,7 +11,7 @@ import jax
 from tqdm import tqdm
 
 from linseqrec.evaluation.result import EvaluationResult
-from linseqrec.training import throughput, workdir
+from linseqrec.training import distributed, throughput, workdir
 from linseqrec.training.checkpoint import Checkpoints, Progress
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.profiler import Profiler
@@ -53,7 +53,11 @@ def train(
     Returns:
       The state of the best checkpoint, and its step.
 
+    Of several processes each calls this with its own run, on one folder that all of them see. The
+    first writes the logs; all take part in validations and checkpoints.
+
     Raises:
+      DistributedError: If the first of several processes could not begin.
       WorkdirError: If the folder holds another configuration's run, or one on other data, or is in
         use.
       CheckpointError: If all checkpoints are damaged, or one could not be saved.
@@ -64,10 +68,15 @@ def train(
 
     with contextlib.ExitStack() as stack:
         # ------------------------------------------------------------ workdir, checkpoint, data
-        preemption = stack.enter_context(Preemption(grace))
-        stack.enter_context(workdir.lock(folder))
-        workdir.claim(folder, experiment, run.source.dataset.card, allowed_changes=allowed_changes)
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
+        preemption = stack.enter_context(Preemption(grace, alone=jax.process_count() == 1))
+        card = run.source.dataset.card
+
+        def take_workdir() -> None:
+            stack.enter_context(workdir.lock(folder))
+            workdir.claim(folder, experiment, card, allowed_changes=allowed_changes)
+
+        distributed.on_first(take_workdir)
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", shapes=run.shapes))
         iterator = iter(
             run.batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
         )
@@ -76,12 +85,21 @@ def train(
             state, progress = restored
             iterator.set_state(progress.iterator)
         step = int(state.step)
-        log = stack.enter_context(workdir.MetricsLog(folder, step, wandb_project=wandb_project))
+        log: workdir.MetricsLog | None = None
+        if distributed.is_first():
+            log = stack.enter_context(workdir.MetricsLog(folder, step, wandb_project=wandb_project))
         bar = stack.enter_context(
-            tqdm(total=run.num_steps, initial=step, unit="step", disable=None, desc=experiment.name)
+            tqdm(
+                total=run.num_steps,
+                initial=step,
+                unit="step",
+                disable=None if distributed.is_first() else True,
+                desc=experiment.name,
+            )
         )
         meter = Meter(run, bar, progress.unlogged)
         position, saved_at = progress.iterator, time.monotonic()
+        agreement, overdue = distributed.Agreement(2), False
         profiler = stack.enter_context(Profiler(folder / "profile", profile_steps))
 
         def reached() -> Progress:
@@ -101,19 +119,24 @@ def train(
                     with preemption.interruptible():
                         result = run.evaluate(state.params, "validation")
                     score = result.metrics[SELECTION_METRIC]
-                    log.write(step, {"epoch": step / run.batches.steps_per_epoch} | _named(result))
+                    if log is not None:
+                        epoch = step / run.batches.steps_per_epoch
+                        log.write(step, {"epoch": epoch} | _named(result))
                     progress = _validated(reached(), run, step, score)
                     checkpoints.save(state, progress, score)
-                    saved_at = time.monotonic()
-                    _report(run, step, result, progress)
+                    saved_at, overdue = time.monotonic(), False
+                    agreement.forget()
+                    if log is not None:
+                        _report(run, step, result, progress)
                     meter.resume()
                     continue
-                if time.monotonic() - saved_at > 60 * experiment.training.save_minutes:
+                if overdue:
                     progress, saved_at = reached(), time.monotonic()
+                    agreement.forget()
                     checkpoints.save(state, progress)
 
                 with preemption.interruptible():
-                    batch = next(iterator)
+                    batch = run.place_batch(next(iterator))
                 state, metrics = run.train_step(state, batch)
                 step, position = step + 1, iterator.get_state()
                 bar.update()
@@ -124,8 +147,15 @@ def train(
                     if bool(state.halted):
                         raise _non_finite(run, state, checkpoints)
                     values, speed = meter.read(metrics)
-                    log.write(step, {"epoch": step / run.batches.steps_per_epoch} | values, speed)
-                preemption.check()
+                    if log is not None:
+                        epoch = step / run.batches.steps_per_epoch
+                        log.write(step, {"epoch": epoch} | values, speed)
+                waited = time.monotonic() - saved_at
+                stop, overdue = agreement.ask(
+                    [preemption.requested, waited > 60 * experiment.training.save_minutes]
+                )
+                if stop:
+                    raise Preempted
         except Preempted:
             # A batch that was being read, or a validation, will be so again.
             if step not in checkpoints.steps():

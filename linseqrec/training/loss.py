@@ -4,14 +4,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.data.batch import Batch
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
 from linseqrec.ops.negatives import draw_negatives, popularity_proposal
 from linseqrec.ops.sampled_losses import binary_cross_entropy, gbce, sampled_softmax
+from linseqrec.sharding import DATA, MODEL
 
 # `(hidden [B, T, D], table [N + 1, D], batch, key) -> Σ weight · loss over the batch's targets`.
 PredictionLoss = Callable[[Array, Array, Batch, PRNGKeyArray], Float[Array, ""]]
@@ -36,23 +39,29 @@ class LossConfig:
     calibration: float = 0.75
 
 
-def make_loss(config: LossConfig, item_counts: Int[np.ndarray, "N+1"]) -> PredictionLoss:
+def make_loss(
+    config: LossConfig, item_counts: Int[np.ndarray, "N+1"], mesh: Mesh | None = None
+) -> PredictionLoss:
     """The objective as a function.
 
     Args:
       config: Which one.
       item_counts: Training events of each item, to draw by.
+      mesh: Where batch and table are split, and the table may be padded (`linseqrec.sharding`);
+        None for one device.
 
     Returns:
       See `PredictionLoss`; divide by Σ weight for the mean. The key draws negatives.
     """
+    num_items = len(item_counts) - 1
     if config.kind == "full":
+        cross_entropy = catalogue_cross_entropy
+        if mesh is not None:
+            cross_entropy = _split_cross_entropy(mesh, num_items)
 
         def full(hidden: Array, table: Array, batch: Batch, key: PRNGKeyArray) -> Array:
             del key
-            return catalogue_cross_entropy(
-                _read(hidden, batch), table, batch.targets, batch.weights
-            )
+            return cross_entropy(_read(hidden, batch), table, batch.targets, batch.weights)
 
         return full
 
@@ -63,13 +72,31 @@ def make_loss(config: LossConfig, item_counts: Int[np.ndarray, "N+1"]) -> Predic
         scored = (_read(hidden, batch), table, batch.targets, batch.weights)
         if config.kind == "sampled":
             shared = draw_negatives(key, proposal, (config.negatives,))
-            return sampled_softmax(*scored, shared, proposal.log_q)
+            return sampled_softmax(*scored, shared, proposal.log_q, num_items=num_items)
         own = draw_negatives(key, proposal, (*batch.targets.shape, config.negatives))
         if config.kind == "bce":
-            return binary_cross_entropy(*scored, own)
-        return gbce(*scored, own, calibration=config.calibration)
+            return binary_cross_entropy(*scored, own, num_items=num_items)
+        return gbce(*scored, own, calibration=config.calibration, num_items=num_items)
 
     return drawn
+
+
+def _split_cross_entropy(mesh: Mesh, num_items: int) -> Callable[..., Float[Array, ""]]:
+    """`catalogue_cross_entropy`, each device with its own tokens and its own part of the table."""
+
+    def share(hidden: Array, table: Array, targets: Array, weights: Array) -> Array:
+        summed = catalogue_cross_entropy(
+            hidden, table, targets, weights, num_items=num_items, axis_name=MODEL
+        )
+        return jax.lax.psum(summed, (DATA, MODEL))
+
+    rows = PartitionSpec(DATA)
+    return jax.shard_map(
+        share,
+        mesh=mesh,
+        in_specs=(rows, PartitionSpec(MODEL), rows, rows),
+        out_specs=PartitionSpec(),
+    )
 
 
 def _read(hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B S D"]:

@@ -38,9 +38,16 @@ class Preemption:
       requested: Whether a SIGTERM has come.
     """
 
-    def __init__(self, grace: float = 20.0):
-        """Args: `grace` in seconds; clusters send SIGKILL 30 seconds after SIGTERM or later."""
+    def __init__(self, grace: float = 20.0, *, alone: bool = True):
+        """Notes how to end.
+
+        Args:
+          grace: In seconds; clusters send SIGKILL 30 seconds after SIGTERM or later.
+          alone: Whether no other process takes part in the run. Nothing is left at once where
+            others would wait for this one: all end at a step that they agree on.
+        """
         self.requested = False
+        self._alone = alone
         self._grace = grace
         self._interruptible = False
         self._left = threading.Event()
@@ -70,7 +77,10 @@ class Preemption:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within it, a SIGTERM raises `Preempted` at once."""
+        """Within it, a SIGTERM raises `Preempted` at once; unless there are other processes."""
+        if not self._alone:
+            yield
+            return
         self._interruptible = True
         try:
             self.check()

@@ -8,7 +8,7 @@ from typing import Any
 
 from linseqrec.evaluation import figures, floors
 from linseqrec.evaluation.result import EvaluationResult
-from linseqrec.training import workdir
+from linseqrec.training import distributed, workdir
 from linseqrec.training.run import Run, SplitName
 from linseqrec.training.step import TrainState
 
@@ -42,6 +42,7 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
 
     The per-target ranks of the model go to `ranks/SPLIT.npz`: every metric can be recomputed from
     them. Where `results.json` exists already, it is returned as it is: the test split is read once.
+    Of several processes all evaluate, and the first one writes.
 
     Args:
       run: The experiment.
@@ -64,10 +65,12 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     }
     for split in typing.get_args(SplitName):
         evaluated = run.evaluate(state.params, split)
-        evaluated.save(folder / "ranks" / f"{split}.npz")
+        if distributed.is_first():
+            evaluated.save(folder / "ranks" / f"{split}.npz")
         results[split] = {run.experiment.name: evaluated.summary()}
     results["test"] |= {name: result.summary() for name, result in references(run, "test").items()}
-    workdir.write_json(path, results)
+    if distributed.is_first():
+        workdir.write_json(path, results)
     return results
 
 

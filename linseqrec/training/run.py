@@ -1,5 +1,6 @@
 """`Run`: what an experiment's configuration stands for: its events, model, step and evaluators."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any, Literal
@@ -9,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from linseqrec import sharding
 from linseqrec.config import ConfigError, Experiment
+from linseqrec.data.batch import Batch
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
+from linseqrec.events import Events
 from linseqrec.models.encoding import SequenceModel
 from linseqrec.training.loss import make_loss
 from linseqrec.training.optimizer import make_optimizer
@@ -38,13 +43,15 @@ class Run:
     Attributes:
       experiment: The configuration.
       source: Its events.
-      batches: Training batches by step.
+      batches: Training batches by step; of several processes, this one's rows of them.
       num_steps: Length of the run, in steps.
       evaluate_every: Steps between validations.
       graphdef: The model's structure.
       rest: Its variables that are not parameters.
       initial_params: Its fresh parameters.
       optimizer: The Optax chain.
+      mesh: Devices that batches and item table are divided over; None for one device.
+      shapes: Of those arrays of the training state that the mesh pads, by name, without padding.
     """
 
     experiment: Experiment
@@ -56,20 +63,31 @@ class Run:
     rest: Any
     initial_params: nnx.State
     optimizer: optax.GradientTransformation
+    mesh: Mesh | None
+    shapes: dict[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, experiment: Experiment, source: Source | None = None) -> "Run":
+    def of(
+        cls, experiment: Experiment, source: Source | None = None, mesh: Mesh | None = None
+    ) -> "Run":
         """Loads the events and builds the model of an experiment.
 
         Args:
           experiment: The configuration.
           source: Its events, if they are at hand already.
+          mesh: The devices to divide the work over (`sharding.make_mesh`); None for one alone,
+            whatever the configuration says.
 
         Raises:
+          MeshError: If the mesh does not divide the batches, or several processes have none.
           ConfigError: If the optimizer's settings do not fit the run's length.
           DatasetError: If the folder is no dataset folder, or damaged.
         """
         data, training = experiment.data, experiment.training
+        if mesh is None and jax.process_count() > 1:
+            raise sharding.MeshError("several processes need a mesh over the devices of all")
+        sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
+        process_index, process_count = sharding.rows_read(mesh)
         source = load_source(data) if source is None else source
         batches = training_batches(
             source.dataset,
@@ -78,14 +96,28 @@ class Run:
             length=data.length,
             batch_size=data.batch_size,
             seed=training.seed,
+            process_index=process_index,
+            process_count=process_count,
         )
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
-        model = experiment.model.build(source.dataset.num_items, rngs=nnx.Rngs(training.seed))
+        # A table that is to be divided need not fit on any one of the devices.
+        host = contextlib.nullcontext()
+        if mesh is not None:
+            host = jax.default_device(jax.local_devices(backend="cpu")[0])
+        with host:
+            model = experiment.model.build(source.dataset.num_items, rngs=nnx.Rngs(training.seed))
         graphdef, params, rest = split_model(model)
         try:
             optimizer = make_optimizer(experiment.optimizer, num_steps)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        shapes: dict[str, tuple[int, ...]] = {}
+        if mesh is not None:
+            whole = jax.eval_shape(lambda: init_state(params, optimizer))
+            shapes = sharding.shapes_before_padding(whole, mesh)
+            params = sharding.place(params, mesh)
+            # Constants of the compiled functions, which may not be arrays of several processes.
+            rest = jax.tree.map(np.asarray, rest)
         return cls(
             experiment=experiment,
             source=source,
@@ -96,12 +128,26 @@ class Run:
             rest=rest,
             initial_params=params,
             optimizer=optimizer,
+            mesh=mesh,
+            shapes=shapes,
         )
 
     def initial_state(self) -> TrainState:
         """The training state before the first step."""
-        # Copied: the step consumes its state, and the parameters may be asked for again.
-        return init_state(jax.tree.map(jnp.copy, self.initial_params), self.optimizer)
+
+        def make(params: nnx.State) -> TrainState:
+            # Copied: the step consumes its state, and the parameters may be asked for again.
+            return init_state(jax.tree.map(jnp.copy, params), self.optimizer)
+
+        if self.mesh is None:
+            return make(self.initial_params)
+        return jax.jit(make, out_shardings=self._state_shardings)(self.initial_params)
+
+    @functools.cached_property
+    def _state_shardings(self) -> Any:
+        assert self.mesh is not None
+        shapes = jax.eval_shape(lambda: init_state(self.initial_params, self.optimizer))
+        return sharding.state_shardings(shapes, self.mesh)
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
@@ -115,18 +161,39 @@ class Run:
             self.graphdef,
             self.rest,
             self.optimizer,
-            make_loss(self.experiment.loss, self.item_counts),
+            make_loss(self.experiment.loss, self.item_counts, self.mesh),
             seed=self.experiment.training.seed,
             accumulation_steps=self.experiment.training.accumulation_steps,
+            mesh=self.mesh,
         )
-        return jax.jit(step, donate_argnums=0)
+        if self.mesh is None:
+            return jax.jit(step, donate_argnums=0)
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(self._state_shardings, sharding.by_rows(self.mesh)),
+            out_shardings=(self._state_shardings, sharding.replicated(self.mesh)),
+        )
+
+    def place_batch(self, batch: Batch) -> Batch:
+        """A batch of `batches` where the step wants it: on its devices, the whole of all rows."""
+        if self.mesh is None:
+            return batch
+        rows = sharding.by_rows(self.mesh)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
 
     @functools.cached_property
     def encode(self) -> Any:
         """The compiled model, `(params, events) -> hidden [B, T, D]`, dropout off."""
-        return jax.jit(
-            lambda params, events: nnx.merge(self.graphdef, params, self.rest)(events).hidden
-        )
+
+        def encode(params: nnx.State, events: Events) -> Array:
+            return nnx.merge(self.graphdef, params, self.rest)(events).hidden
+
+        mesh = self.mesh
+        if mesh is None:
+            return jax.jit(encode)
+        compiled = jax.jit(encode, out_shardings=sharding.by_rows(mesh))
+        return lambda params, events: compiled(params, sharding.place_rows(events, mesh))
 
     @functools.cached_property
     def _evaluators(self) -> dict[str, Evaluator]:
@@ -136,11 +203,12 @@ class Run:
         """The evaluator of the validation or test targets, made when first asked for."""
         if split not in self._evaluators:
             config = self.experiment.evaluation
+            parts = 1 if self.mesh is None else self.mesh.shape[sharding.DATA]
             self._evaluators[split] = Evaluator(
                 self.source.dataset,
                 getattr(self.source.split, split),
                 max_length=self.experiment.data.length,
-                batch_size=config.batch_size,
+                batch_size=-(-config.batch_size // parts) * parts,
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,
@@ -151,8 +219,8 @@ class Run:
     def evaluate(self, params: nnx.State, split: SplitName) -> EvaluationResult:
         """Ranks a split's targets with the given parameters."""
         encode = functools.partial(self.encode, params)
-        return self.evaluator(split).run(encode, self.item_table(params))
+        return self.evaluator(split).run(encode, self.item_table(params), self.mesh)
 
     def item_table(self, params: nnx.State) -> Float[Array, "N+1 D"]:
-        """The model's output table."""
+        """The model's output table; on a mesh split by rows, and padded."""
         return nnx.merge(self.graphdef, params, self.rest).item_table()

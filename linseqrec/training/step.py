@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from linseqrec import sharding
 from linseqrec.data.batch import Batch
 from linseqrec.models.encoding import ChangesAfterStep
 from linseqrec.training.loss import PredictionLoss
@@ -51,6 +53,7 @@ def make_train_step(
     *,
     seed: int,
     accumulation_steps: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the step.
 
@@ -65,6 +68,7 @@ def make_train_step(
       prediction_loss: The objective (`make_loss`).
       seed: Of the keys of dropout and of drawn negatives.
       accumulation_steps: Parts a batch is split into.
+      mesh: Where the batch's rows are divided (`linseqrec.sharding`); None for one device.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
@@ -97,6 +101,9 @@ def make_train_step(
             return jax.tree.map(jnp.add, sums, grad(params, part[0], total, part[1])), None
 
         parts = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
+        if mesh is not None:
+            # Each part is divided over the devices, not the parts among them.
+            parts = jax.lax.with_sharding_constraint(parts, sharding.by_rows(mesh, axis=1))
         keys = jax.random.split(key, accumulation_steps)
         first = grad(params, jax.tree.map(lambda x: x[0], parts), total, keys[0])
         remaining = jax.tree.map(lambda x: x[1:], (parts, keys))

@@ -539,7 +539,7 @@ def test_a_run_resumes_where_it_was_and_logs_the_perplexities(tmp_path):
     made = small_run(epochs=1.0)
     whole, _ = loop.train(made, tmp_path / "run")
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(checkpoints.latest(), made.initial_state())
+        restored = checkpoints.restore(checkpoints.resolve("latest"), made.initial_state())
     first, _ = made.train_step(jax.tree.map(jnp.copy, whole), made.batches[0])
     second, _ = made.train_step(restored, made.batches[0])
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):

@@ -50,6 +50,9 @@ def short_name(field: str, fields: Sequence[str]) -> str:
 def _called(name: str, fields: Sequence[str]) -> list[str]:
     if name in fields:
         return [name]
+    # "model" is a part of the configuration: it does not mean "mesh.model".
+    if any(field.startswith(f"{name}.") for field in fields):
+        return []
     return [field for field in fields if field.endswith(f".{name}")]
 
 

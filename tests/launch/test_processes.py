@@ -77,7 +77,7 @@ def test_two_processes_stopped_and_resumed_end_as_one_alone(prepared, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     codes, said = ended(processes)
     assert codes == [EXIT_CODE, EXIT_CODE], said
-    stops = [error.split("preempted at step ")[1].split(":")[0] for _, error in said]
+    stops = [error.split("preempted: step ")[1].split(" ")[0] for _, error in said]
     assert stops[0] == stops[1] and (together / "checkpoints" / stops[0]).exists()
     assert not (together / "results.json").exists(), "the run ended before it was stopped"
 

@@ -20,6 +20,7 @@ def test_only_fields_with_values_are_swept():
         "optimizer",
         "training",
         "evaluation",
+        "mesh",
     }
 
 
@@ -29,6 +30,7 @@ def test_the_end_of_a_name_means_the_one_field_that_has_it():
     # A whole name is no end of another's.
     assert fields.resolve("name", [*NAMES, "model.name"]) == "name"
     assert fields.short_name("model.name", [*NAMES, "model.name"]) == "model.name"
+    assert fields.short_name("mesh.model", NAMES) == "mesh.model"
     for field in NAMES:
         assert fields.resolve(fields.short_name(field, NAMES), NAMES) == field
 

@@ -246,32 +246,39 @@ class Checkpoints:
           CheckpointError: If there are checkpoints and all are damaged, or the newest sound one is
             of another model.
         """
-        told: list[str] = []
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
             # The first process judges, or the others might go on from another step.
             faults = distributed.on_first(functools.partial(self.faults, step))
             if not faults:
                 if misfits := self._misfits(step, like, "model and optimizer"):
                     raise CheckpointError(misfits)
                 try:
-                    return self.restore(step, like), self.progress(step)
+                    restored = self._read(step, like), self.progress(step)
                 except Exception as error:  # Orbax's errors have no common class.
+                    if self._digests(step).exists():
+                        # Its files are as they were written: the fault is not the checkpoint's.
+                        raise
                     faults = [_first_line(error)]
-            told.append(f"checkpoint {step} is damaged: {'; '.join(faults[:3])}")
-            print(told[-1], file=sys.stderr, flush=True)
-            self._set_aside(step)
-        if told:
+                else:
+                    self._set_aside(list(damaged))
+                    return restored
+            damaged[step] = f"checkpoint {step} is damaged: {'; '.join(faults[:3])}"
+            print(damaged[step], file=sys.stderr, flush=True)
+        if damaged:
+            # They stay where they are, so that no later start takes the run for a new one.
             raise CheckpointError(
-                "\n".join(told) + f"\nno sound checkpoint is left in {self._folder}: to train from "
-                "the start, choose another --workdir"
+                "\n".join(damaged.values())
+                + f"\nno sound checkpoint is left in {self._folder}: to "
+                "train from the start, choose another --workdir"
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
-        """Moves a damaged step out of the way, so that the run can save that step again."""
-        if not self._read_only:
-            distributed.on_first(functools.partial(self._move_away, step))
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves damaged steps out of the way, so that the run can save those steps again."""
+        if steps and not self._read_only:
+            for step in steps:
+                distributed.on_first(functools.partial(self._move_away, step))
             self._manager.reload()
 
     def _move_away(self, step: int) -> None:
@@ -302,10 +309,10 @@ class Checkpoints:
         if which == "latest":
             return steps[-1]
         if which == "best":
-            sound = self.sound_steps()
-            if not sound:
+            newest = next((step for step in reversed(steps) if not self.faults(step)), None)
+            if newest is None:
                 raise CheckpointError(f"all checkpoints in {self._folder} are damaged: {steps}")
-            return self.progress(sound[-1]).best_step
+            return self.progress(newest).best_step
         if not str(which).isdigit() or int(which) not in steps:
             raise CheckpointError(
                 f"no checkpoint {which!r} in {self._folder}: there are 'best', 'latest' and steps "
@@ -333,6 +340,10 @@ class Checkpoints:
             them.
         """
         self._check(step, like, "model and optimizer")
+        return self._read(step, like)
+
+    def _read(self, step: int, like: TrainState) -> TrainState:
+        """The state of a step that has been checked."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(
             # Not strict about shapes, which have been checked: padding comes and goes.

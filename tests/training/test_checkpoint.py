@@ -119,9 +119,31 @@ def test_a_run_without_a_sound_checkpoint_does_not_start_again(run, damaged):
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             checkpoints.resolve("best")
     metrics = (folder / "metrics.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match="no sound checkpoint is left .* another --workdir"):
-        train(run, folder)
+    # Nor does the next start, which finds what this one left.
+    for _ in range(2):
+        message = "no sound checkpoint is left .* another --workdir"
+        with pytest.raises(CheckpointError, match=message):
+            train(run, folder)
     assert (folder / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_what_is_not_the_checkpoints_fault_sets_none_aside(run, damaged, monkeypatch):
+    folder, steps = damaged
+
+    def unreadable(self, step):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Checkpoints, "progress", unreadable)
+    with pytest.raises(OSError, match="Input/output error"):
+        train(run, folder)
+    monkeypatch.undo()
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.sound_steps() == steps
+    # Of one that was not sealed nothing is known but that it cannot be read.
+    (folder / "checkpoints" / "sha256" / f"{steps[-1]}.json").unlink()
+    truncate(folder / "checkpoints" / str(steps[-1]) / "state")
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.restore_latest(run.initial_state())[0].step == steps[-2]
 
 
 def test_a_damaged_checkpoint_is_not_evaluated(run, damaged):

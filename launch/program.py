@@ -1,6 +1,7 @@
 """How every program starts: quiet libraries, and errors that say what to do instead of a trace."""
 
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,7 @@ _FOR_THE_USER = (
     WorkdirError,
     WorldError,
 )
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_program(main: Callable[[list[str]], None]) -> None:
@@ -74,12 +76,17 @@ def _keep_freed_memory() -> None:
 def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
-    # Orbax warns of what was asked for (a checkpoint opened read-only).
-    logging.set_verbosity(logging.ERROR)
+    # Orbax warns of what was asked for (a checkpoint opened read-only), and logs each error that it
+    # raises as well, with its trace.
+    logging.set_verbosity(logging.FATAL)
     try:
         main(argv)
     except _FOR_THE_USER as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        sys.exit(f"error: {error}; make room and run the same command again")
     except Preempted as preempted:
         print(f"{preempted}; the same command goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -47,7 +47,6 @@ class Progress:
       best_metric: Its selection metric.
       stale: Validations since then.
       seconds: Wall time spent training so far, over all resumptions.
-      finished: Whether the run has ended, by its length or by early stopping.
       unlogged: Sums over the steps since the last record of training metrics.
       shapes: Of those arrays that were saved with a mesh's padding, by name, without it.
     """
@@ -58,9 +57,12 @@ class Progress:
     best_metric: float = float("-inf")
     stale: int = 0
     seconds: float = 0.0
-    finished: bool = False
     unlogged: dict[str, float] = dataclasses.field(default_factory=dict)
     shapes: dict[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+
+# Other versions save fewer fields, or more.
+_PROGRESS = [field.name for field in dataclasses.fields(Progress)]
 
 
 class Checkpoints:
@@ -113,6 +115,7 @@ class Checkpoints:
         )
         self._sealing: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +130,7 @@ class Checkpoints:
             if error is None or not isinstance(error, CheckpointError):
                 self.wait()
         finally:
-            self._manager.close()
+            self._close()
 
     def save(self, state: TrainState, progress: Progress, metric: float | None = None) -> None:
         """Saves in the background under the state's step.
@@ -177,6 +180,14 @@ class Checkpoints:
         if failure is not None:
             raise failure
 
+    def _close(self) -> None:
+        try:
+            self._manager.close()
+        # Orbax raises the error of a failed save once more, in the place of ours.
+        except Exception:
+            if not self._failed:
+                raise
+
     def _seal(self, step: int) -> None:
         """Waits until a step is written, and writes its digests."""
         try:
@@ -203,6 +214,7 @@ class Checkpoints:
             write()
         # Orbax passes on whatever its storage raises: OSError, ValueError, XlaRuntimeError.
         except Exception as error:
+            self._failed = True
             self._manager.reload()
             sound = [other for other in self._steps() if not self.faults(other)]
             raise CheckpointError(
@@ -322,11 +334,10 @@ class Checkpoints:
 
     def progress(self, step: int) -> Progress:
         """The run's progress as saved at `step`."""
-        return Progress(
-            **self._manager.restore(
-                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-            ).progress
-        )
+        saved = self._manager.restore(
+            step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+        ).progress
+        return Progress(**{name: saved[name] for name in _PROGRESS if name in saved})
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The training state saved at `step`.
@@ -398,6 +409,8 @@ class Checkpoints:
             for name, shape in _without_padding(_shapes(metadata), unpadded).items()
             if name.split("/")[0] in parts
         }
+        if not saved:  # No arrays at all: damaged rather than another model's.
+            return ""
         misfits = [
             f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
             for name in sorted(saved.keys() | wanted.keys())

@@ -10,6 +10,7 @@ import grain
 import jax
 from tqdm import tqdm
 
+from linseqrec.data.requests import original_ids
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.training import distributed, throughput, workdir
 from linseqrec.training.checkpoint import Checkpoints, Progress
@@ -112,7 +113,7 @@ def train(
 
         try:
             # ------------------------------------------------------------------------ the loop
-            while not progress.finished:
+            while not _finished(progress, run):
                 due = step % run.evaluate_every == 0 or step == run.num_steps
                 if due and step > progress.validated_step:
                     meter.pause()
@@ -122,7 +123,7 @@ def train(
                     if log is not None:
                         epoch = step / run.batches.steps_per_epoch
                         log.write(step, {"epoch": epoch} | _named(result))
-                    progress = _validated(reached(), run, step, score)
+                    progress = _validated(reached(), step, score)
                     checkpoints.save(state, progress, score)
                     saved_at, overdue = time.monotonic(), False
                     agreement.forget()
@@ -168,26 +169,29 @@ def train(
         return (state if best == step else checkpoints.restore(best, state)), best
 
 
-def _validated(progress: Progress, run: Run, step: int, score: float) -> Progress:
-    """Progress after a validation: the best step, the patience spent, whether the run is over."""
+def _validated(progress: Progress, step: int, score: float) -> Progress:
+    """Progress after a validation: the best step, and the patience spent."""
     better = score > progress.best_metric
-    stale = 0 if better else progress.stale + 1
-    patience = run.experiment.training.patience
     return dataclasses.replace(
         progress,
         validated_step=step,
         best_step=step if better else progress.best_step,
         best_metric=score if better else progress.best_metric,
-        stale=stale,
-        finished=step >= run.num_steps or (patience > 0 and stale >= patience),
+        stale=0 if better else progress.stale + 1,
     )
+
+
+def _finished(progress: Progress, run: Run) -> bool:
+    """Whether a run has ended, by its length or by early stopping, both at a validation."""
+    patience = run.experiment.training.patience
+    out_of_patience = patience > 0 and progress.stale >= patience
+    return progress.validated_step >= run.num_steps or out_of_patience
 
 
 def _non_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> NonFiniteError:
     """The error of a halted state, which is still the one before the bad step."""
     good = int(state.step)
-    dataset, numbers = run.source.dataset, run.batches.users(good)
-    users = [str(user) for user in (dataset.user_ids()[numbers] if dataset.folder else numbers)]
+    users = original_ids(run.source.dataset)[0][run.batches.users(good)]
     shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
     sound = checkpoints.sound_steps()
     return NonFiniteError(

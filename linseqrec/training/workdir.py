@@ -7,15 +7,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 import jax
-import tensorboardX
 
 from linseqrec import config as config_lib
+from linseqrec.training.tensorboard import TensorBoard
 
 
 class WorkdirError(RuntimeError):
@@ -73,7 +73,7 @@ def claim(
 
     Raises:
       WorkdirError: If the workdir was started with another configuration (with the differences) or
-        on other data, or a change is allowed that was not made.
+        on other data, or its run has ended and would change.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     config_path = workdir / "config.json"
@@ -81,6 +81,11 @@ def claim(
         changes = check_experiment(workdir, experiment, allowed_changes=allowed_changes)
         check_data(workdir, card)
         if changes:
+            if (workdir / "results.json").exists():
+                raise WorkdirError(
+                    f"the run in {workdir} has ended, and its test split has been read: train with "
+                    "other values in another --workdir\n  " + "\n  ".join(changes.values())
+                )
             _append_json(workdir / "config_changes.jsonl", changes)
             write_json(config_path, config_lib.to_json(experiment))
     else:
@@ -114,20 +119,21 @@ def check_experiment(
     Args:
       workdir: The run's folder.
       experiment: The configuration.
-      allowed_changes: Fields, dotted, that may differ, and must.
+      allowed_changes: Fields, dotted, that may differ.
 
     Returns:
       What differs, by field: a line each.
 
     Raises:
-      WorkdirError: If another field differs (with the differences), or an allowed one does not.
+      WorkdirError: If another field differs (with the differences), or an allowed one does not
+        exist.
     """
-    changes = config_lib.differences(read_experiment(workdir), experiment)
-    undone = set(allowed_changes) - set(changes)
-    if undone:
-        raise WorkdirError(
-            f"allowed to change, but the same as in {workdir}: {', '.join(sorted(undone))}"
-        )
+    before = read_experiment(workdir)
+    changes = config_lib.differences(before, experiment)
+    # One that does not differ is no error: the same command goes on with a change made before.
+    known = config_lib.flatten(before).keys() | config_lib.flatten(experiment).keys()
+    if unknown := sorted(set(allowed_changes) - known):
+        raise WorkdirError(f"allowed to change, but no field: {', '.join(unknown)}")
     forbidden = [line for field, line in changes.items() if field not in allowed_changes]
     if forbidden:
         raise WorkdirError(
@@ -176,6 +182,24 @@ def read_experiment(workdir: Path) -> config_lib.Experiment:
     return config_lib.from_json(json.loads(path.read_text()))
 
 
+def run_names(workdirs: Sequence[Path]) -> list[str]:
+    """What to call runs: their experiments' names; where those coincide the folders' names too.
+
+    Where these coincide as well, the folders' paths stand in their place.
+
+    Raises:
+      WorkdirError: If a folder is no run's.
+    """
+    own = [read_experiment(folder).name for folder in workdirs]
+    last = [folder.name for folder in workdirs]
+    return [
+        name
+        if own.count(name) == 1
+        else f"{name} ({folder.name if last.count(folder.name) == 1 else folder})"
+        for name, folder in zip(own, workdirs, strict=True)
+    ]
+
+
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration: versions, device, git revision."""
     from importlib.metadata import version
@@ -218,7 +242,7 @@ class MetricsLog:
         self._files = {
             name: _reopen(workdir / f"{name}.jsonl", step) for name in ("metrics", "speed")
         }
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._board = TensorBoard(workdir / "tensorboard", first_step=step + 1)
         self._wandb: Any = None
         if wandb_project:
             try:
@@ -259,8 +283,7 @@ class MetricsLog:
             if values:
                 self._files[name].write(json.dumps({"step": step} | values) + "\n")
                 self._files[name].flush()
-        for name, value in (metrics | speed).items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, metrics | speed)
         if self._wandb is not None:
             self._wandb.log(metrics | speed, step=step)
 

@@ -1,8 +1,12 @@
-"""How tests start programs, and the small experiment that they train."""
+"""How tests start programs, and the small experiments that they train."""
 
 import pathlib
 import subprocess
 import sys
+import time
+
+from linseqrec.training import workdir
+from linseqrec.training.preemption import EXIT_CODE
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
@@ -16,6 +20,17 @@ SMALL = [
     "--config.evaluation.filter_seen=none",
     "--config.evaluation.filter_seen=all",
 ]
+# Smaller still: for runs that are started many times.
+TINY = [
+    "--config=experiments/sasrec_quick.py",
+    "--config.model.width=8",
+    "--config.model.num_layers=1",
+    "--config.model.heads=1",
+    "--config.data.length=8",
+    "--config.data.batch_size=4",
+    "--config.optimizer.warmup_steps=2",
+    "--config.training.log_every=1",
+]
 
 
 def program(name, *arguments):
@@ -26,3 +41,28 @@ def program(name, *arguments):
         text=True,
         check=False,
     )
+
+
+def last_step(folder):
+    return max((int(record["step"]) for record in workdir.read_metrics(folder)), default=0)
+
+
+def start(arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.train", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def killed(arguments, folder, moment, number):
+    """Trains, and kills the program at a moment; returns False where it ended before."""
+    before = last_step(folder)
+    process = start(arguments)
+    while process.poll() is None and not moment(folder, before):
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.wait()
+    return process.returncode in (-number, EXIT_CODE)

@@ -13,17 +13,10 @@ import pytest
 from linseqrec.training import distributed, workdir
 from linseqrec.training.distributed import DistributedError
 from linseqrec.training.preemption import EXIT_CODE
-from tests.launch.programs import ROOT, program
+from tests.launch.programs import ROOT, TINY, program
 
-TINY = [
-    "--config=experiments/sasrec_quick.py",
-    "--config.model.width=8",
-    "--config.model.num_layers=1",
-    "--config.model.heads=1",
-    "--config.data.length=8",
-    "--config.data.batch_size=4",
-    "--config.optimizer.warmup_steps=2",
-    "--config.training.log_every=1",
+SHORT = [
+    *TINY,
     "--config.training.num_epochs=2",
     "--config.evaluation.filter_seen=none",
     "--config.evaluation.filter_seen=all",
@@ -61,7 +54,7 @@ def ended(processes):
 
 
 def test_two_processes_stopped_and_resumed_end_as_one_alone(prepared, tmp_path):
-    base = [*TINY, f"--config.data.folder={prepared}"]
+    base = [*SHORT, f"--config.data.folder={prepared}"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     done = program("train", *base, f"--workdir={alone}")
     assert done.returncode == 0, done.stderr
@@ -123,7 +116,7 @@ def test_a_missing_process_is_an_error(arguments, message, prepared, tmp_path):
     port = free_port()
     done = program(
         "train",
-        *TINY,
+        *SHORT,
         f"--config.data.folder={prepared}",
         f"--workdir={tmp_path / 'run'}",
         "--initialization_timeout=2",

@@ -141,7 +141,7 @@ def test_what_is_not_the_checkpoints_fault_sets_none_aside(run, damaged, monkeyp
         assert checkpoints.sound_steps() == steps
     # Of one that was not sealed nothing is known but that it cannot be read.
     (folder / "checkpoints" / "sha256" / f"{steps[-1]}.json").unlink()
-    truncate(folder / "checkpoints" / str(steps[-1]) / "state")
+    empty(folder / "checkpoints" / str(steps[-1]) / "state")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.restore_latest(run.initial_state())[0].step == steps[-2]
 

@@ -1,8 +1,10 @@
 import json
+import struct
 import sys
 import types
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from linseqrec.config import Experiment, to_json
 from linseqrec.training import workdir
@@ -16,7 +18,32 @@ def test_a_line_cut_short_is_left_out_and_written_again(tmp_path):
     with workdir.MetricsLog(tmp_path, 1) as log:
         log.write(2, {"loss": 1.25})
     assert list(workdir.read_metrics(tmp_path)) == [whole[0], {"step": 2, "loss": 1.25}]
-    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_metrics_are_mirrored_to_tensorboard(tmp_path):
+    with workdir.MetricsLog(tmp_path, 1) as log:
+        log.write(2, {"loss": 1.25, "norm": 0.5}, {"speed": 9.0})
+        # On disk before the file is closed.
+        events = list(read_events(tmp_path / "tensorboard"))
+    version, start, *scalars = events
+    assert version.file_version == "brain.Event:2"
+    assert (start.session_log.status, start.step) == (event_pb2.SessionLog.START, 2)
+    said = [(event.step, *event.summary.value) for event in scalars]
+    assert [(step, value.tag, value.simple_value) for step, value in said] == [
+        (2, "loss", 1.25),
+        (2, "norm", 0.5),
+        (2, "speed", 9.0),
+    ]
+
+
+def read_events(folder):
+    """The events of the one file in a folder: records of length, checksum, bytes, checksum."""
+    (path,) = folder.iterdir()
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
 
 
 def test_metrics_are_mirrored_to_wandb(tmp_path, monkeypatch):
@@ -54,12 +81,24 @@ def test_an_allowed_change_is_recorded(experiment, tmp_path):
     longer = experiment.__class__(**{**vars(experiment), "name": "longer"})
     with pytest.raises(workdir.WorkdirError, match="name in --allow_config_change"):
         workdir.claim(tmp_path, longer, card)
-    with pytest.raises(workdir.WorkdirError, match="allowed to change, but the same.*data.length"):
+    with pytest.raises(workdir.WorkdirError, match="allowed to change, but no field: data.lenght"):
+        workdir.claim(tmp_path, longer, card, allowed_changes=["name", "data.lenght"])
+    # The second time goes on with what the first has changed.
+    for _ in range(2):
         workdir.claim(tmp_path, longer, card, allowed_changes=["name", "data.length"])
-    workdir.claim(tmp_path, longer, card, allowed_changes=["name"])
     assert workdir.read_experiment(tmp_path) == longer
     (change,) = (tmp_path / "config_changes.jsonl").read_text().splitlines()
     assert "-> 'longer'" in json.loads(change)["name"]
+
+
+def test_a_run_whose_test_split_was_read_does_not_change(experiment, tmp_path):
+    card = {"sha256": {"items": "1"}}
+    workdir.claim(tmp_path, experiment, card)
+    (tmp_path / "results.json").write_text("{}")
+    workdir.claim(tmp_path, experiment, card)
+    longer = experiment.__class__(**{**vars(experiment), "name": "longer"})
+    with pytest.raises(workdir.WorkdirError, match="has ended, and its test split has been read"):
+        workdir.claim(tmp_path, longer, card, allowed_changes=["name"])
 
 
 def test_another_environment_is_told_and_recorded(experiment, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,9 @@ against this model at about equal parameters (283 k here, 307 k there). Run it b
 
     python -m launch.train --config=experiments/gated_deltanet_repetition.py \
         --workdir=runs/repetition/gated_deltanet
+
+Result (one seed, 2026-11, some 6 minutes of a core): test HR@10 / NDCG@10 .5320 / .3068, not
+filtered; decayed Markov .3740 / .2205, oracle .7925 / .6511.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -4,6 +4,9 @@ The protocol and budget of `recgrela_mllatest.py`; run it by:
 
     python -m launch.train --config=experiments/hytrec_mllatest.py \
         --workdir=runs/hytrec_mllatest
+
+Result (one seed, 2026-11): test HR@10 / NDCG@10 .0967 / .0468 with seen items filtered, epoch 16;
+below the decayed Markov floor, .1082 / .0598.
 """
 
 import dataclasses

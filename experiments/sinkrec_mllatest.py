@@ -6,6 +6,9 @@ Run it by:
         --output=data/ml-latest-small
     python -m launch.train --config=experiments/sinkrec_mllatest.py \
         --workdir=runs/sinkrec_mllatest
+
+Result (one seed, 2026-11): test HR@10 / NDCG@10 .1049 / .0550 with seen items filtered, epoch 24;
+the decayed Markov floor .1082 / .0598.
 """
 
 import dataclasses

@@ -4,6 +4,9 @@ The protocol and budget of `gated_deltanet_repetition.py`; run it by:
 
     python -m launch.train --config=experiments/sinkrec_repetition.py \
         --workdir=runs/repetition/sinkrec
+
+Result (one seed, 2026-11, 15 minutes of a core): test HR@10 / NDCG@10 .5100 / .2969, not filtered;
+Gated DeltaNet .5320 / .3068. RESULTS.md has the state sink of both.
 """
 
 import dataclasses

@@ -41,7 +41,7 @@ def main(_: list[str]) -> None:
     folders = [Path(folder) for folder in _WORKDIRS.value]
     subjects = [
         Subject.of(folder, name, _CHECKPOINT.value)
-        for folder, name in zip(folders, analyses.names(folders), strict=True)
+        for folder, name in zip(folders, workdir.run_names(folders), strict=True)
     ]
     analyses.check_same_data(subjects)
     settings = analyses.Settings(

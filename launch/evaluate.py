@@ -17,7 +17,6 @@ from typing import Any, cast
 from absl import flags
 
 from launch.program import run_program
-from linseqrec.analysis import analyses
 from linseqrec.evaluation.ranks import FilterSeen
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.evaluation.table import results_table
@@ -61,7 +60,7 @@ class _Table:
 def main(_: list[str]) -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
     tables: dict[str, _Table] = {}
-    for folder, name in zip(folders, analyses.names(folders), strict=True):
+    for folder, name in zip(folders, workdir.run_names(folders), strict=True):
         run = _run(folder)
         evaluated = list(_evaluate(run, folder))
         several = len({step for step, _, _ in evaluated}) > 1
@@ -99,9 +98,9 @@ def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, Evaluati
     """Each checkpoint and split asked for, once: "best" and "latest" may be one step."""
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         for step in dict.fromkeys(map(checkpoints.resolve, _CHECKPOINTS.value)):
-            state = checkpoints.restore(step, run.initial_state())
+            params = checkpoints.restore_params(step, run.initial_params)
             for split in dict.fromkeys(cast(list[SplitName], _SPLIT.value)):
-                yield step, split, run.evaluate(state.params, split)
+                yield step, split, run.evaluate(params, split)
 
 
 def _comparable(run: Run, result: EvaluationResult) -> str:

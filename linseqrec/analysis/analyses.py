@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from linseqrec.evaluation import metrics
 from linseqrec.evaluation.figures import metric_by_bucket
 from linseqrec.evaluation.ranks import catalogue_ranks
 from linseqrec.layers.rela import RELA
-from linseqrec.training import workdir
 from linseqrec.training.results import data_title
 from linseqrec.training.run import SplitName
 
@@ -181,21 +179,6 @@ def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
             if any(isinstance(mixer, RELA) for mixer in subject.mixers)
         ]
     return [subject for subject in subjects if subject.mixers]
-
-
-def names(folders: Sequence[Path]) -> list[str]:
-    """What to call runs: their experiments' names; where those coincide the folders' names too.
-
-    Where these coincide as well, the folders' paths stand in their place.
-    """
-    own = [workdir.read_experiment(folder).name for folder in folders]
-    last = [folder.name for folder in folders]
-    return [
-        name
-        if own.count(name) == 1
-        else f"{name} ({folder.name if last.count(folder.name) == 1 else folder})"
-        for name, folder in zip(own, folders, strict=True)
-    ]
 
 
 def check_same_data(subjects: Sequence[Subject]) -> None:

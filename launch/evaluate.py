@@ -5,6 +5,8 @@
         --split=validation,test
 
 Each is a row of one table; runs on other data, another split or filter have a table of their own.
+All devices share the work, whatever mesh a run was trained on; a table too large for one of them is
+divided by `--mesh_model`.
 Writes each one's `evaluations/SPLIT-STEP.json` and the per-target ranks beside it, in its workdir.
 """
 
@@ -20,6 +22,7 @@ from launch.program import run_program
 from linseqrec.evaluation.ranks import FilterSeen
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.evaluation.table import results_table
+from linseqrec.sharding import MeshConfig, make_mesh
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.results import data_title, references
@@ -31,6 +34,8 @@ _SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets a
 _CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
 _FILTER_SEEN = flags.DEFINE_list("filter_seen", [], "none, all or both; unset: as in the run.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Users a batch; unset: as in the run.", 1)
+_MESH_DATA = flags.DEFINE_integer("mesh_data", -1, "Parts of a batch's rows; -1: all devices.")
+_MESH_MODEL = flags.DEFINE_integer("mesh_model", 1, "Parts of the item table's rows.")
 _FLOORS = flags.DEFINE_bool("floors", True, "Whether floors (and a world's oracle) are shown too.")
 flags.register_validator(
     "split",
@@ -89,14 +94,19 @@ def _run(folder: Path) -> Run:
         or experiment.evaluation.filter_seen,
         batch_size=_BATCH_SIZE.value or experiment.evaluation.batch_size,
     )
-    run = Run.of(dataclasses.replace(experiment, evaluation=evaluation))
+    run = Run.of(
+        dataclasses.replace(experiment, evaluation=evaluation),
+        mesh=make_mesh(MeshConfig(_MESH_DATA.value, _MESH_MODEL.value)),
+        trains=False,
+    )
     workdir.check_data(folder, run.source.dataset.card)
     return run
 
 
 def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, EvaluationResult]]:
     """Each checkpoint and split asked for, once: "best" and "latest" may be one step."""
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+    folder = folder / "checkpoints"
+    with Checkpoints(folder, read_only=True, shapes=run.shapes) as checkpoints:
         for step in dict.fromkeys(map(checkpoints.resolve, _CHECKPOINTS.value)):
             params = checkpoints.restore_params(step, run.initial_params)
             for split in dict.fromkeys(cast(list[SplitName], _SPLIT.value)):

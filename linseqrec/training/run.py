@@ -68,7 +68,12 @@ class Run:
 
     @classmethod
     def of(
-        cls, experiment: Experiment, source: Source | None = None, mesh: Mesh | None = None
+        cls,
+        experiment: Experiment,
+        source: Source | None = None,
+        mesh: Mesh | None = None,
+        *,
+        trains: bool = True,
     ) -> "Run":
         """Loads the events and builds the model of an experiment.
 
@@ -77,6 +82,7 @@ class Run:
           source: Its events, if they are at hand already.
           mesh: The devices to divide the work over (`sharding.make_mesh`); None for one alone,
             whatever the configuration says.
+          trains: Whether it will be trained, so that the mesh must divide its batches.
 
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
@@ -86,7 +92,8 @@ class Run:
         data, training = experiment.data, experiment.training
         if mesh is None and jax.process_count() > 1:
             raise sharding.MeshError("several processes need a mesh over the devices of all")
-        sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
+        if trains:
+            sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
         process_index, process_count = sharding.rows_read(mesh)
         source = load_source(data) if source is None else source
         batches = training_batches(

@@ -1,5 +1,6 @@
 """How tests start programs, and the small experiments that they train."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -33,10 +34,12 @@ TINY = [
 ]
 
 
-def program(name, *arguments):
+def program(name, *arguments, devices=1):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.run(
         [sys.executable, "-m", f"launch.{name}", *map(str, arguments)],
         cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         check=False,

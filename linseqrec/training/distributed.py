@@ -73,8 +73,13 @@ def initialize(
         raise DistributedError(f"{failed}: {reason}. {advice}") from error
     finally:
         expired.cancel()
-    if detected and jax.process_count() == 1:
-        raise DistributedError("only one process was found: start it without --distributed=auto")
+    # A cluster may well have been asked for one process; whoever asked for more sees it here.
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of "
+        f"{jax.device_count()} devices",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _end(message: str) -> None:

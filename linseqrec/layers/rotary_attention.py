@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
+from linseqrec.layers.time_gaps import initial_log_horizon
 from linseqrec.ops.recent import Recent, after_recent, last_slots
 from linseqrec.ops.rotary import rotary
 from linseqrec.ops.softmax_attention import softmax_attention
@@ -16,22 +17,38 @@ class RotaryAttention(nnx.Module):
         q, k, v = split(W_qkv x + b_qkv);  q, k = R(q), R(k)      per head
         y = W_o softmax(q kᵀ / √K) v + b_o
 
+    Timed, an event's weight fades with the days since: softmax(q kᵀ / √K - (t_q - t_k) / T), with
+    T = e^c days a head. The factor exp(-(t_q - t_k) / T) on a softmax weight is what a decaying
+    memory has on a write (`TemporalDeltaMixer`); the idea is ours, and ALiBi's with days for
+    positions.
+
     What it carries are the keys and values of the last `window - 1` events: a short window makes it
     the recent past's layer, a window as long as the histories makes it full causal attention with a
     cache of fixed capacity. A row that a window does not cut is computed as without one.
     """
 
-    def __init__(self, width: int, heads: int, *, window: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: int,
+        timed: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         """Args: `window` is how many events one sees, itself included."""
         self.heads, self.window = heads, window
         self.query_key_value = dense(width, 3 * width, dtype=dtype, rngs=rngs)
         self.output = dense(width, width, dtype=dtype, rngs=rngs)
+        self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else None
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         positions: Int[Array, "B T"],
+        gaps: Float[Array, "B T"] | None = None,
         state: Recent | None = None,
     ) -> tuple[Float[Array, "B T D"], Recent]:
         """Mixes a row's events over time.
@@ -40,8 +57,10 @@ class RotaryAttention(nnx.Module):
           x: Normalised inputs.
           segment_ids: One id from 1 per history; 0 is padding.
           positions: Positions for the rotation; a carried history's go on.
+          gaps: Days since the event before, float32; where timed.
           state: Keys (rotated) and values [B, window - 1, H, K] of the last events before each
-            row's first segment; None is no past.
+            row's first segment and, where timed, their days [B, window - 1] relative to the last
+            one; None is no past.
 
         Returns:
           The mixed values, and the state after each row's last segment.
@@ -51,9 +70,31 @@ class RotaryAttention(nnx.Module):
             part.reshape(shape) for part in jnp.split(self.query_key_value(x), 3, axis=-1)
         )
         query, key = rotary(query, positions), rotary(key, positions)
-        kept = self.window - 1
-        past, past_ids = after_recent((key, value), segment_ids, state, kept)
+        kept, own = self.window - 1, [key, value]
+        if self.log_horizon is not None:
+            assert gaps is not None, "timed attention reads gaps"
+            own.append(jnp.cumsum(gaps, axis=1))
+        past, past_ids = after_recent(own, segment_ids, state, kept)
         # Without a past the row is attended to as it stands, not behind an empty cache.
-        (keys, values), ids = ((key, value), segment_ids) if state is None else (past, past_ids)
-        mixed = softmax_attention(query, keys, values, window=self.window, segment_ids=ids)
-        return self.output(mixed.reshape(x.shape)), last_slots(past, past_ids, kept)
+        seen, ids = (own, segment_ids) if state is None else (past, past_ids)
+        keys, values, scale = seen[0], seen[1], query.shape[-1] ** -0.5
+        if self.log_horizon is not None:
+            # Of -(t_q - t_k) / T a softmax over k sees but t_k / T: one more feature of the keys.
+            days = seen[2][..., None, None] * jnp.exp(-self.log_horizon[...])[:, None]
+            keys = jnp.concatenate([keys.astype(days.dtype), days], axis=-1)
+            one = jnp.full((*query.shape[:3], 1), 1 / scale, days.dtype)
+            query = jnp.concatenate([query.astype(days.dtype), one], axis=-1)
+        mixed = softmax_attention(
+            query, keys, values, window=self.window, segment_ids=ids, scale=scale
+        )
+        state = last_slots(past, past_ids, kept)
+        return self.output(mixed.reshape(x.shape)), _since_the_last(state)
+
+
+def _since_the_last(state: Recent) -> Recent:
+    """The state with its days, where there are any, counted from its last event."""
+    keys, values, *days = state.values
+    slots = keys.shape[1]
+    held = jnp.arange(slots) >= slots - state.length[:, None]
+    days = [jnp.where(held, x - x[:, -1:], 0) for x in days]
+    return Recent([keys, values, *days], state.length)

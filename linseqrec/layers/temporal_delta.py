@@ -10,12 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, unit
-from linseqrec.layers.time_gaps import gaps_in_days, initial_log_horizon, shuffled_gaps
+from linseqrec.layers.time_gaps import Time, gaps_in_days, gaps_taken, initial_log_horizon
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.running_mean import running_mean
 
 Gate = Literal["write", "erase", "beta", "none"]
-Time = Literal["gaps", "none", "positions", "shuffled"]
 
 # The least erase gate: it divides the values (see `TemporalDeltaMixer`).
 _LEAST_ERASE = 0.01
@@ -164,11 +163,7 @@ class TemporalDeltaMixer(GatedDelta):
         """Adds the decay over the gaps to that over the content."""
         if self.log_horizon is None:
             return log_decay
-        if self.time == "positions":
-            # The one before a history's first event fades an empty memory: it changes nothing.
-            gaps = jnp.ones_like(gaps)
-        elif self.time == "shuffled":
-            gaps = shuffled_gaps(gaps, segment_ids)
+        gaps = gaps_taken(self.time, gaps, segment_ids)
         return log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
 
     def _share(

@@ -1,5 +1,7 @@
 """The time between events: what temporal decays read."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.ops.segments import segment_runs
+
+# What stands for the time before an event: the days since the one before; the same in another order
+# or 1, its controls; or nothing.
+Time = Literal["gaps", "shuffled", "positions", "none"]
 
 _SECONDS_A_DAY = 86_400
 _MOST_DAYS = 3_650.0
@@ -71,6 +77,26 @@ def shuffled_gaps(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> 
     rank = jnp.where(position == 0, 0, jax.vmap(jax.vmap(bits))(position))
     order = jnp.lexsort((rank, jnp.cumsum(changes, axis=1)), axis=1)
     return jnp.take_along_axis(gaps, order, axis=1)
+
+
+def gaps_taken(
+    time: Time, gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """What `time` takes for the gaps: themselves, or one of their controls.
+
+    Args:
+      time: Which.
+      gaps: float32 [B, T], from `gaps_in_days`.
+      segment_ids: [B, T], 0 = padding.
+
+    Returns:
+      [B, T]. Of "positions" also before a history's first event, where nothing is left to fade.
+    """
+    if time == "shuffled":
+        return shuffled_gaps(gaps, segment_ids)
+    if time == "positions":
+        return (segment_ids > 0).astype(gaps.dtype)
+    return gaps if time == "gaps" else jnp.zeros_like(gaps)
 
 
 def initial_log_horizon(heads: int, *, rngs: nnx.Rngs) -> Float[Array, "H"]:

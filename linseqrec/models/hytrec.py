@@ -39,6 +39,7 @@ The parameters by name, with i a block from 0, kernels [in, out]:
       output_gate/kernel [D, D], norm/scale [D / H], output/kernel [D, D]
     attention, long/i/mixer/ and short/i/mixer/:
       query_key_value/{kernel [D, 3D], bias}, output/{kernel [D, D], bias}
+      log_horizon [H]                                    log T in days, where it is timed
     null [D]                                             what the long branch says where t < K
     fusion/{kernel [2D, D], bias}                        W_f of [long; short], b_f
     norm/{scale,bias}                                    LN
@@ -59,7 +60,8 @@ from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.rotary_attention import RotaryAttention
 from linseqrec.layers.swiglu import SwiGLU
-from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer, Time
+from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer
+from linseqrec.layers.time_gaps import Time, gaps_in_days, gaps_taken
 from linseqrec.models.encoding import Encoding
 from linseqrec.ops.recent import Recent, delayed
 
@@ -85,6 +87,8 @@ class HyTRecConfig:
         alone stays K events behind; with `short_events=0` it is a plain stack over all events.
       gate: What TADN's write gate weighs (see `TemporalDeltaMixer`).
       time: What TADN's decay takes for the time between events (see there).
+      timed_attention: Whether the softmax blocks' weights fade with that time, too (see
+        `RotaryAttention`). Without it the model knows of no time in the last K events.
       kernel: Taps of TADN's short convolution.
       feed_forward: Width of SwiGLU's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixers' outputs and in the feed-forward halves.
@@ -102,6 +106,7 @@ class HyTRecConfig:
     branches: Literal["both", "long", "short"] = "both"
     gate: Gate = "write"
     time: Time = "gaps"
+    timed_attention: bool = False
     kernel: int = 4
     feed_forward: int = 3
     dropout: float = 0.1
@@ -162,12 +167,14 @@ class HyTRecState:
       short: One state a block of the short branch; empty without the branch.
       delay: The last K outputs of the long branch, [B, K, D]; None without it.
       length: int32 [B], events so far: the position of the next one.
+      last_timestamp: int32 [B], seconds; -1 where no event came before.
     """
 
     long: list[BlockState]
     short: list[BlockState]
     delay: Recent | None
     length: Int[Array, "B"]
+    last_timestamp: Int[Array, "B"]
 
 
 class HyTRec(nnx.Module):
@@ -213,9 +220,13 @@ class HyTRec(nnx.Module):
         embedding_key, long_key, short_key = split_key(dropout_key, 3)
         x = self.embedding(events.items) * self.config.width**0.5
         x = dropout(x, self.config.dropout, embedding_key)
+        gaps, last_timestamp = gaps_in_days(
+            events.timestamps, events.segment_ids, None if state is None else state.last_timestamp
+        )
+        gaps = gaps_taken(self.config.time, gaps, events.segment_ids)
         long_past, short_past = (None, None) if state is None else (state.long, state.short)
-        long, long_states = _through(self.long, x, events, long_past, long_key)
-        short, short_states = _through(self.short, x, events, short_past, short_key)
+        long, long_states = _through(self.long, x, events, gaps, long_past, long_key)
+        short, short_states = _through(self.short, x, events, gaps, short_past, short_key)
         delay = None
         if self.config.branches != "short":
             long, delay = delayed(
@@ -234,7 +245,8 @@ class HyTRec(nnx.Module):
         if self.config.time == "shuffled":
             return Encoding(hidden, {}, None)
         length = history_lengths(events, None if state is None else state.length)
-        return Encoding(hidden, {}, HyTRecState(long_states, short_states, delay, length))
+        state = HyTRecState(long_states, short_states, delay, length, last_timestamp)
+        return Encoding(hidden, {}, state)
 
     def item_table(self) -> Float[Array, "N+1 D"]:
         """The tied output table, float32; row 0 is padding."""
@@ -260,7 +272,14 @@ class Block(nnx.Module):
                 rngs=rngs,
             )
             if window is None
-            else RotaryAttention(width, config.heads, window=window, dtype=dtype, rngs=rngs)
+            else RotaryAttention(
+                width,
+                config.heads,
+                window=window,
+                timed=config.timed_attention and config.time != "none",
+                dtype=dtype,
+                rngs=rngs,
+            )
         )
         self.feed_forward_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.feed_forward = SwiGLU(
@@ -271,16 +290,18 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         events: Events,
+        gaps: Float[Array, "B T"],
         state: BlockState,
         *,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B T D"], BlockState]:
         """Returns the block's output and its mixer's state."""
         mixer_key, hidden_key, output_key = split_key(dropout_key, 3)
-        clock = (
-            events.timestamps if isinstance(self.mixer, TemporalDeltaMixer) else events.positions
-        )
-        mixed, state = self.mixer(self.mixer_norm(x), events.segment_ids, clock, state)
+        h, ids = self.mixer_norm(x), events.segment_ids
+        if isinstance(self.mixer, TemporalDeltaMixer):
+            mixed, state = self.mixer(h, ids, events.timestamps, state)
+        else:
+            mixed, state = self.mixer(h, ids, events.positions, gaps, state)
         x = x + dropout(mixed, self.rate, mixer_key)
         fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
         return x + dropout(fed, self.rate, output_key), state
@@ -290,6 +311,7 @@ def _through(
     blocks: nnx.List,
     x: Float[Array, "B T D"],
     events: Events,
+    gaps: Float[Array, "B T"],
     past: list[BlockState] | None,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "B T D"], list[BlockState]]:
@@ -297,6 +319,6 @@ def _through(
     past = [None] * len(blocks) if past is None else past
     states = []
     for block, before, own in zip(blocks, past, split_key(key, len(blocks)), strict=True):
-        x, after = block(x, events, before, dropout_key=own)
+        x, after = block(x, events, gaps, before, dropout_key=own)
         states.append(after)
     return x, states

@@ -16,14 +16,14 @@ def hytrec(config, p, items, seconds):
         if i % (linear + softmax) < linear:
             mixer = lambda h, n=name: temporal_delta(config, p, f"{n}/mixer", h, seconds)  # noqa: E731
         else:
-            mixer = lambda h, n=name: attention(config, p, f"{n}/mixer", h, time)  # noqa: E731
+            mixer = lambda h, n=name: attention(config, p, f"{n}/mixer", h, time, seconds)  # noqa: E731
         long = block(p, name, long, mixer)
     window = 1 + (config.short_events - 1) // config.short_layers
     short = x
     for i in range(config.short_layers):
         name = f"short/{i}"
         short = block(
-            p, name, short, lambda h, n=name: attention(config, p, f"{n}/mixer", h, window)
+            p, name, short, lambda h, n=name: attention(config, p, f"{n}/mixer", h, window, seconds)
         )
     hidden = np.zeros((time, config.width))
     for t in range(time):
@@ -44,12 +44,15 @@ def block(p, name, x, mixer):
     return x + dense(p, f"{name}/feed_forward/contract", inner)
 
 
-def attention(config, p, name, x, window):
+def attention(config, p, name, x, window, seconds):
     q, k, v = np.split(dense(p, f"{name}/query_key_value", x), 3, axis=-1)
     output = np.zeros_like(v)
-    for head in np.split(np.arange(x.shape[1]), config.heads):
+    days = np.asarray(seconds, np.int64) / DAY
+    for h, head in enumerate(np.split(np.arange(x.shape[1]), config.heads)):
         rotated_q, rotated_k = turn(q[:, head]), turn(k[:, head])
         scores = (rotated_q @ rotated_k.conj().T).real / np.sqrt(len(head))
+        if config.timed_attention:
+            scores -= (days[:, None] - days) / np.exp(p[f"{name}/log_horizon"][h])
         for t in range(len(x)):
             seen = slice(max(0, t - window + 1), t + 1)
             weights = np.exp(scores[t, seen] - scores[t, seen].max())

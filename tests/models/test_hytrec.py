@@ -30,10 +30,11 @@ def timed_events(rows, time, **where):
     )
 
 
+@pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_hidden_states_are_the_equations(dtype):
+def test_the_hidden_states_are_the_equations(dtype, timed):
     """On packed rows, with histories shorter than K and of one event."""
-    config = dataclasses.replace(SMALL, dtype=dtype)
+    config = dataclasses.replace(SMALL, dtype=dtype, timed_attention=timed)
     model, arrays = random_model(config)
     histories = random_histories([17, 3, 1, 12])
     events = timed_events([histories[:2], histories[2:]], 24, start=1, gap=2)
@@ -107,6 +108,9 @@ def test_each_control_takes_away_what_it_names():
     assert top(everything - names(branches="long")) == {"short", "fusion"}
     assert top(everything - names(branches="short")) == {"long", "null", "fusion"}
     assert everything - names(time="none") == {"long/0/mixer/log_horizon"}
+    horizons = {f"{block}/mixer/log_horizon" for block in ("long/1", "short/0", "short/1")}
+    assert names(timed_attention=True) - everything == horizons
+    assert names(timed_attention=True, time="none") == names(time="none")
     gate = {f"long/0/mixer/spike_gate/{kind}" for kind in ("kernel", "bias")}
     assert everything - names(gate="none") == gate
     for same in (dict(gate="erase"), dict(gate="beta"), dict(time="positions")):
@@ -170,6 +174,7 @@ STREAMING = {
         SMALL, num_layers=4, ratio="3:1", short_layers=1, attention_window=4
     ),
     "0:1": dataclasses.replace(LINEAR, ratio="0:1", attention_window=4),
+    "timed": dataclasses.replace(LINEAR, ratio="0:1", attention_window=4, timed_attention=True),
 }
 
 

@@ -41,8 +41,11 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """The learning rate by step, for a run of `num_steps`.
 
     Raises:
-      ValueError: If the warm-up is longer than the run, or the schedule is not known.
+      ValueError: If the learning rate is not positive, the warm-up longer than the run, or the
+        schedule not known.
     """
+    if not config.learning_rate > 0:
+        raise ValueError(f"optimizer.learning_rate is {config.learning_rate}: want it positive")
     if config.warmup_steps > num_steps:
         raise ValueError(
             f"optimizer.warmup_steps {config.warmup_steps} exceeds the run's {num_steps} steps"

@@ -15,9 +15,17 @@ def test_warmup_then_cosine():
         assert float(rate(step)) == pytest.approx(expected, rel=1e-5), step
 
 
-def test_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match="warmup_steps 20 exceeds the run's 10 steps"):
-        learning_rate(OptimizerConfig(warmup_steps=20), 10)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"warmup_steps": 20}, "warmup_steps 20 exceeds the run's 10 steps"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1: want it positive"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan: want it positive"),
+    ],
+)
+def test_settings_that_make_no_schedule_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        learning_rate(OptimizerConfig(**wrong), 10)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ r"""Gated DeltaNet on MovieLens-1M, ids only, leave-one-out.
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
+    python -m launch.prepare --input=logs/ml-1m/ml-1m.txt.gz --output=data/ml-1m
     python -m launch.train --config=experiments/gated_deltanet_ml1m.py \
         --workdir=runs/gated_deltanet_ml1m
 

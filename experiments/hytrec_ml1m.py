@@ -6,7 +6,7 @@ the long branch by length bucket.
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/ml-1m/ratings.tsv.gz --output=data/ml-1m-times
+    python -m launch.prepare --input=logs/ml-1m/ratings.tsv.gz --output=data/ml-1m-times
     python -m launch.train --config=experiments/hytrec_ml1m.py --workdir=runs/hytrec_ml1m
 
 Result (one seed, 2026-11, some 80 minutes on a core of a shared CPU): test HR@10 / NDCG@10 .2528 /

@@ -4,7 +4,7 @@ r"""RecGRELA, causal form, on Foursquare NYC check-ins, leave-one-out.
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/foursquare-nyc/checkins.csv.gz \
+    python -m launch.prepare --input=logs/foursquare-nyc/checkins.csv.gz \
         --output=data/foursquare-nyc
     python -m launch.train --config=experiments/recgrela_foursquare.py \
         --workdir=runs/recgrela_foursquare

@@ -2,7 +2,7 @@ r"""RecGRELA, causal form, on MovieLens-100K, leave-one-out.
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/ml-100k/u.data --output=data/ml-100k
+    python -m launch.prepare --input=logs/ml-100k/u.data --output=data/ml-100k
     python -m launch.train --config=experiments/recgrela_ml100k.py \
         --workdir=runs/recgrela_ml100k
 """

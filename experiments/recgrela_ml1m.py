@@ -2,7 +2,7 @@
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
+    python -m launch.prepare --input=logs/ml-1m/ml-1m.txt.gz --output=data/ml-1m
     python -m launch.train --config=experiments/recgrela_ml1m.py --workdir=runs/recgrela_ml1m
 
 Result (one seed, 2026-11, one core of a shared CPU, 75 minutes): test HR@10 / NDCG@10 .2785 / .1508

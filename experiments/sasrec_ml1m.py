@@ -2,7 +2,7 @@
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/ml-1m/ml-1m.txt.gz --output=data/ml-1m
+    python -m launch.prepare --input=logs/ml-1m/ml-1m.txt.gz --output=data/ml-1m
     python -m launch.train --config=experiments/sasrec_ml1m.py --workdir=runs/sasrec_ml1m
 
 Result (one seed, 2026-11, one core of a shared CPU, 30 minutes): test HR@10 / NDCG@10 .3126 / .1812

@@ -2,7 +2,7 @@ r"""SinkRec on MovieLens ml-latest-small, leave-one-out.
 
 Run it by:
 
-    python -m launch.prepare --input=../shared/data/ml-latest-small/ratings.csv \
+    python -m launch.prepare --input=logs/ml-latest-small/ratings.csv \
         --output=data/ml-latest-small
     python -m launch.train --config=experiments/sinkrec_mllatest.py \
         --workdir=runs/sinkrec_mllatest

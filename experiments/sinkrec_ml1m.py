@@ -8,8 +8,8 @@ Run it by:
     python -m launch.prepare --input=logs/ml-1m/ratings.tsv.gz --output=data/ml-1m-times
     python -m launch.train --config=experiments/sinkrec_ml1m.py --workdir=runs/sinkrec_ml1m
 
-Result (one seed, 2026-11, 100 minutes of a core): test HR@10 / NDCG@10 .3505 / .2075 with seen items
-filtered, .2785 / .1544 not; Gated DeltaNet .3474 / .2039 and .2776 / .1558.
+Result (one seed, 2026-11, 100 minutes of a core): test HR@10 / NDCG@10 .3505 / .2075 with seen
+items filtered, .2785 / .1544 not; Gated DeltaNet .3474 / .2039 and .2776 / .1558.
 """
 
 import dataclasses

@@ -6,8 +6,8 @@ The protocol and budget of `gated_deltanet_repetition.py`; run it by:
         --workdir=runs/repetition/sinkrec
 
 Result (one seed, 2026-11, 15 minutes of a core): test HR@10 / NDCG@10 .5100 / .2969, not filtered;
-Gated DeltaNet .5320 / .3068; with `--config.model.attention_window=16` .4780 / .2783. RESULTS.md has
-the state sink of all three.
+Gated DeltaNet .5320 / .3068; with `--config.model.attention_window=16` .4780 / .2783. RESULTS.md
+has the state sink of all three.
 """
 
 import dataclasses

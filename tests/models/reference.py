@@ -2,6 +2,7 @@
 parameters and events to compare the two on."""
 
 import math
+import os
 from functools import partial
 
 import jax
@@ -71,8 +72,24 @@ def _apply(graphdef, params, events, state, dropout_key):
 
 
 # Half of these tests' time is compilation, and optimised code saves none of it.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+_OPTIONS = {"xla_backend_optimization_level": 0}
+jit = partial(jax.jit, compiler_options=_OPTIONS)
 _apply = jit(_apply, static_argnums=0)
+
+
+def hidden_states(model, events):
+    """The model's hidden states, compiled without its losses, and as users have it compiled.
+
+    For models of which one computes what the other does and something more, which changes nothing:
+    without fusion emitters, which `conftest.py` turns off, the two round apart.
+    """
+    graphdef, params = nnx.split(model)
+    off = "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+    compiled = jit(
+        lambda params, events: nnx.merge(graphdef, params)(events).hidden,
+        compiler_options=_OPTIONS | ({"xla_cpu_use_fusion_emitters": True} if off else {}),
+    )
+    return np.asarray(compiled(params, jax.tree.map(jnp.asarray, events)))
 
 
 def logits(model, events):

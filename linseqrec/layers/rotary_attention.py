@@ -88,13 +88,14 @@ class RotaryAttention(nnx.Module):
             query, keys, values, window=self.window, segment_ids=ids, scale=scale
         )
         state = last_slots(past, past_ids, kept)
-        return self.output(mixed.reshape(x.shape)), _since_the_last(state)
+        if self.log_horizon is not None:
+            state = _since_the_last(state)
+        return self.output(mixed.reshape(x.shape)), state
 
 
 def _since_the_last(state: Recent) -> Recent:
-    """The state with its days, where there are any, counted from its last event."""
-    keys, values, *days = state.values
-    slots = keys.shape[1]
+    """The state with its days counted from its last event."""
+    keys, values, days = state.values
+    slots = days.shape[1]
     held = jnp.arange(slots) >= slots - state.length[:, None]
-    days = [jnp.where(held, x - x[:, -1:], 0) for x in days]
-    return Recent([keys, values, *days], state.length)
+    return Recent([keys, values, jnp.where(held, days - days[:, -1:], 0)], state.length)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, unit
-from linseqrec.layers.time_gaps import Time, gaps_in_days, gaps_taken, initial_log_horizon
+from linseqrec.layers.time_gaps import initial_log_horizon
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.running_mean import running_mean
 
@@ -29,13 +29,11 @@ class TemporalDeltaState:
       memory: [B, H, K, V], float32.
       convolution: The last `kernel - 1` inputs of the short convolution, [B, W - 1, 3 D].
       mean: Sum [B, 1, 1, D] and count [B, 1, 1] of the history's inputs; None without a gate.
-      last_timestamp: int32 [B], seconds; -1 where no event came before.
     """
 
     memory: Float[Array, "B H K V"]
     convolution: Float[Array, "B W-1 E"]
     mean: LinearAttentionState | None
-    last_timestamp: Int[Array, "B"]
 
 
 class TemporalDeltaMixer(GatedDelta):
@@ -62,9 +60,8 @@ class TemporalDeltaMixer(GatedDelta):
         "beta"    β <- s β: both.
         "none"    nothing; there is no gate.
 
-    What `time` takes for Δ: "gaps" the days since the event before; "positions" 1 at every event;
-    "shuffled" the gaps of each history in another order (see `shuffled_gaps`), which takes whole
-    histories and so carries no state; "none" nothing: there is no T.
+    Δ is what the caller takes for the days since the event before (`gaps_taken`); without `timed`
+    there is no T, and Δ is not read.
     """
 
     def __init__(
@@ -73,7 +70,7 @@ class TemporalDeltaMixer(GatedDelta):
         heads: int,
         *,
         gate: Gate = "write",
-        time: Time = "gaps",
+        timed: bool = True,
         kernel: int = 4,
         chunk_size: int = 64,
         dtype: jnp.dtype = jnp.float32,
@@ -90,81 +87,52 @@ class TemporalDeltaMixer(GatedDelta):
             dtype=dtype,
             rngs=rngs,
         )
-        self.gate, self.time = gate, time
+        self.gate = gate
         self.spike_gate = (
             None if gate == "none" else dense(2 * width, heads, dtype=dtype, rngs=rngs)
         )
-        self.log_horizon = (
-            None if time == "none" else nnx.Param(initial_log_horizon(heads, rngs=rngs))
-        )
+        self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else None
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        timestamps: Int[Array, "B T"],
+        gaps: Float[Array, "B T"],
         state: TemporalDeltaState | None = None,
-    ) -> tuple[Float[Array, "B T D"], TemporalDeltaState | None]:
+    ) -> tuple[Float[Array, "B T D"], TemporalDeltaState]:
         """Mixes a row's events over time.
 
         Args:
           x: Normalised inputs.
           segment_ids: One id from 1 per history; 0 is padding.
-          timestamps: Seconds, int32.
+          gaps: Days before each event, float32.
           state: The past of each row's first segment; None is no past.
 
         Returns:
-          The mixed values, and the state after each row's last segment (None where shuffled).
-
-        Raises:
-          ValueError: If a state is given to shuffled gaps.
+          The mixed values, and the state after each row's last segment.
         """
-        if state is not None and self.time == "shuffled":
-            raise ValueError("time 'shuffled' permutes the gaps of whole histories: no state")
-        inputs, convolution, mean, last_timestamp = self.inputs(x, segment_ids, timestamps, state)
+        inputs, convolution, mean = self.inputs(x, segment_ids, gaps, state)
         output, memory = self.remember(inputs, segment_ids, None if state is None else state.memory)
-        output = self.emit(output, x)
-        if self.time == "shuffled":
-            return output, None
-        return output, TemporalDeltaState(memory, convolution, mean, last_timestamp)
+        return self.emit(output, x), TemporalDeltaState(memory, convolution, mean)
 
     def inputs(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        timestamps: Int[Array, "B T"],
+        gaps: Float[Array, "B T"],
         state: TemporalDeltaState | None,
-    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"], LinearAttentionState | None, Int[Array, "B"]]:
+    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"], LinearAttentionState | None]:
         """What goes into the rule, and the state of all but the memory, in its order."""
         query, key, value, convolution = self.project(
             x, segment_ids, None if state is None else state.convolution
         )
         log_decay, beta = self.gates(x)
-        gaps, last_timestamp = gaps_in_days(
-            timestamps, segment_ids, None if state is None else state.last_timestamp
-        )
+        if self.log_horizon is not None:
+            log_decay = log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
         share, mean = self._share(x, segment_ids, None if state is None else state.mean)
         value, beta = self._weigh(value, beta, share)
-        inputs = DeltaInputs(
-            unit(query) * self.key_width**-0.5,
-            unit(key),
-            value,
-            self._fade(log_decay, segment_ids, gaps),
-            beta,
-        )
-        return inputs, convolution, mean, last_timestamp
-
-    def _fade(
-        self,
-        log_decay: Float[Array, "B T H"],
-        segment_ids: Int[Array, "B T"],
-        gaps: Float[Array, "B T"],
-    ) -> Float[Array, "B T H"]:
-        """Adds the decay over the gaps to that over the content."""
-        if self.log_horizon is None:
-            return log_decay
-        gaps = gaps_taken(self.time, gaps, segment_ids)
-        return log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
+        query = unit(query) * self.key_width**-0.5
+        return DeltaInputs(query, unit(key), value, log_decay, beta), convolution, mean
 
     def _share(
         self,

@@ -86,7 +86,9 @@ class HyTRecConfig:
       branches: "both"; "short" or "long" alone, without fusion, for the ablation. The long branch
         alone stays K events behind; with `short_events=0` it is a plain stack over all events.
       gate: What TADN's write gate weighs (see `TemporalDeltaMixer`).
-      time: What TADN's decay takes for the time between events (see there).
+      time: What the decay takes for the days between events: "gaps" themselves; "positions" 1 at
+        every event; "shuffled" the gaps of each history in another order (see `shuffled_gaps`),
+        which takes whole histories and so carries no state; "none" nothing: there is no T.
       timed_attention: Whether the softmax blocks' weights fade with that time, too (see
         `RotaryAttention`). Without it the model knows of no time in the last K events.
       kernel: Taps of TADN's short convolution.
@@ -265,7 +267,7 @@ class Block(nnx.Module):
                 width,
                 config.heads,
                 gate=config.gate,
-                time=config.time,
+                timed=config.time != "none",
                 kernel=config.kernel,
                 chunk_size=config.chunk_size,
                 dtype=dtype,
@@ -299,7 +301,7 @@ class Block(nnx.Module):
         mixer_key, hidden_key, output_key = split_key(dropout_key, 3)
         h, ids = self.mixer_norm(x), events.segment_ids
         if isinstance(self.mixer, TemporalDeltaMixer):
-            mixed, state = self.mixer(h, ids, events.timestamps, state)
+            mixed, state = self.mixer(h, ids, gaps, state)
         else:
             mixed, state = self.mixer(h, ids, events.positions, gaps, state)
         x = x + dropout(mixed, self.rate, mixer_key)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from linseqrec.layers.time_gaps import gaps_in_days, shuffled_gaps
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models import hytrec_reference
-from tests.models.hytrec_reference import random_times
+from tests.models.hytrec_reference import DAY, random_times
 from tests.models.reference import make_events, random_histories, random_model, run
 
 # Two layers of windows of 3 events reach exactly the last 5.
@@ -128,10 +129,20 @@ def test_the_long_branch_alone_without_delay_reads_every_event():
     assert at_once.state.delay.values.shape == (1, 0, 12)
 
 
-def test_shuffled_gaps_carry_no_state():
-    model, _ = random_model(dataclasses.replace(LINEAR, time="shuffled"))
-    events = timed_events([random_histories([6])], 6)
-    assert run(model, events).state is None
+@pytest.mark.parametrize("timed", [False, True])
+def test_shuffled_gaps_are_gaps_of_other_times_and_carry_no_state(timed):
+    config = dataclasses.replace(LINEAR, timed_attention=timed)
+    (model, _), (plain, _) = (
+        random_model(dataclasses.replace(config, time=time)) for time in ("shuffled", "gaps")
+    )
+    events = timed_events([random_histories([18])], 18)
+    shuffled = run(model, events)
+    assert shuffled.state is None
+    gaps = shuffled_gaps(gaps_in_days(events.timestamps, events.segment_ids)[0], events.segment_ids)
+    seconds = np.cumsum(np.round(np.asarray(gaps, np.float64) * DAY), axis=1).astype(np.int32)
+    retimed = dataclasses.replace(events, timestamps=seconds)
+    np.testing.assert_allclose(shuffled.hidden, run(plain, retimed).hidden, atol=1e-5)
+    assert np.abs(shuffled.hidden - run(plain, events).hidden).max() > 0.05
     with pytest.raises(ValueError, match="reads whole rows: it carries no state"):
         model(events, state=())
 
@@ -203,12 +214,14 @@ def test_event_by_event_and_in_uneven_parts_equals_the_whole_row(ratio):
     model, _ = random_model(STREAMING[ratio])
     lengths = [16, 7, 1, 0]
     events = timed_events([[history] for history in random_histories(lengths)], 16)
-    whole, real = run(model, events), events.items > 0
+    whole, real, times = run(model, events), events.items > 0, random_times(64)
     for parts in ([1] * 16, [6, 3, 1, 6]):
         hidden, state = streamed(model, events, parts)
         np.testing.assert_allclose(hidden[real], whole.hidden[real], atol=2e-5, rtol=1e-5)
         assert_states_equal(state, whole.state)
         np.testing.assert_array_equal(state.length, lengths)
+        last = [times[length - 1] if length else -1 for length in lengths]
+        np.testing.assert_array_equal(state.last_timestamp, last)
 
 
 def test_the_state_goes_on_into_the_first_history_of_a_row_only():

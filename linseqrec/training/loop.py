@@ -111,6 +111,11 @@ def train(
                 unlogged=meter.unlogged(),
             )
 
+        def leave_together() -> None:
+            """Ends a validation at a batch that all processes agree on."""
+            if agreement.ask([preemption.requested, False])[0]:
+                raise Preempted
+
         try:
             # ------------------------------------------------------------------------ the loop
             while not _finished(progress, run):
@@ -118,7 +123,7 @@ def train(
                 if due and step > progress.validated_step:
                     meter.pause()
                     with preemption.interruptible():
-                        result = run.evaluate(state.params, "validation")
+                        result = run.evaluate(state.params, "validation", between=leave_together)
                     score = result.metrics[SELECTION_METRIC]
                     if log is not None:
                         epoch = step / run.batches.steps_per_epoch

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -223,9 +224,23 @@ class Run:
             )
         return self._evaluators[split]
 
-    def evaluate(self, params: nnx.State, split: SplitName) -> EvaluationResult:
-        """Ranks a split's targets with the given parameters."""
-        encode = functools.partial(self.encode, params)
+    def evaluate(
+        self, params: nnx.State, split: SplitName, *, between: Callable[[], None] | None = None
+    ) -> EvaluationResult:
+        """Ranks a split's targets.
+
+        Args:
+          params: The model's parameters.
+          split: Which targets.
+          between: Called before each batch, as often on every process; what it raises ends the
+            evaluation.
+        """
+
+        def encode(events: Events) -> Array:
+            if between is not None:
+                between()
+            return self.encode(params, events)
+
         return self.evaluator(split).run(encode, self.item_table(params), self.mesh)
 
     def item_table(self, params: nnx.State) -> Float[Array, "N+1 D"]:

@@ -1,5 +1,6 @@
 """SIGTERM, where it finds the run: between steps, reading data, validating."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,14 +35,31 @@ def in_a_step(run, monkeypatch, step):
 def in_validation(run, monkeypatch, step):
     original, calls = type(run).evaluate, []
 
-    def evaluating(self, params, split):
+    def evaluating(self, params, split, **options):
         calls.append(1)
         if len(calls) == step // self.batches.steps_per_epoch:
             terminate()
             pytest.fail("the validation went on")
-        return original(self, params, split)
+        return original(self, params, split, **options)
 
     monkeypatch.setattr(type(run), "evaluate", evaluating)
+
+
+def in_validation_of_several(run, monkeypatch, step):
+    """Where others take part, it is left between batches, and not at once."""
+    batches = -(-len(run.evaluator("validation").lengths) // 16)
+    before = (step // run.batches.steps_per_epoch - 1) * batches
+    original, calls = run.encode, []
+
+    def encoding(params, events):
+        calls.append(1)
+        if len(calls) == before + 2:
+            terminate()
+        assert len(calls) <= before + 2, "the validation went on"
+        return original(params, events)
+
+    monkeypatch.setitem(run.__dict__, "encode", encoding)
+    monkeypatch.setattr(Preemption, "interruptible", lambda self: contextlib.nullcontext())
 
 
 def in_reading(run, monkeypatch, step):
@@ -71,7 +89,7 @@ def unbroken(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("moment", [in_a_step, in_validation, in_reading])
+@pytest.mark.parametrize("moment", [in_a_step, in_validation, in_validation_of_several, in_reading])
 def test_a_preempted_run_saves_and_ends_as_an_unbroken_one(
     moment, experiment, make_run, unbroken, tmp_path, monkeypatch
 ):
@@ -79,7 +97,8 @@ def test_a_preempted_run_saves_and_ends_as_an_unbroken_one(
     expected, best, records = unbroken(whole)
     steps = whole.batches.steps_per_epoch
     # A validation comes at the end of an epoch; the others in the midst of one.
-    step = 2 * steps if moment is in_validation else steps + 2
+    validates = moment in (in_validation, in_validation_of_several)
+    step = 2 * steps if validates else steps + 2
 
     broken = make_run(experiment)
     with monkeypatch.context() as patch:

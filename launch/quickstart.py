@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
         run = Run.of(module.get_config(), source)
         source, name = run.source, module.__name__.partition(".")[2]
         folders.append(Path(_WORKDIR.value) / name)
+        print(f"training {run.experiment.name}, {run.num_steps} steps", flush=True)
         state, _ = train(run, folders[-1])
         results = write_results(run, state, folders[-1])
         models[run.experiment.name] = results["test"].pop(run.experiment.name)

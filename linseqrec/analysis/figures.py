@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from linseqrec.evaluation.figures import COLOURS, DASHES, MARKERS, dress, new_figure
+from linseqrec.evaluation.figures import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    REFERENCE,
+    dress,
+    new_figure,
+    shared_legend,
+)
 
 Record = Mapping[str, Any]
 
@@ -43,7 +51,7 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
                 markerfacecolor=None if filled else "none",
                 **style,
             )
-    lifts.axhline(1, color="#666666", linestyle=DASHES[-1])
+    lifts.axhline(1, color=REFERENCE, linestyle=DASHES[-1])
     for panel, label in ((lifts, "occupancy lift (1: no excess)"), (ranks, "effective rank")):
         panel.set_xticks(np.arange(len(ticks)), ticks, rotation=45, ha="right", fontsize="small")
         panel.set_ylabel(f"{label}\nbars: one standard error")
@@ -98,18 +106,13 @@ def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Fig
         )
     ranks.set_yscale("log")
     ranks.set_ylabel("rank of the rare item (geometric mean)\nbars: one standard error")
-    sink.axhline(0, color="#666666", linestyle=":")
+    sink.axhline(0, color=REFERENCE, linestyle=":")
     sink.set_ylabel("log2 rank, repeated - random\nbars: one standard error, paired")
     for panel in (ranks, sink):
         panel.set_xticks(slots, [str(count) for count in insertions])
         panel.set_xlabel("events inserted after the rare item")
         dress(panel)
-    figure.legend(
-        *ranks.get_legend_handles_labels(),
-        loc="outside right center",
-        frameon=False,
-        fontsize="x-small",
-    )
+    shared_legend(figure, ranks)
     return figure
 
 

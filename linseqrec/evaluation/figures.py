@@ -5,7 +5,7 @@ caller's, who knows what must be said of the data ("synthetic", "20 % of timesta
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
+# What models are compared with.
+REFERENCE = "#666666"
 
 Record = Mapping[str, float]
 
@@ -63,7 +65,7 @@ def learning_curves(
             raise ValueError(f"no record holds both {metric!r} and {horizontal!r}")
         for index, (name, value) in enumerate((references or {}).get(metric, {}).items()):
             panel.axhline(
-                value, color="#666666", linestyle=DASHES[-1 - index % len(DASHES)], label=name
+                value, color=REFERENCE, linestyle=DASHES[-1 - index % len(DASHES)], label=name
             )
         panel.set_xlabel(horizontal)
         panel.set_ylabel(metric)
@@ -77,6 +79,7 @@ def metric_by_bucket(
     metric: str = "NDCG@10",
     *,
     title: str,
+    references: Collection[str] = (),
 ) -> Figure:
     """A metric by what the target's history has, such as its length; one line a system.
 
@@ -88,27 +91,25 @@ def metric_by_bucket(
         (`metrics.bucket_metrics`); those of a panel have the same buckets.
       metric: A metric of the records.
       title: Above the panels.
+      references: Those of the systems that are drawn in grey: floors, an oracle.
 
     Raises:
       ValueError: No systems, or systems whose buckets differ.
     """
     figure, axes = new_figure(len(panels), title)
     for panel, (label, systems) in zip(axes, panels.items(), strict=True):
-        _draw_buckets(panel, systems, metric)
+        _draw_buckets(panel, systems, metric, references)
         panel.set_xlabel(f"{label} (n: targets)")
     axes[0].set_ylabel(f"{metric} (bars: one standard error)")
-    # Beside the panels: error bars leave no free corner to rely on.
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside right center",
-        frameon=False,
-        fontsize="small",
-    )
+    shared_legend(figure, axes[0])
     return figure
 
 
 def _draw_buckets(
-    panel: Axes, systems: Mapping[str, Sequence[Mapping[str, Any]]], metric: str
+    panel: Axes,
+    systems: Mapping[str, Sequence[Mapping[str, Any]]],
+    metric: str,
+    references: Collection[str],
 ) -> None:
     layouts = {
         name: [(record["name"], record["targets"]) for record in records]
@@ -116,15 +117,16 @@ def _draw_buckets(
     }
     if not layouts or any(layout != next(iter(layouts.values())) for layout in layouts.values()):
         raise ValueError(f"the systems must share their buckets and targets, got {layouts}")
+    # Side by side, so that bars of close systems do not cover each other, nor a bucket the next.
+    step = min(0.06, 0.8 / len(systems))
     for index, (name, records) in enumerate(systems.items()):
-        # Side by side, so that bars of close systems do not cover each other.
-        shift = 0.06 * (index - (len(systems) - 1) / 2)
+        shift = step * (index - (len(systems) - 1) / 2)
         panel.errorbar(
             np.arange(len(records)) + shift,
             [record["metrics"].get(metric, np.nan) for record in records],
             yerr=[record["standard_errors"].get(metric, np.nan) for record in records],
             label=name,
-            color=COLOURS[index % len(COLOURS)],
+            color=REFERENCE if name in references else COLOURS[index % len(COLOURS)],
             linestyle=DASHES[index % len(DASHES)],
             marker=MARKERS[index % len(MARKERS)],
             markersize=5,
@@ -150,6 +152,28 @@ def new_figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize="medium", wrap=True)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def shared_legend(figure: Figure, panel: Axes) -> None:
+    """One legend for panels of the same lines, below them all.
+
+    Error bars leave no corner of a panel free to rely on, and names as long as a swept
+    configuration's would leave no room beside it. The figure grows by what the legend takes.
+    """
+    handles, labels = panel.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    # In inches, at this font size: a handle with its gaps, and a letter.
+    columns = max(1, int(width / (0.6 + 0.065 * max(map(len, labels)))))
+    rows = -(-len(labels) // columns)
+    figure.set_size_inches(width, height + 0.17 * rows)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+    )
 
 
 def dress(panel: Axes) -> None:

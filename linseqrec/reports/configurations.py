@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,14 +102,25 @@ def differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
 
 
 def _labels(experiments: Sequence[Experiment]) -> list[str]:
+    """Each one's name, and the values that set it apart from its namesakes.
+
+    What more of them have than any other value goes without saying: where arms change one thing
+    each, each is called by what it changed.
+    """
     labels = []
     for experiment in experiments:
         namesakes = [other for other in experiments if other.name == experiment.name]
         own = flatten(experiment)
         parts = [
             f"{short_name(field, list(own))}={to_text(own[field])}"
-            for field in differing_fields(namesakes)
-            if field in own
+            for field, values in differing_fields(namesakes).items()
+            if field in own and not _is_usual(own[field], values)
         ]
         labels.append(" ".join([experiment.name, *parts]))
     return labels
+
+
+def _is_usual(value: Any, values: Sequence[Any]) -> bool:
+    """Whether more of the values are this one than any other."""
+    counts = Counter(map(repr, values))
+    return counts.pop(repr(value)) > max(counts.values(), default=0)

@@ -63,21 +63,18 @@ def by_length(
     configurations: Sequence[Configuration], filters: Sequence[str], metric: str, title: str
 ) -> Figure:
     """A metric by history length beside the floors, a panel a filter."""
+    first = configurations[0].runs[0].results
+    references = {name: summary for name, summary in first["test"].items() if name != first["name"]}
     panels = {}
     for which in filters:
         systems = {
             configuration.label: _bucket_records(configuration, which, metric)
             for configuration in configurations
         }
-        first = configurations[0].runs[0].results
-        systems |= {
-            name: summary["buckets"][which]
-            for name, summary in first["test"].items()
-            if name != first["name"]
-        }
+        systems |= {name: summary["buckets"][which] for name, summary in references.items()}
         filtered = "filtered" if which == "all" else "not filtered"
         panels[f"events before the target; seen items {filtered}"] = systems
-    return figures.metric_by_bucket(panels, metric, title=title)
+    return figures.metric_by_bucket(panels, metric, title=title, references=references)
 
 
 def _bucket_records(configuration: Configuration, which: str, metric: str) -> list[dict[str, Any]]:

@@ -122,12 +122,14 @@ def write_figures(
     paths = [figures.save_figure(curve, output / "learning_curves.png")]
     for name in filters:
         systems = {result["name"]: result["test"][result["name"]] for result in results}
-        systems |= {key: value for key, value in first["test"].items() if key != first["name"]}
+        floors = {key: value for key, value in first["test"].items() if key != first["name"]}
+        systems |= floors
         buckets = {key: summary["buckets"][name] for key, summary in systems.items()}
         by_length = figures.metric_by_bucket(
             {"events before the target": buckets},
             metric,
             title=f"{title}; test, seen items {'not ' if name == 'none' else ''}filtered",
+            references=floors,
         )
         suffix = "filtered" if name == "all" else "unfiltered"
         paths.append(figures.save_figure(by_length, output / f"by_length_{suffix}.png"))

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from linseqrec.evaluation.figures import learning_curves, metric_by_bucket, save_figure
@@ -59,7 +60,12 @@ def test_a_metric_by_bucket_holds_values_errors_and_counts():
         name: bucket_metrics(rng.integers(1, 20, 400).astype(float), lengths)
         for name in ("RecGRELA", "SASRec", "Markov")
     }
-    figure = metric_by_bucket({"events before the target": systems}, "HR@10", title="ML-1M; test")
+    figure = metric_by_bucket(
+        {"events before the target": systems},
+        "HR@10",
+        title="ML-1M; test",
+        references=["Markov"],
+    )
     (panel,) = figure.axes
     assert panel.get_ylabel().startswith("HR@10") and "standard error" in panel.get_ylabel()
     ticks = [label.get_text() for label in panel.get_xticklabels()]
@@ -76,10 +82,25 @@ def test_a_metric_by_bucket_holds_values_errors_and_counts():
         np.testing.assert_allclose(np.diff(first), 2 * error)
         assert np.isnan(float(line.get_ydata()[-1]))  # no targets, no point
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(systems)
+    greys = [to_rgb(container.lines[0].get_color()) for container in panel.containers]
+    assert [len(set(grey)) == 1 for grey in greys] == [False, False, True]
     with pytest.raises(ValueError, match="must share their buckets"):
         metric_by_bucket({"events": systems | {"other": systems["Markov"][:2]}}, title="")
     with pytest.raises(ValueError, match="must share their buckets"):
         metric_by_bucket({"events": {}}, title="")
+
+
+def test_a_legend_of_long_names_takes_nothing_from_the_panel():
+    records = bucket_metrics(np.arange(1.0, 21), np.full(20, 30))
+
+    def panel_size(names):
+        figure = metric_by_bucket({"events": dict.fromkeys(names, records)}, title="title")
+        figure.canvas.draw()
+        return figure.axes[0].get_window_extent().size
+
+    short = panel_size([f"model {index}" for index in range(12)])
+    long = panel_size([f"model {index} {'learning_rate=0.001 ' * 3}" for index in range(12)])
+    np.testing.assert_allclose(long, short, rtol=0.1)
 
 
 def test_a_saved_figure_is_an_image_with_something_on_it(tmp_path):

@@ -26,11 +26,24 @@ def test_runs_that_differ_in_their_seed_only_are_one_configuration(make_run, tmp
         group.label: [run.experiment.training.seed for run in group.runs]
         for group in groups(tmp_path)
     } == {
-        "SASRec width=64 learning_rate=0.001": [0, 1, 2],
-        "SASRec width=128 learning_rate=0.001": [1],
-        "SASRec width=64 learning_rate=0.01": [0],
+        # What two of three have goes unsaid.
+        "SASRec": [0, 1, 2],
+        "SASRec width=128": [1],
+        "SASRec learning_rate=0.01": [0],
         # Alone of its name.
         "Gated DeltaNet": [0],
+    }
+
+
+def test_a_value_that_is_no_more_usual_than_another_is_said(make_run, tmp_path):
+    for width in (32, 64):
+        for rate in (0.01, 0.001):
+            make_run(
+                f"{width} {rate}",
+                changed(model={"width": width}, optimizer={"learning_rate": rate}),
+            )
+    assert {group.label for group in groups(tmp_path)} == {
+        f"SASRec width={width} learning_rate={rate}" for width in (32, 64) for rate in (0.01, 0.001)
     }
 
 

@@ -33,7 +33,9 @@ _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", requi
 _SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets are predicted.")
 _CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
 _FILTER_SEEN = flags.DEFINE_list("filter_seen", [], "none, all or both; unset: as in the run.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Users a batch; unset: as in the run.", 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Users a batch at most; unset: as in the run.", 1
+)
 _MESH_DATA = flags.DEFINE_integer("mesh_data", -1, "Parts of a batch's rows; -1: all devices.")
 _MESH_MODEL = flags.DEFINE_integer("mesh_model", 1, "Parts of the item table's rows.")
 _FLOORS = flags.DEFINE_bool("floors", True, "Whether floors (and a world's oracle) are shown too.")

@@ -20,6 +20,7 @@ from launch.program import run_program
 from linseqrec.config import ConfigError
 from linseqrec.data.requests import Before, find_users, histories_before, original_ids
 from linseqrec.evaluation.lists import lists_table, recommend_after
+from linseqrec.evaluation.queries import rows_at_once
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run
@@ -36,7 +37,9 @@ _SPLIT = flags.DEFINE_enum(
 _TOP_K = flags.DEFINE_integer("top_k", 20, "Items a list.", 1)
 _FILTER_SEEN = flags.DEFINE_bool("filter_seen", False, "Leave out items of the user's history.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Users a batch; unset: as in the run.", 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Users a batch at most; unset: as in the run.", 1
+)
 _OUTPUT = flags.DEFINE_string("output", None, "A .parquet or .csv file.", required=True)
 
 
@@ -68,7 +71,9 @@ def main(_: list[str]) -> None:
         run.item_table(params),
         top_k=_TOP_K.value,
         max_length=experiment.data.length,
-        batch_size=_BATCH_SIZE.value or experiment.evaluation.batch_size,
+        batch_size=rows_at_once(
+            _BATCH_SIZE.value or experiment.evaluation.batch_size, experiment.data.length
+        ),
         filter_seen=_FILTER_SEEN.value,
         rank_next=before != "none",
         ties=experiment.evaluation.ties,

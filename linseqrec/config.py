@@ -55,7 +55,8 @@ class EvaluationConfig:
     Attributes:
       filter_seen: Whether items of the user's history leave the ranking: "none" or "all". Both may
         be asked for; the first one selects the model.
-      batch_size: Users a batch; changes no metric.
+      batch_size: Users a batch at most, fewer where they would take too much memory
+        (`evaluation.queries.rows_at_once`); changes no metric.
       ties: How equal scores rank, "mean" or "pessimistic".
     """
 

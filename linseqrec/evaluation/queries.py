@@ -14,6 +14,8 @@ from linseqrec.events import Events
 
 # A compilation takes seconds; a small model on two CPU cores reads about this many slots meanwhile.
 SLOTS_WORTH_A_COMPILATION = 250_000
+# What a device reads at once: past some ten thousands speed no longer grows, but memory does.
+SLOTS_AT_ONCE = 65_536
 
 Encode = Callable[[Events], Float[Array, "B T D"]]
 
@@ -26,6 +28,18 @@ def worthwhile_widths(lengths: Int[np.ndarray, " M"], max_length: int) -> list[i
         if (lengths <= width).sum() * (widths[-1] - width) >= SLOTS_WORTH_A_COMPILATION:
             widths.append(width)
     return sorted(widths)
+
+
+def rows_at_once(batch_size: int, length: int, devices: int = 1) -> int:
+    """Histories a batch: `batch_size`, but fewer of such a length that a device would be overfull.
+
+    Args:
+      batch_size: The most, if that is one for each device; changes no result.
+      length: T, the slots of a history.
+      devices: Among which a batch's rows are dealt out evenly.
+    """
+    rows = min(batch_size, devices * SLOTS_AT_ONCE // length)
+    return max(1, rows // devices) * devices
 
 
 def longest_first(

@@ -19,6 +19,7 @@ from linseqrec.config import ConfigError, Experiment
 from linseqrec.data.batch import Batch
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
+from linseqrec.evaluation import queries
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
@@ -211,12 +212,13 @@ class Run:
         """The evaluator of the validation or test targets, made when first asked for."""
         if split not in self._evaluators:
             config = self.experiment.evaluation
-            parts = 1 if self.mesh is None else self.mesh.shape[sharding.DATA]
+            length = self.experiment.data.length
+            devices = 1 if self.mesh is None else self.mesh.shape[sharding.DATA]
             self._evaluators[split] = Evaluator(
                 self.source.dataset,
                 getattr(self.source.split, split),
-                max_length=self.experiment.data.length,
-                batch_size=-(-config.batch_size // parts) * parts,
+                max_length=length,
+                batch_size=queries.rows_at_once(config.batch_size, length, devices),
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,

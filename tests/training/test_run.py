@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from linseqrec.evaluation import queries
-from linseqrec.training.run import Run
 
 
 @pytest.mark.parametrize(
@@ -24,21 +23,19 @@ def test_a_run_evaluates_long_histories_in_smaller_batches_with_the_same_result(
     make_run, experiment, monkeypatch
 ):
     def evaluate():
-        run = make_run(experiment)
-        shapes.clear()
-        return run.evaluate(run.initial_params, "test"), set(shapes)
+        run, shapes = make_run(experiment), set()
+        params = run.initial_params
 
-    shapes, encode = [], Run.encode
+        def encode(events):
+            shapes.add(events.items.shape)
+            return run.encode(params, events)
 
-    def encode_and_tell(run, params, events):
-        shapes.append(events.items.shape)
-        return encode(run, params, events)
+        return run.evaluator("test").run(encode, run.item_table(params)), shapes
 
-    monkeypatch.setattr(Run, "encode", encode_and_tell)
-    whole, seen = evaluate()
-    assert seen == {(16, 16)}
+    whole, shapes = evaluate()
+    assert shapes == {(16, 16)}
     monkeypatch.setattr(queries, "SLOTS_AT_ONCE", 3 * 16)
-    parts, seen = evaluate()
-    assert seen == {(3, 16)}
+    parts, shapes = evaluate()
+    assert shapes == {(3, 16)}
     for name, ranks in whole.ranks.items():
         np.testing.assert_array_equal(ranks, parts.ranks[name])

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
-from linseqrec.layers.time_gaps import initial_log_horizon
+from linseqrec.layers.time_gaps import elapsed, initial_log_horizon
 from linseqrec.ops.recent import Recent, after_recent, last_slots
 from linseqrec.ops.rotary import rotary
 from linseqrec.ops.softmax_attention import softmax_attention
@@ -73,19 +73,16 @@ class RotaryAttention(nnx.Module):
         kept, own = self.window - 1, [key, value]
         if self.log_horizon is not None:
             assert gaps is not None, "timed attention reads gaps"
-            own.append(jnp.cumsum(gaps, axis=1))
+            own.append(elapsed(gaps, segment_ids))
         past, past_ids = after_recent(own, segment_ids, state, kept)
         # Without a past the row is attended to as it stands, not behind an empty cache.
         seen, ids = (own, segment_ids) if state is None else (past, past_ids)
-        keys, values, scale = seen[0], seen[1], query.shape[-1] ** -0.5
+        bias = None
         if self.log_horizon is not None:
-            # Of -(t_q - t_k) / T a softmax over k sees but t_k / T: one more feature of the keys.
-            days = seen[2][..., None, None] * jnp.exp(-self.log_horizon[...])[:, None]
-            keys = jnp.concatenate([keys.astype(days.dtype), days], axis=-1)
-            one = jnp.full((*query.shape[:3], 1), 1 / scale, days.dtype)
-            query = jnp.concatenate([query.astype(days.dtype), one], axis=-1)
+            # Of -(t_q - t_k) / T a softmax over k sees but t_k / T.
+            bias = seen[2][..., None] * jnp.exp(-self.log_horizon[...])
         mixed = softmax_attention(
-            query, keys, values, window=self.window, segment_ids=ids, scale=scale
+            query, seen[0], seen[1], key_bias=bias, window=self.window, segment_ids=ids
         )
         state = last_slots(past, past_ids, kept)
         if self.log_horizon is not None:

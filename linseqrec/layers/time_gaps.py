@@ -99,6 +99,25 @@ def gaps_taken(
     return gaps if time == "gaps" else jnp.zeros_like(gaps)
 
 
+def elapsed(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    """The days since each segment's first event: of the row's first one, since the event before it.
+
+    Summed anew in each segment: behind years of its neighbours in a packed row, days would be
+    rounded to a fraction of an hour.
+
+    Args:
+      gaps: float32 [B, T], days since the event before.
+      segment_ids: [B, T], 0 = padding.
+    """
+    runs = segment_runs(segment_ids)
+    begins = jnp.pad(runs[:, 1:] != runs[:, :-1], ((0, 0), (1, 0)))
+
+    def add(before: tuple[Array, Array], after: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.where(after[1], 0, before[0]) + after[0], before[1] | after[1]
+
+    return jax.lax.associative_scan(add, (gaps, begins), axis=1)[0]
+
+
 def initial_log_horizon(heads: int, *, rngs: nnx.Rngs) -> Float[Array, "H"]:
     """Draws log T of a decay exp(-gap / T), a head each: T log-uniform from a day to a year."""
     low, high = np.log(_HORIZONS)

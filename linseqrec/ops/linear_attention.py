@@ -170,7 +170,12 @@ def _initial_state(x: _Features, given: LinearAttentionState | None) -> LinearAt
 def _accumulated(equation: str, *operands: Array) -> Array:
     """An einsum in the operands' dtype with sums in float32 (float64 for float64 operands)."""
     dtype = jnp.promote_types(jnp.result_type(*operands), jnp.float32)
-    return jnp.einsum(equation, *operands, preferred_element_type=dtype)
+    narrow = [jnp.finfo(operand.dtype).bits < 32 for operand in operands]
+    # An accelerator's default rounds float32 operands to TF32's 11 bits, or to bfloat16: sums over
+    # a history are not to lose them. Bfloat16 operands are whole in either.
+    highest = jax.lax.Precision.HIGH if any(narrow) else jax.lax.Precision.HIGHEST
+    precision = None if all(narrow) else highest
+    return jnp.einsum(equation, *operands, precision=precision, preferred_element_type=dtype)
 
 
 def _heads_first(x: _Features) -> _Features:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense"]
 
@@ -23,6 +23,7 @@ def softmax_attention(
     *,
     memory_key: Float[Array, "B T M H K"] | None = None,
     memory_value: Float[Array, "B T M H V"] | None = None,
+    key_bias: Float[Array, "B S H"] | None = None,
     causal: bool = True,
     window: int | None = None,
     segment_ids: Int[Array, "B S"] | None = None,
@@ -30,7 +31,7 @@ def softmax_attention(
     scale: float | None = None,
     block_size: int = 64,
 ) -> Float[Array, "B T H V"]:
-    """Averages values with weights softmax(scale * <q_t, k_s>) over the slots s that t may see.
+    """Averages values with weights softmax(scale <q_t, k_s> + bias_s) over the slots s t may see.
 
     Those are the slots of t's own segment, up to t where causal, and from t - window + 1 on where
     there is a window. Source: arXiv 1706.03762. Memory slots, if given, stand beside those in the
@@ -43,6 +44,8 @@ def softmax_attention(
       value: [B, S, H, V].
       memory_key: [B, T, M, H, K], keys that only the query at t sees. Not for "dense".
       memory_value: [B, T, M, H, V], with memory_key.
+      key_bias: [B, S, H], added to every score of a key, in float32 (float64 for float64), beside
+        the product: as one more of its features it would be rounded as an accelerator rounds them.
       causal: Whether slots after t are hidden.
       window: How many slots t sees, itself included; causal only. None: all.
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
@@ -61,7 +64,7 @@ def softmax_attention(
       ValueError: shapes that do not match, a window that is not causal or not positive, an unknown
         implementation, "banded" without a window, or "dense" with memory slots.
     """
-    _check_shapes(query, key, value, segment_ids)
+    _check_shapes(query, key, value, key_bias, segment_ids)
     memory = _check_memory(query, value, memory_key, memory_value)
     time, past = query.shape[1], key.shape[1] - query.shape[1]
     if window is not None and (not causal or window < 1):
@@ -81,17 +84,23 @@ def softmax_attention(
         real = real[:, past:]
         query = jnp.where(real[..., None, None], query, 0)
         memory = tuple(jnp.where(real[..., None, None, None], x, 0) for x in memory)
+    bias = None
+    if key_bias is not None:
+        bias = key_bias if segment_ids is None else keep(segment_ids > 0, key_bias)
+        bias = jnp.swapaxes(bias.astype(jnp.promote_types(bias.dtype, jnp.float32)), 1, 2)
     if implementation == "blockwise":
-        output = _blockwise(query, key, value, memory, runs, causal, window, scale, block_size)
+        output = _blockwise(
+            query, key, value, memory, bias, runs, causal, window, scale, block_size
+        )
     elif implementation == "banded":
         if window is None:
             raise ValueError("implementation 'banded' needs a window")
         window = min(window, key.shape[1])
-        output = _banded(query, key, value, memory, runs, window, scale, block_size)
+        output = _banded(query, key, value, memory, bias, runs, window, scale, block_size)
     elif implementation == "dense":
         if memory:
             raise ValueError("implementation 'dense' takes no memory slots")
-        output = _dense(query, key, value, runs, causal, window, scale)
+        output = _dense(query, key, value, bias, runs, causal, window, scale)
     else:
         raise ValueError(
             f"implementation {implementation!r}: choose None, 'blockwise', 'banded' or 'dense'"
@@ -99,7 +108,9 @@ def softmax_attention(
     return output if segment_ids is None else jnp.where(real[..., None, None], output, 0)
 
 
-def _check_shapes(query: Array, key: Array, value: Array, segment_ids: Array | None) -> None:
+def _check_shapes(
+    query: Array, key: Array, value: Array, key_bias: Array | None, segment_ids: Array | None
+) -> None:
     batch, time, *features = query.shape
     if (
         query.ndim != 4
@@ -112,6 +123,8 @@ def _check_shapes(query: Array, key: Array, value: Array, segment_ids: Array | N
             "query and key must be [B, T, H, K] and [B, S, H, K], value [B, S, H, V], S >= T; got "
             f"{query.shape}, {key.shape}, {value.shape}"
         )
+    if key_bias is not None and key_bias.shape != key.shape[:3]:
+        raise ValueError(f"key_bias must be [B, S, H] = {key.shape[:3]}, got {key_bias.shape}")
     if segment_ids is not None and segment_ids.shape != key.shape[:2]:
         raise ValueError(f"segment_ids must be [B, S] = {key.shape[:2]}, got {segment_ids.shape}")
 
@@ -157,11 +170,14 @@ def _attend(
     key: Float[Array, "B H Tk K"],
     value: Float[Array, "B H Tk V"],
     memory: tuple[Array, ...],
+    bias: Float[Array, "B H Tk"] | None,
     visible: Bool[Array, "B 1 Tq Tk"],
     scale: float,
 ) -> Float[Array, "B H Tq V"]:
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bhqk,bhnk->bhqn", query, key, preferred_element_type=dtype) * scale
+    if bias is not None:
+        scores = scores + bias[:, :, None]
     scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
     if memory:
         of_memory = jnp.einsum("bhqk,bhqmk->bhqm", query, memory[0], preferred_element_type=dtype)
@@ -202,6 +218,7 @@ def _blockwise(
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
     memory: tuple[Array, ...],
+    bias: Float[Array, "B H S"] | None,
     runs: Int[Array, "B S"],
     causal: bool,
     window: int | None,
@@ -226,17 +243,19 @@ def _blockwise(
     for start, end in zip([0, *ends], ends, strict=False):
         seen = min(past + end * size, total) if causal else total
         keys, values, key_runs = key[:, :, :seen], value[:, :, :seen], runs[:, :seen]
+        biases = None if bias is None else bias[:, :, :seen]
 
         def one(
             block: tuple[Array, Array, Array, tuple[Array, ...]],
             keys: Array = keys,
             values: Array = values,
+            biases: Array | None = biases,
             key_runs: Array = key_runs,
         ) -> Array:
             query, query_runs, slots, memory = block
             key_slots = jnp.arange(keys.shape[2])
             visible = _visible(slots, key_slots, query_runs, key_runs, causal, window)
-            return _attend(query, keys, values, memory, visible, scale)
+            return _attend(query, keys, values, memory, biases, visible, scale)
 
         part = jax.tree.map(lambda x: x[start:end], (queries, query_runs, slots, memories))  # noqa: B023
         outputs.append(jax.lax.map(jax.checkpoint(one, prevent_cse=False), part))
@@ -248,6 +267,7 @@ def _banded(
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
     memory: tuple[Array, ...],
+    bias: Float[Array, "B H S"] | None,
     runs: Int[Array, "B S"],
     window: int,
     scale: float,
@@ -269,16 +289,17 @@ def _banded(
         return jnp.concatenate([before, blocks], axis=axis + 1)
 
     def one(block: tuple[Any, ...]) -> Array:
-        query, key, value, memory, query_runs, key_runs = block
+        query, key, value, memory, bias, query_runs, key_runs = block
         slots, key_slots = jnp.arange(size), jnp.arange(1 - window, size)
         visible = _visible(slots, key_slots, query_runs, key_runs, True, window)
-        return _attend(query, key, value, memory, visible, scale)
+        return _attend(query, key, value, memory, bias, visible, scale)
 
     blocks = (
         _to_blocks(jnp.swapaxes(query, 1, 2), size, 2),
         with_halo(jnp.swapaxes(key, 1, 2), 2),
         with_halo(jnp.swapaxes(value, 1, 2), 2),
         _memory_blocks(memory, size),
+        None if bias is None else with_halo(bias, 2),
         _to_blocks(runs[:, past:], size, 1, -1),
         with_halo(runs, 1, -1),
     )
@@ -289,6 +310,7 @@ def _dense(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
+    bias: Float[Array, "B H S"] | None,
     runs: Int[Array, "B S"],
     causal: bool,
     window: int | None,
@@ -304,6 +326,12 @@ def _dense(
         jnp.pad(x, ((0, 0),) * 3 + ((0, common - x.shape[-1]),)) for x in (query, key, value)
     )
     output = jax.nn.dot_product_attention(
-        query, key, value, mask=visible, scale=scale, implementation="xla"
+        query,
+        key,
+        value,
+        bias=None if bias is None else bias[:, :, None],
+        mask=visible,
+        scale=scale,
+        implementation="xla",
     )
     return output[..., :width]

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import jax
@@ -314,6 +315,18 @@ def test_lowers_for_accelerators(form, platform):
     inputs = {name: jnp.asarray(array, jnp.bfloat16) for name, array in inputs.items()}
     traced = gradients.trace(form, inputs, LAYOUT, state)
     assert "dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@in_all([form for form in FORMS if form[1] == 64])
+def test_no_product_of_float32_is_left_to_an_accelerators_rounding(form):
+    text = (
+        gradients.trace(form, random_inputs(*LAYOUT.shape), LAYOUT, random_state(len(LAYOUT)))
+        .lower()
+        .as_text()
+    )
+    precisions = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", text)
+    assert text.count("dot_general ") == len(precisions) > 0
+    assert set(precisions) == {("HIGHEST", "HIGHEST")}
 
 
 def test_refuses_what_does_not_fit():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
+from linseqrec.ops.segments import keep
 from linseqrec.ops.softmax_attention import softmax_attention
 from tests.ops.closeness import assert_close
 from tests.ops.layouts import LAYOUT, segment_layouts
@@ -45,6 +46,12 @@ def random_inputs(batch=ROWS, time=SLOTS, seed=0):
     }
 
 
+def biased_inputs():
+    inputs = random_inputs()
+    bias = np.random.default_rng(3).normal(size=inputs["key"].shape[:3]).astype(np.float32)
+    return inputs | {"key_bias": bias}
+
+
 @partial(jax.jit, static_argnames="form")
 def apply(form, inputs, segment_ids=None):
     implementation, block_size, window, causal = form
@@ -67,12 +74,14 @@ def sees(form, ids, t, s):
 def by_loops(form, inputs, segment_ids):
     """The definition, a query at a time in float64."""
     q, k, v = (np.asarray(inputs[name], np.float64) for name in ("query", "key", "value"))
+    bias = np.asarray(inputs.get("key_bias", np.zeros(k.shape[:3])), np.float64)
     output = np.zeros(v.shape)
     for b, ids in enumerate(segment_ids):
         for t in np.flatnonzero(ids):
             seen = [s for s in range(len(ids)) if sees(form, ids, t, s)]
             for h in range(q.shape[2]):
-                weights = np.exp(SCALE * np.array([q[b, t, h] @ k[b, s, h] for s in seen]))
+                scores = SCALE * np.array([q[b, t, h] @ k[b, s, h] for s in seen])
+                weights = np.exp(scores + bias[b, seen, h])
                 output[b, t, h] = weights @ v[b, seen, h] / weights.sum()
     return output
 
@@ -83,9 +92,11 @@ def by_matrix(form, inputs, segment_ids):
     mask = np.array(
         [[[sees(form, ids, t, s) for s in slots] for t in slots] for ids in segment_ids], float
     )
-    inputs = jax.tree.map(lambda x: jnp.where((segment_ids > 0)[..., None, None], x, 0), inputs)
-    scores = jnp.einsum("bthk,bshk->bhts", inputs["query"], inputs["key"])
-    weights = jnp.exp(SCALE * scores) * mask[:, None]
+    inputs = jax.tree.map(lambda x: keep(segment_ids > 0, x), inputs)
+    scores = SCALE * jnp.einsum("bthk,bshk->bhts", inputs["query"], inputs["key"])
+    if "key_bias" in inputs:
+        scores = scores + jnp.swapaxes(inputs["key_bias"], 1, 2)[:, :, None]
+    weights = jnp.exp(scores) * mask[:, None]
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights / jnp.where(total > 0, total, 1)
     return jnp.einsum("bhts,bshv->bthv", weights, inputs["value"])
@@ -96,7 +107,7 @@ def by_matrix(form, inputs, segment_ids):
 @given(segment_ids=segment_layouts(ROWS, SLOTS))
 @example(segment_ids=LAYOUT)
 def test_equals_the_definition_whatever_the_segments(form, segment_ids):
-    inputs = random_inputs()
+    inputs = biased_inputs()
     output = apply(form, inputs, segment_ids)
     assert_close(output, by_loops(form, inputs, segment_ids), 2e-6)
     assert np.all(np.asarray(output)[segment_ids == 0] == 0)
@@ -161,11 +172,13 @@ GRADIENTS = [
 
 @in_all(GRADIENTS)
 def test_gradients_and_nothing_from_padding(form):
-    inputs = random_inputs()
+    inputs = biased_inputs()
     expected = float64_gradients(form, inputs, LAYOUT)
     padding = LAYOUT == 0
     for array in inputs.values():
-        array[padding] = np.where(np.arange(padding.sum()) % 2, np.nan, np.inf)[:, None, None]
+        array[padding] = np.array([np.nan, np.inf])[np.arange(array[padding].size) % 2].reshape(
+            array[padding].shape
+        )
     assert np.all(np.asarray(apply(form, inputs, LAYOUT))[padding] == 0)
     for name, gradient in gradients(form, inputs, LAYOUT).items():
         assert np.all(np.asarray(gradient)[padding] == 0)
@@ -186,12 +199,12 @@ def test_bfloat16(form):
 
 @in_all([form for form in FORMS if form[3]])
 def test_nothing_reads_the_future_nor_beyond_the_window(form):
-    inputs, window = random_inputs(), form[2]
+    inputs, window = biased_inputs(), form[2]
     before = np.asarray(apply(form, inputs))
     for t in range(SLOTS):
         changed = {name: array.copy() for name, array in inputs.items()}
         for array in changed.values():
-            array[:, t] += 1
+            array[:, t] += np.arange(1, 1 + array[0, t].size).reshape(array[0, t].shape)
         differs = np.any(np.asarray(apply(form, changed)) != before, axis=(0, 2, 3))
         reach = SLOTS if window is None else min(t + window, SLOTS)
         expected = (np.arange(SLOTS) >= t) & (np.arange(SLOTS) < reach)
@@ -327,6 +340,8 @@ def test_the_last_queries_alone_equal_those_of_the_whole_row(form, past):
 
 def test_refuses_what_does_not_fit():
     inputs = random_inputs()
+    with pytest.raises(ValueError, match=r"key_bias must be \[B, S, H\]"):
+        softmax_attention(**inputs, key_bias=inputs["key"][:, 1:, :, 0])
     slots = memory_slots(inputs)
     for wrong, message in [
         ({"window": 0}, "window"),

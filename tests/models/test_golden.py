@@ -43,6 +43,12 @@ MODELS = {
         HyTRecConfig(width=16, heads=2, short_events=5, num_layers=2, ratio="1:1"),
         "packed",
     ),
+    "hytrec_timed": (
+        HyTRecConfig(
+            width=16, heads=2, short_events=5, num_layers=2, ratio="1:1", timed_attention=True
+        ),
+        "packed",
+    ),
     "sasrec": (SASRecConfig(width=16, heads=2, num_layers=2), "packed"),
     # One window and few codes: a tie between codes would be settled by the compiler's rounding.
     "sinkrec": (
@@ -61,7 +67,9 @@ def first_steps(name):
     rng = np.random.default_rng(0)
     offsets = np.arange(0, 241, 12)
     items = rng.integers(1, 51, 240).astype(np.int32)
-    dataset = Dataset.from_arrays(items, np.arange(240), offsets, 50)
+    # Gaps of minutes to months.
+    times = np.cumsum(86_400 * rng.gamma(0.3, 10, 240)).astype(np.int64)
+    dataset = Dataset.from_arrays(items, times, offsets, 50)
     run = Run.of(
         Experiment(
             model=model,

@@ -23,6 +23,15 @@ MODELS = {
     "hytrec": HyTRecConfig(
         width=16, heads=2, short_events=5, short_layers=1, num_layers=2, ratio="1:1"
     ),
+    "hytrec timed": HyTRecConfig(
+        width=16,
+        heads=2,
+        short_events=5,
+        short_layers=1,
+        num_layers=2,
+        ratio="1:1",
+        timed_attention=True,
+    ),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
     "sinkrec": SinkRecConfig(
         width=16, heads=2, dilations=(1, 3), levels=2, codes=8, attention_window=6, chunk_size=8
@@ -44,19 +53,23 @@ def encode(request):
 
 def events(*rows):
     """Rows as lists of histories; None is a slot of padding."""
-    items, segments, positions = [], [], []
+    items, times, segments, positions = [], [], [], []
     for row in rows:
-        item, segment, position = [], [], []
+        item, time, segment, position = [], [], [], []
         for index, history in enumerate(row):
             length = 1 if history is None else len(history)
             item += [0] if history is None else list(history)
             segment += [0 if history is None else index + 1] * length
             position += [0] if history is None else list(range(length))
+            # Gaps of hours to weeks, years after the neighbour before, noise at padding.
+            hours = np.cumsum([2 ** (1 + 5 * slot % 8) for slot in range(length)])
+            time += list((index + 1) * 10**8 + 3600 * hours)
         items.append(item)
+        times.append(time)
         segments.append(segment)
         positions.append(position)
-    fields = [np.array(field, np.int32) for field in (items, segments, positions)]
-    return Events(fields[0], np.zeros_like(fields[0]), fields[1], fields[2])
+    fields = [np.array(field, np.int32) for field in (items, times, segments, positions)]
+    return Events(*fields)
 
 
 def history(length, seed):

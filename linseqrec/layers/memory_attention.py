@@ -63,7 +63,8 @@ class MemoryAttention(nnx.Module):
         # Without a past the row is attended to as it stands, not behind an empty cache.
         (key, value), ids = ((key, value), segment_ids) if state is None else (past, past_ids)
         memory = (None, None)
-        if self.memory_key_value is not None and slots is not None:
+        if self.memory_key_value is not None:
+            assert slots is not None, "the layer was made for memory slots"
             memory = tuple(
                 heads(part) for part in jnp.split(self.memory_key_value(slots), 2, axis=-1)
             )

@@ -61,7 +61,7 @@ class RELA(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.width, self.heads, self.causal, self.kernel = width, heads, causal, kernel
+        self.width, self.heads, self.causal = width, heads, causal
         self.epsilon, self.rotation, self.dtype = epsilon, rotation, dtype
         make = lambda outputs: dense(width, outputs, dtype=dtype, rngs=rngs)  # noqa: E731
         self.gate = make(width) if gate else None

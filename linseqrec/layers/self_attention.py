@@ -16,11 +16,10 @@ class SelfAttention(nnx.Module):
         width: int,
         heads: int,
         *,
-        window: int | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.heads, self.window = heads, window
+        self.heads = heads
         self.query_key_value = dense(width, 3 * width, dtype=dtype, rngs=rngs)
         self.output = dense(width, width, dtype=dtype, rngs=rngs)
 
@@ -32,5 +31,5 @@ class SelfAttention(nnx.Module):
         query, key, value = (
             part.reshape(shape) for part in jnp.split(self.query_key_value(x), 3, axis=-1)
         )
-        mixed = softmax_attention(query, key, value, window=self.window, segment_ids=segment_ids)
+        mixed = softmax_attention(query, key, value, segment_ids=segment_ids)
         return self.output(mixed.reshape(x.shape))

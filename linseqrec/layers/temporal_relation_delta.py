@@ -142,20 +142,24 @@ class TemporalRelationDelta(GatedDelta):
         """What goes into the rule, and the convolution's state."""
         query, key, value, convolution = self.project(x, segment_ids, past)
         log_decay, beta = self.gates(x)
-        if self.address is not None and gap_features is not None:
+        if self.address is not None:
+            assert gap_features is not None, "temporal addressing reads the gaps' features"
             shift = self.address(gap_features).reshape(*query.shape[:2], 2, *query.shape[2:])
             query, key = query + shift[:, :, 0], key + shift[:, :, 1]
         query, key = unit(query), unit(key)
-        if self.log_horizon is not None and gaps is not None:
+        if self.log_horizon is not None:
+            assert gaps is not None, "temporal decay reads gaps"
             log_decay = log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
         memory_key = None
         both = x
-        if self.memory_key is not None and memory is not None:
+        if self.memory_key is not None:
+            assert memory is not None, "these gates read the memory"
             memory_key = unit(self.memory_key(memory.vector).reshape(key.shape))
             both = jnp.concatenate([x, memory.vector], axis=-1)
         if self.coverage_gate is not None:
             beta = beta * (1 - self._coverage(x, both, key, memory_key, memory))
-        if self.removal_gate is not None and memory_key is not None:
+        if self.removal_gate is not None:
+            assert memory_key is not None
             query = query - self._removal(both)[..., None].astype(query.dtype) * memory_key
         query = query * self.key_width**-0.5
         return DeltaInputs(query, key, value, log_decay, beta), convolution

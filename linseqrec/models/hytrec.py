@@ -137,6 +137,20 @@ class HyTRecConfig:
                 f"short_events {self.short_events} must be at least 1; 0 is for branches='long'"
             )
 
+        if self.time == "none" and self.timed_attention:
+            raise ValueError("timed_attention=True fades nothing with time='none'")
+        if self.time in ("shuffled", "positions") and not self.reads_time:
+            raise ValueError(
+                f"time={self.time!r} changes nothing: with branches={self.branches!r} and "
+                f"ratio={self.ratio!r} no block reads the time, unless timed_attention=True"
+            )
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether any block's memory fades with the time between events."""
+        linear = None in sum(self.block_windows(), [])
+        return self.time != "none" and (linear or self.timed_attention)
+
     def _period(self) -> list[bool]:
         parts = re.fullmatch(r"(\d+):(\d+)", self.ratio)
         linear, softmax = map(int, parts.groups()) if parts else (0, 0)
@@ -278,7 +292,7 @@ class Block(nnx.Module):
                 width,
                 config.heads,
                 window=window,
-                timed=config.timed_attention and config.time != "none",
+                timed=config.timed_attention,
                 dtype=dtype,
                 rngs=rngs,
             )

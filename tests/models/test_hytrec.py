@@ -111,11 +111,21 @@ def test_each_control_takes_away_what_it_names():
     assert everything - names(time="none") == {"long/0/mixer/log_horizon"}
     horizons = {f"{block}/mixer/log_horizon" for block in ("long/1", "short/0", "short/1")}
     assert names(timed_attention=True) - everything == horizons
-    assert names(timed_attention=True, time="none") == names(time="none")
     gate = {f"long/0/mixer/spike_gate/{kind}" for kind in ("kernel", "bias")}
     assert everything - names(gate="none") == gate
     for same in (dict(gate="erase"), dict(gate="beta"), dict(time="positions")):
         assert names(**same) == everything
+
+
+def test_a_control_of_a_time_that_no_block_reads_is_refused():
+    for untimed in (dict(branches="short"), dict(ratio="0:1")):
+        for time in ("shuffled", "positions"):
+            with pytest.raises(ValueError, match=f"time='{time}' changes nothing: .*0:1|short"):
+                dataclasses.replace(SMALL, time=time, **untimed)
+            dataclasses.replace(SMALL, time=time, timed_attention=True, **untimed)
+        dataclasses.replace(SMALL, time="none", **untimed)
+    with pytest.raises(ValueError, match="timed_attention=True fades nothing with time='none'"):
+        dataclasses.replace(SMALL, time="none", timed_attention=True)
 
 
 def test_the_long_branch_alone_without_delay_reads_every_event():

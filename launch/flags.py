@@ -30,12 +30,15 @@ def experiment() -> config_lib.Experiment:
     """The experiment that the parsed flags ask for.
 
     Raises:
-      ConfigError: If no `--config` was given, or an overridden value is not one its field admits.
+      ConfigError: If no `--config` was given, an overridden value is not one its field admits, or
+        a run of it could not be restored.
     """
     values = flags.FLAGS.config
     if isinstance(values, _Unset):
         raise config_lib.ConfigError("give an experiment: --config=experiments/NAME.py")
-    return config_lib.from_config_dict(values, load_experiment(experiment_file()))
+    made = config_lib.from_config_dict(values, load_experiment(experiment_file()))
+    config_lib.check_restorable(made)
+    return made
 
 
 def experiment_file() -> str:

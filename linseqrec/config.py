@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import json
 import types
 import typing
 from typing import Any, Literal
@@ -135,26 +136,58 @@ def to_json(config: Any) -> Any:
         cls = type(config)
         fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {_CLASS_KEY: f"{cls.__module__}:{cls.__qualname__}", **fields}
-    return list(config) if isinstance(config, tuple) else config
+    return [to_json(item) for item in config] if isinstance(config, tuple) else config
 
 
 def from_json(value: Any) -> Any:
     """The inverse of `to_json`.
 
     Raises:
-      ConfigError: If a field is not one of its class's: the file is of another version.
+      ConfigError: If a class cannot be found or made, or a field is not one of its class's: the
+        file is of another version.
     """
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(map(from_json, value))
     if not isinstance(value, dict):
         return value
+    if _CLASS_KEY not in value:
+        raise ConfigError(f"no class is named for the fields {', '.join(value)}")
     module, _, name = value[_CLASS_KEY].partition(":")
-    cls = getattr(importlib.import_module(module), name)
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"the class {value[_CLASS_KEY]} cannot be found: {error}") from error
     fields = {key: from_json(item) for key, item in value.items() if key != _CLASS_KEY}
     for key in fields:
         if key not in (known := [f.name for f in dataclasses.fields(cls)]):
             raise ConfigError(f"{name} has no field {key!r}{_nearest(key, known)}")
-    return cls(**fields)
+    try:
+        return cls(**fields)
+    # TypeError: a field is missing that has no default.
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def check_restorable(experiment: Experiment) -> None:
+    """Refuses an experiment that its run's `config.json` would not give back.
+
+    Raises:
+      ConfigError: With the reason, and what to do.
+    """
+    try:
+        restored = from_json(json.loads(json.dumps(to_json(experiment))))
+        if restored == experiment:
+            return
+        lines = differences(experiment, restored).values()
+        reason = "; ".join(lines) or "its classes compare unequal"
+    # TypeError: a value that JSON does not know.
+    except (ConfigError, TypeError) as error:
+        reason = str(error)
+    raise ConfigError(
+        f"config.json would not give this experiment back, so that no run of it could go on or be "
+        f"evaluated: {reason}. Put the model and its config class in a module of their own, import "
+        "it from the experiment's file, and keep to fields of plain values and tuples"
+    )
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -28,6 +28,43 @@ def test_json_of_another_version_is_refused():
         config_lib.from_json(value)
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"class": "<run_path>:Model"}, "class <run_path>:Model cannot be found: No module named"),
+        ({"class": "linseqrec.config:Model"}, "has no attribute 'Model'"),
+        ({"width": 8, "heads": 2}, "no class is named for the fields width, heads"),
+        ({"class": "linseqrec.models.sasrec:SASRecConfig", "heads": 3}, "SASRecConfig: width 64"),
+    ],
+)
+def test_json_of_a_model_that_cannot_be_made_is_refused(model, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.from_json(config_lib.to_json(EXPERIMENT) | {"model": model})
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnConfig:
+    """A model's configuration in a module that can be imported; fields of any kind."""
+
+    sizes: tuple = ()
+
+
+def test_an_experiment_that_its_json_does_not_give_back_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Nameless:
+        width: int = 8
+
+    for model in (SASRecConfig(), OwnConfig((1, 2)), OwnConfig(((1, 2), (3,)))):
+        config_lib.check_restorable(dataclasses.replace(EXPERIMENT, model=model))
+    for model, reason in (
+        (Nameless(), "Nameless cannot be found"),
+        (OwnConfig({1, 2}), "set is not JSON serializable"),
+        (OwnConfig([1, 2]), r"model.sizes: \[1, 2\] -> \(1, 2\)"),
+    ):
+        with pytest.raises(ConfigError, match=f"{reason}.*import it from the experiment's file"):
+            config_lib.check_restorable(dataclasses.replace(EXPERIMENT, model=model))
+
+
 def test_json_from_before_there_were_meshes():
     value = config_lib.to_json(EXPERIMENT)
     del value["mesh"]

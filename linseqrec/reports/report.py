@@ -20,7 +20,7 @@ class Report:
     Attributes:
       configurations: The best first, by the first metric under the first filter.
       comparisons: Of their pairs.
-      unfinished: Runs without results.
+      unfinished: Runs without results, or whose configuration cannot be read.
       filters: Filters of seen items.
       metrics: Rank metrics.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.config import Experiment
+from linseqrec.config import ConfigError, Experiment
 from linseqrec.evaluation.metrics import per_target
 from linseqrec.reports.errors import ReportError
 from linseqrec.sweeps.task import LOG
@@ -49,6 +49,7 @@ class FinishedRun:
 
         Raises:
           ReportError: If its ranks do not give its results: one of the two files is another run's.
+          ConfigError: If its configuration cannot be read.
         """
         results = json.loads((folder / "results.json").read_text())
         with np.load(folder / "ranks" / "test.npz") as dump:
@@ -82,11 +83,11 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True)
 class UnfinishedRun:
-    """A run without results.
+    """A run without results, or with a configuration that cannot be read.
 
     Attributes:
       folder: Its workdir.
-      stage: How far it came, in words.
+      stage: How far it came, or what is wrong, in words.
     """
 
     folder: Path
@@ -111,11 +112,15 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Unfinish
         missing = [name for name in ("results.json", *_NEEDED) if not (path / name).exists()]
         if missing:
             unfinished.append(UnfinishedRun(path, _stage(path, missing)))
-        else:
+            continue
+        try:
             finished.append(FinishedRun.open(path))
+        except ConfigError as error:
+            unfinished.append(UnfinishedRun(path, f"cannot be read: {error}"))
     if not finished:
         listed = ", ".join(map(str, folders))
-        raise ReportError(f"no finished run in {listed}; {len(unfinished)} have begun")
+        stages = "".join(f"\n  {run.folder}: {run.stage}" for run in unfinished)
+        raise ReportError(f"no finished run in {listed}; {len(unfinished)} have begun{stages}")
     return finished, unfinished
 
 

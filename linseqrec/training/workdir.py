@@ -175,11 +175,15 @@ def read_experiment(workdir: Path) -> config_lib.Experiment:
 
     Raises:
       WorkdirError: If there is none.
+      ConfigError: If it is of another version, or its classes cannot be found.
     """
     path = workdir / "config.json"
     if not path.exists():
         raise WorkdirError(f"no config.json in {workdir}: it is not the workdir of a run")
-    return config_lib.from_json(json.loads(path.read_text()))
+    try:
+        return config_lib.from_json(json.loads(path.read_text()))
+    except config_lib.ConfigError as error:
+        raise config_lib.ConfigError(f"{path}: {error}") from error
 
 
 def run_names(workdirs: Sequence[Path]) -> list[str]:

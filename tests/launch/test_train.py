@@ -110,6 +110,25 @@ def test_a_mistake_ends_in_one_line(arguments, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_of_the_experiments_own_file_is_refused_before_it_trains(tmp_path):
+    (tmp_path / "own.py").write_text("""
+import dataclasses
+from linseqrec.config import Experiment
+from linseqrec.models.sasrec import SASRec, SASRecConfig
+
+@dataclasses.dataclass(frozen=True)
+class OwnConfig(SASRecConfig):
+    pass
+
+def get_config():
+    return Experiment(model=OwnConfig())
+""")
+    done = program("train", f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1 and done.stderr.startswith("error: config.json would not give")
+    assert "module of their own, import it from the experiment's file" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_workdir_is_not_taken_over(trained):
     workdir, arguments, _ = trained
     done = program("train", *arguments, "--config.training.seed=1")

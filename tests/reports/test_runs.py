@@ -40,6 +40,19 @@ def test_every_run_below_is_found_once_and_the_unfinished_are_told_from_the_othe
     )
 
 
+def test_a_run_whose_model_is_gone_is_named_and_the_others_reported(make_run):
+    first, gone = make_run("a"), make_run("b", changed(training={"seed": 1}))
+    config = gone / "config.json"
+    config.write_text(config.read_text().replace("linseqrec.models.sasrec:", "<run_path>:"))
+    finished, (unread,) = find_runs([first, gone])
+    assert [run.folder for run in finished] == [first]
+    assert unread.folder == gone
+    assert "cannot be read:" in unread.stage
+    assert f"{config}: the class <run_path>:SASRecConfig cannot be found" in unread.stage
+    with pytest.raises(ReportError, match="1 have begun\n.*b: cannot be read: .*cannot be found"):
+        find_runs([gone])
+
+
 def test_ranks_of_another_run_are_refused(make_run):
     first, second = make_run("a"), make_run("b", changed(training={"seed": 1}))
     (first / "ranks" / "test.npz").write_bytes((second / "ranks" / "test.npz").read_bytes())

@@ -23,8 +23,8 @@ class PlannedRun:
       folder: Its workdir.
       overrides: What it changes of the sweep's experiment, by dotted name.
       experiment: Its configuration.
-      state: "new", "partial" (goes on where it stopped), "finished" (has results), or "clash" (the
-        folder is another configuration's, or a run's on other data).
+      state: "new" (no checkpoint yet), "partial" (goes on where it stopped), "finished" (has
+        results), or "clash" (the folder is another configuration's, or a run's on other data).
       clash: Why it is a clash.
     """
 
@@ -56,7 +56,7 @@ def make_plan(experiment: config_lib.Experiment, axis: Axis, folder: Path) -> li
         state: State = "new"
         if clash:
             state = "clash"
-        elif (place / "config.json").exists():
+        elif workdir.has_begun(place):
             state = "finished" if (place / "results.json").exists() else "partial"
         runs.append(PlannedRun(place, overrides, made, state, clash))
     return runs
@@ -103,7 +103,7 @@ class _Cards:
 
 def _clash(folder: Path, experiment: config_lib.Experiment, cards: _Cards) -> str:
     """Why a run cannot be in a folder; empty if it can."""
-    if not (folder / "config.json").exists():
+    if not workdir.has_begun(folder):
         return ""
     try:
         workdir.check_experiment(folder, experiment)

@@ -65,6 +65,12 @@ class Progress:
 _PROGRESS = [field.name for field in dataclasses.fields(Progress)]
 
 
+def ever_saved(folder: Path) -> bool:
+    """Whether a checkpoint was ever saved in a folder of checkpoints, sound or damaged."""
+    traces = (*folder.glob("sha256/*.json"), *folder.glob("damaged/*"), *folder.glob("*"))
+    return any(path.name.partition("-")[0].removesuffix(".json").isdigit() for path in traces)
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager, since a save not waited for is lost.
 

@@ -59,8 +59,9 @@ def train(
 
     Raises:
       DistributedError: If the first of several processes could not begin.
-      WorkdirError: If the folder holds another configuration's run, or one on other data, or is in
-        use.
+      WorkdirError: If the folder holds what was trained with another configuration, or on other
+        data, or is in use.
+      ConfigError: If the configuration of what it holds cannot be read.
       CheckpointError: If all checkpoints are damaged, or one could not be saved.
       NonFiniteError: If a loss or gradient is not finite; the last good checkpoint stays.
       Preempted: After SIGTERM; the state is saved, and the same call goes on.

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -15,7 +16,13 @@ from typing import Any, Self, TextIO
 import jax
 
 from linseqrec import config as config_lib
+from linseqrec.training.checkpoint import ever_saved
 from linseqrec.training.tensorboard import TensorBoard
+
+
+# What a start leaves before its first checkpoint, beside `config.json` and `card.json`.
+_RECORDS = ("metrics.jsonl", "speed.jsonl", "environments.jsonl", "config_changes.jsonl")
+_RECORD_FOLDERS = ("tensorboard", "profile")
 
 
 class WorkdirError(RuntimeError):
@@ -64,20 +71,24 @@ def claim(
     Where the run goes on under other versions, or on other devices, than the time before, it says
     so and goes on; `environments.jsonl` records them all.
 
+    A start that failed before its first checkpoint has left nothing to go on with: where it was of
+    another configuration or on other data, it says so, and the folder is the new run's.
+
     Args:
-      workdir: The run's folder; made if need be.
+      workdir: The run's folder, locked; made if need be.
       experiment: The configuration.
       card: The data set's.
       allowed_changes: Fields, dotted, that may differ from the configuration that the run was
         started with; `config.json` then holds the new one, and `config_changes.jsonl` what changed.
 
     Raises:
-      WorkdirError: If the workdir was started with another configuration (with the differences) or
-        on other data, or its run has ended and would change.
+      WorkdirError: If the workdir holds what was trained with another configuration (with the
+        differences) or on other data, or its run has ended and would change.
+      ConfigError: If the configuration of what it holds cannot be read.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     config_path = workdir / "config.json"
-    if config_path.exists():
+    if has_begun(workdir):
         changes = check_experiment(workdir, experiment, allowed_changes=allowed_changes)
         check_data(workdir, card)
         if changes:
@@ -89,9 +100,38 @@ def claim(
             _append_json(workdir / "config_changes.jsonl", changes)
             write_json(config_path, config_lib.to_json(experiment))
     else:
+        if config_path.exists():
+            _clear_other_start(workdir, experiment, card)
         write_json(workdir / "card.json", card)
         write_json(config_path, config_lib.to_json(experiment))
     _record_environment(workdir)
+
+
+def has_begun(workdir: Path) -> bool:
+    """Whether a workdir holds what its run goes on with: a checkpoint, or results."""
+    return (workdir / "results.json").exists() or ever_saved(workdir / "checkpoints")
+
+
+def _clear_other_start(
+    workdir: Path, experiment: config_lib.Experiment, card: dict[str, Any]
+) -> None:
+    """Removes the records of a start that saved nothing, where it was another run's."""
+    try:
+        other = list(config_lib.differences(read_experiment(workdir), experiment).values())
+    except config_lib.ConfigError as error:
+        other = [str(error)]
+    try:
+        check_data(workdir, card)
+    except WorkdirError:
+        other.append("other data")
+    if not other:
+        return
+    said = f"{workdir}: the start before saved no checkpoint, and this one takes its place"
+    print("\n  ".join([said, *other]), file=sys.stderr)
+    for name in _RECORDS:
+        (workdir / name).unlink(missing_ok=True)
+    for name in _RECORD_FOLDERS:
+        shutil.rmtree(workdir / name, ignore_errors=True)
 
 
 def _record_environment(workdir: Path) -> None:

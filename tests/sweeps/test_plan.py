@@ -10,7 +10,7 @@ from linseqrec.sweeps.plan import check_no_clash, make_plan, plan_table
 from linseqrec.training import workdir
 
 EXPERIMENT = Experiment(model=SASRecConfig(), data=DataConfig(world="quick", world_users=60))
-AXIS = [{"training.seed": seed} for seed in range(5)]
+AXIS = [{"training.seed": seed} for seed in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,18 @@ def card():
 
 @pytest.fixture
 def folder(tmp_path, card):
-    """Runs of seeds: 0 not begun, 1 partial, 2 finished, 3 of another rate, 4 on other data."""
+    """Runs of seeds: 0 not begun, 1 partial, 2 finished, 3 of another rate, 4 on other data.
 
-    def begin(seed, card=card, **optimizer):
+    And 5 of another rate, which failed before its first checkpoint.
+    """
+
+    def begin(seed, card=card, saved=True, **optimizer):
         training = dataclasses.replace(EXPERIMENT.training, seed=seed)
         changed = dataclasses.replace(EXPERIMENT.optimizer, **optimizer)
         experiment = dataclasses.replace(EXPERIMENT, training=training, optimizer=changed)
         workdir.claim(tmp_path / f"seed={seed}", experiment, card)
+        if saved:
+            (tmp_path / f"seed={seed}" / "checkpoints" / "8").mkdir(parents=True)
 
     # A run that failed before it began leaves its log.
     (tmp_path / "seed=0").mkdir()
@@ -36,13 +41,14 @@ def folder(tmp_path, card):
     workdir.write_json(tmp_path / "seed=2" / "results.json", {})
     begin(3, learning_rate=0.5)
     begin(4, card={"sha256": card["sha256"] | {"items": "0"}})
+    begin(5, saved=False, learning_rate=0.5)
     return tmp_path
 
 
 def test_a_folder_says_what_is_left_to_do(folder):
     plan = make_plan(EXPERIMENT, AXIS, folder)
-    assert [run.state for run in plan] == ["new", "partial", "finished", "clash", "clash"]
-    assert [run.experiment.training.seed for run in plan] == [0, 1, 2, 3, 4]
+    assert [run.state for run in plan] == ["new", "partial", "finished", "clash", "clash", "new"]
+    assert [run.experiment.training.seed for run in plan] == [0, 1, 2, 3, 4, 5]
     check_no_clash(plan[:3])
     with pytest.raises(workdir.WorkdirError) as caught:
         check_no_clash(plan)
@@ -58,11 +64,11 @@ def test_a_folder_of_another_version_is_a_clash(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "red"}))
     (run,) = make_plan(EXPERIMENT, AXIS[1:2], folder)
     assert run.state == "clash"
-    assert "seed=1: Experiment has no field 'colour'" in run.clash
+    assert "seed=1/config.json: Experiment has no field 'colour'" in run.clash
 
 
 def test_the_table_says_folder_overrides_and_state(folder):
     lines = plan_table(make_plan(EXPERIMENT, AXIS, folder)).splitlines()
     assert lines[0].split() == ["folder", "overrides", "state"]
     assert lines[3].split() == ["seed=2", "training.seed=2", "finished"]
-    assert lines[-1] == "5 runs: 1 new, 1 partial, 1 finished, 2 clash"
+    assert lines[-1] == "6 runs: 2 new, 1 partial, 1 finished, 2 clash"

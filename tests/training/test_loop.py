@@ -107,6 +107,7 @@ def test_a_workdir_belongs_to_one_configuration_and_one_log(experiment, make_run
     run = make_run(experiment)
     card = run.source.dataset.card
     workdir.claim(tmp_path, experiment, card)
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     workdir.claim(tmp_path, experiment, card)
     changed = make_run(experiment, optimizer={"learning_rate": 0.5}).experiment
     with pytest.raises(workdir.WorkdirError, match="optimizer.learning_rate: 0.001 -> 0.5"):

@@ -75,9 +75,59 @@ def test_a_result_names_what_it_depends_on():
     assert environment["packages"]["jax"] and environment["device"].endswith("cpu")
 
 
+def leave(folder, trace):
+    """Leaves the trace of a checkpoint."""
+    (folder / trace).mkdir(parents=True)
+
+
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_a_start_that_saved_nothing_gives_way_with_its_records(
+    unreadable, experiment, tmp_path, capsys
+):
+    card = {"sha256": {"items": "1"}}
+    workdir.claim(tmp_path, experiment, card)
+    with workdir.MetricsLog(tmp_path, 0) as log:
+        log.write(1, {"loss": 9.0}, {"speed": 1.0})
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "log.txt").write_text("$ python\n")
+    # Orbax had not moved its first checkpoint to its place.
+    leave(tmp_path, "checkpoints/8.orbax-checkpoint-tmp")
+    capsys.readouterr()
+    workdir.claim(tmp_path, experiment, card)
+    assert (tmp_path / "metrics.jsonl").exists() and not capsys.readouterr().err
+    path = tmp_path / "config.json"
+    if unreadable:
+        path.write_text(path.read_text().replace("linseqrec.models", "gone"))
+    longer = experiment.__class__(**{**vars(experiment), "name": "longer"})
+    other = {"sha256": {"items": "2"}}
+    workdir.claim(tmp_path, longer, other)
+    said = capsys.readouterr().err
+    assert "saved no checkpoint, and this one takes its place\n  " in said
+    assert ("gone.recgrela" if unreadable else "name: 'recgrela' -> 'longer'") in said
+    assert "\n  other data\n" in said
+    assert workdir.read_experiment(tmp_path) == longer and workdir.read_card(tmp_path) == other
+    left = {"config.json", "card.json", "environments.jsonl", "log.txt", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+@pytest.mark.parametrize(
+    "trace", ["checkpoints/8", "checkpoints/damaged/8-0", "checkpoints/sha256/8.json"]
+)
+def test_what_was_ever_saved_keeps_its_workdir(trace, experiment, tmp_path):
+    card = {"sha256": {"items": "1"}}
+    workdir.claim(tmp_path, experiment, card)
+    leave(tmp_path, trace)
+    longer = experiment.__class__(**{**vars(experiment), "name": "longer"})
+    with pytest.raises(workdir.WorkdirError, match="'recgrela' -> 'longer'"):
+        workdir.claim(tmp_path, longer, card)
+    with pytest.raises(workdir.WorkdirError, match="on other data"):
+        workdir.claim(tmp_path, experiment, {"sha256": {"items": "2"}})
+
+
 def test_an_allowed_change_is_recorded(experiment, tmp_path):
     card = {"sha256": {"items": "1"}}
     workdir.claim(tmp_path, experiment, card)
+    leave(tmp_path, "checkpoints/8")
     longer = experiment.__class__(**{**vars(experiment), "name": "longer"})
     with pytest.raises(workdir.WorkdirError, match="name in --allow_config_change"):
         workdir.claim(tmp_path, longer, card)

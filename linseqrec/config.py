@@ -1,15 +1,15 @@
 """The experiment's typed configuration: frozen dataclasses, flag overrides, and their JSON."""
 
 import dataclasses
-import difflib
 import importlib
 import json
 import types
 import typing
-from typing import Any, Literal
+from typing import Any
 
 from ml_collections import config_dict
 
+from linseqrec.config_checks import ConfigError, check_fields, nearest, require
 from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.ranks import FilterSeen, Ties
 from linseqrec.models.encoding import ModelConfig
@@ -20,10 +20,6 @@ from linseqrec.training.optimizer import OptimizerConfig
 
 # Where a dataclass's JSON names its class, so that a run can be restored from its workdir alone.
 _CLASS_KEY = "class"
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be: says which field, and what it wants."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,40 +90,50 @@ class Experiment:
 
     def __post_init__(self) -> None:
         data, training, evaluation = self.data, self.training, self.evaluation
-        _require(data.length > 0, "data.length", data.length, "at least 1")
-        _require(data.batch_size > 0, "data.batch_size", data.batch_size, "at least 1")
+        check_fields(self.model, "model.")
+        check_fields(data, "data.", counts=("length", "batch_size"))
+        check_fields(self.loss, "loss.", counts=("negatives",))
+        check_fields(self.optimizer, "optimizer.")
+        check_fields(training, "training.", counts=("log_every",))
+        check_fields(evaluation, "evaluation.", counts=("batch_size",))
         steps = training.accumulation_steps
-        _require(
+        require(
             steps > 0 and data.batch_size % steps == 0,
             "training.accumulation_steps",
             steps,
             f"a divisor of data.batch_size, {data.batch_size}",
         )
-        _require(training.num_epochs > 0, "training.num_epochs", training.num_epochs, "above 0")
-        _require(
+        require(training.num_epochs > 0, "training.num_epochs", training.num_epochs, "above 0")
+        require(
             training.evaluate_every > 0,
             "training.evaluate_every",
             training.evaluate_every,
             "above 0",
         )
+        for name in ("save_minutes", "patience"):
+            value = getattr(training, name)
+            require(value >= 0, f"training.{name}", value, "at least 0")
         known = {"none", "all"}
-        _require(
+        require(
             bool(evaluation.filter_seen) and set(evaluation.filter_seen) <= known,
             "evaluation.filter_seen",
             evaluation.filter_seen,
             "'none', 'all' or both",
         )
-        _require(
+        # Positions that are learned have an end. A model need not say.
+        longest = getattr(self.model, "longest_row", None)
+        require(
+            longest is None or data.length <= longest,
+            "data.length",
+            data.length,
+            f"at most {longest}, the longest row that the model reads (its max_length)",
+        )
+        require(
             getattr(self.model, "causal", True) or data.plan == "prefixes",
             "data.plan",
             data.plan,
             "'prefixes' for a model that is not causal, or it would read its targets",
         )
-
-
-def _require(holds: bool, field: str, value: object, want: str) -> None:
-    if not holds:
-        raise ConfigError(f"{field} is {value!r}: it must be {want}")
 
 
 def to_json(config: Any) -> Any:
@@ -160,7 +166,7 @@ def from_json(value: Any) -> Any:
     fields = {key: from_json(item) for key, item in value.items() if key != _CLASS_KEY}
     for key in fields:
         if key not in (known := [f.name for f in dataclasses.fields(cls)]):
-            raise ConfigError(f"{name} has no field {key!r}{_nearest(key, known)}")
+            raise ConfigError(f"{name} has no field {key!r}{nearest(key, known)}")
     try:
         return cls(**fields)
     # TypeError: a field is missing that has no default.
@@ -219,27 +225,30 @@ def to_config_dict(config: Any) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(fields).lock()
 
 
-def from_config_dict(values: config_dict.ConfigDict, template: Any) -> Any:
+def from_config_dict(values: config_dict.ConfigDict, template: Any, prefix: str = "") -> Any:
     """A configuration of `template`'s classes with the overridden `values`.
+
+    Args:
+      values: By field.
+      template: What they override.
+      prefix: What stands before the fields' names in an error: "model.".
 
     Raises:
       ConfigError: If a value is not one that its field admits.
     """
-    hints = typing.get_type_hints(type(template))
     fields = {}
     for field in dataclasses.fields(template):
         before, value = getattr(template, field.name), values[field.name]
         if dataclasses.is_dataclass(before):
-            value = from_config_dict(value, before)
-        elif typing.get_origin(hints[field.name]) is Literal:
-            choices = typing.get_args(hints[field.name])
-            if value not in choices:
-                raise ConfigError(
-                    f"{field.name} is {value!r}{_nearest(str(value), choices)}; "
-                    f"it must be one of {', '.join(map(repr, choices))}"
-                )
+            value = from_config_dict(value, before, f"{prefix}{field.name}.")
         fields[field.name] = value
-    return type(template)(**fields)
+    try:
+        return type(template)(**fields)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from error
+    # What a model of the user's own raises, in words of its own.
+    except ValueError as error:
+        raise ConfigError(f"{prefix.rstrip('.')}: {error}") from error
 
 
 def differences(old: Any, new: Any) -> dict[str, str]:
@@ -256,8 +265,3 @@ def _not_none(hint: Any) -> type:
     """T of `T | None`."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     return kinds[0] if kinds else hint
-
-
-def _nearest(key: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,12 +1,15 @@
 import dataclasses
+from typing import Literal
 
 import pytest
 
 from linseqrec import config as config_lib
 from linseqrec.config import ConfigError, EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.data.source import DataConfig
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.training.loss import LossConfig
 
 EXPERIMENT = Experiment(
     name="x",
@@ -47,6 +50,7 @@ class OwnConfig:
     """A model's configuration in a module that can be imported; fields of any kind."""
 
     sizes: tuple = ()
+    order: Literal["past", "future"] = "past"
 
 
 def test_an_experiment_that_its_json_does_not_give_back_is_refused():
@@ -91,7 +95,7 @@ def test_overrides_keep_types():
 def test_a_value_outside_its_choices_names_the_nearest():
     values = config_lib.to_config_dict(EXPERIMENT)
     values.data.plan = "pack"
-    with pytest.raises(ConfigError, match="plan is 'pack' .did you mean 'packed'"):
+    with pytest.raises(ConfigError, match="^data.plan is 'pack'.*did you mean 'packed'"):
         config_lib.from_config_dict(values, EXPERIMENT)
 
 
@@ -100,17 +104,71 @@ def test_a_value_outside_its_choices_names_the_nearest():
     [
         ({"data": DataConfig(length=0)}, "data.length is 0: it must be at least 1"),
         ({"data": DataConfig(batch_size=0)}, "data.batch_size is 0"),
+        ({"data": DataConfig(split="fold")}, "^data.split is 'fold'.*did you mean 'folds'"),
+        ({"loss": LossConfig(kind="ful")}, "^loss.kind is 'ful'.*did you mean 'full'"),
+        ({"loss": LossConfig(negatives=0)}, "loss.negatives is 0"),
+        ({"training": TrainingConfig(log_every=0)}, "training.log_every is 0"),
+        ({"training": TrainingConfig(save_minutes=-1)}, "training.save_minutes is -1"),
+        ({"training": TrainingConfig(patience=-1)}, "training.patience is -1"),
+        ({"evaluation": EvaluationConfig(batch_size=0)}, "evaluation.batch_size is 0"),
+        ({"evaluation": EvaluationConfig(ties="men")}, "^evaluation.ties is 'men'.*mean 'mean'"),
+        (
+            {"model": SASRecConfig(max_length=50), "data": DataConfig(length=60)},
+            "data.length is 60: it must be at most 50, the longest row that the model reads",
+        ),
+        (
+            {"model": RecGRELAConfig(positions="learned", max_length=199)},
+            "data.length is 200: it must be at most 199",
+        ),
         ({"training": TrainingConfig(accumulation_steps=3)}, "a divisor of data.batch_size, 32"),
         ({"training": TrainingConfig(num_epochs=0)}, "training.num_epochs is 0"),
         ({"training": TrainingConfig(evaluate_every=0)}, "training.evaluate_every is 0"),
         ({"evaluation": EvaluationConfig(filter_seen=("some",))}, "'none', 'all' or both"),
         ({"evaluation": EvaluationConfig(filter_seen=())}, "'none', 'all' or both"),
+        ({"model": OwnConfig(order="pst")}, "^model.order is 'pst'.*did you mean 'past'"),
         ({"model": RecGRELAConfig(causal=False)}, "would read its targets"),
     ],
 )
 def test_what_cannot_be_is_refused(part, message):
     with pytest.raises(ConfigError, match=message):
         Experiment(**part)
+
+
+@pytest.mark.parametrize("model", [SASRecConfig, RecGRELAConfig, GatedDeltaNetConfig])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"heads": 0}, "^heads is 0: it must be at least 1"),
+        ({"dropout": 1.0}, "^dropout is 1.0: it must be at least 0 and below 1"),
+        ({"dropout": -0.1}, "^dropout is -0.1"),
+        ({"dropout": float("nan")}, "^dropout is nan"),
+        ({"dtype": "float16"}, "^dtype is 'float16': it must be one of 'float32', 'bfloat16'"),
+    ],
+)
+def test_models_that_cannot_be_are_refused(model, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        model(**wrong)
+
+
+def test_an_override_that_a_model_refuses_names_the_section():
+    @dataclasses.dataclass(frozen=True)
+    class OddConfig:
+        width: int = 3
+
+        def __post_init__(self):
+            if self.width % 2 == 0:
+                raise ValueError("even widths are not odd")
+
+    for model, message in (
+        (SASRecConfig(), "^model.width 8 must be a multiple of heads 3$"),
+        (OddConfig(), "^model: even widths are not odd$"),
+    ):
+        values = config_lib.to_config_dict(dataclasses.replace(EXPERIMENT, model=model))
+        values.model.width = 8
+        if "heads" in values.model:
+            values.model.heads = 3
+        with pytest.raises(ConfigError, match=message):
+            config_lib.from_config_dict(values, dataclasses.replace(EXPERIMENT, model=model))
 
 
 def test_differences_are_listed_by_field():

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from linseqrec.config_checks import check_fields
 from linseqrec.events import Events
 from linseqrec.layers.dense import rms_norm
 from linseqrec.layers.dropout import dropout, split_key
@@ -66,6 +67,10 @@ class GatedDeltaNetConfig:
     dropout: float = 0.1
     chunk_size: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        counts = "width heads num_layers key_width value_width kernel feed_forward chunk_size"
+        check_fields(self, counts=counts.split(), rates=("dropout",))
 
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "GatedDeltaNet":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""

@@ -54,6 +54,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.dense import dense, layer_norm, rms_norm
 from linseqrec.layers.dropout import dropout, split_key
@@ -116,24 +117,23 @@ class HyTRecConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        counts = (
+            "width heads short_layers num_layers attention_window kernel feed_forward chunk_size"
+        )
+        check_fields(self, counts=counts.split(), rates=("dropout",))
         if self.width % (2 * self.heads):
-            raise ValueError(
+            raise ConfigError(
                 f"width {self.width} must be a multiple of twice the heads, {self.heads}: rotary "
                 "positions pair up a head's features"
             )
         period = len(self._period())
-        if self.num_layers < 1 or self.num_layers % period:
-            raise ValueError(
+        if self.num_layers % period:
+            raise ConfigError(
                 f"num_layers {self.num_layers} must be a multiple of {period}, the blocks of ratio "
                 f"{self.ratio!r}"
             )
-        if self.short_layers < 1 or self.attention_window < 1:
-            raise ValueError(
-                f"short_layers {self.short_layers} and attention_window {self.attention_window} "
-                "must be at least 1"
-            )
         if self.short_events < (0 if self.branches == "long" else 1):
-            raise ValueError(
+            raise ConfigError(
                 f"short_events {self.short_events} must be at least 1; 0 is for branches='long'"
             )
 
@@ -155,7 +155,7 @@ class HyTRecConfig:
         parts = re.fullmatch(r"(\d+):(\d+)", self.ratio)
         linear, softmax = map(int, parts.groups()) if parts else (0, 0)
         if linear + softmax == 0:
-            raise ValueError(f"ratio {self.ratio!r} must be two counts, not both 0, as in '3:1'")
+            raise ConfigError(f"ratio {self.ratio!r} must be two counts, not both 0, as in '3:1'")
         return [True] * linear + [False] * softmax
 
     def block_windows(self) -> tuple[list[int | None], list[int]]:

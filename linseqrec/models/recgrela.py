@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.dense import layer_norm
 from linseqrec.layers.dropout import drop_path, dropout, split_key
@@ -89,12 +90,19 @@ class RecGRELAConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        counts = ("width", "heads", "num_layers", "max_length")
+        check_fields(self, counts=counts, rates=("dropout", "drop_path"))
         if self.width % self.heads or self.width % 2:
-            raise ValueError(
+            raise ConfigError(
                 f"width {self.width} must be even and a multiple of heads {self.heads}"
             )
         if self.selector == "convex" and not self.shortcut:
-            raise ValueError("selector 'convex' mixes in the shortcut: it needs shortcut=True")
+            raise ConfigError("selector 'convex' mixes in the shortcut: it needs shortcut=True")
+
+    @property
+    def longest_row(self) -> int | None:
+        """The most slots of a row that it reads; None for any number."""
+        return self.max_length if self.positions == "learned" else None
 
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "RecGRELA":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events
 from linseqrec.layers.dense import layer_norm
 from linseqrec.layers.dropout import dropout, split_key
@@ -47,8 +48,15 @@ class SASRecConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        counts = ("width", "heads", "num_layers", "max_length")
+        check_fields(self, counts=counts, rates=("dropout",))
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+            raise ConfigError(f"width {self.width} must be a multiple of heads {self.heads}")
+
+    @property
+    def longest_row(self) -> int:
+        """The most slots of a row that it reads."""
+        return self.max_length
 
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "SASRec":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""

@@ -54,6 +54,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading
 from linseqrec.layers.dense import dense, rms_norm
@@ -134,23 +135,19 @@ class SinkRecConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        counts = (
+            "width heads loops key_width value_width kernel attention_window feed_forward "
+            "memory_window levels codes gap_features chunk_size"
+        )
+        check_fields(self, counts=counts.split(), rates=("dropout",))
         if self.width % self.heads or self.width % 2:
-            raise ValueError(
+            raise ConfigError(
                 f"width {self.width} must be even and a multiple of heads {self.heads}"
             )
-        if self.loops < 1:
-            raise ValueError(f"loops must be at least 1, got {self.loops}")
-        if not self.dilations or min(self.dilations) < 1 or self.memory_window < 1:
-            raise ValueError(
-                "memory_window and every one of dilations must be at least 1, got "
-                f"{self.memory_window} and {self.dilations}"
-            )
+        if not self.dilations or min(self.dilations) < 1:
+            raise ConfigError(f"dilations must be one or more, each at least 1: {self.dilations}")
         if len(set(self.dilations)) < len(self.dilations):
-            raise ValueError(f"dilations must differ, got {self.dilations}")
-        if self.levels < 1 or self.codes < 1:
-            raise ValueError(
-                f"levels and codes must be at least 1, got {self.levels} and {self.codes}"
-            )
+            raise ConfigError(f"dilations must differ, got {self.dilations}")
 
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "SinkRec":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""

@@ -19,7 +19,6 @@ from linseqrec import config as config_lib
 from linseqrec.training.checkpoint import ever_saved
 from linseqrec.training.tensorboard import TensorBoard
 
-
 # What a start leaves before its first checkpoint, beside `config.json` and `card.json`.
 _RECORDS = ("metrics.jsonl", "speed.jsonl", "environments.jsonl", "config_changes.jsonl")
 _RECORD_FOLDERS = ("tensorboard", "profile")

@@ -173,12 +173,16 @@ def test_noise_is_a_function_of_the_key():
     [
         (dict(heads=4), "width 12 must be a multiple of twice the heads, 4"),
         (dict(ratio="3:1"), "num_layers 2 must be a multiple of 4, the blocks of ratio '3:1'"),
-        (dict(num_layers=0), "num_layers 0 must be"),
+        (dict(num_layers=0), "num_layers is 0: it must be at least 1"),
+        (dict(heads=0), "heads is 0"),
+        (dict(kernel=0), "kernel is 0"),
+        (dict(gate="writ"), "gate is 'writ'.*did you mean 'write'"),
+        (dict(branches="shrt"), "branches is 'shrt'.*did you mean 'short'"),
         (dict(ratio="0:0"), "ratio '0:0' must be two counts, not both 0"),
         (dict(ratio="3-1"), "ratio '3-1' must be two counts"),
         (dict(short_events=0), "short_events 0 must be at least 1"),
-        (dict(short_layers=0), "short_layers 0 and attention_window 1024 must be at least 1"),
-        (dict(attention_window=0), "attention_window 0 must be at least 1"),
+        (dict(short_layers=0), "short_layers is 0"),
+        (dict(attention_window=0), "attention_window is 0"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(wrong, message):

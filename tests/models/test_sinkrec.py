@@ -460,11 +460,20 @@ def test_dropout_is_a_function_of_the_key_and_leaves_the_memory_alone():
     [
         (dict(width=15, heads=3), "width 15 must be even"),
         (dict(heads=5), "a multiple of heads 5"),
-        (dict(loops=0), "loops must be at least 1"),
-        (dict(dilations=()), "every one of dilations"),
-        (dict(dilations=(0, 1)), "every one of dilations"),
+        (dict(loops=0), "loops is 0: it must be at least 1"),
+        (dict(heads=0), "heads is 0"),
+        (dict(attention_window=0), "attention_window is 0"),
+        (dict(kernel=0), "kernel is 0"),
+        (dict(memory_window=0), "memory_window is 0"),
+        (
+            dict(codebook="freeze"),
+            "codebook is 'freeze'.* .did you mean 'frozen'",
+        ),
+        (dict(dilations=()), "dilations must be one or more"),
+        (dict(dilations=(0, 1)), "each at least 1"),
         (dict(dilations=(2, 2)), "dilations must differ"),
-        (dict(levels=0), "levels and codes"),
+        (dict(levels=0), "levels is 0"),
+        (dict(codes=0), "codes is 0"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(wrong, message):

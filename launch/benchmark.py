@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 import linseqrec.benchmarks
+from launch.program import run_program
 from linseqrec.benchmarks import measuring
 
 _SUITE = flags.DEFINE_list("suite", ["all"], "Suites to run, or `all`.")
@@ -33,14 +34,16 @@ def select(requested: Sequence[str]) -> list[str]:
     """The suites asked for, in order.
 
     Raises:
-      ValueError: A name that is no suite.
+      UsageError: A name that is no suite.
     """
     names = suite_names()
     if list(requested) == ["all"]:
         return names
     unknown = [name for name in requested if name not in names]
     if unknown:
-        raise ValueError(f"no suite {', '.join(unknown)}: --suite takes {', '.join(names)} or all")
+        raise app.UsageError(
+            f"no suite {', '.join(unknown)}: --suite takes {', '.join(names)} or all"
+        )
     return list(requested)
 
 
@@ -61,14 +64,10 @@ def describe(row: measuring.Row) -> str:
     return "  ".join(parts)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(argv: list[str]) -> None:
     """Runs the suites; rows are printed as they come."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
-    try:
-        selected = select(_SUITE.value)
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
+    del argv
+    selected = select(_SUITE.value)
     report = measuring.environment()
     print(json.dumps(report, indent=2))
     report["suites"] = {}
@@ -91,4 +90,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    # As the figures in `docs/` were measured.
+    run_program(main, keep_freed_memory=False)

@@ -1,4 +1,4 @@
-"""Prepares a raw log: `python -m launch.prepare --input=ratings.csv --output=data/ml`.
+r"""Prepares a raw log: `python -m launch.prepare --input=ratings.csv --output=data/ml`.
 
 The log may be any dialect of `linseqrec.data.readers.FORMATS`, plain or gzip, or a folder of
 Parquet files. Prints the card. Where a log outgrows one machine, Spark does the same:
@@ -7,16 +7,15 @@ Parquet files. Prints the card. Where a log outgrows one machine, Spark does the
         --spark_conf=spark.executor.memory=16g --input=/shared/log --output=data/log
 """
 
-import sys
 from typing import Any
 
 from absl import app, flags
 
+from launch.program import run_program
 from linseqrec.data import filters
 from linseqrec.data.card import format_card
-from linseqrec.data.dataset import DatasetError
 from linseqrec.data.prepare import prepare
-from linseqrec.data.readers import FORMATS, LogError, spark
+from linseqrec.data.readers import FORMATS, spark
 from linseqrec.data.readers.formats import TIME_UNITS
 
 _INPUT = flags.DEFINE_string("input", None, "The log file, or a folder of Parquet.", required=True)
@@ -63,6 +62,8 @@ def _time_range() -> tuple[float, float] | None:
         first, end = map(float, _TIME_RANGE.value)
     except ValueError:
         raise app.UsageError("--time_range takes two numbers, FIRST,END.") from None
+    if not first < end:
+        raise app.UsageError("--time_range=FIRST,END: the first must be less.")
     return first, end
 
 
@@ -78,27 +79,24 @@ def _session() -> Any:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}.")
-    try:
-        dataset = prepare(
-            _INPUT.value,
-            _OUTPUT.value,
-            format=_FORMAT.value,
-            columns=_columns(),
-            time_unit=_TIME_UNIT.value,
-            time_range=_time_range(),
-            min_rating=_MIN_RATING.value,
-            duplicates=_DUPLICATES.value,
-            user_core=_USER_CORE.value,
-            item_core=_ITEM_CORE.value,
-            spark=_session(),
-        )
-    except (LogError, DatasetError, ValueError, spark.SparkUnavailable) as error:
-        sys.exit(f"prepare: {error}")
+    del argv
+    dataset = prepare(
+        _INPUT.value,
+        _OUTPUT.value,
+        format=_FORMAT.value,
+        columns=_columns(),
+        time_unit=_TIME_UNIT.value,
+        time_range=_time_range(),
+        min_rating=_MIN_RATING.value,
+        duplicates=_DUPLICATES.value,
+        user_core=_USER_CORE.value,
+        item_core=_ITEM_CORE.value,
+        spark=_session(),
+    )
     print(format_card(dataset.card))
     print(f"written to {_OUTPUT.value}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    # Measured without: a log of 20 million rows in 1.9 GB.
+    run_program(main, keep_freed_memory=False)

@@ -12,7 +12,10 @@ from absl import app, flags, logging
 
 from linseqrec.config import ConfigError
 from linseqrec.data.dataset import DatasetError
+from linseqrec.data.readers import LogError
+from linseqrec.data.readers.spark import SparkUnavailable
 from linseqrec.data.requests import RequestError
+from linseqrec.data.splits import SplitError
 from linseqrec.data.worlds import WorldError
 from linseqrec.reports.errors import ReportError
 from linseqrec.sharding import MeshError
@@ -28,20 +31,30 @@ _FOR_THE_USER = (
     ConfigError,
     DatasetError,
     DistributedError,
+    LogError,
     MeshError,
     NonFiniteError,
     ReportError,
     RequestError,
+    SparkUnavailable,
+    SplitError,
     SweepError,
     WorkdirError,
     WorldError,
+    app.UsageError,
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run_program(main: Callable[[list[str]], None]) -> None:
-    """Parses flags and runs `main`; an error that the user can mend ends in one line and code 1."""
-    _keep_freed_memory()
+def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = True) -> None:
+    """Parses flags and runs `main`; an error that the user can mend ends in one line and code 1.
+
+    Args:
+      main: Given the arguments that are no flags: the program's name alone.
+      keep_freed_memory: Whether glibc keeps what is freed, which makes training on a CPU faster.
+    """
+    if keep_freed_memory:
+        _keep_freed_memory()
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
 
 
@@ -74,12 +87,12 @@ def _keep_freed_memory() -> None:
 
 
 def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
     # Orbax warns of what was asked for (a checkpoint opened read-only), and logs each error that it
     # raises as well, with its trace.
     logging.set_verbosity(logging.FATAL)
     try:
+        if len(argv) > 1:
+            raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
         main(argv)
     except _FOR_THE_USER as error:
         sys.exit(f"error: {error}")
@@ -95,7 +108,5 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    # An unknown field of --config surfaces as an AttributeError that names the nearest known one.
-    except (flags.Error, AttributeError, *_FOR_THE_USER) as error:
-        text = " ".join(str(error.args[0] if error.args else error).split())
-        sys.exit(f"error: {text}")
+    except (flags.Error, *_FOR_THE_USER) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -63,6 +63,7 @@ def load_source(config: DataConfig) -> Source:
     Raises:
       DatasetError: If the folder is no dataset folder, or damaged.
       WorldError: If there is no such world, or none of that size.
+      SplitError: If the events cannot be split so.
     """
     world = None
     if not config.folder:

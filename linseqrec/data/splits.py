@@ -14,6 +14,10 @@ from linseqrec.data.dataset import Dataset
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
+class SplitError(ValueError):
+    """A split that these events do not admit: says why, and what would do."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Targets:
     """Events to be predicted, each from all events of its user before it.
@@ -102,29 +106,29 @@ def global_temporal(
       training event (kept: their later targets have histories), and the targets without history.
 
     Raises:
-      ValueError: Quantiles out of order, an unknown `targets`, a log without times, or two moments
+      SplitError: Quantiles out of order, an unknown `targets`, a log without times, or two moments
         that coincide.
 
     Source: ours; why leave-one-out leaks: Ji et al., 2023 ("A critical study on data leakage").
     """
     if not 0 < validation_quantile < test_quantile < 1:
-        raise ValueError(
+        raise SplitError(
             "the quantiles must satisfy 0 < validation_quantile < test_quantile < 1, got "
             f"validation_quantile={validation_quantile}, test_quantile={test_quantile}"
         )
     if targets not in ("last", "first", "all"):
-        raise ValueError(f'targets must be "last", "first" or "all", got {targets!r}')
+        raise SplitError(f'targets must be "last", "first" or "all", got {targets!r}')
     if dataset.card["time"].get("order_only"):
-        raise ValueError(
+        raise SplitError(
             "this log has no time, only each user's order, so no moment divides all users alike; "
             "use leave_one_out"
         )
     if dataset.num_events == 0:
-        raise ValueError("the data set holds no events, so its time has no quantiles")
+        raise SplitError("the data set holds no events, so its time has no quantiles")
     ranks = [int(q * dataset.num_events) for q in (validation_quantile, test_quantile)]
     moments = np.partition(dataset.timestamps, ranks)[ranks]
     if moments[0] == moments[1]:
-        raise ValueError(
+        raise SplitError(
             f"quantiles {validation_quantile} and {test_quantile} fall on the same time "
             f"({moments[0]}): no event can lie between them; choose quantiles further apart"
         )
@@ -161,18 +165,18 @@ def from_folds(dataset: Dataset) -> Split:
       The split.
 
     Raises:
-      ValueError: No folds, a fold that is not 0, 1 or 2, or a user whose folds are not
+      SplitError: No folds, a fold that is not 0, 1 or 2, or a user whose folds are not
         train* validation* test* in time order.
     """
     if dataset.folds is None:
-        raise ValueError(
+        raise SplitError(
             "the data set has no folds: prepare it from a log with a fold column, or use "
             "leave_one_out or global_temporal"
         )
     folds = np.asarray(dataset.folds)
     unknown = np.flatnonzero((folds < TRAIN) | (folds > TEST))
     if len(unknown):
-        raise ValueError(
+        raise SplitError(
             f"fold {folds[unknown[0]]} of event {unknown[0]} is none of 0 (train), 1 (validation), "
             "2 (test)"
         )
@@ -182,7 +186,7 @@ def from_folds(dataset: Dataset) -> Split:
     if len(backwards):
         event = int(backwards[0])
         user = int(np.searchsorted(dataset.offsets, event, side="right")) - 1
-        raise ValueError(
+        raise SplitError(
             f"user {user}: fold {folds[event]} (event {event}) follows fold {folds[event - 1]}; "
             "each user's events must be train, then validation, then test in time order "
             f"({len(backwards)} such places in all)"

@@ -46,6 +46,7 @@ def make_plan(experiment: config_lib.Experiment, axis: Axis, folder: Path) -> li
     Raises:
       SweepError: If a run's configuration cannot be.
       DatasetError: If data that a folder's run is to be compared with cannot be read.
+      SplitError: If they cannot be split so.
     """
     names, cards = fields.field_names(experiment), _Cards()
     runs = []

@@ -95,7 +95,7 @@ def submit(
       submitit's jobs, in order.
 
     Raises:
-      SweepError: If submitit is not installed, or there is no SLURM here.
+      SweepError: If submitit is not installed, there is no SLURM here, or it refuses the jobs.
     """
     try:
         import submitit
@@ -123,8 +123,11 @@ def submit(
         # Not every cluster queues preempted jobs again unless they ask for it.
         slurm_additional_parameters={"requeue": True},
     )
-    with executor.batch():
-        return [executor.submit(Training(task)) for task in tasks]
+    try:
+        with executor.batch():
+            return [executor.submit(Training(task)) for task in tasks]
+    except submitit.core.utils.FailedJobError as error:
+        raise SweepError(f"the jobs were not submitted: {str(error).strip()}") from error
 
 
 def wait_for(jobs: Sequence[Any], tasks: Sequence[Task]) -> list[Failure]:

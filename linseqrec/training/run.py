@@ -90,6 +90,8 @@ class Run:
           MeshError: If the mesh does not divide the batches, or several processes have none.
           ConfigError: If the optimizer's settings do not fit the run's length.
           DatasetError: If the folder is no dataset folder, or damaged.
+          SplitError: If its events cannot be split so.
+          WorldError: If there is no such world, or none of that size.
         """
         data, training = experiment.data, experiment.training
         if mesh is None and jax.process_count() > 1:

@@ -43,6 +43,15 @@ def test_the_array_asks_for_what_it_was_given(tmp_path, monkeypatch):
         assert f"#SBATCH --{line}" in asked, asked
 
 
+def test_jobs_that_slurm_refuses_are_told_in_its_words(tmp_path, monkeypatch):
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\necho error: invalid partition: lng >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SweepError, match="not submitted: .*invalid partition: lng$"):
+        submit([Task(tmp_path, ("true",))], SlurmConfig(partition="lng"), tmp_path / "submitit")
+
+
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SweepError, match="srun"):

@@ -1,4 +1,4 @@
-"""Looks into checkpoints: the state sink, the insertion probe, ranks, the metric by repeats.
+r"""Looks into checkpoints: the state sink, the insertion probe, ranks, the metric by repeats.
 
     python -m launch.analyse --workdir=runs/repetition/gated_deltanet \
         --workdir=runs/repetition/sinkrec --output=runs/repetition/analysis

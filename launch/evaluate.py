@@ -1,4 +1,4 @@
-"""Evaluates checkpoints of runs: reproduces the metrics that the runs reported.
+r"""Evaluates checkpoints of runs: reproduces the metrics that the runs reported.
 
     python -m launch.evaluate --workdir=runs/quick --split=test --checkpoint=best
     python -m launch.evaluate --workdir=runs/a --workdir=runs/b --checkpoint=best,latest,1200 \

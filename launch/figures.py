@@ -1,4 +1,4 @@
-"""Draws runs of one data set together: learning curves, and the metric by history length.
+r"""Draws runs of one data set together: learning curves, and the metric by history length.
 
 For instance:
 

@@ -1,7 +1,13 @@
-"""The `--config` flag: an experiment's file, whose fields `--config.FIELD=VALUE` overrides."""
+"""The flags of several programs: `--workdir`, and `--config` with its overrides.
+
+`--config` is an experiment's file, whose fields `--config.FIELD=VALUE` overrides. A program shows
+them in its `--help` after `flags.adopt_module_key_flags(launch.flags)`.
+"""
 
 import dataclasses
+import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from linseqrec import config as config_lib
+from linseqrec.sweeps import fields
+from linseqrec.sweeps.errors import SweepError
 
 
 @dataclasses.dataclass
@@ -24,6 +32,8 @@ def define_config() -> None:
         "Experiment file; override its fields by --config.optimizer.learning_rate=3e-4.",
         parse_fn=lambda path: _mutable(path),
     )
+    # "_Unset()" would say nothing in --help.
+    flags.FLAGS["config"].default_as_str = None
 
 
 def experiment() -> config_lib.Experiment:
@@ -69,5 +79,40 @@ def load_experiment(path: str | Path) -> config_lib.Experiment:
     return made
 
 
+def define_workdir(help_string: str, *, default: str | None = None) -> flags.FlagHolder[str]:
+    """Defines `--workdir`, a folder that is written; call it at import."""
+    holder = flags.DEFINE_string("workdir", default, help_string)
+    flags.register_validator(holder, _check_folder)
+    return holder
+
+
+def _check_folder(path: str | None) -> bool:
+    # `Path` would turn "gs://bucket" into the local folder "gs:/bucket".
+    if path and "://" in path:
+        raise flags.ValidationError(
+            "it must be a local folder; mount the bucket, or copy the run when it has ended"
+        )
+    if path and Path(path).exists() and not Path(path).is_dir():
+        raise flags.ValidationError("it is a file: name a folder")
+    return True
+
+
 def _mutable(path: str) -> config_dict.ConfigDict:
-    return config_lib.to_config_dict(load_experiment(path))
+    made = load_experiment(path)
+    names = fields.field_names(made)
+    # Before the overrides are parsed: ml_collections' own errors name neither field nor section.
+    for argument in flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False):
+        if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            _check_field(match[1], names)
+    return config_lib.to_config_dict(made)
+
+
+def _check_field(name: str, names: list[str]) -> None:
+    """Refuses an override of what is no field by its whole name."""
+    if name in names:
+        return
+    try:
+        meant = fields.resolve(name, names)
+    except SweepError as error:
+        raise config_lib.ConfigError(str(error)) from error
+    raise config_lib.ConfigError(f"the experiment has no field {name} (did you mean {meant}?)")

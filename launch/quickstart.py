@@ -13,13 +13,15 @@ from typing import Any
 from absl import flags
 
 from experiments import recgrela_quick, sasrec_quick
+from launch import flags as launch_flags
 from launch.program import run_program
 from linseqrec.evaluation.table import results_table
 from linseqrec.training.loop import train
 from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the runs.")
+_WORKDIR = launch_flags.define_workdir("Folder of the runs.", default="runs/quickstart")
+flags.adopt_module_key_flags(launch_flags)
 
 
 def main(argv: list[str]) -> None:

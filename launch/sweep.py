@@ -1,4 +1,4 @@
-"""Trains many runs of an experiment: grids, zips and random draws over its fields.
+r"""Trains many runs of an experiment: grids, zips and random draws over its fields.
 
     python -m launch.sweep --config=experiments/sasrec_quick.py --workdir=runs/sweep \
         --grid optimizer.learning_rate=1e-3,3e-4 --grid seed=0,1,2 --parallel=2
@@ -30,7 +30,9 @@ from linseqrec.sweeps.slurm import SlurmConfig, submit, wait_for
 from linseqrec.sweeps.task import Failure, Task, train_task
 
 launch_flags.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "The runs' folders stand in it.", required=True)
+_WORKDIR = launch_flags.define_workdir("The runs' folders stand in it.")
+flags.mark_flag_as_required("workdir")
+flags.adopt_module_key_flags(launch_flags)
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=VALUE,VALUE,...: each of them.")
 _ZIP = flags.DEFINE_multi_string("zip", [], "FIELD=VALUE,VALUE,...: in step with the other zips.")
 _RANGE = flags.DEFINE_multi_string(

@@ -28,7 +28,8 @@ from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
 
 launch_flags.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_WORKDIR = launch_flags.define_workdir("Folder of the run.")
+flags.adopt_module_key_flags(launch_flags)
 _WANDB_PROJECT = flags.DEFINE_string("wandb_project", "", "Mirror metrics to this W&B project.")
 _ALLOWED = flags.DEFINE_list(
     "allow_config_change",
@@ -46,6 +47,11 @@ _DISTRIBUTED = flags.DEFINE_enum(
 )
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for the other processes.", 1
+)
+flags.register_multi_flags_validator(
+    ["workdir", "print_config"],
+    lambda given: bool(given["workdir"]) or given["print_config"],
+    message="give the folder of the run: --workdir=runs/NAME",
 )
 
 
@@ -65,10 +71,11 @@ def meet() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
-    experiment, workdir = launch_flags.experiment(), Path(_WORKDIR.value)
+    experiment = launch_flags.experiment()
     if _PRINT_CONFIG.value:
         print("\n".join(f"{key} = {value!r}" for key, value in flatten(experiment).items()))
         return
+    workdir = Path(_WORKDIR.value)
     meet()
     cache_compilations(workdir / "compilations")
     with Preemption(_GRACE.value, alone=jax.process_count() == 1) as preemption:

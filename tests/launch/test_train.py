@@ -93,8 +93,27 @@ def test_analyses_of_a_checkpoint(trained, tmp_path):
     ("arguments", "message"),
     [
         (["--config=experiments/none.py"], "no experiment file experiments/none.py"),
-        ([SMALL[0], "--config.model.num_layer=3"], 'Did you mean "num_layers"'),
-        ([SMALL[0], "--config.data.plan=pack"], "did you mean 'packed'?"),
+        (
+            [SMALL[0], "--config.model.num_layer=3"],
+            "the experiment has no field model.num_layer (did you mean model.num_layers",
+        ),
+        ([SMALL[0], "--config.model.num_heads=3"], "no field model.num_heads (did you mean model."),
+        (
+            [SMALL[0], "--config.optimiser.learning_rate=3"],
+            "no field optimiser.learning_rate (did you mean optimizer.learning_rate?)",
+        ),
+        ([SMALL[0], "--config.seed=3"], "no field seed (did you mean training.seed?)"),
+        ([SMALL[0], "--config.data.plan=pack"], "error: data.plan is 'pack'"),
+        ([SMALL[0], "--config.model.heads=3"], "error: model.width 64 must be even and a multiple"),
+        ([SMALL[0], "--config.data.split=folds"], "the data set has no folds"),
+        (
+            [SMALL[0], "--config.data.split=global_temporal", "--config.data.test_quantile=0.5"],
+            "the quantiles must satisfy 0 < validation_quantile < test_quantile < 1",
+        ),
+        ([SMALL[0], "--workdir=gs://bucket/run"], "must be a local folder"),
+        ([SMALL[0], "--workdir=README.md"], "it is a file: name a folder"),
+        ([SMALL[0], "--workdir="], "give the folder of the run"),
+        ([SMALL[0], "surplus"], "not a flag: surplus"),
         ([SMALL[0], "--config.data.folder=nowhere"], "nowhere"),
         ([SMALL[0], "--config.data.world=quack"], "quick"),
         ([SMALL[0], "--config.model.causal=false"], "it must be 'prefixes'"),
@@ -103,11 +122,24 @@ def test_analyses_of_a_checkpoint(trained, tmp_path):
     ],
 )
 def test_a_mistake_ends_in_one_line(arguments, message, tmp_path):
-    done = program("train", *arguments, f"--workdir={tmp_path / 'run'}")
+    done = program("train", f"--workdir={tmp_path / 'run'}", *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_help_and_configuration_need_no_run():
+    for name in ("train", "sweep"):
+        shown = program(name, "--help").stdout
+        assert "--config: Experiment file" in shown and "--workdir:" in shown
+        assert "_Unset" not in shown
+        if name == "sweep":
+            assert "--workdir=runs/sweep \\\n" in shown
+    done = program("train", SMALL[0], "--config.model.heads=8", "--print_config")
+    assert done.returncode == 0, done.stderr
+    assert "model.heads = 8\n" in done.stdout
 
 
 def test_a_model_of_the_experiments_own_file_is_refused_before_it_trains(tmp_path):

@@ -79,7 +79,7 @@ def load_experiment(path: str | Path) -> config_lib.Experiment:
     return made
 
 
-def define_workdir(help_string: str, *, default: str | None = None) -> flags.FlagHolder[str]:
+def define_workdir(help_string: str, *, default: str | None = None) -> flags.FlagHolder:
     """Defines `--workdir`, a folder that is written; call it at import."""
     holder = flags.DEFINE_string("workdir", default, help_string)
     flags.register_validator(holder, _check_folder)

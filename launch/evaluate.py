@@ -11,7 +11,6 @@ Writes each one's `evaluations/SPLIT-STEP.json` and the per-target ranks beside 
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from typing import Any, cast
 from absl import flags
 
 from launch.program import run_program
+from linseqrec.data.card import differing_data
 from linseqrec.evaluation.ranks import FilterSeen
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.evaluation.table import results_table
@@ -49,15 +49,19 @@ flags.register_validator("checkpoint", bool, message="name at least one checkpoi
 
 @dataclasses.dataclass
 class _Table:
-    """Evaluations that may stand beside each other.
+    """Evaluations that may stand beside each other: of one data set, split and protocol.
 
     Attributes:
+      card: The card of their data.
+      protocol: What else they share.
       title: What the data, the split and the filter are.
       floors: What frames them, by name.
       rows: The runs' own, by label.
       written: What was written, a line each.
     """
 
+    card: dict[str, Any]
+    protocol: dict[str, Any]
     title: str
     floors: dict[str, Any]
     rows: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -66,22 +70,20 @@ class _Table:
 
 def main(_: list[str]) -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
-    tables: dict[str, _Table] = {}
+    tables: list[_Table] = []
     for folder, name in zip(folders, workdir.run_names(folders), strict=True):
         run = _run(folder)
         evaluated = list(_evaluate(run, folder))
         several = len({step for step, _, _ in evaluated}) > 1
         for step, split, result in evaluated:
-            key = _comparable(run, result)
-            if key not in tables:
-                tables[key] = _Table(_title(run, result), _floors(run, split))
-            table, stem = tables[key], folder / "evaluations" / f"{split}-{step}"
+            table = _table(tables, run, split, result)
+            stem = folder / "evaluations" / f"{split}-{step}"
             table.rows[f"{name}, step {step}" if several else name] = result.summary()
             result.save(stem.with_suffix(".npz"))
             own = {run.experiment.name: result.summary()}
             workdir.write_json(stem.with_suffix(".json"), {"step": step} | own | table.floors)
             table.written.append(f"checkpoint {step}; written to {stem}.json and .npz")
-    for table in tables.values():
+    for table in tables:
         if len(tables) > 1:
             print(f"{table.title}\n")
         print(results_table(table.rows | table.floors))
@@ -115,11 +117,16 @@ def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, Evaluati
                 yield step, split, run.evaluate(params, split)
 
 
-def _comparable(run: Run, result: EvaluationResult) -> str:
-    """Equal for evaluations that may stand in one table: data, targets and protocol."""
+def _table(tables: list[_Table], run: Run, split: SplitName, result: EvaluationResult) -> _Table:
+    """The table that an evaluation may stand in, a new one if there is none yet."""
+    card = run.source.dataset.card
     protocol = {key: value for key, value in result.protocol.items() if key != "max_length"}
-    arrays = run.source.dataset.card["sha256"]
-    return json.dumps([arrays, run.source.split.description, protocol], sort_keys=True)
+    protocol["division"] = run.source.split.description
+    for table in tables:
+        if table.protocol == protocol and not differing_data(table.card, card):
+            return table
+    tables.append(_Table(card, protocol, _title(run, result), _floors(run, split)))
+    return tables[-1]
 
 
 def _title(run: Run, result: EvaluationResult) -> str:

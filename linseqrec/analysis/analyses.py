@@ -15,6 +15,7 @@ from linseqrec.analysis.repeats import SHARE_EDGES, share_of_repeats
 from linseqrec.analysis.state_sink import StateSink, state_sink
 from linseqrec.analysis.subject import Subject
 from linseqrec.config import ConfigError
+from linseqrec.data.card import differing_data
 from linseqrec.evaluation import metrics
 from linseqrec.evaluation.figures import metric_by_bucket
 from linseqrec.evaluation.ranks import catalogue_ranks
@@ -187,12 +188,13 @@ def check_same_data(subjects: Sequence[Subject]) -> None:
     Raises:
       ConfigError: If their events differ.
     """
-    digests = [subject.run.source.dataset.card["sha256"] for subject in subjects]
-    for subject, digest in zip(subjects, digests, strict=True):
-        if digest != digests[0]:
+    first = subjects[0]
+    for subject in subjects[1:]:
+        card, other = (each.run.source.dataset.card for each in (subject, first))
+        if differing := differing_data(card, other):
             raise ConfigError(
-                f"{subject.name} is a run on other data than {subjects[0].name}: analyse runs of "
-                "one data set together"
+                f"{subject.name} is a run on other data than {first.name} "
+                f"({', '.join(differing)} differ): analyse runs of one data set together"
             )
 
 

@@ -5,13 +5,18 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import polars as pl
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BLOCK_EVENTS = 4_000_000  # events examined at a time, so that the card costs constant memory
 _BLOCK_BYTES = 1 << 22
+_ARRAYS = ("items", "timestamps", "offsets", "folds")
+_IDS = ("user_ids", "item_ids")
 
 
 def make_card(
@@ -143,6 +148,27 @@ def format_card(card: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
+def differing_data(card: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What differs between two data sets, by the digests in their cards.
+
+    Which log they were made from, packed or not, and the bytes of the Parquet files that hold the
+    ids are no part of the data.
+
+    Args:
+      card: One's.
+      other: The other's.
+
+    Returns:
+      Names of arrays, "user_ids" and "item_ids"; empty if the data are the same. The ids count
+      where both cards have digests of what they say: those of a data set in memory, or written
+      before there were any, do not.
+    """
+    one, two = card["sha256"], other["sha256"]
+    arrays = [name for name in _ARRAYS if one.get(name) != two.get(name)]
+    ids = [name for name in _IDS if name in one and name in two and one[name] != two[name]]
+    return arrays + ids
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the libraries that make a data set."""
     found = {"python": platform.python_version()}
@@ -163,6 +189,12 @@ def sha256_of_array(array: np.ndarray) -> str:
         block = flat[begin : begin + step]
         digest.update(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
+
+
+def sha256_of_texts(texts: "pl.Series") -> str:
+    """The SHA-256 of texts: of their lengths in bytes, int64 little-endian, then of their UTF-8."""
+    lengths = texts.str.len_bytes().to_numpy().astype("<i8")
+    return hashlib.sha256(lengths.tobytes() + "".join(texts).encode()).hexdigest()
 
 
 def sha256_of_file(path: str | Path) -> str:

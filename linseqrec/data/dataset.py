@@ -219,11 +219,12 @@ def write_dataset(
             np.save(partial / f"{name}.npy", getattr(dataset, name))
         for name, ids, first in (("user_ids", user_ids, 0), ("item_ids", item_ids, 1)):
             path = partial / f"{name}.parquet"
-            index = np.arange(first, first + len(ids))
-            pl.DataFrame({"index": index, "id": pl.Series(ids, dtype=pl.String)}).write_parquet(
-                path
-            )
+            index, texts = np.arange(first, first + len(ids)), pl.Series(ids, dtype=pl.String)
+            pl.DataFrame({"index": index, "id": texts}).write_parquet(path)
+            # Of the file against damage; of what it says, since another version of Polars may
+            # write the same ids in other bytes.
             card["sha256"][path.name] = cards.sha256_of_file(path)
+            card["sha256"][name] = cards.sha256_of_texts(texts)
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         for path in [*partial.iterdir()]:
             _sync(path)
@@ -338,7 +339,7 @@ def _check_sha256(folder: Path, name: str, array: np.ndarray | None, said: str) 
         except FileNotFoundError:
             raise DatasetError(f"{folder / name} is missing, but card.json names it.") from None
     else:
-        return  # the source file's, which is not part of the folder
+        return  # the source file's, which is not part of the folder, or of what the ids say
     if found != said:
         raise DatasetError(
             f"{folder / name} is not what card.json describes (sha256 {found[:12]}… instead of "

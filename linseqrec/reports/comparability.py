@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from linseqrec.data.card import differing_data
 from linseqrec.reports.errors import ReportError
 from linseqrec.reports.runs import FinishedRun
 
 # What must be the same, and where it is read.
 _SAME: dict[str, Callable[[FinishedRun], Any]] = {
-    "data (sha256 in card.json)": lambda run: _digests(run),
     "split": lambda run: run.results["split"],
     "filter (seen items)": lambda run: sorted(run.protocol["filter_seen"]),
     "ties": lambda run: run.protocol["ties"],
@@ -26,6 +26,13 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
       ReportError: If their data, split, filter, ties, candidates or targets differ: names what
         differs, and which runs have what.
     """
+    first = runs[0]
+    for run in runs[1:]:
+        if differing := differing_data(run.card, first.card):
+            raise ReportError(
+                f"the runs cannot be compared: {run.folder} and {first.folder} are runs on "
+                f"different data ({', '.join(differing)} differ, by sha256 in card.json)"
+            )
     for field, read in _SAME.items():
         holders: dict[str, list[str]] = {}
         for run in runs:
@@ -36,7 +43,6 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
                 f"{value}: {', '.join(folders)}" for value, folders in holders.items()
             )
             raise ReportError(f"the runs cannot be compared, their {field} differ:\n  {listed}")
-    first = runs[0]
     for run in runs[1:]:
         if not (
             np.array_equal(run.users, first.users) and np.array_equal(run.targets, first.targets)
@@ -45,8 +51,3 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
                 f"the runs cannot be compared: {run.folder} and {first.folder} have other test "
                 "targets, or the same in another order"
             )
-
-
-def _digests(run: FinishedRun) -> dict[str, str]:
-    """Of the arrays; the file that they were read from, and the original ids, may be others."""
-    return {name: run.card["sha256"][name] for name in run.card["arrays"]}

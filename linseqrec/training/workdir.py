@@ -16,6 +16,7 @@ from typing import Any, Self, TextIO
 import jax
 
 from linseqrec import config as config_lib
+from linseqrec.data.card import differing_data
 from linseqrec.training.checkpoint import ever_saved
 from linseqrec.training.tensorboard import TensorBoard
 
@@ -186,14 +187,12 @@ def check_data(workdir: Path, card: dict[str, Any]) -> None:
     """Checks that data are those that a workdir's run was started on.
 
     Raises:
-      WorkdirError: If their digests differ.
+      WorkdirError: If they differ (`card.differing_data`), with what does.
     """
-    before = read_card(workdir)["sha256"]
-    arrays = [name for name in before if card["sha256"].get(name) != before[name]]
-    if arrays:
+    if differing := differing_data(card, read_card(workdir)):
         raise WorkdirError(
-            f"{workdir} holds a run on other data ({', '.join(arrays)} differ): use the data set "
-            "that it was started on, or another --workdir"
+            f"{workdir} holds a run on other data ({', '.join(differing)} differ): use the data "
+            "set that it was started on, or another --workdir"
         )
 
 

@@ -239,6 +239,10 @@ def test_digests_are_of_the_elements(folder, tmp_path):
     assert card["sha256"]["items"] == expected
     ids = (folder / "user_ids.parquet").read_bytes()
     assert card["sha256"]["user_ids.parquet"] == hashlib.sha256(ids).hexdigest()
+    said = np.array([1, 1], "<i8").tobytes() + b"ab"
+    assert card["sha256"]["user_ids"] == hashlib.sha256(said).hexdigest()
+    said = np.array([2, 0], "<i8").tobytes() + "é".encode()
+    assert cards.sha256_of_texts(pl.Series(["é", ""])) == hashlib.sha256(said).hexdigest()
     large = np.arange(3_000_001, dtype=np.int64)  # more than one block, and a part
     assert cards.sha256_of_array(large) == hashlib.sha256(large.tobytes()).hexdigest()
     assert cards.sha256_of_array(large.astype(">i8")) == cards.sha256_of_array(large)

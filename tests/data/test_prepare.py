@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linseqrec.data import filters
+from linseqrec.data.card import differing_data
 from linseqrec.data.dataset import Dataset, DatasetError
 from linseqrec.data.prepare import prepare
 from linseqrec.data.readers import LogError
@@ -215,6 +216,25 @@ def test_which_duplicate_is_kept(tmp_path):
         assert (dataset.items.tolist(), dataset.folds.tolist()) == (items, folds)
     with pytest.raises(LogError, match="row 2: an earlier event has the same user, item and time"):
         prepare(frame, tmp_path / "error", duplicates="error")
+
+
+def test_data_are_the_same_whatever_file_holds_the_log(tmp_path):
+    rows = "u,i,9\nu,j,7\nv,i,8\n"
+    logs = {"plain.csv": rows, "packed.csv.gz": rows, "other.csv": rows.replace("v", "w")}
+    cards_of = []
+    for name, text in logs.items():
+        data = ("user,item,timestamp\n" + text).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        cards_of.append(prepare(tmp_path / name, tmp_path / "sets" / name).card)
+    plain, packed, other = cards_of
+    assert plain["sha256"]["source"] != packed["sha256"]["source"]
+    assert differing_data(plain, packed) == []
+    assert differing_data(plain, other) == differing_data(other, plain) == ["user_ids"]
+    # A card from before ids had digests of their own says nothing of them.
+    before = {name: digest for name, digest in other["sha256"].items() if "ids" not in name}
+    assert differing_data(plain, other | {"sha256": before}) == []
+    changed = plain["sha256"] | {"timestamps": "0", "folds": "1"}
+    assert differing_data(plain, plain | {"sha256": changed}) == ["timestamps", "folds"]
 
 
 def test_every_kind_of_frame_gives_the_same_data_set(tmp_path):

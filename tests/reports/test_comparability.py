@@ -11,7 +11,7 @@ OTHER = changed(training={"seed": 1})
 @pytest.mark.parametrize(
     ("differing", "message"),
     [
-        ({"digest": "1"}, "data .sha256 in card.json. differ"),
+        ({"digest": "1"}, r"data \(items, timestamps, offsets differ"),
         ({"split": {"targets": "last"}}, "their split differ"),
         ({"protocol": {"ties": "pessimistic"}}, "their ties differ"),
         ({"protocol": {"num_items": 999}}, "their candidate set differ"),

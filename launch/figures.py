@@ -1,5 +1,7 @@
 r"""Draws runs of one data set together: learning curves, and the metric by history length.
 
+Runs of one name are told apart by their folders; runs that were not tested alike are refused.
+
 For instance:
 
     python -m launch.figures --workdir=runs/recgrela_ml1m --workdir=runs/sasrec_ml1m \
@@ -12,6 +14,8 @@ from absl import flags
 
 from launch.program import run_program
 from linseqrec.evaluation.published import RECGRELA_ML1M_CURVE
+from linseqrec.reports.comparability import check_comparable
+from linseqrec.reports.runs import FinishedRun
 from linseqrec.training.results import write_figures
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "A run that has ended.", required=True)
@@ -22,8 +26,10 @@ _PUBLISHED = flags.DEFINE_bool("published", False, "Add RecGRELA's published ML-
 
 def main(argv: list[str]) -> None:
     del argv
+    folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
+    check_comparable([FinishedRun.open(folder) for folder in folders])
     paths = write_figures(
-        [Path(folder) for folder in _WORKDIRS.value],
+        folders,
         Path(_OUTPUT.value),
         metric=_METRIC.value,
         published={"RecGRELA (published)": RECGRELA_ML1M_CURVE} if _PUBLISHED.value else None,

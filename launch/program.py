@@ -17,6 +17,7 @@ from linseqrec.data.readers.spark import SparkUnavailable
 from linseqrec.data.requests import RequestError
 from linseqrec.data.splits import SplitError
 from linseqrec.data.worlds import WorldError
+from linseqrec.evaluation.metrics import MetricError
 from linseqrec.reports.errors import ReportError
 from linseqrec.sharding import MeshError
 from linseqrec.sweeps.errors import SweepError
@@ -33,6 +34,7 @@ _FOR_THE_USER = (
     DistributedError,
     LogError,
     MeshError,
+    MetricError,
     NonFiniteError,
     ReportError,
     RequestError,

@@ -35,6 +35,24 @@ def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
     return values
 
 
+# The metrics there are at the usual cut-offs: what is evaluated, reported and drawn.
+METRIC_NAMES = tuple(per_target(np.ones(1)))
+
+
+class MetricError(ValueError):
+    """A metric that there is none of."""
+
+
+def check_metric(metric: str) -> None:
+    """Refuses a metric that runs do not have.
+
+    Raises:
+      MetricError: With those that there are.
+    """
+    if metric not in METRIC_NAMES:
+        raise MetricError(f"no metric {metric!r}; there are {', '.join(METRIC_NAMES)}")
+
+
 def rank_metrics(
     ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS
 ) -> tuple[dict[str, float], dict[str, float]]:

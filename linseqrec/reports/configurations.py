@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from linseqrec.config import Experiment, flatten, to_json
-from linseqrec.evaluation.metrics import CUTOFFS, per_target
+from linseqrec.evaluation.metrics import per_target
 from linseqrec.reports.errors import ReportError
 from linseqrec.reports.runs import FinishedRun
 from linseqrec.sweeps.fields import short_name, to_text
-
-METRIC_NAMES = tuple(per_target(np.ones(1), CUTOFFS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +43,6 @@ class Configuration:
 
 def _values(run: FinishedRun, which: str, metric: str) -> np.ndarray:
     return per_target(run.ranks[which], [int(metric.rpartition("@")[2])])[metric]
-
-
-def check_metric(metric: str) -> None:
-    """Refuses a metric that cannot be made of ranks.
-
-    Raises:
-      ReportError: With those that there are.
-    """
-    if metric not in METRIC_NAMES:
-        raise ReportError(f"no metric {metric!r}; there are {', '.join(METRIC_NAMES)}")
 
 
 def group_by_configuration(runs: Sequence[FinishedRun]) -> list[Configuration]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from linseqrec.evaluation.metrics import check_metric
 from linseqrec.reports.comparability import check_comparable
 from linseqrec.reports.comparisons import Comparison, compare
-from linseqrec.reports.configurations import Configuration, check_metric, group_by_configuration
+from linseqrec.reports.configurations import Configuration, group_by_configuration
 from linseqrec.reports.runs import FinishedRun, UnfinishedRun, find_runs
 
 METRICS = ("HR@10", "NDCG@10")
@@ -60,6 +61,7 @@ def make_report(
     Raises:
       ReportError: If runs cannot be compared, with what differs, or something asked for is not
         there.
+      MetricError: If a metric is none.
     """
     for metric in metrics:
         check_metric(metric)

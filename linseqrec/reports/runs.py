@@ -13,6 +13,7 @@ from linseqrec.evaluation.metrics import per_target
 from linseqrec.reports.errors import ReportError
 from linseqrec.sweeps.task import LOG
 from linseqrec.training import workdir
+from linseqrec.training.results import read_results
 
 _NEEDED = ("card.json", "ranks/test.npz")
 
@@ -48,10 +49,14 @@ class FinishedRun:
         """Reads a finished run.
 
         Raises:
-          ReportError: If its ranks do not give its results: one of the two files is another run's.
+          ReportError: If there are no ranks, or they do not give its results: one of the two files
+            is another run's.
+          WorkdirError: If it is no run's folder, or the run has not ended.
           ConfigError: If its configuration cannot be read.
         """
-        results = json.loads((folder / "results.json").read_text())
+        results = read_results(folder)
+        if not (folder / "ranks" / "test.npz").exists():
+            raise ReportError(f"{folder}: has results, but no ranks/test.npz")
         with np.load(folder / "ranks" / "test.npz") as dump:
             arrays = {name: dump[name] for name in dump.files}
         protocol = json.loads(str(arrays["protocol"]))
@@ -59,7 +64,7 @@ class FinishedRun:
             folder=folder,
             experiment=workdir.read_experiment(folder),
             results=results,
-            card=json.loads((folder / "card.json").read_text()),
+            card=workdir.read_card(folder),
             protocol=protocol,
             users=arrays["user"],
             targets=arrays["target"],

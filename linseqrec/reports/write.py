@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from linseqrec.evaluation.figures import save_figure
+from linseqrec.evaluation.metrics import check_metric
 from linseqrec.reports import figures
-from linseqrec.reports.configurations import check_metric
 from linseqrec.reports.markdown import markdown
 from linseqrec.reports.report import Report
 
@@ -24,7 +24,7 @@ def write_report(report: Report, folder: Path, *, drawn: str = "NDCG@10") -> lis
       The files.
 
     Raises:
-      ReportError: If the figures' metric is none.
+      MetricError: If the figures' metric is none.
     """
     check_metric(drawn)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from linseqrec.evaluation import figures, floors
+from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.training import distributed, workdir
 from linseqrec.training.run import Run, SplitName
@@ -95,8 +96,10 @@ def write_figures(
 ) -> list[Path]:
     """Draws runs of one data set and protocol together: learning curves, and metric by length.
 
+    Runs of one name are told apart by their folders.
+
     Args:
-      folders: The runs' workdirs; all have ended.
+      folders: The runs' workdirs, each once; all have ended.
       output: Folder of the figures.
       metric: What is drawn.
       published: Learning curves of others by name: records of "epoch" and
@@ -104,33 +107,41 @@ def write_figures(
 
     Returns:
       The files.
+
+    Raises:
+      MetricError: If there is no such metric.
+      WorkdirError: If a run has not ended.
     """
-    results = [read_results(folder) for folder in folders]
-    first = results[0]
+    check_metric(metric)
+    results = {
+        name: read_results(folder)
+        for name, folder in zip(workdir.run_names(folders), folders, strict=True)
+    }
+    first = next(iter(results.values()))
     curves: dict[str, Any] = {
-        result["name"]: list(workdir.read_metrics(folder))
-        for result, folder in zip(results, folders, strict=True)
+        name: list(workdir.read_metrics(folder))
+        for name, folder in zip(results, folders, strict=True)
     }
     filters = first["test"][first["name"]]["protocol"]["filter_seen"]
     title = first["title"].partition(" on ")[2]
-    curve = figures.learning_curves(
-        curves | dict(published or {}),
-        [*(f"validation/{name}/{metric}" for name in filters), "train/loss"],
-        title=title,
-        horizontal="epoch",
-    )
-    paths = [figures.save_figure(curve, output / "learning_curves.png")]
+    floors = {key: value for key, value in first["test"].items() if key != first["name"]}
+    drawn = {
+        "learning_curves.png": figures.learning_curves(
+            curves | dict(published or {}),
+            [*(f"validation/{name}/{metric}" for name in filters), "train/loss"],
+            title=title,
+            horizontal="epoch",
+        )
+    }
+    systems = {name: result["test"][result["name"]] for name, result in results.items()} | floors
     for name in filters:
-        systems = {result["name"]: result["test"][result["name"]] for result in results}
-        floors = {key: value for key, value in first["test"].items() if key != first["name"]}
-        systems |= floors
         buckets = {key: summary["buckets"][name] for key, summary in systems.items()}
-        by_length = figures.metric_by_bucket(
+        suffix = "filtered" if name == "all" else "unfiltered"
+        drawn[f"by_length_{suffix}.png"] = figures.metric_by_bucket(
             {"events before the target": buckets},
             metric,
             title=f"{title}; test, seen items {'not ' if name == 'none' else ''}filtered",
             references=floors,
         )
-        suffix = "filtered" if name == "all" else "unfiltered"
-        paths.append(figures.save_figure(by_length, output / f"by_length_{suffix}.png"))
-    return paths
+    # Saved once all are drawn: what cannot be drawn leaves no half of them behind.
+    return [figures.save_figure(figure, output / name) for name, figure in drawn.items()]

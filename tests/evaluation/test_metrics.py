@@ -83,3 +83,10 @@ def test_buckets_hold_their_targets_and_join_to_the_whole():
     for edges in ((), (1, 5), (0, 5, 5), (0, 9, 3)):
         with pytest.raises(ValueError, match="ascend from 0"):
             metrics.bucket_metrics(ranks, lengths, edges=edges)
+
+
+def test_a_metric_that_is_not_made_of_ranks_is_refused():
+    metrics.check_metric("MRR@100")
+    for metric in ("AUC", "HR@7", "HR"):
+        with pytest.raises(metrics.MetricError, match="there are HR@1, "):
+            metrics.check_metric(metric)

@@ -4,6 +4,7 @@ One process a program: their flags would meet in one.
 """
 
 import json
+import shutil
 
 import pytest
 
@@ -59,6 +60,23 @@ def test_figures_of_runs_together(trained, tmp_path):
         "by_length_unfiltered.png",
         "learning_curves.png",
     ]
+
+
+def test_figures_refuse_in_one_line(trained, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained[0], other)
+    card = json.loads((other / "card.json").read_text())
+    card["sha256"]["items"] = "0"
+    (other / "card.json").write_text(json.dumps(card))
+    for arguments, message in (
+        ([f"--workdir={other}"], "are runs on different data (items differ"),
+        (["--metric=NDCG@7"], "no metric 'NDCG@7'; there are HR@1, "),
+    ):
+        output = f"--output={tmp_path / 'figures'}"
+        done = program("figures", f"--workdir={trained[0]}", output, *arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ") and message in done.stderr
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "figures").exists()
 
 
 def test_analyses_of_a_checkpoint(trained, tmp_path):

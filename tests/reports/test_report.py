@@ -5,6 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
+from linseqrec.evaluation.metrics import MetricError
 from linseqrec.reports import figures
 from linseqrec.reports.errors import ReportError
 from linseqrec.reports.markdown import markdown
@@ -109,7 +110,7 @@ def test_comparisons_against_one_configuration(ranks, tmp_path):
     assert len(against) == 4 and all(label in (each.first, each.second) for each in against)
     with pytest.raises(ReportError, match="no configuration 'SASREC'; there are SASRec"):
         make_report([tmp_path / "sweep"], against="SASREC")
-    with pytest.raises(ReportError, match="no metric 'HR@7'"):
+    with pytest.raises(MetricError, match="no metric 'HR@7'"):
         make_report([tmp_path / "sweep"], ["HR@7"])
 
 

@@ -1,0 +1,57 @@
+"""Figures of runs that have ended: every run is in them, whatever it is called."""
+
+import json
+import shutil
+
+import pytest
+
+from linseqrec.evaluation.metrics import MetricError
+from linseqrec.training import results, workdir
+from linseqrec.training.loop import train
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The figures that are saved, by file name."""
+    figures = {}
+
+    def save(figure, path):
+        figures[path.name] = figure
+        return path
+
+    monkeypatch.setattr(results.figures, "save_figure", save)
+    return figures
+
+
+def test_runs_of_one_name_are_all_drawn(experiment, make_run, tmp_path, saved):
+    run = make_run(experiment, training={"num_epochs": 1})
+    state, _ = train(run, tmp_path / "first")
+    results.write_results(run, state, tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    names = ["recgrela (first)", "recgrela (second)"]
+
+    paths = results.write_figures([tmp_path / "first", tmp_path / "second"], tmp_path)
+    assert [path.name for path in paths] == list(saved)
+    curves = saved.pop("learning_curves.png").axes[0]
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == names
+    assert set(saved) == {"by_length_unfiltered.png", "by_length_filtered.png"}
+    for figure in saved.values():
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert labels[:2] == names and labels[2] == "Popularity"
+        grey = [line.lines[0].get_color() for line in figure.axes[0].containers]
+        assert results.figures.REFERENCE not in grey[:2] and len(set(grey[2:])) == 1
+
+
+def test_what_cannot_be_drawn_leaves_no_figure(experiment, make_run, tmp_path, saved):
+    run = make_run(experiment, training={"num_epochs": 1})
+    state, _ = train(run, tmp_path)
+    with pytest.raises(workdir.WorkdirError, match="the run has not ended yet"):
+        results.write_figures([tmp_path], tmp_path)
+    held = results.write_results(run, state, tmp_path)
+    with pytest.raises(MetricError, match="no metric 'NDCG@7'"):
+        results.write_figures([tmp_path], tmp_path, metric="NDCG@7")
+    held["test"]["Markov"]["buckets"]["all"].pop()
+    (tmp_path / "results.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="must share their buckets"):
+        results.write_figures([tmp_path], tmp_path)
+    assert not saved

@@ -7,10 +7,12 @@ r"""Evaluates checkpoints of runs: reproduces the metrics that the runs reported
 Each is a row of one table; runs on other data, another split or filter have a table of their own.
 All devices share the work, whatever mesh a run was trained on; a table too large for one of them is
 divided by `--mesh_model`.
-Writes each one's `evaluations/SPLIT-STEP.json` and the per-target ranks beside it, in its workdir.
+Writes each one's `evaluations/SPLIT-STEP-FILTERS.json` (`test-1200-none-all.json`) and the
+per-target ranks beside it, in its workdir.
 """
 
 import dataclasses
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +34,9 @@ _SPLITS = ("validation", "test")
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
 _SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets are predicted.")
 _CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
-_FILTER_SEEN = flags.DEFINE_list("filter_seen", [], "none, all or both; unset: as in the run.")
+_FILTER_SEEN = flags.DEFINE_list(
+    "filter_seen", [], "Seen items: none, all, or none,all for the two; unset: as in the run."
+)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Users a batch at most; unset: as in the run.", 1
 )
@@ -43,6 +47,11 @@ flags.register_validator(
     "split",
     lambda names: len(names) > 0 and set(names) <= set(_SPLITS),
     message=f"choose among {', '.join(_SPLITS)}",
+)
+flags.register_validator(
+    "filter_seen",
+    lambda names: set(names) <= set(typing.get_args(FilterSeen)),
+    message="choose none, all, or none,all for the two",
 )
 flags.register_validator("checkpoint", bool, message="name at least one checkpoint")
 
@@ -77,7 +86,8 @@ def main(_: list[str]) -> None:
         several = len({step for step, _, _ in evaluated}) > 1
         for step, split, result in evaluated:
             table = _table(tables, run, split, result)
-            stem = folder / "evaluations" / f"{split}-{step}"
+            filters = "-".join(result.protocol["filter_seen"])
+            stem = folder / "evaluations" / f"{split}-{step}-{filters}"
             table.rows[f"{name}, step {step}" if several else name] = result.summary()
             result.save(stem.with_suffix(".npz"))
             own = {run.experiment.name: result.summary()}
@@ -94,7 +104,7 @@ def _run(folder: Path) -> Run:
     experiment = workdir.read_experiment(folder)
     evaluation = dataclasses.replace(
         experiment.evaluation,
-        filter_seen=cast(tuple[FilterSeen, ...], tuple(_FILTER_SEEN.value))
+        filter_seen=cast(tuple[FilterSeen, ...], tuple(dict.fromkeys(_FILTER_SEEN.value)))
         or experiment.evaluation.filter_seen,
         batch_size=_BATCH_SIZE.value or experiment.evaluation.batch_size,
     )

@@ -113,12 +113,12 @@ class Experiment:
         for name in ("save_minutes", "patience"):
             value = getattr(training, name)
             require(value >= 0, f"training.{name}", value, "at least 0")
-        known = {"none", "all"}
+        known = set(typing.get_args(FilterSeen))
         require(
             bool(evaluation.filter_seen) and set(evaluation.filter_seen) <= known,
             "evaluation.filter_seen",
             evaluation.filter_seen,
-            "'none', 'all' or both",
+            "'none', 'all', or these two",
         )
         # Positions that are learned have an end. A model need not say.
         longest = getattr(self.model, "longest_row", None)

@@ -101,7 +101,9 @@ class Evaluator:
             )
         self.filters = (filter_seen,) if isinstance(filter_seen, str) else tuple(filter_seen)
         if not self.filters or not set(self.filters) <= {"none", "all"}:
-            raise ValueError(f"filter_seen must be 'none', 'all' or both, got {filter_seen!r}")
+            raise ValueError(
+                f"filter_seen must be 'none', 'all', or these two, got {filter_seen!r}"
+            )
         self.dataset = dataset
         self.users = np.asarray(split_targets.users)
         self.positions = np.asarray(split_targets.positions)

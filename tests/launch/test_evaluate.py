@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pytest
+
 from tests.launch.programs import program
 
 
@@ -59,11 +61,12 @@ def test_runs_on_one_protocol_share_a_table_and_others_have_their_own(trained, t
             {"not filtered"} if members == ["unfiltered"] else {"not filtered", "filtered"}
         )
         expected = {}
+        asked = "none" if members == ["unfiltered"] else "none-all"
         for name in members:
             for step in steps:
                 evaluations = folders[name] / "evaluations"
-                assert (evaluations / f"{split}-{step}.npz").exists()
-                written = json.loads((evaluations / f"{split}-{step}.json").read_text())
+                assert (evaluations / f"{split}-{step}-{asked}.npz").exists()
+                written = json.loads((evaluations / f"{split}-{step}-{asked}.json").read_text())
                 assert written.pop("step") == step
                 own = written.pop("RecGRELA")
                 expected[f"RecGRELA ({folders[name]}), step {step}"] = own
@@ -77,7 +80,29 @@ def test_runs_on_one_protocol_share_a_table_and_others_have_their_own(trained, t
             }
 
 
-def test_an_unknown_split_is_refused():
-    done = program("evaluate", "--workdir=runs/none", "--split=test,training")
+def test_an_evaluation_under_another_filter_replaces_none(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
+    arguments = [f"--workdir={folder}", "--checkpoint=latest", "--nofloors"]
+    for filters in ("all", "none"):
+        done = program("evaluate", *arguments, f"--filter_seen={filters},{filters}")
+        assert done.returncode == 0, done.stderr
+        assert f"-{filters}.json and .npz" in done.stdout
+    written = {path.name: json.loads(path.read_text()) for path in folder.rglob("test-*.json")}
+    step = written[min(written)]["step"]
+    assert {name: list(each["RecGRELA"]["metrics"]) for name, each in written.items()} == {
+        f"test-{step}-{filters}.json": [filters] for filters in ("all", "none")
+    }
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--split=test,training", "choose among validation, test"),
+        ("--filter_seen=both", "choose none, all, or none,all for the two"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message):
+    done = program("evaluate", "--workdir=runs/none", argument)
     assert done.returncode == 1
-    assert "error:" in done.stderr and "choose among validation, test" in done.stderr
+    assert "error:" in done.stderr and message in done.stderr

@@ -29,7 +29,7 @@ def reported(trained):
     done = program("evaluate", f"--workdir={workdir}", "--nofloors")
     assert done.returncode == 0, done.stderr
     step = json.loads((workdir / "results.json").read_text())["step"]
-    written = json.loads((workdir / "evaluations" / f"test-{step}.json").read_text())
+    written = json.loads((workdir / "evaluations" / f"test-{step}-none-all.json").read_text())
     return written["RecGRELA"]["metrics"]
 
 

@@ -36,7 +36,9 @@ def test_evaluate_reproduces_the_reported_metrics(arguments, devices, trained):
     done = program("evaluate", f"--workdir={workdir}", *arguments, devices=devices)
     assert done.returncode == 0, done.stderr
     results = json.loads((workdir / "results.json").read_text())
-    written = json.loads((workdir / "evaluations" / f"test-{results['step']}.json").read_text())
+    written = json.loads(
+        (workdir / "evaluations" / f"test-{results['step']}-none-all.json").read_text()
+    )
     for system, summary in results["test"].items():
         assert written[system]["metrics"] == summary["metrics"], system
         assert written[system]["buckets"] == summary["buckets"], system

@@ -17,6 +17,7 @@ from typing import cast
 
 from absl import flags
 
+from launch.flags import define_data
 from launch.program import run_program
 from linseqrec.analysis import analyses
 from linseqrec.analysis.insertion_probe import ProbeConfig
@@ -27,6 +28,7 @@ from linseqrec.training.run import SplitName
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the numbers and figures.", required=True)
+_DATA = define_data()
 _ANALYSES = flags.DEFINE_list("analysis", ["all"], f"{', '.join(analyses.ANALYSES)}, or all.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Whose histories.")
@@ -40,7 +42,7 @@ _INSERTIONS = flags.DEFINE_list("insertions", ["0", "4", "16", "64", "256"], "in
 def main(_: list[str]) -> None:
     folders = [Path(folder) for folder in _WORKDIRS.value]
     subjects = [
-        Subject.of(folder, name, _CHECKPOINT.value)
+        Subject.of(folder, name, _CHECKPOINT.value, data=_DATA.value)
         for folder, name in zip(folders, workdir.run_names(folders), strict=True)
     ]
     analyses.check_same_data(subjects)

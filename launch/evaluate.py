@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from absl import flags
 
+from launch.flags import define_data
 from launch.program import run_program
 from linseqrec.data.card import differing_data
 from linseqrec.evaluation.ranks import FilterSeen
@@ -32,6 +33,7 @@ from linseqrec.training.run import Run, SplitName
 
 _SPLITS = ("validation", "test")
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
+_DATA = define_data()
 _SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets are predicted.")
 _CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
 _FILTER_SEEN = flags.DEFINE_list(
@@ -108,13 +110,12 @@ def _run(folder: Path) -> Run:
         or experiment.evaluation.filter_seen,
         batch_size=_BATCH_SIZE.value or experiment.evaluation.batch_size,
     )
-    run = Run.of(
+    return Run.of(
         dataclasses.replace(experiment, evaluation=evaluation),
+        workdir.load_data(folder, _DATA.value),
         mesh=make_mesh(MeshConfig(_MESH_DATA.value, _MESH_MODEL.value)),
         trains=False,
     )
-    workdir.check_data(folder, run.source.dataset.card)
-    return run
 
 
 def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, EvaluationResult]]:

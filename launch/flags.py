@@ -1,4 +1,4 @@
-"""The flags of several programs: `--workdir`, and `--config` with its overrides.
+"""The flags of several programs: `--workdir`, `--data`, and `--config` with its overrides.
 
 `--config` is an experiment's file, whose fields `--config.FIELD=VALUE` overrides. A program shows
 them in its `--help` after `flags.adopt_module_key_flags(launch.flags)`.
@@ -34,6 +34,13 @@ def define_config() -> None:
     )
     # "_Unset()" would say nothing in --help.
     flags.FLAGS["config"].default_as_str = None
+
+
+def define_data() -> flags.FlagHolder[str]:
+    """Defines `--data`, for programs that read a run's data set again; call it at import."""
+    return flags.DEFINE_string(
+        "data", "", "Folder of the run's data set; unset: where it was when the run was started."
+    )
 
 
 def experiment() -> config_lib.Experiment:

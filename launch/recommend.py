@@ -16,6 +16,7 @@ from typing import cast
 import polars as pl
 from absl import flags
 
+from launch.flags import define_data
 from launch.program import run_program
 from linseqrec.config import ConfigError
 from linseqrec.data.requests import Before, find_users, histories_before, original_ids
@@ -26,6 +27,7 @@ from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_DATA = define_data()
 _USERS = flags.DEFINE_string("users", "", "The log's own ids: ID,ID or @FILE, one a line.")
 _ALL = flags.DEFINE_bool("all", False, "Every user who has such a history.")
 _SPLIT = flags.DEFINE_enum(
@@ -51,9 +53,8 @@ def main(_: list[str]) -> None:
         raise ConfigError("give either --users=ID,ID (or --users=@FILE) or --all")
     named = [] if _ALL.value else read_ids(_USERS.value)
     experiment = workdir.read_experiment(folder)
-    run = Run.of(experiment)
+    run = Run.of(experiment, workdir.load_data(folder, _DATA.value))
     dataset, before = run.source.dataset, cast(Before, _SPLIT.value)
-    workdir.check_data(folder, dataset.card)
     if _TOP_K.value > dataset.num_items:
         raise ConfigError(f"--top_k={_TOP_K.value}: the catalogue has {dataset.num_items} items")
     user_ids, item_ids = original_ids(dataset)

@@ -39,20 +39,20 @@ class Subject:
     step: int
 
     @classmethod
-    def of(cls, folder: Path, name: str, checkpoint: str = "best") -> "Subject":
+    def of(cls, folder: Path, name: str, checkpoint: str = "best", *, data: str = "") -> "Subject":
         """Restores a checkpoint.
 
         Args:
           folder: The run's workdir.
           name: What figures call it.
           checkpoint: "best", "latest" or a step.
+          data: The dataset folder; empty: where the run's configuration says.
 
         Raises:
-          WorkdirError: If the folder is no run's, or its data have changed.
+          WorkdirError: If the folder is no run's, or its data are gone or have changed.
           CheckpointError: If there is no such checkpoint.
         """
-        run = Run.of(workdir.read_experiment(folder))
-        workdir.check_data(folder, run.source.dataset.card)
+        run = Run.of(workdir.read_experiment(folder), workdir.load_data(folder, data))
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
             params = checkpoints.restore_params(step, run.initial_params)

@@ -1,6 +1,7 @@
 """The workdir: what a run leaves on disk, readable while it runs and after."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ import jax
 
 from linseqrec import config as config_lib
 from linseqrec.data.card import differing_data
+from linseqrec.data.source import Source, load_source
 from linseqrec.training.checkpoint import ever_saved
 from linseqrec.training.tensorboard import TensorBoard
 
@@ -194,6 +196,34 @@ def check_data(workdir: Path, card: dict[str, Any]) -> None:
             f"{workdir} holds a run on other data ({', '.join(differing)} differ): use the data "
             "set that it was started on, or another --workdir"
         )
+
+
+def load_data(workdir: Path, folder: str = "") -> Source:
+    """The events that a workdir's run was started on.
+
+    Args:
+      workdir: The run's folder.
+      folder: The dataset folder; empty: where the run's configuration says.
+
+    Raises:
+      WorkdirError: If the workdir is no run's, the data are others, or are no longer where the
+        configuration says; or a folder is given to a run on a generated world.
+      DatasetError: If the folder is no dataset folder, or damaged.
+    """
+    config = read_experiment(workdir).data
+    if folder and not config.folder:
+        raise WorkdirError(
+            f"{workdir} holds a run on the generated world {config.world!r}, which has no folder: "
+            "leave out --data"
+        )
+    if config.folder and not folder and not Path(config.folder).exists():
+        raise WorkdirError(
+            f"{workdir} holds a run on the data set in {config.folder}, which is not there (seen "
+            f"from {Path.cwd()}): say where it is now by --data=FOLDER"
+        )
+    source = load_source(dataclasses.replace(config, folder=folder or config.folder))
+    check_data(workdir, source.dataset.card)
+    return source
 
 
 def read_card(workdir: Path) -> dict[str, Any]:

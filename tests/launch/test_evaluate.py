@@ -106,3 +106,34 @@ def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message):
     done = program("evaluate", "--workdir=runs/none", argument)
     assert done.returncode == 1
     assert "error:" in done.stderr and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("evaluate", ["--nofloors"]),
+        ("recommend", ["--users=u7", "--output={}/next.csv"]),
+        ("analyse", ["--analysis=state_sink", "--users=8", "--output={}/analysis"]),
+    ],
+)
+def test_data_that_have_moved_are_named_by_a_flag(trained, prepared, tmp_path, name, arguments):
+    folder, moved, other = tmp_path / "run", tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(trained[0], folder)
+    shutil.copytree(prepared, moved)
+    shutil.copytree(prepared, other)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["folder"] = str(tmp_path / "gone")
+    (folder / "config.json").write_text(json.dumps(config))
+    card = json.loads((other / "card.json").read_text())
+    card["sha256"]["user_ids"] = "0"
+    (other / "card.json").write_text(json.dumps(card))
+
+    arguments = [f"--workdir={folder}", *(argument.format(tmp_path) for argument in arguments)]
+    done = program(name, *arguments)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"data set in {tmp_path / 'gone'}, which is not there" in done.stderr
+    assert "--data=FOLDER" in done.stderr
+    done = program(name, *arguments, f"--data={other}")
+    assert done.returncode == 1 and "on other data (user_ids differ)" in done.stderr
+    done = program(name, *arguments, f"--data={moved}")
+    assert done.returncode == 0, done.stderr

@@ -7,6 +7,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from linseqrec.config import Experiment, to_json
+from linseqrec.data.dataset import Dataset, DatasetError, write_dataset
+from linseqrec.data.source import DataConfig
 from linseqrec.training import workdir
 
 
@@ -160,3 +162,25 @@ def test_another_environment_is_told_and_recorded(experiment, tmp_path, monkeypa
     workdir.claim(tmp_path, experiment, card)
     assert "goes on with another device: 1 x cpu -> 8 x TPU" in capsys.readouterr().err
     assert len((tmp_path / "environments.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_data_of_a_run_are_found_where_they_are_said_to_be(tmp_path):
+    dataset = Dataset.from_arrays([1, 2, 3, 2, 1, 3], [1, 2, 3, 4, 5, 6], [0, 3, 6])
+    write_dataset(tmp_path / "data", dataset, ["a", "b"], ["x", "y", "z"])
+    experiment = Experiment(data=DataConfig(folder=str(tmp_path / "data")))
+    workdir.claim(tmp_path / "run", experiment, Dataset.open(tmp_path / "data").card)
+    assert workdir.load_data(tmp_path / "run").dataset.folder == tmp_path / "data"
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(workdir.WorkdirError, match=r"data, which is not there .* by --data=FOLDER"):
+        workdir.load_data(tmp_path / "run")
+    moved = str(tmp_path / "moved")
+    assert workdir.load_data(tmp_path / "run", moved).dataset.user_ids().tolist() == ["a", "b"]
+    write_dataset(tmp_path / "data", dataset, ["a", "c"], ["x", "y", "z"])
+    with pytest.raises(workdir.WorkdirError, match=r"on other data \(user_ids differ\)"):
+        workdir.load_data(tmp_path / "run")
+    with pytest.raises(DatasetError, match="elsewhere is no dataset folder"):
+        workdir.load_data(tmp_path / "run", str(tmp_path / "elsewhere"))
+
+    workdir.claim(tmp_path / "world", Experiment(), dataset.card)
+    with pytest.raises(workdir.WorkdirError, match="generated world 'quick', which has no folder"):
+        workdir.load_data(tmp_path / "world", moved)

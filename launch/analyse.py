@@ -22,6 +22,7 @@ from launch.program import run_program
 from linseqrec.analysis import analyses
 from linseqrec.analysis.insertion_probe import ProbeConfig
 from linseqrec.analysis.subject import Subject
+from linseqrec.config import ConfigError
 from linseqrec.evaluation.figures import save_figure
 from linseqrec.training import workdir
 from linseqrec.training.run import SplitName
@@ -40,30 +41,32 @@ _INSERTIONS = flags.DEFINE_list("insertions", ["0", "4", "16", "64", "256"], "in
 
 
 def main(_: list[str]) -> None:
-    folders = [Path(folder) for folder in _WORKDIRS.value]
+    # All that can be checked without a model, before the first is restored.
+    requested, settings = analyses.select(_ANALYSES.value), _settings()
+    folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
     subjects = [
         Subject.of(folder, name, _CHECKPOINT.value, data=_DATA.value)
         for folder, name in zip(folders, workdir.run_names(folders), strict=True)
     ]
-    analyses.check_same_data(subjects)
-    settings = analyses.Settings(
-        cast(SplitName, _SPLIT.value),
-        _USERS.value,
-        _METRIC.value,
-        ProbeConfig(
-            insertions=tuple(map(int, _INSERTIONS.value)),
-            context=_CONTEXT.value,
-            shown=_SHOWN.value,
-        ),
-    )
+    analyses.check_comparable(subjects)
     output = Path(_OUTPUT.value)
-    for name, analyse in analyses.select(_ANALYSES.value).items():
+    for name, analyse in requested.items():
         chosen = analyses.applicable(name, subjects)
         left_out = [subject.name for subject in subjects if subject not in chosen]
         if left_out:
             print(f"{name}: does not apply to {', '.join(left_out)}")
         if chosen:
             _write(name, analyse, chosen, settings, output)
+
+
+def _settings() -> analyses.Settings:
+    try:
+        insertions = tuple(map(int, _INSERTIONS.value))
+    except ValueError:
+        given = ",".join(_INSERTIONS.value)
+        raise ConfigError(f"--insertions={given}: they are counts of events") from None
+    probe = ProbeConfig(insertions=insertions, context=_CONTEXT.value, shown=_SHOWN.value)
+    return analyses.Settings(cast(SplitName, _SPLIT.value), _USERS.value, _METRIC.value, probe)
 
 
 def _write(

@@ -38,12 +38,18 @@ class Settings:
       users: Histories looked into, at most.
       metric: What is drawn by bucket.
       probe: How the insertion probe's histories are made.
+
+    Raises:
+      MetricError: If there is no such metric.
     """
 
     split: SplitName = "validation"
     users: int = 512
     metric: str = "NDCG@10"
     probe: ProbeConfig = ProbeConfig()
+
+    def __post_init__(self) -> None:
+        metrics.check_metric(self.metric)
 
 
 def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analysis:
@@ -159,13 +165,15 @@ def select(requested: Sequence[str]) -> dict[str, Callable[..., Analysis]]:
     """The analyses asked for by name; `["all"]` is every one.
 
     Raises:
-      ConfigError: A name that is no analysis.
+      ConfigError: A name that is no analysis, or no name.
     """
     if list(requested) == ["all"]:
         return ANALYSES
     unknown = [name for name in requested if name not in ANALYSES]
-    if unknown:
-        raise ConfigError(f"no analysis {', '.join(unknown)}: there are {', '.join(ANALYSES)}")
+    if unknown or not requested:
+        raise ConfigError(
+            f"no analysis {', '.join(unknown) or 'asked for'}: there are {', '.join(ANALYSES)}"
+        )
     return {name: ANALYSES[name] for name in requested}
 
 
@@ -182,11 +190,11 @@ def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
     return [subject for subject in subjects if subject.mixers]
 
 
-def check_same_data(subjects: Sequence[Subject]) -> None:
+def check_comparable(subjects: Sequence[Subject]) -> None:
     """Checks that runs can be drawn together.
 
     Raises:
-      ConfigError: If their events differ.
+      ConfigError: If their data, their split or their protocol of evaluation differ.
     """
     first = subjects[0]
     for subject in subjects[1:]:
@@ -196,6 +204,22 @@ def check_same_data(subjects: Sequence[Subject]) -> None:
                 f"{subject.name} is a run on other data than {first.name} "
                 f"({', '.join(differing)} differ): analyse runs of one data set together"
             )
+        for field, value in _protocol(subject).items():
+            if value != (expected := _protocol(first)[field]):
+                raise ConfigError(
+                    f"{subject.name} and {first.name} are not evaluated alike, their {field} "
+                    f"differs: {value} and {expected}; analyse runs of one protocol together"
+                )
+
+
+def _protocol(subject: Subject) -> dict[str, Any]:
+    """What runs on the same data must have alike besides."""
+    config = subject.run.experiment.evaluation
+    return {
+        "split": subject.run.source.split.description,
+        "filter_seen": sorted(config.filter_seen),
+        "ties": config.ties,
+    }
 
 
 def _groups(subjects: Sequence[Subject]) -> np.ndarray:

@@ -44,7 +44,8 @@ class ProbeConfig:
     noise: float = 0.2
 
     def __post_init__(self) -> None:
-        if list(self.insertions) != sorted(set(self.insertions)) or min(self.insertions) < 0:
+        given = list(self.insertions)
+        if not given or given != sorted(set(given)) or given[0] < 0:
             raise ConfigError(f"insertions must ascend from 0 or more, got {self.insertions}")
         if not 0 < self.pattern <= self.context:
             raise ConfigError(f"context {self.context} must hold a pattern of {self.pattern}")

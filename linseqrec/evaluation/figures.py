@@ -94,7 +94,7 @@ def metric_by_bucket(
       references: Those of the systems that are drawn in grey: floors, an oracle.
 
     Raises:
-      ValueError: No systems, or systems whose buckets differ.
+      ValueError: No systems, systems whose buckets differ, or a metric that no bucket holds.
     """
     figure, axes = new_figure(len(panels), title)
     for panel, (label, systems) in zip(axes, panels.items(), strict=True):
@@ -117,6 +117,8 @@ def _draw_buckets(
     }
     if not layouts or any(layout != next(iter(layouts.values())) for layout in layouts.values()):
         raise ValueError(f"the systems must share their buckets and targets, got {layouts}")
+    if not any(metric in record["metrics"] for records in systems.values() for record in records):
+        raise ValueError(f"no bucket holds {metric!r}")
     # Side by side, so that bars of close systems do not cover each other, nor a bucket the next.
     step = min(0.06, 0.8 / len(systems))
     for index, (name, records) in enumerate(systems.items()):

@@ -92,6 +92,8 @@ def test_what_cannot_be_probed_is_refused(dataset, groups):
         make_probes(dataset, users, ends, groups, config, rng)
     with pytest.raises(ConfigError, match="insertions must ascend"):
         ProbeConfig(insertions=(4, 0))
+    with pytest.raises(ConfigError, match=r"insertions must ascend from 0 or more, got \(\)"):
+        ProbeConfig(insertions=())
     with pytest.raises(ConfigError, match="context 3 must hold a pattern of 4"):
         ProbeConfig(context=3)
     with pytest.raises(ConfigError, match="shown 5 must be 1 to half of context 8"):

@@ -88,6 +88,8 @@ def test_a_metric_by_bucket_holds_values_errors_and_counts():
         metric_by_bucket({"events": systems | {"other": systems["Markov"][:2]}}, title="")
     with pytest.raises(ValueError, match="must share their buckets"):
         metric_by_bucket({"events": {}}, title="")
+    with pytest.raises(ValueError, match="no bucket holds 'HR@7'"):
+        metric_by_bucket({"events": systems}, "HR@7", title="")
 
 
 def test_a_legend_of_long_names_takes_nothing_from_the_panel():

@@ -110,6 +110,21 @@ def test_analyses_of_a_checkpoint(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--analysis=state_sunk", "no analysis state_sunk: there are state_sink"),
+        ("--insertions=a", "--insertions=a: they are counts of events"),
+        ("--insertions=", "insertions must ascend from 0 or more"),
+        ("--metric=foo", "no metric 'foo'; there are HR@1"),
+    ],
+)
+def test_an_analysis_that_cannot_be_is_refused_before_a_run_is_read(tmp_path, argument, message):
+    done = program("analyse", f"--workdir={tmp_path / 'none'}", f"--output={tmp_path}", argument)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config=experiments/none.py"], "no experiment file experiments/none.py"),

@@ -1,0 +1,67 @@
+"""Which runs can be looked into together, and what is asked of them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from linseqrec.analysis import analyses
+from linseqrec.analysis.subject import Subject
+from linseqrec.config import ConfigError, Experiment
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.source import DataConfig, Source
+from linseqrec.data.splits import global_temporal, leave_one_out
+from linseqrec.evaluation.metrics import MetricError
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.training.run import Run
+
+EXPERIMENT = Experiment(
+    model=RecGRELAConfig(width=16, heads=2, num_layers=1), data=DataConfig(length=8, batch_size=4)
+)
+ITEMS = np.random.default_rng(0).integers(1, 10, 60).astype(np.int32)
+TIMES = np.sort(np.random.default_rng(1).integers(0, 10_000, 60))
+LOG = Dataset.from_arrays(ITEMS, np.tile(TIMES[:10], 6), np.arange(0, 61, 10), 9)
+
+
+def subject(name, dataset=LOG, split=leave_one_out, **parts):
+    """A subject of fresh parameters: subject("a", evaluation={"ties": "pessimistic"})."""
+    changes = {
+        part: dataclasses.replace(getattr(EXPERIMENT, part), **fields)
+        for part, fields in parts.items()
+    }
+    source = Source(dataset, split(dataset), None)
+    run = Run.of(dataclasses.replace(EXPERIMENT, **changes), source)
+    return Subject(name, run, run.initial_params, 0)
+
+
+def test_runs_that_were_not_evaluated_alike_are_refused():
+    first = subject("first", evaluation={"filter_seen": ("none", "all")})
+    alike = subject(
+        "alike",
+        evaluation={"filter_seen": ("all", "none")},
+        model={"width": 32},
+        data={"length": 4},
+    )
+    analyses.check_comparable([first, alike])
+    both = {"filter_seen": ("none", "all")}
+    timed = Dataset.from_arrays(ITEMS, LOG.timestamps + 1, LOG.offsets, 9)
+    by_time = lambda dataset: global_temporal(dataset, 0.6, 0.8)  # noqa: E731
+    for other, message in (
+        (subject("x", timed, evaluation=both), r"x is a run on other data .*\(timestamps differ\)"),
+        (subject("x", split=by_time, evaluation=both), "their split differs: .*global_temporal"),
+        (subject("x"), r"their filter_seen differs: \['none'\] and \['all', 'none'\]"),
+        (subject("x", evaluation=both | {"ties": "pessimistic"}), "their ties differs"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            analyses.check_comparable([first, alike, other])
+
+
+def test_what_is_asked_for_is_there():
+    assert list(analyses.select(["buckets", "state_sink"])) == ["buckets", "state_sink"]
+    assert analyses.select(["all"]) == analyses.ANALYSES
+    with pytest.raises(ConfigError, match="no analysis bucket: there are state_sink, "):
+        analyses.select(["buckets", "bucket"])
+    with pytest.raises(ConfigError, match="no analysis asked for: there are state_sink, "):
+        analyses.select([])
+    with pytest.raises(MetricError, match="no metric 'foo'; there are HR@1, "):
+        analyses.Settings(metric="foo")

@@ -14,6 +14,7 @@ from linseqrec.analysis.insertion_probe import ARMS, ProbeConfig, make_probes
 from linseqrec.analysis.repeats import SHARE_EDGES, share_of_repeats
 from linseqrec.analysis.state_sink import StateSink, state_sink
 from linseqrec.analysis.subject import Subject
+from linseqrec.analysis.traces import is_recurrent
 from linseqrec.config import ConfigError
 from linseqrec.data.card import differing_data
 from linseqrec.evaluation import metrics
@@ -181,13 +182,9 @@ def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
     """Those that an analysis applies to: by their mixers, or all."""
     if name == "buckets":
         return list(subjects)
-    if name == "attention_rank":
-        return [
-            subject
-            for subject in subjects
-            if any(isinstance(mixer, RELA) for mixer in subject.mixers)
-        ]
-    return [subject for subject in subjects if subject.mixers]
+    # The rank is the paper's figure of its released form, which carries no state.
+    applies = (lambda mixer: isinstance(mixer, RELA)) if name == "attention_rank" else is_recurrent
+    return [subject for subject in subjects if any(map(applies, subject.mixers))]
 
 
 def check_comparable(subjects: Sequence[Subject]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.analysis.traces import MixerTrace, recurrent_mixers, trace
+from linseqrec.analysis.traces import MixerTrace, linear_mixers, trace
 from linseqrec.data.histories import gather_histories
 from linseqrec.events import Events
 from linseqrec.training import workdir
@@ -60,9 +60,9 @@ class Subject:
 
     @property
     def mixers(self) -> list[nnx.Module]:
-        """The model's recurrent mixers, those that `trace` looks into."""
+        """The model's linear mixers, those that `trace` looks into."""
         model = nnx.merge(self.run.graphdef, self.params, self.run.rest)
-        return [module for _, module in recurrent_mixers(model)]
+        return [module for _, module in linear_mixers(model)]
 
     def histories(self, split: SplitName, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Users and absolute target positions of a split, evenly thinned to at most `count`."""
@@ -77,7 +77,7 @@ class Subject:
         """Reads the histories before the positions, a batch at a time; NumPy arrays.
 
         Raises:
-          ValueError: If the model has no recurrent state.
+          ValueError: If the model has no linear mixer.
         """
         length = self.run.experiment.data.length
         for start in range(0, len(users), _BATCH):

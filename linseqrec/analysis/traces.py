@@ -1,4 +1,4 @@
-"""What goes on inside a model's recurrent mixers while it reads a batch."""
+"""What goes on inside a model's linear mixers while it reads a batch."""
 
 import dataclasses
 from typing import Any, cast
@@ -16,11 +16,12 @@ from linseqrec.models.encoding import SequenceModel
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MixerTrace:
-    """One pass through one recurrent mixer.
+    """One pass through one linear mixer.
 
     Attributes:
       keys: The keys by which events were written.
-      memory: The matrix memory after each row's last event.
+      memory: The matrix memory after each row's last event; of a mixer that is not recurrent the
+        sum over all of the row's slots, padding included.
       attended: What RecGRELA's linear attention read, heads side by side; None of other mixers.
       augmented: The same once its local branch has joined; None of other mixers, or without it.
     """
@@ -31,18 +32,26 @@ class MixerTrace:
     augmented: Float[Array, "B T D"] | None = None
 
 
-def recurrent_mixers(model: SequenceModel) -> list[tuple[tuple[Any, ...], nnx.Module]]:
-    """The mixers with a matrix memory that a model carries along, by path, first to last."""
+def linear_mixers(model: SequenceModel) -> list[tuple[tuple[Any, ...], nnx.Module]]:
+    """The mixers with a matrix memory, those that `trace` looks into, by path, first to last."""
     return [
         (path, module)
         for path, module in nnx.iter_modules(cast(nnx.Module, model))
-        if (isinstance(module, GatedDelta) and getattr(module, "time", None) != "shuffled")
-        or (isinstance(module, RELA) and module.causal)
+        if isinstance(module, GatedDelta | RELA)
     ]
 
 
+def is_recurrent(mixer: nnx.Module) -> bool:
+    """Whether a mixer's memory goes from event to event: all but the released RecGRELA's does.
+
+    It does within a row of HyTRec with shuffled gaps too, of which nothing is carried on from call
+    to call.
+    """
+    return isinstance(mixer, GatedDelta) or (isinstance(mixer, RELA) and mixer.causal)
+
+
 def trace(model: SequenceModel, events: Events) -> dict[str, MixerTrace]:
-    """Reads a batch, dropout off, and keeps what its recurrent mixers held.
+    """Reads a batch, dropout off, and keeps what its linear mixers held.
 
     Args:
       model: Any model; what it returns is not changed.
@@ -53,11 +62,11 @@ def trace(model: SequenceModel, events: Events) -> dict[str, MixerTrace]:
       passed through more than once.
 
     Raises:
-      ValueError: If no mixer of the model has a recurrent state to carry.
+      ValueError: If no mixer of the model has a matrix memory.
     """
-    mixers = recurrent_mixers(model)
+    mixers = linear_mixers(model)
     if not mixers:
-        raise ValueError(f"{type(model).__name__} has no recurrent state to look into")
+        raise ValueError(f"{type(model).__name__} has no matrix memory to look into")
     run = nnx.capture(
         lambda model, events: model(events), nnx.Intermediate, method_outputs=nnx.Intermediate
     )

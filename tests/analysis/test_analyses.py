@@ -65,3 +65,18 @@ def test_what_is_asked_for_is_there():
         analyses.select([])
     with pytest.raises(MetricError, match="no metric 'foo'; there are HR@1, "):
         analyses.Settings(metric="foo")
+
+
+def test_the_released_recgrela_has_a_rank_and_no_state():
+    released = subject("released", model={"causal": False}, data={"plan": "prefixes"})
+    causal = subject("causal")
+    both = [released, causal]
+    assert analyses.applicable("attention_rank", both) == both
+    assert analyses.applicable("buckets", both) == both
+    for name in ("state_sink", "insertion_probe"):
+        assert analyses.applicable(name, both) == [causal]
+    numbers, _ = analyses.analyse_attention_rank(both, analyses.Settings(users=4))
+    for name in ("released", "causal"):
+        block = numbers[name]["blocks/0"]
+        assert {output["effective_rank"]["users"] for output in block.values()} == {4}
+        assert set(block) == {"attended", "augmented"}

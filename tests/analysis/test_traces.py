@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.analysis.traces import trace
+from linseqrec.analysis.traces import is_recurrent, linear_mixers, trace
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -59,29 +59,50 @@ def test_memories_are_the_states_and_keys_what_wrote_them(name):
     assert list(traces) == names
     for traced, memory in zip(traces.values(), memories(encoding.state), strict=True):
         np.testing.assert_array_equal(traced.memory, memory)
-        keys, memory = np.asarray(traced.keys, np.float64), np.asarray(memory, np.float64)
-        for row, length in enumerate((3, 2)):
-            for head in range(keys.shape[2]):
-                # A state is a sum of keys times values: nothing lies outside the keys' span.
-                span = np.linalg.qr(keys[row, :length, head].T)[0]
-                outside = memory[row, head] - span @ (span.T @ memory[row, head])
-                assert np.linalg.norm(outside) < 1e-5 * np.linalg.norm(memory[row, head])
+        check_keys_wrote(traced)
 
 
-def test_both_branches_of_recgrela_are_kept():
-    config = RecGRELAConfig(width=16, heads=2, num_layers=1)
+def check_keys_wrote(traced):
+    """A state is a sum of keys times values: nothing lies outside the keys' span."""
+    keys, memory = np.asarray(traced.keys, np.float64), np.asarray(traced.memory, np.float64)
+    for row, length in enumerate((3, 2)):
+        for head in range(keys.shape[2]):
+            span = np.linalg.qr(keys[row, :length, head].T)[0]
+            outside = memory[row, head] - span @ (span.T @ memory[row, head])
+            assert np.linalg.norm(outside) < 1e-5 * np.linalg.norm(memory[row, head])
+
+
+def test_shuffled_gaps_write_memories_though_none_is_carried():
+    config = HyTRecConfig(width=16, short_layers=1, num_layers=2, ratio="1:1", time="shuffled")
+    model = config.build(5, rngs=nnx.Rngs(0))
+    assert model(EVENTS).state is None
+    traces = trace(model, EVENTS)
+    assert list(traces) == ["long/0"]
+    check_keys_wrote(traces["long/0"])
+    assert all(is_recurrent(mixer) for _, mixer in linear_mixers(model))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_both_branches_of_recgrela_are_kept(causal):
+    config = RecGRELAConfig(width=16, heads=2, num_layers=1, causal=causal)
     model = config.build(5, rngs=nnx.Rngs(0))
     traced = trace(model, EVENTS)["blocks/0"]
     attention = model.blocks[0].attention
+    assert is_recurrent(attention) == causal
     x = model.blocks[0].attention_norm(model.norm(model.embedding(EVENTS.items)))
-    local, _ = attention.shortcut(attention.input_gate(x), EVENTS.segment_ids)
+    mixed, ids = attention.input_gate(x), EVENTS.segment_ids
+    # The released form counts positions by slots.
+    positions = EVENTS.positions if causal else np.tile(np.arange(4), (2, 1))
+    attended, _ = attention.attend(mixed, ids, positions, None)
+    np.testing.assert_allclose(traced.attended, attended, atol=1e-6)
+    local, _ = attention.shortcut(mixed, ids if causal else None)
     np.testing.assert_allclose(traced.augmented - traced.attended, local, atol=1e-6)
     assert np.abs(local).max() > 1e-4
     alone = RecGRELAConfig(width=16, heads=2, num_layers=1, shortcut=False)
     assert trace(alone.build(5, rngs=nnx.Rngs(0)), EVENTS)["blocks/0"].augmented is None
 
 
-@pytest.mark.parametrize("config", [SASRecConfig(width=16, num_layers=1)])
-def test_a_model_without_a_recurrent_state_is_refused(config):
-    with pytest.raises(ValueError, match="SASRec has no recurrent state"):
-        trace(config.build(5, rngs=nnx.Rngs(0)), EVENTS)
+def test_a_model_without_a_matrix_memory_is_refused():
+    model = SASRecConfig(width=16, num_layers=1).build(5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="SASRec has no matrix memory"):
+        trace(model, EVENTS)

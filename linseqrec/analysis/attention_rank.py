@@ -19,7 +19,7 @@ class Spectrum:
     """Singular values of an output, histories of their own.
 
     Attributes:
-      values: float64 [U, D], each history's, largest first, as shares of their sum.
+      values: float64 [U, min(T, D)], each history's, largest first, as shares of their sum.
     """
 
     values: np.ndarray

@@ -30,11 +30,11 @@ class ProbeConfig:
     """How the probe's histories are made.
 
     Attributes:
-      insertions: r, events inserted between the pair and the cue; ascending.
+      insertions: r, events inserted after the context; ascending.
       context: Events of the user's own.
       shown: How often the rare event comes among them.
       pattern: Events of the pattern that repeats.
-      noise: Probability that an event of a copy is replaced by another item of its group.
+      noise: Probability that an event of a copy is drawn anew from its group, itself included.
     """
 
     insertions: tuple[int, ...] = (0, 4, 16, 64, 256)
@@ -64,8 +64,10 @@ class Probes:
 
     Attributes:
       context: int [U, C], the users' own last items.
-      start: int [U], the time of the first of them, in seconds since the data's first event.
-      step: int [U], seconds between events: the context's median.
+      start: int [U], the time of the first of them, in seconds since the data's first event; less
+        where the longest history would not end within int32.
+      step: int [U], seconds between events: the context's median, at most what lets the longest
+        history fit int32 (68 years).
       target: int [U], the rare event's item.
       inserted: What comes after, int [U, r] by arm, for the largest r; a smaller r takes the first
         of them.
@@ -85,7 +87,7 @@ class Probes:
         Args:
           arm: One of `ARMS`; None: the rare event is not shown, and nothing inserted.
           insertions: r.
-          length: T, slots to pad the rows to.
+          length: T, slots to pad the rows to; `ProbeConfig.length` at most.
         """
         held = self.context
         if arm is not None:
@@ -166,7 +168,11 @@ def make_probes(
             )
         targets[row] = rng.choice(len(free), p=free / free.sum())
     step = np.maximum(np.median(np.diff(times, axis=1), axis=1), 1).astype(np.int64)
-    return Probes(context, times[:, 0], step, targets, inserted, config.shown)
+    # Past int32 times would wrap, and gaps become 0: the gaps matter, when they begin does not.
+    last, gaps = np.iinfo(np.int32).max, config.length - 1
+    step = np.minimum(step, last // gaps)
+    start = np.minimum(times[:, 0], last - gaps * step)
+    return Probes(context, start, step, targets, inserted, config.shown)
 
 
 def frequent_pattern(items: np.ndarray, groups: np.ndarray, length: int) -> np.ndarray:

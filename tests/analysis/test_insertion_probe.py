@@ -58,6 +58,29 @@ def test_a_history_is_context_with_the_rare_event_and_insertions(probes, dataset
     np.testing.assert_array_equal(events.items[:, :6], probes.context)
 
 
+@pytest.mark.parametrize(
+    ("first", "step", "expected"),
+    [
+        (1_000, 100_000, (1_000, 100_000)),
+        # Fits if it begins earlier; 14 gaps of 32 years do not, but of a fourteenth of int32 each.
+        (2**31 - 200_000, 100_000, (2**31 - 1 - 14 * 100_000, 100_000)),
+        (5, 10**9, (1, (2**31 - 1) // 14)),
+    ],
+)
+def test_times_that_int32_cannot_hold_keep_their_gaps(groups, first, step, expected):
+    config = ProbeConfig(insertions=(0, 12), context=2, shown=1, pattern=1)
+    # A user of fifty events at once, so that there are items to draw, and the one that is probed.
+    times = np.append(np.zeros(50, int), [first, first + step, first + step])
+    items = np.append(np.arange(1, 51), [51, 52, 53]).astype(np.int32)
+    dataset = Dataset.from_arrays(items, times, np.array([0, 50, 53]), 60)
+    rng = np.random.default_rng(0)
+    probes = make_probes(dataset, np.array([1]), np.array([52]), groups, config, rng)
+    events, slot = probes.events("random", 12, config.length)
+    assert slot == config.length - 1 == 14
+    assert events.timestamps[0, 0] == expected[0]
+    assert set(np.diff(events.timestamps[0].astype(np.int64))) == {expected[1]}
+
+
 def test_the_rare_item_is_new_to_its_history(probes):
     held = np.concatenate([probes.context, *probes.inserted.values()], axis=1)
     assert not (held == probes.target[:, None]).any()

@@ -21,7 +21,13 @@ from linseqrec.data.readers.formats import TIME_UNITS
 _INPUT = flags.DEFINE_string("input", None, "The log file, or a folder of Parquet.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The dataset folder to write.", required=True)
 _FORMAT = flags.DEFINE_enum(
-    "format", None, list(FORMATS), "The dialect; told from the file if unset."
+    "format",
+    None,
+    list(FORMATS),
+    "\n".join(
+        ["The dialect; told from the file if unset."]
+        + [f"{name}: {dialect.description}" for name, dialect in FORMATS.items()]
+    ),
 )
 _COLUMNS = flags.DEFINE_list(
     "columns",

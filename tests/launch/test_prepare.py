@@ -91,3 +91,9 @@ def test_what_cannot_be_done_is_said_in_words(log, tmp_path, arguments, message)
     assert ended.stderr.startswith("error: ") and message in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "set").exists()
+
+
+def test_help_says_what_the_dialects_are():
+    lines = [" ".join(line.split()) for line in run("--help").stdout.splitlines()]
+    assert "movielens-dat: MovieLens ratings.dat: user::item::rating::seconds" in lines
+    assert "tsv: Tabs and a header" in lines

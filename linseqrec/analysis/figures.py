@@ -29,7 +29,7 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
     figure, (lifts, ranks) = new_figure(2, title)
     ticks: list[str] = []
     for index, (name, mixers) in enumerate(subjects.items()):
-        slots = len(ticks) + index + np.arange(len(mixers))
+        slots = len(ticks) + np.arange(len(mixers))
         ticks += [*mixers, ""]
         style: dict[str, Any] = {
             "color": COLOURS[index % len(COLOURS)],
@@ -43,7 +43,7 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
             (ranks, "effective_rank", name, True),
         ):
             panel.errorbar(
-                slots - index,
+                slots,
                 [mixer[key]["mean"] for mixer in mixers.values()],
                 yerr=[mixer[key]["standard_error"] for mixer in mixers.values()],
                 label=label,

@@ -31,7 +31,6 @@ class TrainingBatches(grain.MapDataset[Batch]):
       batch_size: Rows in a global batch.
       rows_per_epoch: Rows that hold events, R.
       steps_per_epoch: Batches in every epoch.
-      targets_per_epoch: Predictions made in an epoch.
       fill: Share of the slots of those rows that hold an event.
     """
 
@@ -70,7 +69,6 @@ class TrainingBatches(grain.MapDataset[Batch]):
         self.batch_size = batch_size
         self.rows_per_epoch = len(self._rows)
         self.steps_per_epoch = -(-self.rows_per_epoch // batch_size)
-        self.targets_per_epoch = int(np.sum(lengths - self._pieces.skips, dtype=np.int64))
         self.fill = float(np.sum(lengths, dtype=np.int64) / (self.rows_per_epoch * length))
 
     def __len__(self) -> int:

@@ -444,19 +444,3 @@ def _best(scores: np.ndarray, removed: np.ndarray, top_k: int) -> np.ndarray:
     best = np.argsort(-values, axis=1, kind="stable")
     ids = np.where(np.isneginf(values), 0, ids + 1)
     return np.take_along_axis(ids, best, 1)
-
-
-def score_ranks(
-    scores: Float[np.ndarray, "B N1"],
-    targets: Int[np.ndarray, " B"],
-    seen: Int[np.ndarray, "B S"] | None = None,
-    *,
-    ties: Ties = "mean",
-) -> np.ndarray:
-    """Ranks float64 [B] from scores at hand; `seen` items, where given, are no candidates.
-
-    Raises:
-      NonFiniteScoreError: Some scores are NaN or infinite.
-    """
-    counts = count_scores(scores, targets, seen).fetch()
-    return counts.ranks("none" if seen is None else "all", ties)

@@ -29,11 +29,6 @@ class PairedDifference:
     users: int
     p_value: float
 
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_bootstrap(
     first: np.ndarray,

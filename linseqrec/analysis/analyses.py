@@ -19,7 +19,7 @@ from linseqrec.config import ConfigError
 from linseqrec.data.card import differing_data
 from linseqrec.evaluation import metrics
 from linseqrec.evaluation.figures import metric_by_bucket
-from linseqrec.evaluation.ranks import catalogue_ranks
+from linseqrec.evaluation.ranks import catalogue_ranks, in_words
 from linseqrec.layers.rela import RELA
 from linseqrec.training.results import data_title
 from linseqrec.training.run import SplitName
@@ -140,7 +140,6 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis
             for name, ranks in result.ranks.items()
         }
     first = subjects[0].run.experiment.evaluation.filter_seen[0]
-    seen = "not filtered" if first == "none" else "filtered"
     return numbers, metric_by_bucket(
         {
             label: {name: buckets[first][key] for name, buckets in numbers.items()}
@@ -150,7 +149,7 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis
             )
         },
         settings.metric,
-        title=f"{_title(subjects)}; {settings.split}, seen items {seen}",
+        title=f"{_title(subjects)}; {settings.split}, seen items {in_words(first)}",
     )
 
 

@@ -33,6 +33,11 @@ Ties = Literal["mean", "pessimistic"]
 FilterSeen = Literal["none", "all"]
 
 
+def in_words(filter_seen: FilterSeen | str) -> str:
+    """What a filter does to seen items, for tables and figures: "filtered" or "not filtered"."""
+    return "filtered" if filter_seen == "all" else "not filtered"
+
+
 def seen_slots(longest: int) -> int:
     """How wide seen items are padded: 256 or a power of 4 above, for few compilations."""
     width = 256

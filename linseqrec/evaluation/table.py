@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from linseqrec.evaluation.ranks import in_words
+
 METRICS = ("HR@1", "HR@10", "NDCG@10", "MRR@10", "HR@100")
 
 
@@ -34,7 +36,7 @@ def results_table(
     for which in protocol["filter_seen"]:
         lines += [
             f"{protocol['split']}, {protocol['targets']:,} targets, all {protocol['num_items']:,} "
-            f"items ranked, seen items {'filtered' if which == 'all' else 'not filtered'}, "
+            f"items ranked, seen items {in_words(which)}, "
             f"{protocol['ties']} ties:",
             "",
             f"| {'system':{width}} | " + " | ".join(f"{metric:>7}" for metric in metrics) + " |",

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from linseqrec.evaluation import figures
 from linseqrec.evaluation.metrics import bucket_metrics
+from linseqrec.evaluation.ranks import in_words
 from linseqrec.reports.configurations import Configuration
 from linseqrec.training import workdir
 
@@ -72,8 +73,7 @@ def by_length(
             for configuration in configurations
         }
         systems |= {name: summary["buckets"][which] for name, summary in references.items()}
-        filtered = "filtered" if which == "all" else "not filtered"
-        panels[f"events before the target; seen items {filtered}"] = systems
+        panels[f"events before the target; seen items {in_words(which)}"] = systems
     return figures.metric_by_bucket(panels, metric, title=title, references=references)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from linseqrec.evaluation.ranks import in_words
 from linseqrec.reports.comparisons import num_samples
 from linseqrec.reports.configurations import Configuration, differing_fields
 from linseqrec.reports.report import Report
@@ -39,9 +40,8 @@ def _results(report: Report) -> Iterator[str]:
             [name, "", *(f"{summary['metrics'][which][metric]:.4f}" for metric in report.metrics)]
             for name, summary in report.references.items()
         ]
-        filtered = "filtered" if which == "all" else "not filtered"
         yield (
-            f"## Seen items {filtered}\n\n{protocol['split'].capitalize()}, "
+            f"## Seen items {in_words(which)}\n\n{protocol['split'].capitalize()}, "
             f"{protocol['targets']:,} targets of {protocol['users']:,} users, "
             f"{protocol['candidates']} ({protocol['num_items']:,}) ranked, {protocol['ties']} ties."
         )
@@ -85,7 +85,7 @@ def _comparisons(report: Report) -> Iterator[str]:
             comparison.first,
             comparison.second,
             comparison.metric,
-            "filtered" if comparison.which == "all" else "not filtered",
+            in_words(comparison.which),
             f"{comparison.result.difference:+.4f}",
             f"{comparison.result.low:+.4f} to {comparison.result.high:+.4f}",
             f"{comparison.result.p_value:.4f}",

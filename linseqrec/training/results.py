@@ -8,6 +8,7 @@ from typing import Any
 
 from linseqrec.evaluation import figures, floors
 from linseqrec.evaluation.metrics import check_metric
+from linseqrec.evaluation.ranks import in_words
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.training import distributed, workdir
 from linseqrec.training.run import Run, SplitName
@@ -140,7 +141,7 @@ def write_figures(
         drawn[f"by_length_{suffix}.png"] = figures.metric_by_bucket(
             {"events before the target": buckets},
             metric,
-            title=f"{title}; test, seen items {'not ' if name == 'none' else ''}filtered",
+            title=f"{title}; test, seen items {in_words(name)}",
             references=floors,
         )
     # Saved once all are drawn: what cannot be drawn leaves no half of them behind.

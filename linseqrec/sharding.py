@@ -8,6 +8,7 @@ mesh.
 """
 
 import dataclasses
+import math
 import re
 from typing import Any, TypeVar
 
@@ -87,10 +88,18 @@ def check_rows(mesh: Mesh | None, rows: int, parts: int) -> None:
     Raises:
       MeshError: If each device would not get as many rows of each part.
     """
-    if mesh is not None and rows % (parts * mesh.shape[DATA]):
+    if mesh is None:
+        return
+    data, multiple = mesh.shape[DATA], parts * mesh.shape[DATA]
+    if rows % multiple:
+        # The most parts that both the devices and the rows divide into; it may be one.
+        fewer = math.gcd(mesh.size, rows // parts)
         raise MeshError(
-            f"data.batch_size is {rows}: it must be a multiple of {parts * mesh.shape[DATA]} "
-            f"(mesh.data={mesh.shape[DATA]} x training.accumulation_steps={parts})"
+            f"data.batch_size is {rows}: it must be a multiple of {multiple} "
+            f"(mesh.data={data} x training.accumulation_steps={parts}); set "
+            f"--config.data.batch_size={-(-rows // multiple) * multiple}, or keep the batch and "
+            f"divide the item table as well: --config.mesh.data={fewer} "
+            f"--config.mesh.model={mesh.size // fewer}"
         )
 
 

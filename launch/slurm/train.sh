@@ -3,10 +3,12 @@
 # stopped. From the repository's root, whatever differs from below first, then launch.train's flags:
 #
 #     sbatch --nodes=4 --partition=gpu launch/slurm/train.sh \
-#         --config=experiments/recgrela_ml1m.py --workdir=/shared/runs/ml1m
+#         --config=experiments/recgrela_ml1m.py --workdir=/shared/runs/ml1m \
+#         --config.data.batch_size=32
 #
-# The repository, the workdir and the data must be folders that all nodes see. $PYTHON is the
-# interpreter on the nodes (.venv/bin/python), $MAX_RESTARTS how often the job is queued again (100).
+# The devices, here 4 nodes of 8 GPUs, must divide the batch. The repository, the workdir and the
+# data must be folders that all nodes see. $PYTHON is the interpreter on the nodes
+# (.venv/bin/python), $MAX_RESTARTS how often the job is queued again (100).
 #
 #SBATCH --job-name=linseqrec
 #SBATCH --nodes=2

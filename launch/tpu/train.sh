@@ -3,10 +3,12 @@
 # other. After launch/tpu/setup.sh:
 #
 #     TPU=pod ZONE=us-central2-b launch/tpu/train.sh \
-#         --config=experiments/recgrela_ml1m.py --workdir=/mnt/shared/runs/ml1m
+#         --config=experiments/recgrela_ml1m.py --workdir=/mnt/shared/runs/ml1m \
+#         --config.data.folder=/mnt/shared/data/ml-1m --config.data.batch_size=32
 #
-# The workdir and the data must be folders that all hosts see (Filestore, or a bucket that is mounted).
-# The hosts' output comes here: start it in tmux. To stop a run so that it saves:
+# The devices, here a slice of 32 chips, must divide the batch. The workdir and the data must be
+# folders that all hosts see (Filestore, or a bucket that is mounted). The hosts' output comes here:
+# start it in tmux. To stop a run so that it saves:
 #
 #     gcloud compute tpus tpu-vm ssh $TPU --zone=$ZONE --worker=all \
 #         --command='pkill -TERM -f [l]aunch.train'

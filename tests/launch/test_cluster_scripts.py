@@ -2,11 +2,16 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 
 import pytest
+from jax.sharding import AbstractMesh
 
+from launch.flags import load_experiment
+from linseqrec.config import from_config_dict, to_config_dict
+from linseqrec.sharding import DATA, MODEL, check_rows
 from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import ROOT
 
@@ -142,3 +147,63 @@ def test_scripts_are_sound(script):
     for checker in checkers:
         done = subprocess.run([*checker, script], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def cluster_commands():
+    """(where, devices, arguments) of each start on a cluster that the README or a script shows."""
+    defaults = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script_text("slurm"), re.MULTILINE))
+    section = (ROOT / "README.md").read_text().split("## On a cluster\n")[1].split("\n## ")[0]
+    for where, text in {
+        "README.md": section,
+        "slurm": re.sub("^# *", "", script_text("slurm"), flags=re.MULTILINE),
+        "tpu": re.sub("^# *", "", script_text("tpu"), flags=re.MULTILINE),
+    }.items():
+        for line in text.replace("\\\n", " ").splitlines():
+            if "launch/slurm/train.sh --" in re.sub(" +", " ", line):
+                given = dict(re.findall(r"--(nodes|gpus-per-node)=(\d+)", line))
+                asked = defaults | given
+                devices = int(asked["nodes"]) * int(asked["gpus-per-node"])
+            elif "launch/tpu/train.sh --" in re.sub(" +", " ", line):
+                (chips,) = re.findall(r"of (\d+) chips", text)
+                devices = int(chips)
+            else:
+                continue
+            arguments = shlex.split(line.partition("/train.sh")[2])
+            yield pytest.param(devices, arguments, id=f"{where}-{devices}")
+
+
+def script_text(cluster):
+    return (ROOT / "launch" / cluster / "train.sh").read_text()
+
+
+COMMANDS = list(cluster_commands())
+
+
+def test_all_the_cluster_commands_are_found():
+    assert [command.id for command in COMMANDS] == [
+        "README.md-32",
+        "README.md-32",
+        "slurm-32",
+        "tpu-32",
+    ]
+
+
+@pytest.mark.parametrize(("devices", "arguments"), COMMANDS)
+def test_a_shown_command_divides_its_batch_over_its_devices(devices, arguments):
+    flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+    template = load_experiment(ROOT / flags["config"])
+    values = to_config_dict(template)
+    for name, value in flags.items():
+        if name.startswith("config."):
+            field = name.removeprefix("config.")
+            values.update_from_flattened_dict({field: type(_at(values, field))(value)})
+    experiment = from_config_dict(values, template)
+    model = experiment.mesh.model
+    mesh = AbstractMesh((devices // model, model), (DATA, MODEL))
+    check_rows(mesh, experiment.data.batch_size, experiment.training.accumulation_steps)
+
+
+def _at(values, field):
+    for part in field.split("."):
+        values = values[part]
+    return values

@@ -124,5 +124,11 @@ def test_a_mesh_that_does_not_fit_is_refused(source):  # noqa: F811
     with pytest.raises(MeshError, match="mesh.data=-1, mesh.model=3 .* 4 devices"):
         make_mesh(MeshConfig(-1, 3))
     odd = dataclasses.replace(EXPERIMENT, data=DataConfig(length=16, batch_size=6))
-    with pytest.raises(MeshError, match="data.batch_size is 6: it must be a multiple of 4"):
+    with pytest.raises(MeshError, match="6: it must be a multiple of 4 .*batch_size=8, or keep"):
         Run.of(odd, source, make_mesh(MeshConfig()))
+    with pytest.raises(MeshError, match="--config.mesh.data=2 --config.mesh.model=2$"):
+        Run.of(odd, source, make_mesh(MeshConfig()))
+    # What it says to do instead, each.
+    Run.of(odd, source, make_mesh(MeshConfig(data=2, model=2)))
+    rows = dataclasses.replace(odd.data, batch_size=8)
+    Run.of(dataclasses.replace(odd, data=rows), source, make_mesh(MeshConfig()))

@@ -26,7 +26,7 @@ from linseqrec.sweeps.axes import read_axes
 from linseqrec.sweeps.fields import to_flags
 from linseqrec.sweeps.local import Interrupted, run_local
 from linseqrec.sweeps.plan import PlannedRun, check_no_clash, make_plan, plan_table
-from linseqrec.sweeps.slurm import SlurmConfig, submit, wait_for
+from linseqrec.sweeps.slurm import SlurmConfig, read_options, submit, wait_for
 from linseqrec.sweeps.task import Failure, Task, train_task
 
 launch_flags.define_config()
@@ -57,12 +57,17 @@ _CPUS = flags.DEFINE_integer("slurm_cpus", 1, "CPU cores of a job.", 1)
 _MEMORY = flags.DEFINE_integer("slurm_memory_gb", 0, "Memory of a job; 0: the default.", 0)
 _REQUEUES = flags.DEFINE_integer("slurm_requeues", 10, "Times a job may reach its time limit.", 0)
 _LEAD = flags.DEFINE_integer("slurm_lead", 120, "Seconds before the end that SIGTERM comes.", 1)
+_OPTION = flags.DEFINE_multi_string(
+    "slurm_option", [], "NAME=VALUE, another option of sbatch: account=lab, qos=long; repeatable."
+)
+_WANDB_PROJECT = flags.DEFINE_string("wandb_project", "", "Mirror metrics to this W&B project.")
 
 
 def main(argv: list[str]) -> None:
     del argv
     given = launch_flags.overrides()
     experiment, workdir = launch_flags.experiment(), Path(_WORKDIR.value)
+    slurm = _slurm_config()
     axis = read_axes(
         experiment,
         grids=_GRID.value,
@@ -80,26 +85,21 @@ def main(argv: list[str]) -> None:
     if _DRY_RUN.value:
         return
     tasks = [_task(run, given) for run in plan if run.state != "finished"]
-    failures = _execute(tasks, workdir)
+    failures = _execute(tasks, workdir, slurm)
     if failures:
         listed = "\n".join(map(str, failures))
         sys.exit(f"\n{len(failures)} of {len(tasks)} runs failed:\n{listed}")
 
 
 def _task(run: PlannedRun, given: dict[str, object]) -> Task:
-    return train_task(launch_flags.experiment_file(), to_flags(given | run.overrides), run.folder)
+    train_flags = to_flags(given | run.overrides)
+    if _WANDB_PROJECT.value:
+        train_flags.append(f"--wandb_project={_WANDB_PROJECT.value}")
+    return train_task(launch_flags.experiment_file(), train_flags, run.folder)
 
 
-def _execute(tasks: Sequence[Task], workdir: Path) -> list[Failure]:
-    if _EXECUTOR.value == "print":
-        for task in tasks:
-            print(shlex.join(task.command))
-        return []
-    if not tasks:
-        return []
-    if _EXECUTOR.value == "local":
-        return _run_here(tasks)
-    config = SlurmConfig(
+def _slurm_config() -> SlurmConfig:
+    return SlurmConfig(
         time_limit=_TIME_LIMIT.value,
         partition=_PARTITION.value,
         gpus=_GPUS.value,
@@ -108,9 +108,21 @@ def _execute(tasks: Sequence[Task], workdir: Path) -> list[Failure]:
         parallel=_PARALLEL.value,
         requeues=_REQUEUES.value,
         lead_seconds=_LEAD.value,
+        options=read_options(_OPTION.value),
     )
+
+
+def _execute(tasks: Sequence[Task], workdir: Path, slurm: SlurmConfig) -> list[Failure]:
+    if _EXECUTOR.value == "print":
+        for task in tasks:
+            print(shlex.join(task.command))
+        return []
+    if not tasks:
+        return []
+    if _EXECUTOR.value == "local":
+        return _run_here(tasks)
     cluster = {"slurm": "slurm", "submitit_local": "local"}[_EXECUTOR.value]
-    jobs = submit(tasks, config, workdir / "submitit", cluster=cluster)
+    jobs = submit(tasks, slurm, workdir / "submitit", cluster=cluster)
     for job, task in zip(jobs, tasks, strict=True):
         print(f"job {job.job_id}: {task.folder.name}", flush=True)
     return wait_for(jobs, tasks) if _WAIT.value else []

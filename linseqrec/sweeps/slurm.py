@@ -1,14 +1,35 @@
 """Runs as a SLURM job array, through submitit."""
 
 import dataclasses
+import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from linseqrec.sweeps.errors import SweepError
 from linseqrec.sweeps.task import Failure, Task, reason_of
+
+# Options of sbatch that are not free, and what to use instead: a flag of the sweep, or None where
+# submitit needs its own.
+_TAKEN = {
+    "array": "--parallel",
+    "cpus-per-task": "--slurm_cpus",
+    "error": None,
+    "gpus-per-node": "--slurm_gpus",
+    "job-name": "--workdir, whose folder names the jobs",
+    "mem": "--slurm_memory_gb",
+    "no-requeue": "--slurm_requeues",
+    "nodes": None,
+    "ntasks-per-node": None,
+    "open-mode": None,
+    "output": None,
+    "partition": "--slurm_partition",
+    "requeue": "--slurm_requeues",
+    "signal": "--slurm_lead",
+    "time": "--slurm_time_limit",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +47,7 @@ class SlurmConfig:
         always is.
       lead_seconds: How long before the time limit (or a preemption, where the cluster gives
         notice) the training is told to end by SIGTERM.
+      options: Further options of sbatch, by their long names (see `read_options`).
     """
 
     time_limit: int = 60
@@ -36,6 +58,37 @@ class SlurmConfig:
     parallel: int = 1
     requeues: int = 10
     lead_seconds: int = 120
+    options: Mapping[str, str | bool] = dataclasses.field(default_factory=dict)
+
+
+def read_options(entries: Sequence[str]) -> dict[str, str | bool]:
+    """Reads options of sbatch.
+
+    Args:
+      entries: "account=lab" each; "exclusive" for an option that takes no value.
+
+    Returns:
+      The values by name, True for an option without one.
+
+    Raises:
+      SweepError: If one is not written so, comes twice, or is the sweep's own to set.
+    """
+    options: dict[str, str | bool] = {}
+    for entry in entries:
+        name, separator, value = entry.partition("=")
+        name = name.replace("_", "-")
+        if not re.fullmatch("[a-z][a-z0-9-]+", name) or (separator and not value):
+            raise SweepError(
+                f"--slurm_option={entry} is not NAME=VALUE with the long name of an option of "
+                "sbatch, without dashes before it: --slurm_option=account=lab"
+            )
+        if name in _TAKEN:
+            instead = f"use {_TAKEN[name]}" if _TAKEN[name] else "submitit sets it"
+            raise SweepError(f"--slurm_option={entry} is not free: {instead}")
+        if name in options:
+            raise SweepError(f"--slurm_option={name} is given twice")
+        options[name] = value if separator else True
+    return options
 
 
 class Training:
@@ -95,7 +148,7 @@ def submit(
       submitit's jobs, in order.
 
     Raises:
-      SweepError: If submitit is not installed, there is no SLURM here, or it refuses the jobs.
+      SweepError: If submitit is not installed, there is no SLURM here, or SLURM refuses the jobs.
     """
     try:
         import submitit
@@ -121,13 +174,13 @@ def submit(
         slurm_array_parallelism=config.parallel,
         slurm_signal_delay_s=config.lead_seconds,
         # Not every cluster queues preempted jobs again unless they ask for it.
-        slurm_additional_parameters={"requeue": True},
+        slurm_additional_parameters={"requeue": True, **config.options},
     )
     try:
         with executor.batch():
             return [executor.submit(Training(task)) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
-        raise SweepError(f"the jobs were not submitted: {str(error).strip()}") from error
+        raise SweepError(f"SLURM refuses the jobs: {str(error).strip()}") from error
 
 
 def wait_for(jobs: Sequence[Any], tasks: Sequence[Task]) -> list[Failure]:

@@ -74,7 +74,7 @@ def train_task(config: str, flags: Sequence[str], folder: Path) -> Task:
 
     Args:
       config: The experiment's file.
-      flags: Overrides, `--config.FIELD=VALUE` each.
+      flags: Overrides, `--config.FIELD=VALUE` each, and other flags of the program.
       folder: The workdir.
     """
     program = (sys.executable, "-m", "launch.train")

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,13 @@ from linseqrec.training.checkpoint import ever_saved
 from linseqrec.training.tensorboard import TensorBoard
 
 # What a start leaves before its first checkpoint, beside `config.json` and `card.json`.
-_RECORDS = ("metrics.jsonl", "speed.jsonl", "environments.jsonl", "config_changes.jsonl")
+_RECORDS = (
+    "metrics.jsonl",
+    "speed.jsonl",
+    "environments.jsonl",
+    "config_changes.jsonl",
+    "wandb_id.json",
+)
 _RECORD_FOLDERS = ("tensorboard", "profile")
 
 
@@ -324,8 +331,8 @@ class MetricsLog:
             self._wandb = wandb.init(
                 project=wandb_project,
                 name=workdir.name,
-                # A resumed run goes on where it was.
-                id=workdir.name,
+                # A resumed run goes on where it was, and no other of the same folder name does.
+                id=_wandb_id(workdir),
                 resume="allow",
                 dir=str(workdir),
                 config=json.loads((workdir / "config.json").read_text()),
@@ -358,6 +365,14 @@ class MetricsLog:
         self._board.write(step, metrics | speed)
         if self._wandb is not None:
             self._wandb.log(metrics | speed, step=step)
+
+
+def _wandb_id(workdir: Path) -> str:
+    """The run's id in W&B: drawn once, then kept in the workdir."""
+    path = workdir / "wandb_id.json"
+    if not path.exists():
+        write_json(path, secrets.token_hex(8))
+    return json.loads(path.read_text())
 
 
 def _reopen(path: Path, step: int) -> TextIO:

@@ -48,11 +48,12 @@ def test_the_same_command_makes_what_is_left(swept):
     folder, _ = swept
     before = (folder / "warmup_steps=1" / "log.txt").read_bytes()
     arguments = [*SMALL, WARMUPS, f"--workdir={folder}"]
-    done = program("sweep", *arguments, "--executor=print")
+    done = program("sweep", *arguments, "--executor=print", "--wandb_project=p")
     assert done.returncode == 0, done.stderr
     assert "1 finished, 1 new" in done.stderr
     (command,) = done.stdout.splitlines()
     assert f"--workdir={folder}/warmup_steps=99999" in shlex.split(command)
+    assert "--wandb_project=p" in shlex.split(command)
     assert set(SMALL) < set(shlex.split(command)) | {
         "--config.training.num_epochs=1"  # It is written 1.0.
     }

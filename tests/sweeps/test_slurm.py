@@ -8,23 +8,32 @@ import time
 import pytest
 
 from linseqrec.sweeps.errors import SweepError
-from linseqrec.sweeps.slurm import SlurmConfig, submit, wait_for
+from linseqrec.sweeps.slurm import SlurmConfig, read_options, submit, wait_for
 from linseqrec.sweeps.task import Task
 
 pytest.importorskip("submitit")
 
 
-def test_the_array_asks_for_what_it_was_given(tmp_path, monkeypatch):
+def stand_in(tmp_path, monkeypatch, sbatch):
+    """Puts programs in the place of SLURM's; `sbatch` is the body of the one."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("srun", "sbatch"):
-        (programs / name).write_text(
-            f'#!/bin/sh\ncp "$1" {tmp_path}/{name}.sh\necho Submitted batch job 12\n'
-        )
+        (programs / name).write_text(f"#!/bin/sh\n{sbatch}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+
+def test_the_array_asks_for_what_it_was_given(tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/sbatch.sh; echo Submitted batch job 12')
     config = SlurmConfig(
-        time_limit=90, partition="long", gpus=1, cpus=8, parallel=2, lead_seconds=33
+        time_limit=90,
+        partition="long",
+        gpus=1,
+        cpus=8,
+        parallel=2,
+        lead_seconds=33,
+        options=read_options(["account=lab 7", "qos=low", "constraint=a100&nvlink", "exclusive"]),
     )
     tasks = [Task(tmp_path / name, ("true",)) for name in "abc"]
     jobs = submit(tasks, config, tmp_path / "sweep" / "submitit")
@@ -39,17 +48,35 @@ def test_the_array_asks_for_what_it_was_given(tmp_path, monkeypatch):
         "signal=USR2@33",
         "requeue",
         "job-name=sweep",
+        "account='lab 7'",
+        "qos=low",
+        "constraint='a100&nvlink'",
+        "exclusive",
     ):
         assert f"#SBATCH --{line}" in asked, asked
 
 
-def test_jobs_that_slurm_refuses_are_told_in_its_words(tmp_path, monkeypatch):
-    for name in ("srun", "sbatch"):
-        (tmp_path / name).write_text("#!/bin/sh\necho error: invalid partition: lng >&2\nexit 1\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(SweepError, match="not submitted: .*invalid partition: lng$"):
-        submit([Task(tmp_path, ("true",))], SlurmConfig(partition="lng"), tmp_path / "submitit")
+def test_what_slurm_refuses_is_said_in_its_words(tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch, "echo sbatch: error: Invalid account >&2; exit 1")
+    with pytest.raises(SweepError, match="SLURM refuses the jobs: .*error: Invalid account"):
+        submit([Task(tmp_path, ("true",))], SlurmConfig(), tmp_path / "submitit")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["--account=lab"], "--account=lab is not NAME=VALUE .* without dashes"),
+        (["account="], "account= is not NAME=VALUE"),
+        (["A=lab"], "A=lab is not NAME=VALUE with the long name"),
+        (["partition=gpu"], "partition=gpu is not free: use --slurm_partition"),
+        (["gpus_per_node=8"], "gpus_per_node=8 is not free: use --slurm_gpus"),
+        (["output=log"], "output=log is not free: submitit sets it"),
+        (["qos=a", "qos=b"], "qos is given twice"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(entries, message):
+    with pytest.raises(SweepError, match=message):
+        read_options(entries)
 
 
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):

@@ -48,22 +48,44 @@ def read_events(folder):
         data = data[16 + length :]
 
 
-def test_metrics_are_mirrored_to_wandb(tmp_path, monkeypatch):
-    """Against a stand-in with W&B's own calls: the service is not to be reached from a test."""
+@pytest.fixture
+def wandb(monkeypatch):
+    """What a stand-in with W&B's own calls is told: no test reaches the service."""
     said = []
 
     def init(**arguments):
-        said.append(("init", arguments["project"], arguments["id"], arguments["config"]["name"]))
+        kept = ("project", "name", "id", "resume", "config")
+        said.append({name: arguments[name] for name in kept})
         return types.SimpleNamespace(
-            log=lambda metrics, step: said.append(("log", step, metrics)),
-            finish=lambda exit_code: said.append(("finish", exit_code)),
+            log=lambda metrics, step: said.append((step, metrics)),
+            finish=lambda exit_code: said.append(exit_code),
         )
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    (tmp_path / "config.json").write_text(json.dumps(to_json(Experiment(name="x"))))
-    with workdir.MetricsLog(tmp_path, 0, wandb_project="p") as log:
+    return said
+
+
+def mirror(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_json(Experiment(name="x"))))
+    with workdir.MetricsLog(folder, 0, wandb_project="p") as log:
         log.write(3, {"loss": 1.0})
-    assert said == [("init", "p", tmp_path.name, "x"), ("log", 3, {"loss": 1.0}), ("finish", 0)]
+
+
+def test_metrics_are_mirrored_to_wandb(tmp_path, wandb):
+    mirror(tmp_path / "run")
+    began, *rest = wandb
+    assert (began["project"], began["name"], began["resume"]) == ("p", "run", "allow")
+    assert began["config"]["name"] == "x"
+    assert rest == [(3, {"loss": 1.0}), 0]
+
+
+def test_a_run_keeps_its_id_in_wandb_and_shares_it_with_none(tmp_path, wandb):
+    # As two sweeps over the same fields name their folders.
+    for folder in ("a/seed=0", "a/seed=0", "b/seed=0"):
+        mirror(tmp_path / folder)
+    first, resumed, other = (said["id"] for said in wandb if isinstance(said, dict))
+    assert first == resumed != other
 
 
 def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ batches of 2,048 rows; accumulation keeps the memory of one step down.
 
 Run it by:
 
+    python -m launch.prepare --input=logs/ml-1m/ml-1m.txt.gz --output=data/ml-1m
     python -m launch.train --config=experiments/recgrela_released_ml1m.py \
         --workdir=runs/recgrela_released_ml1m
 """

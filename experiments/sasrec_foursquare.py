@@ -4,6 +4,9 @@ The protocol and budget of `recgrela_foursquare.py`; run it by:
 
     python -m launch.train --config=experiments/sasrec_foursquare.py \
         --workdir=runs/sasrec_foursquare
+
+Result (one seed, 2026-11): test HR@10 / NDCG@10 .6020 / .4151, not filtered, of 1,083 targets;
+decayed Markov .5319 / .3807.
 """
 
 import dataclasses

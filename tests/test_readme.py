@@ -1,34 +1,41 @@
 """What the README shows works."""
 
-import dataclasses
+import importlib.util
 import pathlib
+import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from launch.flags import load_experiment
+from linseqrec.config import from_json, to_json
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.source import Source
+from linseqrec.data.splits import leave_one_out
 from linseqrec.events import Events
-from linseqrec.layers.embedding import ItemEmbedding
-from linseqrec.models.encoding import Encoding
-from linseqrec.ops.linear_attention import linear_attention
+from linseqrec.training.run import Run
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
-def test_the_example_model_is_a_running_mean():
-    section = README.read_text().split("## A new model\n")[1]
-    code = section.split("```python\n")[1].split("```")[0]
-    names = {
-        "dataclasses": dataclasses,
-        "jnp": jnp,
-        "nnx": nnx,
-        "Encoding": Encoding,
-        "ItemEmbedding": ItemEmbedding,
-        "linear_attention": linear_attention,
-    }
-    exec(code, names)
-    model = names["MeanConfig"](width=4).build(9, rngs=nnx.Rngs(0))
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The section's two files, written and read as its reader would: the model, the experiment."""
+    section = README.read_text().split("## A new model\n")[1].split("\n## ")[0]
+    blocks = [block.split("```")[0] for block in section.split("```python\n")[1:]]
+    for name, block in zip(("mean.py", "mean_quick.py"), blocks, strict=True):
+        (tmp_path / name).write_text(block)
+    spec = importlib.util.spec_from_file_location("linseqrec.models.mean", tmp_path / "mean.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module, load_experiment(tmp_path / "mean_quick.py")
+
+
+def test_the_example_model_is_a_running_mean(example):
+    model = example[0].MeanConfig(width=4).build(9, rngs=nnx.Rngs(0))
     items = np.array([[3, 1, 4, 1, 5, 0]], np.int32)
     segments = np.array([[1, 1, 1, 2, 2, 0]], np.int32)
     events = Events(items, np.zeros_like(items), segments, np.zeros_like(items))
@@ -36,3 +43,18 @@ def test_the_example_model_is_a_running_mean():
     rows = np.asarray(model.item_table())[items[0]]
     np.testing.assert_allclose(hidden[2], rows[:3].mean(0), atol=1e-6)
     np.testing.assert_allclose(hidden[4], rows[3:5].mean(0), atol=1e-6)
+
+
+def test_the_example_experiment_trains_and_is_restored_from_its_json(example):
+    _, experiment = example
+    assert from_json(to_json(experiment)) == experiment
+    dataset = Dataset.from_arrays(
+        np.tile(np.arange(1, 7, dtype=np.int32), 8), np.arange(48), np.arange(0, 49, 6), 6
+    )
+    run = Run.of(experiment, Source(dataset, leave_one_out(dataset), None))
+    state = run.initial_state()
+    before = jax.tree.map(np.asarray, state.params)
+    state, metrics = run.train_step(state, run.batches[0])
+    assert np.isfinite(float(metrics["loss"])) and not bool(state.halted)
+    changed = jax.tree.map(lambda a, b: bool((a != np.asarray(b)).any()), before, state.params)
+    assert all(jax.tree.leaves(changed))

@@ -1,4 +1,4 @@
-"""The training loop: one function from an experiment to a trained, selected, tested run."""
+"""The training loop: one function from an experiment to a trained run and its best checkpoint."""
 
 import contextlib
 import dataclasses

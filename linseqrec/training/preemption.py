@@ -28,11 +28,11 @@ class Preempted(BaseException):
 class Preemption:
     """Turns SIGTERM into `Preempted`, where the training state is whole.
 
-    Between steps the loop calls `check`; what may wait or last long without touching the state
-    (data, evaluation) stands under `interruptible` and is left at once. Where neither comes in
-    time, above all in a compilation, which no signal interrupts, the process ends after `grace`
-    seconds all the same: the last checkpoint is on disk, and what came after it will be repeated
-    exactly.
+    Between steps the loop reads `requested`, and all processes of the run agree on the step to end
+    at (`distributed.Agreement`); what may wait or last long without touching the state (data,
+    evaluation) stands under `interruptible` and is left at once. Where neither comes in time,
+    above all in a compilation, which no signal interrupts, the process ends after `grace` seconds
+    all the same: the last checkpoint is on disk, and what came after it will be repeated exactly.
 
     Attributes:
       requested: Whether a SIGTERM has come.
@@ -70,11 +70,6 @@ class Preemption:
         self._left.set()
         self._undo.close()
 
-    def check(self) -> None:
-        """Raises `Preempted` if the run was asked to end."""
-        if self.requested:
-            raise Preempted
-
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
         """Within it, a SIGTERM raises `Preempted` at once; unless there are other processes."""
@@ -83,7 +78,8 @@ class Preemption:
             return
         self._interruptible = True
         try:
-            self.check()
+            if self.requested:
+                raise Preempted
             yield
         finally:
             self._interruptible = False

@@ -138,9 +138,9 @@ class HyTRecConfig:
             )
 
         if self.time == "none" and self.timed_attention:
-            raise ValueError("timed_attention=True fades nothing with time='none'")
+            raise ConfigError("timed_attention=True fades nothing with time='none'")
         if self.time in ("shuffled", "positions") and not self.reads_time:
-            raise ValueError(
+            raise ConfigError(
                 f"time={self.time!r} changes nothing: with branches={self.branches!r} and "
                 f"ratio={self.ratio!r} no block reads the time, unless timed_attention=True"
             )
@@ -148,8 +148,8 @@ class HyTRecConfig:
     @property
     def reads_time(self) -> bool:
         """Whether any block's memory fades with the time between events."""
-        linear = None in sum(self.block_windows(), [])
-        return self.time != "none" and (linear or self.timed_attention)
+        long, _ = self.block_windows()
+        return self.time != "none" and (None in long or self.timed_attention)
 
     def _period(self) -> list[bool]:
         parts = re.fullmatch(r"(\d+):(\d+)", self.ratio)

@@ -136,7 +136,6 @@ class HyTRecConfig:
             raise ConfigError(
                 f"short_events {self.short_events} must be at least 1; 0 is for branches='long'"
             )
-
         if self.time == "none" and self.timed_attention:
             raise ConfigError("timed_attention=True fades nothing with time='none'")
         if self.time in ("shuffled", "positions") and not self.reads_time:

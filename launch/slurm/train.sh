@@ -42,22 +42,19 @@ JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-1} - 1)))
 export JAX_LOCAL_DEVICE_IDS
 
 # A preemption may send SIGTERM to this shell as well, which must live to queue the job again. The
-# tasks get their own.
-signalled=0
-trap 'signalled=1' TERM
+# tasks get their own. It is ignored, not trapped: a trap interrupts `wait`, and bash then loses the
+# code of a process that ends at that moment.
+trap '' TERM
 
 # --distributed=auto: JAX reads the coordinator and each task's number from SLURM's variables.
 # --wait: where one task ends (its node failed, or it met an error), the others, which would wait for
 # it in a collective operation, end so many seconds later.
-srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --wait=300 \
-    "${PYTHON:-.venv/bin/python}" -m launch.train --distributed=auto --grace="$GRACE" "$@" &
-step=$!
-while true; do
-    wait "$step" # a signal ends it before the tasks end
-    code=$?
-    ((signalled)) || break
-    signalled=0
-done
+(
+    trap - TERM
+    exec srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --wait=300 \
+        "${PYTHON:-.venv/bin/python}" -m launch.train --distributed=auto --grace="$GRACE" "$@"
+)
+code=$?
 
 if ((code == PREEMPTED)); then
     if ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-100})); then

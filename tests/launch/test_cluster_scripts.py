@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -34,7 +35,8 @@ for SLURM_PROCID in 0 1; do export SLURM_PROCID; bash -c "${last#--command=}"; d
 PYTHON = """
 echo "task $SLURM_PROCID gpus ${JAX_LOCAL_DEVICE_IDS:-}" >> "$CALLS"
 printf '<%s>' "$@" >> "$CALLS"; echo >> "$CALLS"
-[[ -z ${SIGNAL_SHELL:-} || $SLURM_PROCID == 1 ]] || kill -TERM "$SCRIPT"
+[[ -z ${SIGNAL_SHELL:-} ]] || kill -TERM "$SCRIPT"
+[[ -z ${SIGNAL_TASK:-} ]] || kill -TERM $$
 exit "${CODE:-0}"
 """
 
@@ -109,6 +111,11 @@ def test_a_preempted_job_and_no_other_is_queued_again(start, variables, queued_a
     ]
     assert (calls[-1] == "scontrol requeue 17") == queued_again
     assert sum(call.startswith("scontrol") for call in calls) == queued_again
+
+
+def test_the_tasks_are_not_deaf_to_what_the_shell_ignores(start):
+    code, _, _ = start("launch/slurm/train.sh", **JOB, SIGNAL_TASK="1")
+    assert code == 128 + signal.SIGTERM
 
 
 def test_the_job_is_told_to_end_before_its_grace_runs_out():

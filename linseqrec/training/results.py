@@ -125,7 +125,7 @@ def write_figures(
     }
     filters = first["test"][first["name"]]["protocol"]["filter_seen"]
     title = first["title"].partition(" on ")[2]
-    floors = {key: value for key, value in first["test"].items() if key != first["name"]}
+    references = {key: value for key, value in first["test"].items() if key != first["name"]}
     drawn = {
         "learning_curves.png": figures.learning_curves(
             curves | dict(published or {}),
@@ -134,7 +134,8 @@ def write_figures(
             horizontal="epoch",
         )
     }
-    systems = {name: result["test"][result["name"]] for name, result in results.items()} | floors
+    systems = {name: result["test"][result["name"]] for name, result in results.items()}
+    systems |= references
     for name in filters:
         buckets = {key: summary["buckets"][name] for key, summary in systems.items()}
         suffix = "filtered" if name == "all" else "unfiltered"
@@ -142,7 +143,7 @@ def write_figures(
             {"events before the target": buckets},
             metric,
             title=f"{title}; test, seen items {in_words(name)}",
-            references=floors,
+            references=references,
         )
     # Saved once all are drawn: what cannot be drawn leaves no half of them behind.
     return [figures.save_figure(figure, output / name) for name, figure in drawn.items()]

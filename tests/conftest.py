@@ -27,5 +27,14 @@ from absl import flags  # noqa: E402
 # Grain reads absl's flags.
 flags.FLAGS.mark_as_parsed()
 
+# Minutes of other processes, each: begun last, one would keep a worker when the others are done.
+_LONG = ("test_kill.py", "test_multidevice.py", "test_processes.py", "test_full_disk.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest tests first."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 # Simulated devices want a process of their own (`tests/test_multidevice.py` starts it).
 collect_ignore = [] if os.environ.get("LINSEQREC_MULTIDEVICE") else ["multidevice"]

@@ -108,6 +108,17 @@ def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message):
     assert "error:" in done.stderr and message in done.stderr
 
 
+@pytest.fixture
+def forsaken(trained, tmp_path):
+    """A run whose data set is no longer where it was."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["folder"] = str(tmp_path / "gone")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -116,24 +127,22 @@ def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message):
         ("analyse", ["--analysis=state_sink", "--users=8", "--output={}/analysis"]),
     ],
 )
-def test_data_that_have_moved_are_named_by_a_flag(trained, prepared, tmp_path, name, arguments):
-    folder, moved, other = tmp_path / "run", tmp_path / "moved", tmp_path / "other"
-    shutil.copytree(trained[0], folder)
-    shutil.copytree(prepared, moved)
-    shutil.copytree(prepared, other)
-    config = json.loads((folder / "config.json").read_text())
-    config["data"]["folder"] = str(tmp_path / "gone")
-    (folder / "config.json").write_text(json.dumps(config))
-    card = json.loads((other / "card.json").read_text())
-    card["sha256"]["user_ids"] = "0"
-    (other / "card.json").write_text(json.dumps(card))
+def test_data_that_have_moved_are_named_by_a_flag(forsaken, prepared, tmp_path, name, arguments):
+    shutil.copytree(prepared, tmp_path / "moved")
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    done = program(name, f"--workdir={forsaken}", *arguments, f"--data={tmp_path / 'moved'}")
+    assert done.returncode == 0, done.stderr
 
-    arguments = [f"--workdir={folder}", *(argument.format(tmp_path) for argument in arguments)]
-    done = program(name, *arguments)
+
+def test_data_that_are_gone_or_others_are_refused(forsaken, prepared, tmp_path):
+    done = program("evaluate", f"--workdir={forsaken}")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"data set in {tmp_path / 'gone'}, which is not there" in done.stderr
     assert "--data=FOLDER" in done.stderr
-    done = program(name, *arguments, f"--data={other}")
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    card = json.loads((other / "card.json").read_text())
+    card["sha256"]["user_ids"] = "0"
+    (other / "card.json").write_text(json.dumps(card))
+    done = program("evaluate", f"--workdir={forsaken}", f"--data={other}")
     assert done.returncode == 1 and "on other data (user_ids differ)" in done.stderr
-    done = program(name, *arguments, f"--data={moved}")
-    assert done.returncode == 0, done.stderr

@@ -10,8 +10,8 @@ and its controls by adding `--config.model.time=shuffled`, `positions` or `none`
 `--config.model.branches=short`, or `--config.model.branches=long --config.model.short_events=0`.
 
 Result (one seed, 2026-11, half an hour of processor time): test HR@10 / NDCG@10 .2260 / .1291, not
-filtered; the long branch alone .2333 / .1340. Neither beats the Markov floor (.2300 / .1404) in these
-four epochs. RESULTS.md has what follows from it, and what does not.
+filtered; the long branch alone .2333 / .1340. Neither beats the Markov floor (.2300 / .1404) in
+these four epochs. RESULTS.md has what follows from it, and what does not.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

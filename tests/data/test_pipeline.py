@@ -1,8 +1,6 @@
 """Training batches, decoded slot by slot and held against a loop over training events."""
 
 import collections
-import os
-from pathlib import Path
 
 import grain
 import jax
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.pipeline import training_batches
 from linseqrec.data.splits import Split, Targets, leave_one_out
+from tests.real_logs import real_log
 
 ORIGIN = 5_000_000_000  # beyond int32: timestamps must be subtracted before they are cast
 PLANS = ("packed", "windows", "prefixes")
@@ -273,10 +272,7 @@ def test_steps_count_from_zero_and_slice():
 
 def test_movielens_1m_has_the_published_number_of_prefixes():
     """RecGRELA's log counts 981,491 training rows; windows pack to over 97 %."""
-    data = Path(os.environ.get("LINSEQREC_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    log = data / "ml-1m" / "ml-1m.txt.gz"
-    if not log.exists():
-        pytest.skip(f"{log} is absent; LINSEQREC_DATA names the folder of real logs")
+    log = real_log("ml-1m/ml-1m.txt.gz")
     users, items = np.loadtxt(log, dtype=np.int64).T
     offsets = np.concatenate([[0], np.flatnonzero(np.diff(users)) + 1, [len(users)]])
     dataset = Dataset.from_arrays(items, np.arange(len(items)), offsets, order_only=True)

@@ -21,8 +21,7 @@ from linseqrec.data.card import differing_data
 from linseqrec.data.dataset import Dataset, DatasetError
 from linseqrec.data.prepare import prepare
 from linseqrec.data.readers import LogError
-
-LOGS = Path(os.environ.get("LINSEQREC_DATA", Path(__file__).parents[2] / "../shared/data"))
+from tests.real_logs import real_log
 
 
 def histories(dataset):
@@ -596,14 +595,10 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert not any((tmp_path / "sets").iterdir())
 
 
-@pytest.mark.skipif(
-    not (LOGS / "ml-1m" / "ratings.tsv.gz").exists(),
-    reason="needs ml-1m/ratings.tsv.gz and ml-1m/ml-1m.txt.gz in LINSEQREC_DATA",
-)
 def test_movielens_sequences_are_the_published_ones(tmp_path):
     """A stable sort of the raw ratings gives the file that SASRec's line of papers uses."""
-    raw = prepare(LOGS / "ml-1m" / "ratings.tsv.gz", tmp_path / "raw")
-    published = prepare(LOGS / "ml-1m" / "ml-1m.txt.gz", tmp_path / "published")
+    raw = prepare(real_log("ml-1m/ratings.tsv.gz"), tmp_path / "raw")
+    published = prepare(real_log("ml-1m/ml-1m.txt.gz"), tmp_path / "published")
     assert (raw.num_users, raw.num_items, raw.num_events) == (6040, 3416, 999_611)
     # The files number users and items differently. Users with a length of their own are the same
     # in both; they name items, which tell more users, until one renaming must carry all over.

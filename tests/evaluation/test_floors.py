@@ -1,8 +1,6 @@
 """Floors against loops over events, and the floors published with the protocol on MovieLens-1M."""
 
 import gzip
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +15,9 @@ from linseqrec.evaluation.floors import (
     RecentPopularity,
     item_counts,
 )
+from tests.real_logs import real_log
 
 ITEMS = 30
-DATA = Path(os.environ.get("LINSEQREC_DATA", Path(__file__).parents[2] / "../shared/data"))
 
 
 def make_dataset():
@@ -126,10 +124,7 @@ OURS = [
 
 
 def ml_1m(order):
-    path = DATA / "ml-1m" / "ratings.tsv.gz"
-    if not path.exists():
-        pytest.skip(f"MovieLens-1M is not at {path}; set LINSEQREC_DATA to the data folder")
-    with gzip.open(path, "rt") as file:
+    with gzip.open(real_log("ml-1m/ratings.tsv.gz"), "rt") as file:
         users, items, _, times, _ = np.loadtxt(file, dtype=np.int64, skiprows=1).T
     within = items if order == "item" else np.arange(len(items))
     rows = np.lexsort((within, times, users))

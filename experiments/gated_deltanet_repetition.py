@@ -19,11 +19,11 @@ from linseqrec.training.optimizer import OptimizerConfig
 def get_config() -> Experiment:
     return Experiment(
         name="Gated DeltaNet",
-        model=GatedDeltaNetConfig(),
-        data=DataConfig(world="repetition", length=400, batch_size=8),
+        model=GatedDeltaNetConfig(dropout=0.0),
+        data=DataConfig(world="repetition", length=400, batch_size=2),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100
+            learning_rate=5e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100
         ),
-        training=TrainingConfig(num_epochs=8, evaluate_every=1, log_every=50),
+        training=TrainingConfig(num_epochs=8, evaluate_every=1, log_every=200),
         evaluation=EvaluationConfig(filter_seen=("none",)),
     )

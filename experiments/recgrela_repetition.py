@@ -15,4 +15,6 @@ from linseqrec.models.recgrela import RecGRELAConfig
 
 def get_config() -> Experiment:
     experiment = gated_deltanet_repetition.get_config()
-    return dataclasses.replace(experiment, name="RecGRELA", model=RecGRELAConfig(max_length=400))
+    return dataclasses.replace(
+        experiment, name="RecGRELA", model=RecGRELAConfig(max_length=400, dropout=0.0)
+    )

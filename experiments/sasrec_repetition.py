@@ -15,4 +15,6 @@ from linseqrec.models.sasrec import SASRecConfig
 
 def get_config() -> Experiment:
     experiment = gated_deltanet_repetition.get_config()
-    return dataclasses.replace(experiment, name="SASRec", model=SASRecConfig(max_length=400))
+    return dataclasses.replace(
+        experiment, name="SASRec", model=SASRecConfig(max_length=400, dropout=0.0)
+    )

@@ -18,6 +18,7 @@ class DataConfig:
       world_seed: Its seed.
       world_users: Its users; None: the preset's.
       world_length: Events of a history in it, on average; None: the preset's.
+      world_items: Its items; None: the preset's. Categories keep their size.
       split: "leave_one_out"; "global_temporal" at the quantiles below; "folds", the log's own.
       validation_quantile: Of all events' times: training ends, validation targets begin.
       test_quantile: Of all events' times: test targets begin.
@@ -33,6 +34,7 @@ class DataConfig:
     world_seed: int = 0
     world_users: int | None = None
     world_length: float | None = None
+    world_items: int | None = None
     split: Literal["leave_one_out", "global_temporal", "folds"] = "leave_one_out"
     validation_quantile: float = 0.8
     test_quantile: float = 0.9
@@ -67,7 +69,12 @@ def load_source(config: DataConfig) -> Source:
     """
     world = None
     if not config.folder:
-        made_of = resized(world_config(config.world), config.world_users, config.world_length)
+        made_of = resized(
+            world_config(config.world),
+            config.world_users,
+            config.world_length,
+            config.world_items,
+        )
         world = generate(made_of, config.world_seed)
     dataset = Dataset.open(config.folder) if world is None else world.dataset
     if config.split == "leave_one_out":

@@ -18,6 +18,7 @@ from linseqrec.data.worlds import (
     WorldError,
     generate,
     load_world,
+    resized,
     world_config,
     write_world,
 )
@@ -220,6 +221,22 @@ def test_habits_of_ultra_long_histories_recur_from_afar():
     within = {reach: np.mean(np.array(ages) <= reach) for reach in (200, 1_000, 10_000)}
     assert within[1_000] > within[200] + 0.15
     assert within[10_000] > within[1_000] + 0.15
+
+
+def test_a_resized_world_is_of_that_size_and_else_the_same():
+    world = world_config("ultra_long")
+    smaller = resized(world, num_users=60, mean_length=300, num_items=1_000)
+    assert smaller == dataclasses.replace(
+        world,
+        num_users=60,
+        mean_length=300,
+        min_length=150,
+        num_items=1_000,
+        num_categories=50,
+    )
+    assert resized(world) == world
+    assert resized(world, num_items=7).num_categories == 1
+    assert generate(smaller, 0).dataset.num_items == 1_000
 
 
 def test_a_written_world_comes_back_with_its_oracle(tmp_path):

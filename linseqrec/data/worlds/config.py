@@ -171,7 +171,12 @@ def world_config(preset: str) -> WorldConfig:
     return known[preset]
 
 
-def resized(config: WorldConfig, num_users: int | None, mean_length: float | None) -> WorldConfig:
+def resized(
+    config: WorldConfig,
+    num_users: int | None = None,
+    mean_length: float | None = None,
+    num_items: int | None = None,
+) -> WorldConfig:
     """A world of other size, everything else being equal.
 
     Args:
@@ -179,6 +184,8 @@ def resized(config: WorldConfig, num_users: int | None, mean_length: float | Non
       num_users: None keeps its own.
       mean_length: Events of a history, on average; None keeps its own. The least length shrinks or
         grows with it.
+      num_items: None keeps its own. The categories shrink or grow in number with it, not in size,
+        so that a user's tastes spread over as many items as before.
 
     Raises:
       WorldError: No such world can be.
@@ -190,4 +197,7 @@ def resized(config: WorldConfig, num_users: int | None, mean_length: float | Non
         config = dataclasses.replace(
             config, mean_length=mean_length, min_length=max(least, config.oracle_events + 1)
         )
+    if num_items is not None:
+        categories = round(config.num_categories * num_items / config.num_items)
+        config = dataclasses.replace(config, num_items=num_items, num_categories=max(categories, 1))
     return config

@@ -1,6 +1,6 @@
 r"""HyTRec on the generated world `ultra_long`, 1,500 users of some 1,500 events (synthetic data).
 
-Fifty habits a user, of which most come once in a thousand events or less: a model that sees the
+A thousand items, and fifty habits a user, of which most come once in a thousand events or less: a model that sees the
 last few hundred events has not seen them. Run it by:
 
     python -m launch.train --config=experiments/hytrec_ultra_long.py \
@@ -9,9 +9,9 @@ last few hundred events has not seen them. Run it by:
 and its controls by adding `--config.model.time=shuffled`, `positions` or `none`,
 `--config.model.branches=short`, or `--config.model.branches=long --config.model.short_events=0`.
 
-Result (one seed, 2026-11, half an hour of processor time): test HR@10 / NDCG@10 .2260 / .1291, not
-filtered; the long branch alone .2333 / .1340. Neither beats the Markov floor (.2300 / .1404) in
-these four epochs. RESULTS.md has what follows from it, and what does not.
+Result (one seed, 2026-11, a quarter of an hour of a core): test HR@10 / NDCG@10 .2533 / .1457, not
+filtered; the long branch alone .2700 / .1514, the short one .2540 / .1431; Markov .2340 / .1371,
+oracle .4820 / .3505. RESULTS.md has what follows from it.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
@@ -23,17 +23,19 @@ from linseqrec.training.optimizer import OptimizerConfig
 def get_config() -> Experiment:
     return Experiment(
         name="HyTRec",
-        model=HyTRecConfig(),
+        # Chunks of 32 are faster on a CPU.
+        model=HyTRecConfig(dropout=0.0, chunk_size=32),
         data=DataConfig(
             world="ultra_long",
             world_users=1_500,
             world_length=1_500,
+            world_items=1_000,
             length=1_536,
-            batch_size=2,
+            batch_size=1,
         ),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100
+            learning_rate=5e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100
         ),
-        training=TrainingConfig(num_epochs=4, evaluate_every=1, log_every=50),
+        training=TrainingConfig(num_epochs=2, evaluate_every=1, log_every=200),
         evaluation=EvaluationConfig(filter_seen=("none",)),
     )

@@ -4,6 +4,8 @@ The protocol and budget of `hytrec_ultra_long.py`; run it by:
 
     python -m launch.train --config=experiments/sasrec_ultra_long.py \
         --workdir=runs/ultra_long/sasrec
+
+Result (one seed, 2026-11, 4 minutes of a core): test HR@10 / NDCG@10 .2640 / .1468, not filtered.
 """
 
 import dataclasses
@@ -15,4 +17,6 @@ from linseqrec.models.sasrec import SASRecConfig
 
 def get_config() -> Experiment:
     experiment = hytrec_ultra_long.get_config()
-    return dataclasses.replace(experiment, name="SASRec", model=SASRecConfig(max_length=1_536))
+    return dataclasses.replace(
+        experiment, name="SASRec", model=SASRecConfig(max_length=1_536, dropout=0.0)
+    )

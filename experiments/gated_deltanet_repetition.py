@@ -7,9 +7,9 @@ against this model at about equal parameters (283 k here, 307 k there). Run it b
         --workdir=runs/repetition/gated_deltanet
 
 Result (one seed, 2026-11, 5 minutes of a core): test HR@10 / NDCG@10 .5740 / .3623, not filtered;
-with `--config.model.num_layers=2` .5945 / .3967; decayed Markov .3740 / .2205, oracle .7925 / .6511.
-Batches are small because updates are what these models lack: in batches of eight at a rate of 2e-3,
-with dropout, it came to .5320 / .3068 in as many epochs.
+with `--config.model.num_layers=2` .5945 / .3967; decayed Markov .3740 / .2205, oracle .7925 /
+.6511. Batches are small because updates are what these models lack: in batches of eight at a rate
+of 2e-3, with dropout, it came to .5320 / .3068 in as many epochs.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

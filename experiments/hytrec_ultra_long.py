@@ -1,7 +1,7 @@
 r"""HyTRec on the generated world `ultra_long`, 1,500 users of some 1,500 events (synthetic data).
 
-A thousand items, and fifty habits a user, of which most come once in a thousand events or less: a model that sees the
-last few hundred events has not seen them. Run it by:
+A thousand items, and fifty habits a user, of which most come once in a thousand events or less: a
+model that sees the last few hundred events has not seen them. Run it by:
 
     python -m launch.train --config=experiments/hytrec_ultra_long.py \
         --workdir=runs/ultra_long/hytrec

@@ -57,7 +57,7 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
         panel.set_ylabel(f"{label}\nbars: one standard error")
         panel.set_ylim(bottom=0)
         dress(panel)
-    lifts.legend(frameon=False, fontsize="x-small")
+    shared_legend(figure, lifts)
     return figure
 
 

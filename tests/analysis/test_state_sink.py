@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from linseqrec.analysis.attention_rank import spectrum
+from linseqrec.analysis.figures import state_sink_figure
 from linseqrec.analysis.state_sink import effective_rank, occupancy_lift, state_sink
 
 
@@ -104,3 +105,17 @@ def test_a_spectrum_is_of_the_events_alone():
     np.testing.assert_allclose(
         spectrum(output, real).values, [[0.75, 0.25, 0.0], [1.0, 0.0, 0.0]], atol=1e-12
     )
+
+
+def test_the_figures_legend_covers_no_reading():
+    reading = {"mean": 5.0, "standard_error": 0.1}
+    mixers = {
+        "blocks/0": dict.fromkeys(("occupancy_lift", "control_lift", "effective_rank"), reading)
+    }
+    figure = state_sink_figure({f"model {index}": mixers for index in range(8)}, title="title")
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 16
+    for panel in figure.axes:
+        assert panel.get_legend() is None
+        assert not legend.get_window_extent().overlaps(panel.get_window_extent())

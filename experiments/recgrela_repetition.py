@@ -4,6 +4,8 @@ The protocol and budget of `gated_deltanet_repetition.py`; run it by:
 
     python -m launch.train --config=experiments/recgrela_repetition.py \
         --workdir=runs/repetition/recgrela
+
+Result (one seed, 2026-11, 4 minutes of a core): test HR@10 / NDCG@10 .5700 / .3386, not filtered.
 """
 
 import dataclasses

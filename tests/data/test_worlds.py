@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from linseqrec.data.dataset import Dataset, write_dataset
+from linseqrec.data.source import DataConfig, load_source
 from linseqrec.data.worlds import (
     BROWSE,
     BURST,
@@ -236,7 +237,15 @@ def test_a_resized_world_is_of_that_size_and_else_the_same():
     )
     assert resized(world) == world
     assert resized(world, num_items=7).num_categories == 1
-    assert generate(smaller, 0).dataset.num_items == 1_000
+    with pytest.raises(WorldError, match="num_items=0 must be at least 1"):
+        resized(world, num_items=0)
+
+
+def test_an_experiment_sets_the_size_of_its_world():
+    config = DataConfig(world="drift", world_users=40, world_length=30, world_items=80)
+    world = load_source(config).world
+    assert world.config == resized(world_config("drift"), 40, 30, 80)
+    assert (world.dataset.num_users, world.dataset.num_items) == (40, 80)
 
 
 def test_a_written_world_comes_back_with_its_oracle(tmp_path):

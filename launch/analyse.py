@@ -1,4 +1,4 @@
-r"""Looks into checkpoints: the state sink, the insertion probe, ranks, the metric by repeats.
+r"""Looks into checkpoints: state sink, gates, insertion probe, ranks, the metric by repeats.
 
     python -m launch.analyse --workdir=runs/repetition/gated_deltanet \
         --workdir=runs/repetition/sinkrec --output=runs/repetition/analysis
@@ -6,6 +6,7 @@ r"""Looks into checkpoints: the state sink, the insertion probe, ranks, the metr
 Several runs of one data set are drawn together. Each analysis writes `NAME.json` and `NAME.png`:
 
     state_sink        occupancy lift and effective rank of the recurrent states, a mixer each
+    gates             what gated delta memories keep and write at an event, and what is purified
     insertion_probe   the rank of a rare event's item against events inserted, repeated or random
     attention_rank    RecGRELA's attention output with and without its local branch
     buckets           the metric by history length, and by the share of the history that repeats

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from matplotlib.figure import Figure
 
-from linseqrec.analysis import figures, insertion_probe
+from linseqrec.analysis import figures, gates, insertion_probe
 from linseqrec.analysis.attention_rank import Spectrum, spectrum
 from linseqrec.analysis.groups import item_groups, most_frequent_groups
 from linseqrec.analysis.insertion_probe import ARMS, ProbeConfig, make_probes
@@ -20,6 +21,7 @@ from linseqrec.data.card import differing_data
 from linseqrec.evaluation import metrics
 from linseqrec.evaluation.figures import metric_by_bucket
 from linseqrec.evaluation.ranks import catalogue_ranks, in_words
+from linseqrec.layers.gated_delta_net import GatedDelta
 from linseqrec.layers.rela import RELA
 from linseqrec.training.results import data_title
 from linseqrec.training.run import SplitName
@@ -73,6 +75,21 @@ def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analy
     return numbers, figures.state_sink_figure(
         numbers, title=f"State sink, {_FREQUENT_GROUPS} most frequent groups; {_title(subjects)}"
     )
+
+
+def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> Analysis:
+    """What the memories keep and write at an event, and what is purified of it."""
+    numbers = {}
+    for subject in subjects:
+        readings: dict[str, list[tuple[Any, np.ndarray]]] = {}
+        for events, traces in subject.traces(*subject.histories(settings.split, settings.users)):
+            for name, traced in traces.items():
+                if traced.gates:
+                    readings.setdefault(name, []).append((traced.gates, events.segment_ids > 0))
+        numbers[subject.name] = {
+            name: gates.summarise(batches) for name, batches in readings.items()
+        }
+    return numbers, figures.gates_figure(numbers, title=f"Gates; {_title(subjects)}")
 
 
 def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> Analysis:
@@ -155,6 +172,7 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis
 
 ANALYSES: dict[str, Callable[[Sequence[Subject], Settings], Analysis]] = {
     "state_sink": analyse_state_sink,
+    "gates": analyse_gates,
     "insertion_probe": analyse_insertion_probe,
     "attention_rank": analyse_attention_rank,
     "buckets": analyse_buckets,
@@ -182,8 +200,12 @@ def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
     if name == "buckets":
         return list(subjects)
     # The rank is the paper's figure of its released form, which carries no state.
-    applies = (lambda mixer: isinstance(mixer, RELA)) if name == "attention_rank" else is_recurrent
-    return [subject for subject in subjects if any(map(applies, subject.mixers))]
+    applies: dict[str, Callable[[nnx.Module], bool]] = {
+        "attention_rank": lambda mixer: isinstance(mixer, RELA),
+        "gates": lambda mixer: isinstance(mixer, GatedDelta),
+    }
+    applied = applies.get(name, is_recurrent)
+    return [subject for subject in subjects if any(map(applied, subject.mixers))]
 
 
 def check_comparable(subjects: Sequence[Subject]) -> None:

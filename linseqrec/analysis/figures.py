@@ -61,6 +61,55 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
     return figure
 
 
+# What a panel of the gates shows.
+_GATES = {
+    "kept": "α, kept of the state",
+    "written": "β, written",
+    "coverage": "c, suppressed of a write",
+    "removal": "λ, removed from a reading",
+}
+
+
+def gates_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
+    """The gates of each mixer's heads: the median over events, and where most of them lie.
+
+    Args:
+      subjects: By model, by mixer, what `gates.summarise` returns.
+      title: Above the panels.
+    """
+    held = {gate for mixers in subjects.values() for gates in mixers.values() for gate in gates}
+    names = [name for name in _GATES if name in held]
+    figure, panels = new_figure(len(names), title)
+    ticks: list[str] = []
+    for index, (subject, mixers) in enumerate(subjects.items()):
+        for mixer, gates in mixers.items():
+            for panel, name in zip(panels, names, strict=True):
+                if name not in gates:
+                    continue
+                low, middle, high = np.array(gates[name]["heads"]).T
+                # A mixer's heads side by side, about its tick.
+                panel.errorbar(
+                    len(ticks) + np.linspace(-0.2, 0.2, len(middle)),
+                    middle,
+                    yerr=[middle - low, high - middle],
+                    # Once a model.
+                    label=subject if mixer == next(iter(mixers)) else None,
+                    color=COLOURS[index % len(COLOURS)],
+                    marker=MARKERS[index % len(MARKERS)],
+                    linestyle="none",
+                    capsize=3,
+                )
+            ticks.append(mixer)
+        ticks.append("")
+    for panel, name in zip(panels, names, strict=True):
+        panel.set_xticks(np.arange(len(ticks)), ticks, rotation=45, ha="right", fontsize="small")
+        panel.set_xlim(-0.6, len(ticks) - 1.4)
+        panel.set_ylabel(f"{_GATES[name]}\na head each: median, 10 to 90 % of events")
+        dress(panel)
+    shared_legend(figure, panels[0])
+    return figure
+
+
 def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
     """The rare item's rank by the events inserted, and what repetition adds to forgetting.
 

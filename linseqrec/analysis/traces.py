@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -22,12 +23,15 @@ class MixerTrace:
       keys: The keys by which events were written.
       memory: The matrix memory after each row's last event; of a mixer that is not recurrent the
         sum over all of the row's slots, padding included.
+      gates: Of a gated delta memory, float32 by name: "kept", α; "written", β as the rule has it;
+        and where the mixer has them "coverage", c, and "removal", λ. Of other mixers empty.
       attended: What RecGRELA's linear attention read, heads side by side; None of other mixers.
       augmented: The same once its local branch has joined; None of other mixers, or without it.
     """
 
     keys: Float[Array, "B T H K"]
     memory: Float[Array, "B H K V"]
+    gates: dict[str, Float[Array, "B T H"]] = dataclasses.field(default_factory=dict)
     attended: Float[Array, "B T D"] | None = None
     augmented: Float[Array, "B T D"] | None = None
 
@@ -85,9 +89,15 @@ def trace(model: SequenceModel, events: Events) -> dict[str, MixerTrace]:
 
 def _of_delta(outputs: Any) -> list[MixerTrace]:
     calls, inputs = outputs["__call__"].get_value(), outputs["inputs"].get_value()
+    own = {name: outputs[name].get_value() for name in ("coverage", "removal") if name in outputs}
     return [
-        MixerTrace(keys=first.key, memory=state.memory)
-        for (first, *_), (_, state) in zip(inputs, calls, strict=True)
+        MixerTrace(
+            keys=first.key,
+            memory=state.memory,
+            gates={"kept": jnp.exp(first.log_decay), "written": first.beta}
+            | {name: calls[index] for name, calls in own.items()},
+        )
+        for index, ((first, *_), (_, state)) in enumerate(zip(inputs, calls, strict=True))
     ]
 
 

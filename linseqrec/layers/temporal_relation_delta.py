@@ -157,19 +157,19 @@ class TemporalRelationDelta(GatedDelta):
             memory_key = unit(self.memory_key(memory.vector).reshape(key.shape))
             both = jnp.concatenate([x, memory.vector], axis=-1)
         if self.coverage_gate is not None:
-            beta = beta * (1 - self._coverage(x, both, key, memory_key, memory))
+            beta = beta * (1 - self.coverage(x, both, key, memory_key, memory))
         if self.removal_gate is not None:
             assert memory_key is not None
-            query = query - self._removal(both)[..., None].astype(query.dtype) * memory_key
+            query = query - self.removal(both)[..., None].astype(query.dtype) * memory_key
         query = query * self.key_width**-0.5
         return DeltaInputs(query, key, value, log_decay, beta), convolution
 
-    def _removal(self, both: Float[Array, "B T 2D"]) -> Float[Array, "B T H"]:
-        """The share λ, float32."""
+    def removal(self, both: Float[Array, "B T 2D"]) -> Float[Array, "B T H"]:
+        """λ, how much of the answer to the memory's key is taken out of a reading; float32."""
         assert self.removal_gate is not None and self.removal_bias is not None
         return jax.nn.sigmoid(self.removal_gate(both).astype(jnp.float32) + self.removal_bias[...])
 
-    def _coverage(
+    def coverage(
         self,
         x: Float[Array, "B T D"],
         both: Float[Array, "B T 2D"],
@@ -177,7 +177,7 @@ class TemporalRelationDelta(GatedDelta):
         memory_key: Float[Array, "B T H K"] | None,
         memory: MemoryReading | None,
     ) -> Float[Array, "B T H"]:
-        """The coverage c, float32."""
+        """c, the share of each write that is suppressed; float32."""
         assert self.coverage_gate is not None and self.coverage_bias is not None
         if self.coverage_weights is None:
             gate = self.coverage_gate(x).astype(jnp.float32)

@@ -92,7 +92,7 @@ def test_analyses_of_a_checkpoint(trained, tmp_path):
         "--insertions=0,2",
     )
     assert done.returncode == 0, done.stderr
-    names = ("state_sink", "insertion_probe", "attention_rank", "buckets")
+    names = ("state_sink", "insertion_probe", "attention_rank", "buckets")  # RecGRELA has no gates
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}.{suffix}" for name in names for suffix in ("json", "png")
     }

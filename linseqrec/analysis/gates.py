@@ -1,0 +1,43 @@
+"""What a gated delta memory's gates do: how much it keeps, writes, and has purified (ours).
+
+A head that keeps α of its state at each event has forgotten half of it after log ½ / log α events,
+and one whose β stays near 0 writes nothing: either is a memory that the model does not use. Of
+SinkRec also the coverage c, the share of a write that is suppressed, and λ, how much of the answer
+to the memory's key is taken out of a reading.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from linseqrec.analysis.summary import mean_and_error
+
+# Of the events' readings: the middle, and between which most of them lie.
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def summarise(
+    batches: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray]],
+) -> dict[str, dict[str, object]]:
+    """Reads the gates of one mixer over batches of users.
+
+    Args:
+      batches: Pairs of the gates by name, float [U, T, H] each, and which slots are events, bool
+        [U, T]. Every batch has the same gates.
+
+    Returns:
+      By gate: `mean`, `standard_error` and `users` of the users' own means over events and heads,
+      and `heads`, for each the `QUANTILES` of its readings over all events of all users.
+    """
+    result: dict[str, dict[str, object]] = {}
+    for name in batches[0][0]:
+        users = [
+            gate[real].mean() if real.any() else np.nan
+            for gates, reals in batches
+            for gate, real in zip(gates[name].astype(np.float64), reals, strict=True)
+        ]
+        events = np.concatenate([gates[name][real] for gates, real in batches])
+        result[name] = mean_and_error(np.array(users)) | {
+            "heads": [np.quantile(head, QUANTILES).tolist() for head in events.T]
+        }
+    return result

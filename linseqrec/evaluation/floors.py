@@ -141,6 +141,76 @@ class Markov(DecayedMarkov):
         super().__init__(dataset, split, last=1, decay=1.0)
 
 
+class PersonalMarkov:
+    """What followed the last items before, in a user's own history: the floor where people repeat.
+
+    With `h_0, h_1, ...` the history from its last item backwards, `t[j]` the sum over k < last of
+    `1 / (k + 1)` for each time that item j stood k + 1 events after an earlier h_k, `n[j]` how
+    often j occurs in the history, `p[j]` the share of j among what followed h_0 in training
+    (`Markov`), and `r` the share of training events whose item the user had before:
+
+        score(j) = r (t[j] + prior n[j]) / sum over j of (t[j] + prior n[j]) + (1 - r) p[j]
+
+    A model of whole histories that stays below it recalls less than counting does. Where nobody
+    repeats, it is `Markov`. Source: ours.
+    """
+
+    def __init__(self, dataset: Dataset, split: Split, *, last: int = 3, prior: float = 0.05):
+        """Counts transitions, and repeats, among the training events.
+
+        Args:
+          dataset: The events.
+          split: Says which of them train.
+          last: How many of the last items speak.
+          prior: What an occurrence weighs beside a transition.
+
+        Raises:
+          ValueError: A setting out of its range.
+        """
+        if last < 1 or prior <= 0:
+            raise ValueError(f"last and prior must be positive, got {last} and {prior}")
+        self._dataset, self._last, self._prior = dataset, last, prior
+        self._markov = Markov(dataset, split)
+        train = training_events(dataset, split)
+        items = np.asarray(dataset.items)[train].astype(np.int64)
+        users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))[train]
+        firsts = len(np.unique(users * (dataset.num_items + 1) + items))
+        self.repeat_rate = 1 - firsts / max(len(items), 1)
+
+    def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Scores float64 [B, N + 1], each row's sum at most 1."""
+        num_slots = self._dataset.num_items + 1
+        items = np.asarray(self._dataset.items)
+        starts = np.asarray(self._dataset.offsets)[users]
+        lengths = positions - starts
+        # Every event of every history, one after another: [sum of lengths].
+        rows = np.repeat(np.arange(len(users)), lengths)
+        events = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(rows))
+        own = np.bincount(
+            rows * num_slots + items[events],
+            weights=np.full(len(rows), self._prior),
+            minlength=len(users) * num_slots,
+        )
+        for back in range(1, self._last + 1):
+            speaking = items[np.maximum(positions - back, 0)][rows]
+            followed = (events + back < positions[rows]) & (items[events] == speaking)
+            own += np.bincount(
+                rows[followed] * num_slots + items[events[followed] + back],
+                weights=np.full(followed.sum(), 1 / back),
+                minlength=len(users) * num_slots,
+            )
+        rate = self.repeat_rate
+        return rate * _shares(own.reshape(-1, num_slots)) + (1 - rate) * _shares(
+            self._markov(users, positions)
+        )
+
+
+def _shares(scores: np.ndarray) -> np.ndarray:
+    """Each row over its sum; a row of zeros stays one."""
+    total = scores.sum(axis=1, keepdims=True)
+    return scores / np.where(total > 0, total, 1)
+
+
 def _transitions(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How often each item followed each other in training, as a sparse matrix by rows.
 

@@ -34,6 +34,7 @@ def references(run: Run, split: SplitName) -> dict[str, EvaluationResult]:
         scorers["Recent popularity"] = floors.RecentPopularity(dataset, division, share=0.1)
     scorers["Markov"] = floors.Markov(dataset, division)
     scorers["Decayed Markov"] = floors.DecayedMarkov(dataset, division)
+    scorers["Personal Markov"] = floors.PersonalMarkov(dataset, division)
     if run.source.world is not None:
         scorers["Oracle"] = run.source.world.oracle_scores
     return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}

@@ -11,6 +11,7 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import (
     DecayedMarkov,
     Markov,
+    PersonalMarkov,
     Popularity,
     RecentPopularity,
     item_counts,
@@ -106,6 +107,49 @@ def test_decayed_markov_is_its_formula(make_split):
     for bad in ({"last": 0}, {"decay": 0.0}, {"decay": 1.5}):
         with pytest.raises(ValueError, match="last must be positive"):
             DecayedMarkov(dataset, split, **bad)
+
+
+@pytest.mark.parametrize("make_split", SPLITS)
+def test_personal_markov_is_its_formula(make_split):
+    dataset = make_dataset()
+    split = make_split(dataset)
+    sequences = training_sequences(dataset, split)
+    repeats = sum(item in s[:index] for s in sequences for index, item in enumerate(s))
+    rate = repeats / sum(map(len, sequences))
+    assert 0.3 < rate < 0.9
+    floor, markov = PersonalMarkov(dataset, split, last=2, prior=0.3), Markov(dataset, split)
+    assert floor.repeat_rate == pytest.approx(rate, rel=1e-12)
+    users, positions = split.test.users, split.test.positions
+    scores = floor(users, positions)
+    recalled = 0
+    for row, (user, position) in enumerate(zip(users, positions, strict=True)):
+        history = dataset.items[dataset.offsets[user] : position].tolist()
+        own = np.zeros(ITEMS + 1)
+        for item in history:
+            own[item] += 0.3
+        for back in (1, 2):
+            for event in range(len(history) - back):
+                if len(history) >= back and history[event] == history[-back]:
+                    own[history[event + back]] += 1 / back
+                    recalled += 1
+        others = markov(users[row : row + 1], positions[row : row + 1])[0]
+        expected = rate * own / own.sum() + (1 - rate) * others / max(others.sum(), 1e-9)
+        np.testing.assert_allclose(scores[row], expected, rtol=1e-12, atol=1e-15)
+    assert recalled > 100
+    np.testing.assert_array_equal(floor(users[3:4], positions[3:4])[0], scores[3])
+    for bad in ({"last": 0}, {"prior": 0.0}):
+        with pytest.raises(ValueError, match="last and prior must be positive"):
+            PersonalMarkov(dataset, split, **bad)
+
+
+def test_where_nobody_repeats_personal_markov_is_markov():
+    items = np.concatenate([np.random.default_rng(u).permutation(9)[:6] + 1 for u in range(20)])
+    dataset = Dataset.from_arrays(items.astype(np.int32), np.arange(120), np.arange(0, 121, 6), 9)
+    split = leave_one_out(dataset)
+    users, positions = split.test.users, split.test.positions
+    plain = Markov(dataset, split)(users, positions)
+    shares = plain / np.maximum(plain.sum(axis=1, keepdims=True), 1e-9)
+    np.testing.assert_allclose(PersonalMarkov(dataset, split)(users, positions), shares)
 
 
 # (filtered HR@10, NDCG@10), (not filtered HR@10, NDCG@10). The published table breaks ties in time

@@ -22,7 +22,7 @@ from linseqrec.training.optimizer import OptimizerConfig
 def get_config() -> Experiment:
     return Experiment(
         name="Gated DeltaNet",
-        model=GatedDeltaNetConfig(dropout=0.0),
+        model=GatedDeltaNetConfig(dropout=0.0, chunk_size=32),
         data=DataConfig(world="repetition", length=400, batch_size=2),
         optimizer=OptimizerConfig(
             learning_rate=5e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100

@@ -19,4 +19,4 @@ from linseqrec.models.sinkrec import SinkRecConfig
 
 def get_config() -> Experiment:
     experiment = gated_deltanet_repetition.get_config()
-    return dataclasses.replace(experiment, name="SinkRec", model=SinkRecConfig(dropout=0.0))
+    return dataclasses.replace(experiment, name="SinkRec", model=SinkRecConfig(dropout=0.0, chunk_size=32))

@@ -29,6 +29,7 @@ from linseqrec.ops.segments import segment_runs
 # A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead.
 _USAGE_DECAY = 0.98
 _DEAD = 0.1
+_TINY = 1e-12
 
 
 @jax.tree_util.register_dataclass
@@ -41,8 +42,9 @@ class MemoryReading:
       slots: n, [B, T, M, D_c] in the compute dtype: one slot a window and level.
       error: ρ, float32 [B, T], the mean of the windows' relative errors, without gradient.
       quantization_loss: L_vq, the mean over windows and events.
-      reconstruction_loss: L_rec, likewise; 0 where there is no decoder.
-      metrics: Perplexity a window and level, relative error a window; scalars.
+      reconstruction_loss: L_rec, the mean over windows; 0 where there is no decoder.
+      metrics: Perplexity a window and level, relative errors of quantisation and reconstruction a
+        window; scalars.
     """
 
     vector: Float[Array, "B T D"]
@@ -60,11 +62,12 @@ class ConditionalMemory(nnx.Module):
         z_s = LN(W_2 GELU(W_1 win_s + b_1) + b_2)
         Σ_l c_l, ρ_s = residual quantisation of z_s;  z̃_s = z_s + sg(Σ_l c_l − z_s)
         m = W_m [z̃_1; ..];  n_sl = c_l + type_sl
-        L_rec = ‖W_d z̃_s + b_d − sg(win_s)‖² / (w D)                   over the taps that are events
+        L_rec = Σ ‖W_d z̃_s + b_d − sg(win_s)‖² / Σ ‖sg(win_s)‖²       over the taps that are events
 
-    Without the stop-gradient on its target, L_rec would make the embeddings collapse to be easy to
-    reconstruct. The codes n are straight-through too: L_vq alone moves the codebooks, and `reseed`,
-    called once a training step, replaces dead codes.
+    L_rec is the share of the windows that is not reconstructed, so that its weight means the same
+    whatever length embeddings grow to. Without the stop-gradient on its target, it would make the
+    embeddings collapse to be easy to reconstruct. The codes n are straight-through too: L_vq alone
+    moves the codebooks, and `reseed`, called once a training step, replaces dead codes.
 
     Attributes:
       codebooks: float32 [S, L, K, D_c].
@@ -151,6 +154,7 @@ class ConditionalMemory(nnx.Module):
         vectors, slots, errors, quantization_losses, reconstructions = [], [], [], [], []
         metrics = {}
         for index, (taps, present) in enumerate(windows):
+            name = f"{self.window}x{self.dilations[index]}"
             encoded = self._encode(index, taps)
             quantized = residual_quantization(encoded, codebooks[index])
             vector = straight_through(encoded, jnp.sum(quantized.retrieved, axis=-2))
@@ -161,9 +165,11 @@ class ConditionalMemory(nnx.Module):
             if self.decoders is not None:
                 decoded = self.decoders[index](vectors[-1]).astype(jnp.float32)
                 target = jax.lax.stop_gradient(taps.astype(jnp.float32))
-                missed = jnp.square(decoded.reshape(target.shape) - target) * present[..., None]
-                reconstructions.append(masked_mean(jnp.mean(missed, axis=(-2, -1)), real))
-            name = f"{self.window}x{self.dilations[index]}"
+                there = present[..., None]
+                missed = jnp.sum(jnp.square(decoded.reshape(target.shape) - target) * there)
+                square = jnp.sum(jnp.square(target) * there)
+                reconstructions.append(missed / jnp.maximum(square, _TINY))
+                metrics[f"reconstruction_error/{name}"] = reconstructions[-1]
             usage = code_usage(quantized.codes, codebooks.shape[2], real)
             for level, used in enumerate(perplexity(usage)):
                 metrics[f"perplexity/{name}/{level}"] = used

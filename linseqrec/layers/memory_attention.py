@@ -1,22 +1,44 @@
 """SinkRec's attention block: a sliding window, and each event's own memory slots beside it."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
+from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.ops.recent import Recent, after_recent, last_slots
 from linseqrec.ops.softmax_attention import softmax_attention
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MemoryAttentionState:
+    """What the attention carries from one call to the next.
+
+    Attributes:
+      window: Keys and values [B, window - 1, H, K] of the last events.
+      convolution: The last inputs of the short convolution, [B, W - 1, 3 D]; None without it.
+    """
+
+    window: Recent
+    convolution: Float[Array, "B W-1 E"] | None
 
 
 class MemoryAttention(nnx.Module):
     """Causal softmax attention over the last `window` events and the query's memory slots.
 
-        q, k, v = W_qkv x;  k^m_j, v^m_j = W_kv^m n_j                        per head
+        q, k, v = SiLU(conv(W_qkv x));  k^m_j, v^m_j = W_kv^m n_j            per head
         y = W_o softmax([q k_winᵀ ; q k^mᵀ] / √K) [v_win ; v^m]
 
     That the memory is shown to the attention as keys and values is SinkRec's (arXiv 2606.09888);
     the equations are ours. Linear in time.
+
+    The attention knows no positions. The short convolution, the mixer's own, lets a key tell what
+    came right before its event, so that one layer finds what followed the last items earlier on;
+    without it (q, k, v = W_qkv x) the window is a bag of events.
     """
 
     def __init__(
@@ -26,13 +48,27 @@ class MemoryAttention(nnx.Module):
         *,
         window: int,
         slot_width: int | None,
+        kernel: int | None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args: `slot_width` is that of the memory slots; None: there are none."""
+        """Makes fresh parameters.
+
+        Args:
+          width: D.
+          heads: They divide the width.
+          window: Events that a query sees, its own included.
+          slot_width: Of the memory slots; None: there are none.
+          kernel: Taps of the short convolution; None: there is none.
+          dtype: Compute dtype.
+          rngs: Randomness.
+        """
         self.heads, self.window = heads, window
         make = lambda inputs, outputs: dense(inputs, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
         self.query_key_value = make(width, 3 * width)
+        self.convolution = (
+            None if kernel is None else ShortConvolution(3 * width, kernel, bias=False, rngs=rngs)
+        )
         self.memory_key_value = None if slot_width is None else make(slot_width, 2 * width)
         self.output = make(width, width)
 
@@ -40,26 +76,32 @@ class MemoryAttention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        state: Recent | None = None,
+        state: MemoryAttentionState | None = None,
         *,
         slots: Float[Array, "B T M D_c"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Recent]:
+    ) -> tuple[Float[Array, "B T D"], MemoryAttentionState]:
         """Mixes a row's events over time.
 
         Args:
           x: Normalised inputs.
           segment_ids: One id from 1 per history; 0 is padding.
-          state: Keys and values [B, window - 1, H, K] of the last events before each row's first
-            segment; None is no past.
+          state: What came before each row's first segment; None is no past.
           slots: The memory slots of each event, if the layer was made for some.
 
         Returns:
           The mixed values, and the state after each row's last segment.
         """
         heads = lambda part: part.reshape(*part.shape[:-1], self.heads, -1)  # noqa: E731
-        query, key, value = (heads(part) for part in jnp.split(self.query_key_value(x), 3, axis=-1))
+        mixed, convolution = self.query_key_value(x), None
+        if self.convolution is not None:
+            mixed, convolution = self.convolution(
+                mixed, segment_ids, None if state is None else state.convolution
+            )
+        query, key, value = (heads(part) for part in jnp.split(mixed, 3, axis=-1))
         kept = self.window - 1
-        past, past_ids = after_recent((key, value), segment_ids, state, kept)
+        past, past_ids = after_recent(
+            (key, value), segment_ids, None if state is None else state.window, kept
+        )
         # Without a past the row is attended to as it stands, not behind an empty cache.
         (key, value), ids = ((key, value), segment_ids) if state is None else (past, past_ids)
         memory = (None, None)
@@ -68,7 +110,7 @@ class MemoryAttention(nnx.Module):
             memory = tuple(
                 heads(part) for part in jnp.split(self.memory_key_value(slots), 2, axis=-1)
             )
-        mixed = softmax_attention(
+        attended = softmax_attention(
             query,
             key,
             value,
@@ -77,4 +119,5 @@ class MemoryAttention(nnx.Module):
             window=self.window,
             segment_ids=ids,
         )
-        return self.output(mixed.reshape(x.shape)), last_slots(past, past_ids, kept)
+        window = last_slots(past, past_ids, kept)
+        return self.output(attended.reshape(x.shape)), MemoryAttentionState(window, convolution)

@@ -21,7 +21,8 @@ decay whose writing and reading the memory purifies; the three losses.
 [O] Ours, since the paper's equations are not public: every equation above and in
 `layers/{conditional_memory,memory_attention,temporal_relation_delta,gap_features}.py`, all sizes
 and initial values, how dead codes are replaced, and the frame of a recommender (tied table, norms,
-dropout). Positions are not encoded: the recurrence knows the order, the gaps the time.
+dropout). Positions are not encoded: the recurrence and the short convolutions know the order, the
+gaps the time.
 
 The parameters by name, with i the block from 0 (one where it is shared), kernels [in, out]:
 
@@ -35,7 +36,8 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
     gap_features/projection/kernel [16, F]           W_φ
     loops [R, D]                                     ℓ
     blocks/i/reinjection/{key,value}/kernel [D, D]   W_gk, W_gv; {key,input}_norm: N_m, N_x
-    blocks/i/attention/query_key_value/kernel [D, 3D], memory_key_value/kernel [D/2, 2D], output
+    blocks/i/attention/query_key_value/kernel [D, 3D], convolution/weight [4, 3D],
+        memory_key_value/kernel [D/2, 2D], output/kernel [D, D]
     blocks/i/mixer/{query_key_value,convolution,decay_gate,write_gate,output_gate,log_rate,
         step_bias,norm,output}                       as in `layers/gated_delta_net.py`
     blocks/i/mixer/address/kernel [F, 2 H K]         U_q, then U_k;  log_horizon [H]: log T
@@ -62,7 +64,7 @@ from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.gap_features import GapFeatures
 from linseqrec.layers.gated_delta_net import GatedDeltaState
-from linseqrec.layers.memory_attention import MemoryAttention
+from linseqrec.layers.memory_attention import MemoryAttention, MemoryAttentionState
 from linseqrec.layers.swiglu import SwiGLU
 from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta, WriteGate
 from linseqrec.layers.time_gaps import gaps_in_days
@@ -81,8 +83,10 @@ class SinkRecConfig:
       shared: Whether the passes share one block; else each has its own.
       key_width: Width of a recurrent head's keys and queries.
       value_width: Width of a recurrent head's values.
-      kernel: Taps of the short convolution.
+      kernel: Taps of the short convolutions.
       attention_window: Events that the softmax attention sees.
+      attention_convolution: Whether its queries, keys and values go through a short convolution as
+        the recurrence's do; without it the attention sees a bag of events.
       feed_forward: Width of the feed-forward half's hidden layer, in widths.
       memory: The conditional memory; without it, nothing below that reads it.
       reinjection: Whether the memory vector is added to the block's input.
@@ -114,6 +118,7 @@ class SinkRecConfig:
     value_width: int = 32
     kernel: int = 4
     attention_window: int = 128
+    attention_convolution: bool = True
     feed_forward: int = 4
     memory: bool = True
     reinjection: bool = True
@@ -157,9 +162,9 @@ class SinkRecConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LoopState:
-    """What one pass through the block carries: the attention's window and the recurrence."""
+    """What one pass through the block carries."""
 
-    attention: Recent
+    attention: MemoryAttentionState
     mixer: GatedDeltaState
 
 
@@ -296,6 +301,7 @@ class Block(nnx.Module):
             config.heads,
             window=config.attention_window,
             slot_width=width // 2 if config.memory and config.memory_key_values else None,
+            kernel=config.kernel if config.attention_convolution else None,
             dtype=dtype,
             rngs=rngs,
         )
@@ -336,7 +342,7 @@ class Block(nnx.Module):
         attention_key, mixer_key, hidden_key, output_key = split_key(dropout_key, 4)
         if self.reinjection is not None and memory is not None:
             x = x + self.reinjection(x, memory.vector)
-        attended, window = self.attention(
+        attended, seen = self.attention(
             self.attention_norm(x),
             segment_ids,
             None if state is None else state.attention,
@@ -353,7 +359,7 @@ class Block(nnx.Module):
         )
         x = x + dropout(mixed, self.rate, mixer_key)
         fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
-        return x + dropout(fed, self.rate, output_key), LoopState(window, recurrent)
+        return x + dropout(fed, self.rate, output_key), LoopState(seen, recurrent)
 
 
 class Reinjection(nnx.Module):

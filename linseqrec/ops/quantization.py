@@ -92,10 +92,12 @@ def straight_through(
 def quantization_loss(
     quantized: Quantization, real: Bool[Array, "..."], *, commitment: float = 0.25
 ) -> Float[Array, ""]:
-    """Σ_l ‖sg(res_{l−1}) − C_l[c_l]‖² + commitment · ‖res_{l−1} − sg(C_l[c_l])‖².
+    """Σ_l (‖sg(res_{l−1}) − C_l[c_l]‖² + commitment · ‖res_{l−1} − sg(C_l[c_l])‖²) / D.
 
     The first term draws the codes to what they stand for, the second what they stand for to the
-    codes. Source: VQ-VAE (arXiv 1711.00937), once a level.
+    codes. Source: VQ-VAE (arXiv 1711.00937), once a level. A mean over the features, as losses of
+    reconstruction are: by their sum the second term outweighs those and draws all vectors together,
+    which is easiest to quantise and says nothing.
 
     Args:
       quantized: The quantisation of [...] vectors.
@@ -106,7 +108,7 @@ def quantization_loss(
       The mean over the vectors that count, float32; 0 where none does.
     """
     residuals, retrieved = quantized.residuals, quantized.retrieved
-    square = lambda difference: jnp.sum(jnp.square(difference), axis=(-2, -1))  # noqa: E731
+    square = lambda missed: jnp.sum(jnp.mean(jnp.square(missed), axis=-1), axis=-1)  # noqa: E731
     codebook = square(jax.lax.stop_gradient(residuals) - retrieved)
     commit = square(residuals - jax.lax.stop_gradient(retrieved))
     return masked_mean(codebook + commitment * commit, real)

@@ -17,8 +17,10 @@ from tests.ops.layouts import LAYOUT
 WIDTH, HEADS, WINDOW, SLOTS, SLOT_WIDTH = 8, 2, 5, 3, 4
 
 
-def layer(window=WINDOW, slot_width=SLOT_WIDTH):
-    made = MemoryAttention(WIDTH, HEADS, window=window, slot_width=slot_width, rngs=nnx.Rngs(0))
+def layer(window=WINDOW, slot_width=SLOT_WIDTH, kernel=3):
+    made = MemoryAttention(
+        WIDTH, HEADS, window=window, slot_width=slot_width, kernel=kernel, rngs=nnx.Rngs(0)
+    )
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=a.shape) / 2 for name, a in parameter_arrays(made).items()}
     load_parameters(made, arrays)
@@ -43,7 +45,10 @@ def _apply(graphdef, params, x, ids, state, slots):
 
 def reference(arrays, x, ids, slots, window=WINDOW):
     x, slots = np.float64(x), np.float64(slots)
-    q, k, v = np.split(x @ arrays["query_key_value/kernel"], 3, axis=-1)
+    mixed = x @ arrays["query_key_value/kernel"]
+    if "convolution/weight" in arrays:
+        mixed = convolution(np.float64(arrays["convolution/weight"]), mixed, ids)
+    q, k, v = np.split(mixed, 3, axis=-1)
     mk, mv = np.split(slots @ arrays["memory_key_value/kernel"], 2, axis=-1)
     output = np.zeros_like(x)
     for b, row in enumerate(ids):
@@ -57,9 +62,21 @@ def reference(arrays, x, ids, slots, window=WINDOW):
     return output @ arrays["output/kernel"]
 
 
+def convolution(weight, x, ids):
+    """SiLU of the weighted sum over an event and those of its history right before it."""
+    output = np.zeros_like(x)
+    for b, row in enumerate(ids):
+        for t in np.flatnonzero(row):
+            taps = [t - back for back in range(len(weight)) if t >= back and row[t - back] == row[t]]
+            mixed = sum(weight[-1 - (t - s)] * x[b, s] for s in taps)
+            output[b, t] = mixed / (1 + np.exp(-mixed))
+    return output
+
+
+@pytest.mark.parametrize("kernel", [3, None])
 @pytest.mark.parametrize("window", [1, 5, 100])
-def test_it_is_one_softmax_over_the_window_and_the_querys_own_slots(window):
-    made, arrays = layer(window)
+def test_it_is_one_softmax_over_the_window_and_the_querys_own_slots(window, kernel):
+    made, arrays = layer(window, kernel=kernel)
     x, slots = random_inputs()
     output, _ = apply(made, x, LAYOUT, slots=slots)
     assert_close(output, reference(arrays, x, LAYOUT, slots, window), 1e-5)
@@ -84,10 +101,18 @@ def test_a_slot_reaches_its_own_query_only():
     np.testing.assert_array_equal(np.flatnonzero(differs), [8])
 
 
+def assert_same_state(got, wanted):
+    np.testing.assert_array_equal(got.window.length, wanted.window.length)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert_close(one, other, 1e-5)
+
+
+@pytest.mark.parametrize("kernel", [3, None])
 @pytest.mark.parametrize("cuts", [range(1, 19), [2, 3, 11], [9]])
-def test_in_parts_equals_the_whole_row(cuts):
+def test_in_parts_equals_the_whole_row(cuts, kernel):
     """Padding on the left, a row without events, ends at different times."""
-    made, _ = layer()
+    made, _ = layer(kernel=kernel)
     x, slots = random_inputs()
     ids = np.where(LAYOUT > 0, 1, 0)
     ids[0, 7:10] = 1  # one history a row
@@ -98,9 +123,7 @@ def test_in_parts_equals_the_whole_row(cuts):
         output, state = apply(made, x[:, part], ids[:, part], state, slots[:, part])
         parts.append(output)
     assert_close(np.concatenate(parts, axis=1), whole, 1e-5)
-    np.testing.assert_array_equal(state.length, last.length)
-    for got, wanted in zip(state.values, last.values, strict=True):
-        assert_close(got, wanted, 1e-5)
+    assert_same_state(state, last)
 
 
 def test_the_state_is_of_the_rows_last_segment_and_goes_on_into_the_first():
@@ -116,8 +139,7 @@ def test_the_state_is_of_the_rows_last_segment_and_goes_on_into_the_first():
     first, _ = apply(made, joined[0], np.ones((len(x), 13), np.int32), slots=joined[1])
     second, alone = apply(made, x[:, 9:], ids[:, 9:], slots=slots[:, 9:])
     assert_close(output, np.concatenate([first[:, 4:], second], axis=1), 1e-5)
-    for got, wanted in zip(after.values, alone.values, strict=True):
-        assert_close(got, wanted, 1e-5)
+    assert_same_state(after, alone)
 
 
 def test_memory_grows_linearly_with_time():

@@ -55,6 +55,7 @@ ARMS = {
     "no memory": dict(memory=False),
     "no reinjection": dict(reinjection=False),
     "no memory key-values": dict(memory_key_values=False),
+    "a bag of events to the attention": dict(attention_convolution=False),
     "contiguous only": dict(dilations=(1,)),
     "dilated only": dict(dilations=(3,)),
     "one level": dict(levels=1),
@@ -90,7 +91,7 @@ def sinkrec(config, arrays, events):
     arrays = {name: np.float64(array) for name, array in arrays.items()}
     table = arrays["embedding/table"]
     logits = np.zeros((*events.items.shape, len(table)))
-    vq, reconstruction = [], []
+    vq, reconstruction = [], [[] for _ in config.dilations]
     for b, row in enumerate(events.segment_ids):
         for segment in np.unique(row[row > 0]):
             slots = np.flatnonzero(row == segment)
@@ -101,19 +102,23 @@ def sinkrec(config, arrays, events):
             if config.memory:
                 memory, losses = read_memory(config, arrays, embedded)
                 vq += losses[0]
-                reconstruction += losses[1]
+                for window, missed in zip(reconstruction, losses[1], strict=True):
+                    window += missed
             x = embedded
             for r in range(config.loops):
                 name = f"blocks/{0 if config.shared else r}"
                 x = block(config, arrays, name, x + arrays["loops"][r], gaps, memory)
             logits[b, slots] = rms(arrays, "norm", x) @ table.T
-    return logits, np.mean(vq or [0]), np.mean(reconstruction or [0])
+    sums = [np.sum(window, axis=0) for window in reconstruction if window]
+    return logits, np.mean(vq or [0]), np.mean([missed / square for missed, square in sums] or [0])
 
 
 def read_memory(config, arrays, embedded):
-    """m [T, D], n [T, M, D/2], ρ [T]; and the losses, one number a window and event."""
+    """m [T, D], n [T, M, D/2], ρ [T]; L_vq, a number a window and event; what was missed of each
+    window of each event, and its square."""
     time, width = embedded.shape
-    vectors, slots, errors, vq, reconstruction = [], [], [], [], []
+    vectors, slots, errors, vq = [], [], [], []
+    reconstruction = [[] for _ in config.dilations]
     for s, dilation in enumerate(config.dilations):
         z_all, n_all, rho = [], [], []
         for t in range(time):
@@ -126,13 +131,13 @@ def read_memory(config, arrays, embedded):
             for level in range(config.levels):
                 book = arrays["memory/codebooks"][s, level]
                 code = book[((rest - book) ** 2).sum(axis=1).argmin()]
-                loss += 1.25 * ((rest - code) ** 2).sum()
+                loss += 1.25 * ((rest - code) ** 2).mean()
                 rest = rest - code
                 chosen.append(code)
             found = np.sum(chosen, axis=0)
             decoded = linear(arrays, f"memory/decoders/{s}", found).reshape(taps.shape)
             there = np.array([p >= 0 for p in places])[:, None]
-            reconstruction.append((there * (decoded - taps) ** 2).sum() / taps.size)
+            reconstruction[s].append([(there * (decoded - taps) ** 2).sum(), (taps**2).sum()])
             vq.append(loss)
             z_all.append(found)
             n_all.append(chosen)
@@ -171,7 +176,10 @@ def block(config, arrays, name, h, gaps, memory):
 
 
 def attention(config, arrays, name, x, memory):
-    q, k, v = np.split(kernel(arrays, f"{name}/query_key_value", x), 3, axis=-1)
+    mixed = kernel(arrays, f"{name}/query_key_value", x)
+    if config.attention_convolution:
+        mixed = convolution(arrays, name, mixed)
+    q, k, v = np.split(mixed, 3, axis=-1)
     output = np.zeros_like(x)
     slots = memory is not None and config.memory_key_values
     if slots:
@@ -188,15 +196,18 @@ def attention(config, arrays, name, x, memory):
     return kernel(arrays, f"{name}/output", output)
 
 
-def tdgd(config, arrays, name, x, gaps, memory):
-    heads, dk, dv = config.heads, config.key_width, config.value_width
-    projected = kernel(arrays, f"{name}/query_key_value", x)
+def convolution(arrays, name, x):
     weight = arrays[f"{name}/convolution/weight"]
-    mixed = np.zeros_like(projected)
+    mixed = np.zeros_like(x)
     for t in range(len(x)):
         for back in range(min(len(weight), t + 1)):
-            mixed[t] += weight[-1 - back] * projected[t - back]
-    mixed = silu(mixed)
+            mixed[t] += weight[-1 - back] * x[t - back]
+    return silu(mixed)
+
+
+def tdgd(config, arrays, name, x, gaps, memory):
+    heads, dk, dv = config.heads, config.key_width, config.value_width
+    mixed = convolution(arrays, name, kernel(arrays, f"{name}/query_key_value", x))
     q, k, v = np.split(mixed, [heads * dk, 2 * heads * dk], axis=-1)
     if config.temporal_addressing:
         u = np.log1p(gaps)[:, None] * 2.0 ** np.arange(8) * np.pi / np.log(3651)

@@ -106,7 +106,7 @@ def test_the_loss_and_where_its_gradients_go():
     missed = residuals - np.stack(
         [codebooks[level][codes[..., level]] for level in range(LEVELS)], axis=-2
     )
-    count = real.sum()
+    count = real.sum() * WIDTH
 
     def loss(x, codebooks):
         return quantization_loss(residual_quantization(x, codebooks), real)

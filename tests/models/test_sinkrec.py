@@ -288,7 +288,7 @@ def test_the_logits_and_losses_are_the_equations(arm):
         assert set(encoding.losses) == {"vq", "reconstruction"}
         assert_close(encoding.losses["vq"], 0.1 * vq, 1e-5)
         assert_close(encoding.losses["reconstruction"], 0.1 * reconstruction, 1e-5)
-        assert len(encoding.metrics) == len(config.dilations) * (config.levels + 1)
+        assert len(encoding.metrics) == len(config.dilations) * (config.levels + 2)
     else:
         assert encoding.losses == encoding.metrics == {}
     if arm != "full":

@@ -22,6 +22,7 @@ from linseqrec.training.optimizer import OptimizerConfig
 def get_config() -> Experiment:
     return Experiment(
         name="Gated DeltaNet",
+        # Chunks of 32 are faster on a CPU.
         model=GatedDeltaNetConfig(dropout=0.0, chunk_size=32),
         data=DataConfig(world="repetition", length=400, batch_size=2),
         optimizer=OptimizerConfig(

@@ -67,8 +67,8 @@ def convolution(weight, x, ids):
     output = np.zeros_like(x)
     for b, row in enumerate(ids):
         for t in np.flatnonzero(row):
-            taps = [t - back for back in range(len(weight)) if t >= back and row[t - back] == row[t]]
-            mixed = sum(weight[-1 - (t - s)] * x[b, s] for s in taps)
+            taps = [s for s in range(max(0, t - len(weight) + 1), t + 1) if row[s] == row[t]]
+            mixed = sum(weight[s - t - 1] * x[b, s] for s in taps)
             output[b, t] = mixed / (1 + np.exp(-mixed))
     return output
 

@@ -9,7 +9,8 @@ Several runs of one data set are drawn together. Each analysis writes `NAME.json
     gates             what gated delta memories keep and write at an event, and what is purified
     insertion_probe   the rank of a rare event's item against events inserted, repeated or random
     attention_rank    RecGRELA's attention output with and without its local branch
-    buckets           the metric by history length, and by the share of the history that repeats
+    buckets           the metric by history length, by the share of the history that repeats, and by
+                      how long ago the target last followed the item that it follows now
 """
 
 from collections.abc import Callable

@@ -12,7 +12,12 @@ from linseqrec.analysis import figures, gates, insertion_probe
 from linseqrec.analysis.attention_rank import Spectrum, spectrum
 from linseqrec.analysis.groups import item_groups, most_frequent_groups
 from linseqrec.analysis.insertion_probe import ARMS, ProbeConfig, make_probes
-from linseqrec.analysis.repeats import SHARE_EDGES, share_of_repeats
+from linseqrec.analysis.repeats import (
+    AGE_EDGES,
+    SHARE_EDGES,
+    share_of_repeats,
+    transition_ages,
+)
 from linseqrec.analysis.state_sink import StateSink, state_sink
 from linseqrec.analysis.subject import Subject
 from linseqrec.analysis.traces import is_recurrent
@@ -141,29 +146,39 @@ def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> A
 
 
 def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis:
-    """A metric by history length and by the share of the history that repeats."""
+    """A metric by history length, by the share that repeats, and by how long ago the target did."""
     numbers: dict[str, Any] = {}
     for subject in subjects:
         result = subject.run.evaluate(subject.params, settings.split)
         evaluator = subject.run.evaluator(settings.split)
-        shares = share_of_repeats(subject.run.source.dataset, evaluator.users, evaluator.positions)
+        targets = subject.run.source.dataset, evaluator.users, evaluator.positions
+        shares, ages = share_of_repeats(*targets), transition_ages(*targets)
+        again = np.isfinite(ages)
         numbers[subject.name] = {
             name: {
                 "length": result.buckets[name],
                 "share_of_repeats": metrics.bucket_metrics(
                     ranks, shares, SHARE_EDGES, unit="share"
                 ),
+                "transition_age": metrics.bucket_metrics(ranks[again], ages[again], AGE_EDGES),
             }
             for name, ranks in result.ranks.items()
         }
     first = subjects[0].run.experiment.evaluation.filter_seen[0]
+    panels = {
+        label: {name: buckets[first][key] for name, buckets in numbers.items()}
+        for key, label in (
+            ("length", "events before the target"),
+            ("share_of_repeats", "share of repeats among them"),
+            ("transition_age", "events since the target last followed the last item"),
+        )
+    }
     return numbers, metric_by_bucket(
+        # Where nobody repeats, there is no age to draw.
         {
-            label: {name: buckets[first][key] for name, buckets in numbers.items()}
-            for key, label in (
-                ("length", "events before the target"),
-                ("share_of_repeats", "share of repeats among them"),
-            )
+            label: systems
+            for label, systems in panels.items()
+            if any(bucket["targets"] for bucket in next(iter(systems.values())))
         },
         settings.metric,
         title=f"{_title(subjects)}; {settings.split}, seen items {in_words(first)}",

@@ -1,4 +1,4 @@
-"""How much of a history repeats itself."""
+"""How much of a history repeats itself, and how long ago it did what comes next."""
 
 import numpy as np
 
@@ -6,6 +6,7 @@ from linseqrec.data.dataset import Dataset
 
 # Lower bounds of the buckets.
 SHARE_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75)
+AGE_EDGES = (0, 10, 20, 40, 80, 160)
 
 
 def share_of_repeats(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -25,3 +26,29 @@ def share_of_repeats(dataset: Dataset, users: np.ndarray, positions: np.ndarray)
         for start, end in zip(starts, positions, strict=True)
     ]
     return 1 - np.asarray(distinct) / np.maximum(positions - starts, 1)
+
+
+def transition_ages(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """How many events ago the target last followed the item that it follows now.
+
+    What a model must recall to know the target from the history alone: the last event before the
+    target whose item is the history's last one, and which the target's item followed.
+
+    Args:
+      dataset: The events.
+      users: [M], the user of each target.
+      positions: [M], the absolute index of each target.
+
+    Returns:
+      float64 [M], at least 1: 1 is an item that follows itself for the second time in a row; NaN
+      where the target never followed that item, or has no history.
+    """
+    ages = np.full(len(users), np.nan)
+    starts = np.asarray(dataset.offsets)[users]
+    for row, (start, end) in enumerate(zip(starts, positions, strict=True)):
+        history, target = dataset.items[start:end], dataset.items[end]
+        if len(history) > 1:
+            followed = np.flatnonzero((history[:-1] == history[-1]) & (history[1:] == target))
+            if len(followed):
+                ages[row] = len(history) - 1 - followed[-1]
+    return ages

@@ -3,7 +3,7 @@
 import numpy as np
 
 from linseqrec.analysis.groups import item_groups, most_frequent_groups
-from linseqrec.analysis.repeats import share_of_repeats
+from linseqrec.analysis.repeats import share_of_repeats, transition_ages
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import Source
 from linseqrec.data.splits import leave_one_out
@@ -42,3 +42,22 @@ def test_share_of_repeats_is_of_what_came_before():
     # Before event 4 of the first user: 1 2 1 1; before event 7 of the second: 3 2.
     shares = share_of_repeats(LOG, np.array([0, 1]), np.array([4, 7]))
     np.testing.assert_allclose(shares, [0.5, 0.0])
+
+
+def test_a_transition_is_as_old_as_its_last_occurrence():
+    histories = [
+        [1, 2, 3, 1, 2, 4, 1, 2],  # 2 followed 1 three events ago, and six
+        [5, 5, 5],  # 5 5 has just been
+        [1, 2, 1, 3],  # 1 was followed by 2 only
+        [3],  # no history
+        [1, 2],  # the transition itself is none before it
+        [2, 1],  # nor one of the user before: 1 2 there
+    ]
+    log = Dataset.from_arrays(
+        np.concatenate(histories).astype(np.int32),
+        np.arange(20),
+        np.cumsum([0, *map(len, histories)]),
+        5,
+    )
+    ages = transition_ages(log, np.arange(6), np.asarray(log.offsets[1:]) - 1)
+    np.testing.assert_array_equal(ages, [3, 1, np.nan, np.nan, np.nan, np.nan])

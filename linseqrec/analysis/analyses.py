@@ -170,7 +170,7 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis
         for key, label in (
             ("length", "events before the target"),
             ("share_of_repeats", "share of repeats among them"),
-            ("transition_age", "events since the target last followed the last item"),
+            ("transition_age", "events since the same transition"),
         )
     }
     return numbers, metric_by_bucket(

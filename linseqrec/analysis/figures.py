@@ -104,7 +104,9 @@ def gates_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
     for panel, name in zip(panels, names, strict=True):
         panel.set_xticks(np.arange(len(ticks)), ticks, rotation=45, ha="right", fontsize="small")
         panel.set_xlim(-0.6, len(ticks) - 1.4)
-        panel.set_ylabel(f"{_GATES[name]}\na head each: median, 10 to 90 % of events")
+        # Shares all, but for β, which negative eigenvalues let reach 2.
+        panel.set_ylim(0, None if name == "written" else 1.02)
+        panel.set_ylabel(f"{_GATES[name]}\nmedian, 10 to 90 % of events")
         dress(panel)
     shared_legend(figure, panels[0])
     return figure

@@ -166,7 +166,7 @@ def test_without_java_it_says_what_is_missing(installed, tmp_path, monkeypatch):
     ("name", "content", "message"),
     [
         ("log.json", b'{"user": "u", "item": "i", "time": 1}\n', "Parquet and delimited text"),
-        ("log.csv", gzip.compress(b"user,item,time\nu,i,1\n"), "must end in .gz"),
+        ("log.csv", gzip.compress(b"user,item,time\nu,i,1\n", mtime=0), "must end in .gz"),
         ("log.csv.gz", b"user,item,time\nu,i,1\n", "must end in .gz"),
         ("log.csv", b'user,item,time\n"u",i,1\nv,a"b"c,1\n', "quote"),
     ],

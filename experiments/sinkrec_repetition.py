@@ -5,9 +5,9 @@ The protocol and budget of `gated_deltanet_repetition.py`; run it by:
     python -m launch.train --config=experiments/sinkrec_repetition.py \
         --workdir=runs/repetition/sinkrec
 
-Result (2026-11, 12 minutes of a core): test HR@10 / NDCG@10 .6140 / .4256, not filtered; Gated
-DeltaNet of two blocks .5945 / .3967; the personal Markov floor .6885 / .5015. RESULTS.md has other
-seeds and arms, and the state sink of some.
+Result (2026-11, 12 minutes of a core): test HR@10 / NDCG@10 .6140 / .4256, not filtered, of another
+seed .6065 / .4332, without memory .5955 / .4045; Gated DeltaNet of two blocks .5875 / .3915; the
+personal Markov floor .6885 / .5015. RESULTS.md has the state sink.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from linseqrec.layers.dense import dense
 from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.ops.recent import Recent, after_recent, last_slots
-from linseqrec.ops.softmax_attention import softmax_attention
+from linseqrec.ops.softmax_attention import MemorySlots, softmax_attention
 
 
 @jax.tree_util.register_dataclass
@@ -104,18 +104,16 @@ class MemoryAttention(nnx.Module):
         )
         # Without a past the row is attended to as it stands, not behind an empty cache.
         (key, value), ids = ((key, value), segment_ids) if state is None else (past, past_ids)
-        memory = (None, None)
+        memory = None
         if self.memory_key_value is not None:
             assert slots is not None, "the layer was made for memory slots"
-            memory = tuple(
-                heads(part) for part in jnp.split(self.memory_key_value(slots), 2, axis=-1)
-            )
+            maps = self.memory_key_value.kernel[...].astype(x.dtype)
+            memory = MemorySlots(slots, *(heads(part) for part in jnp.split(maps, 2, axis=-1)))
         attended = softmax_attention(
             query,
             key,
             value,
-            memory_key=memory[0],
-            memory_value=memory[1],
+            memory=memory,
             window=self.window,
             segment_ids=ids,
         )

@@ -1,11 +1,11 @@
 """Softmax attention: full, causal and in a sliding window, segment-aware.
 
 Axes: B batch, T time, S slots of keys, H heads, K key width, V value width, M memory slots,
-C block, N blocks.
+E a memory slot's width, C block, N blocks.
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,30 @@ from linseqrec.ops.segments import keep, segment_runs
 Implementation = Literal["blockwise", "banded", "dense"]
 
 
+class MemorySlots(NamedTuple):
+    """Slots that only the query of their own event sees, beside the others in the same softmax.
+
+    Slot m has the key `slots[m] @ key[:, h]` and the value `slots[m] @ value[:, h]` in head h.
+    Neither is ever formed: a query is taken to the slots' space instead, and what it collects
+    there is taken to the values, so that M slots cost M vectors an event, not M keys and M values.
+
+    Attributes:
+      slots: [B, T, M, E], any float dtype.
+      key: [E, H, K], a linear map from a slot to its keys.
+      value: [E, H, V], a linear map from a slot to its values.
+    """
+
+    slots: Float[Array, "B T M E"]
+    key: Float[Array, "E H K"]
+    value: Float[Array, "E H V"]
+
+
 def softmax_attention(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
     *,
-    memory_key: Float[Array, "B T M H K"] | None = None,
-    memory_value: Float[Array, "B T M H V"] | None = None,
+    memory: MemorySlots | None = None,
     key_bias: Float[Array, "B S H"] | None = None,
     causal: bool = True,
     window: int | None = None,
@@ -42,8 +59,7 @@ def softmax_attention(
       key: [B, S, H, K], S >= T: the queries are those of the last T slots, so that keys of the past
         may stand before them.
       value: [B, S, H, V].
-      memory_key: [B, T, M, H, K], keys that only the query at t sees. Not for "dense".
-      memory_value: [B, T, M, H, V], with memory_key.
+      memory: Slots that only the query at t sees. Not for "dense".
       key_bias: [B, S, H], added to every score of a key, in float32 (float64 for float64), beside
         the product: as one more of its features it would be rounded as an accelerator rounds them.
       causal: Whether slots after t are hidden.
@@ -65,7 +81,7 @@ def softmax_attention(
         implementation, "banded" without a window, or "dense" with memory slots.
     """
     _check_shapes(query, key, value, key_bias, segment_ids)
-    memory = _check_memory(query, value, memory_key, memory_value)
+    _check_memory(query, value, memory)
     time, past = query.shape[1], key.shape[1] - query.shape[1]
     if window is not None and (not causal or window < 1):
         raise ValueError(f"a window is causal and at least 1, got {window} with causal={causal}")
@@ -83,7 +99,8 @@ def softmax_attention(
         key, value = (jnp.where(real[..., None, None], x, 0) for x in (key, value))
         real = real[:, past:]
         query = jnp.where(real[..., None, None], query, 0)
-        memory = tuple(jnp.where(real[..., None, None, None], x, 0) for x in memory)
+        if memory is not None:
+            memory = memory._replace(slots=jnp.where(real[..., None, None], memory.slots, 0))
     bias = None
     if key_bias is not None:
         bias = key_bias if segment_ids is None else keep(segment_ids > 0, key_bias)
@@ -98,7 +115,7 @@ def softmax_attention(
         window = min(window, key.shape[1])
         output = _banded(query, key, value, memory, bias, runs, window, scale, block_size)
     elif implementation == "dense":
-        if memory:
+        if memory is not None:
             raise ValueError("implementation 'dense' takes no memory slots")
         output = _dense(query, key, value, bias, runs, causal, window, scale)
     else:
@@ -129,22 +146,22 @@ def _check_shapes(
         raise ValueError(f"segment_ids must be [B, S] = {key.shape[:2]}, got {segment_ids.shape}")
 
 
-def _check_memory(
-    query: Array, value: Array, memory_key: Array | None, memory_value: Array | None
-) -> tuple[Array, ...]:
-    """The memory slots' keys and values, or nothing."""
-    if memory_key is None and memory_value is None:
-        return ()
-    if memory_key is None or memory_value is None:
-        raise ValueError("memory_key and memory_value come together")
-    slots = (*query.shape[:2], memory_key.shape[2])
-    keys, values = (*slots, *query.shape[2:]), (*slots, *value.shape[2:])
-    if memory_key.shape != keys or memory_value.shape != values:
+def _check_memory(query: Array, value: Array, memory: MemorySlots | None) -> None:
+    if memory is None:
+        return
+    slots, key, value_map = memory
+    fits = slots.ndim == 4 and slots.shape[:2] == query.shape[:2]
+    width = slots.shape[-1]
+    if (
+        not fits
+        or key.shape != (width, *query.shape[2:])
+        or value_map.shape != (width, *value.shape[2:])
+    ):
         raise ValueError(
-            f"memory_key and memory_value must be [B, T, M, H, K] = {keys} and {values}, got "
-            f"{memory_key.shape}, {memory_value.shape}"
+            f"memory slots must be [B, T, M, E] with [B, T] = {query.shape[:2]}, and their maps "
+            f"[E, H, K] and [E, H, V] with [H, K] = {query.shape[2:]} and [H, V] = "
+            f"{value.shape[2:]}; got {slots.shape}, {key.shape}, {value_map.shape}"
         )
-    return memory_key, memory_value
 
 
 def _visible(
@@ -169,7 +186,7 @@ def _attend(
     query: Float[Array, "B H Tq K"],
     key: Float[Array, "B H Tk K"],
     value: Float[Array, "B H Tk V"],
-    memory: tuple[Array, ...],
+    memory: MemorySlots | None,
     bias: Float[Array, "B H Tk"] | None,
     visible: Bool[Array, "B 1 Tq Tk"],
     scale: float,
@@ -179,15 +196,19 @@ def _attend(
     if bias is not None:
         scores = scores + bias[:, :, None]
     scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
-    if memory:
-        of_memory = jnp.einsum("bhqk,bhqmk->bhqm", query, memory[0], preferred_element_type=dtype)
+    if memory is not None:
+        in_slots = jnp.einsum("bhqk,ehk->bhqe", query, memory.key)
+        of_memory = jnp.einsum(
+            "bhqe,bqme->bhqm", in_slots, memory.slots, preferred_element_type=dtype
+        )
         scores = jnp.concatenate([scores, of_memory * scale], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     slots, of_memory = jnp.split(weights, [key.shape[2]], axis=-1)
     output = jnp.einsum("bhqn,bhnv->bhqv", slots, value, preferred_element_type=dtype)
-    if memory:
+    if memory is not None:
+        collected = jnp.einsum("bhqm,bqme->bhqe", of_memory, memory.slots)
         output = output + jnp.einsum(
-            "bhqm,bhqmv->bhqv", of_memory, memory[1], preferred_element_type=dtype
+            "bhqe,ehv->bhqv", collected, memory.value, preferred_element_type=dtype
         )
     return output.astype(value.dtype)
 
@@ -208,16 +229,11 @@ def _from_blocks(blocks: Iterable[Float[Array, "N B H C V"]], time: int) -> Arra
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
 
 
-def _memory_blocks(memory: tuple[Array, ...], size: int) -> tuple[Float[Array, "N B H C M K"], ...]:
-    """The memory slots [B, T, M, H, K] with their queries' blocks."""
-    return tuple(_to_blocks(jnp.transpose(x, (0, 3, 1, 2, 4)), size, 2) for x in memory)
-
-
 def _blockwise(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
-    memory: tuple[Array, ...],
+    memory: MemorySlots | None,
     bias: Float[Array, "B H S"] | None,
     runs: Int[Array, "B S"],
     causal: bool,
@@ -232,7 +248,7 @@ def _blockwise(
     # Fillers of the last block are runs of their own, -1, and see nothing; they are cut off again.
     queries, query_runs = _to_blocks(query, size, 2), _to_blocks(runs[:, past:], size, 1, -1)
     slots = _to_blocks(jnp.arange(past, total), size, 0)
-    memories = _memory_blocks(memory, size)
+    memory_slots = None if memory is None else _to_blocks(memory.slots, size, 1)
     count = len(queries)
 
     # A causal block needs no keys beyond its end, but a loop's body has one shape: so up to four
@@ -246,18 +262,19 @@ def _blockwise(
         biases = None if bias is None else bias[:, :, :seen]
 
         def one(
-            block: tuple[Array, Array, Array, tuple[Array, ...]],
+            block: tuple[Array, Array, Array, Array | None],
             keys: Array = keys,
             values: Array = values,
             biases: Array | None = biases,
             key_runs: Array = key_runs,
         ) -> Array:
-            query, query_runs, slots, memory = block
+            query, query_runs, slots, memory_slots = block
             key_slots = jnp.arange(keys.shape[2])
             visible = _visible(slots, key_slots, query_runs, key_runs, causal, window)
-            return _attend(query, keys, values, memory, biases, visible, scale)
+            own = None if memory is None else memory._replace(slots=memory_slots)
+            return _attend(query, keys, values, own, biases, visible, scale)
 
-        part = jax.tree.map(lambda x: x[start:end], (queries, query_runs, slots, memories))  # noqa: B023
+        part = jax.tree.map(lambda x: x[start:end], (queries, query_runs, slots, memory_slots))  # noqa: B023
         outputs.append(jax.lax.map(jax.checkpoint(one, prevent_cse=False), part))
     return _from_blocks(outputs, time)
 
@@ -266,7 +283,7 @@ def _banded(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
-    memory: tuple[Array, ...],
+    memory: MemorySlots | None,
     bias: Float[Array, "B H S"] | None,
     runs: Int[Array, "B S"],
     window: int,
@@ -289,16 +306,17 @@ def _banded(
         return jnp.concatenate([before, blocks], axis=axis + 1)
 
     def one(block: tuple[Any, ...]) -> Array:
-        query, key, value, memory, bias, query_runs, key_runs = block
+        query, key, value, memory_slots, bias, query_runs, key_runs = block
         slots, key_slots = jnp.arange(size), jnp.arange(1 - window, size)
         visible = _visible(slots, key_slots, query_runs, key_runs, True, window)
-        return _attend(query, key, value, memory, bias, visible, scale)
+        own = None if memory is None else memory._replace(slots=memory_slots)
+        return _attend(query, key, value, own, bias, visible, scale)
 
     blocks = (
         _to_blocks(jnp.swapaxes(query, 1, 2), size, 2),
         with_halo(jnp.swapaxes(key, 1, 2), 2),
         with_halo(jnp.swapaxes(value, 1, 2), 2),
-        _memory_blocks(memory, size),
+        None if memory is None else _to_blocks(memory.slots, size, 1),
         None if bias is None else with_halo(bias, 2),
         _to_blocks(runs[:, past:], size, 1, -1),
         with_halo(runs, 1, -1),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from linseqrec.ops.segments import keep
-from linseqrec.ops.softmax_attention import softmax_attention
+from linseqrec.ops.softmax_attention import MemorySlots, softmax_attention
 from tests.ops.closeness import assert_close
 from tests.ops.layouts import LAYOUT, segment_layouts
 
@@ -265,30 +265,30 @@ def test_memory_of_the_gradient_grows_linearly(form):
 # ---------------------------------------------------------------------- memory slots, and the past
 
 WITH_MEMORY = [form for form in FORMS if form[0] != "dense"]
-MEMORY = 3
+MEMORY, SLOT_WIDTH = 3, 5
 
 
 def memory_slots(inputs, seed=5):
     random = np.random.default_rng(seed)
-    shape = (*inputs["query"].shape[:2], MEMORY, HEADS)
-    return {
-        "memory_key": random.normal(size=(*shape, KEY)).astype(np.float32),
-        "memory_value": random.normal(size=(*shape, VALUE)).astype(np.float32),
-    }
+    arrays = (
+        random.normal(size=(*inputs["query"].shape[:2], MEMORY, SLOT_WIDTH)),
+        random.normal(size=(SLOT_WIDTH, HEADS, KEY)),
+        random.normal(size=(SLOT_WIDTH, HEADS, VALUE)),
+    )
+    return {"memory": MemorySlots(*(array.astype(np.float32) / 2 for array in arrays))}
 
 
 def with_memory_by_loops(form, inputs, segment_ids):
     """The definition with each query's own slots beside those it sees, in float64."""
-    arrays = {name: np.asarray(array, np.float64) for name, array in inputs.items()}
+    arrays = {n: np.asarray(a, np.float64) for n, a in inputs.items() if n != "memory"}
+    slots, key_map, value_map = (np.asarray(array, np.float64) for array in inputs["memory"])
     output = np.zeros(arrays["value"].shape)
     for b, ids in enumerate(segment_ids):
         for t in np.flatnonzero(ids):
             seen = [s for s in range(len(ids)) if sees(form, ids, t, s)]
             for h in range(HEADS):
-                keys = np.vstack([arrays["key"][b, seen, h], arrays["memory_key"][b, t, :, h]])
-                values = np.vstack(
-                    [arrays["value"][b, seen, h], arrays["memory_value"][b, t, :, h]]
-                )
+                keys = np.vstack([arrays["key"][b, seen, h], slots[b, t] @ key_map[:, h]])
+                values = np.vstack([arrays["value"][b, seen, h], slots[b, t] @ value_map[:, h]])
                 weights = np.exp(SCALE * keys @ arrays["query"][b, t, h])
                 output[b, t, h] = weights @ values / weights.sum()
     return output
@@ -299,7 +299,7 @@ def test_memory_slots_stand_in_the_same_softmax(form):
     inputs = random_inputs()
     inputs |= memory_slots(inputs)
     expected = with_memory_by_loops(form, inputs, LAYOUT)
-    inputs["memory_key"][LAYOUT == 0] = np.nan
+    inputs["memory"].slots[LAYOUT == 0] = np.nan
     output = apply(form, inputs, LAYOUT)
     assert_close(output, expected, 2e-6)
     assert np.all(np.asarray(output)[LAYOUT == 0] == 0)
@@ -312,9 +312,12 @@ def test_gradients_of_memory_slots():
     inputs |= memory_slots(inputs)
     gradient = gradients(form, inputs, LAYOUT)
     rng = np.random.default_rng(7)
-    for name in ("memory_key", "memory_value"):
-        direction = rng.normal(size=inputs[name].shape)
-        up, down = (inputs | {name: inputs[name] + sign * 1e-6 * direction} for sign in (1, -1))
+    for name, array in inputs["memory"]._asdict().items():
+        direction = rng.normal(size=array.shape)
+        up, down = (
+            inputs | {"memory": inputs["memory"]._replace(**{name: array + sign * direction})}
+            for sign in (1e-6, -1e-6)
+        )
         slopes = [
             (
                 with_memory_by_loops(form, side, LAYOUT)
@@ -323,8 +326,9 @@ def test_gradients_of_memory_slots():
             for side in (up, down)
         ]
         expected = (slopes[0] - slopes[1]) / 2e-6
-        assert (np.asarray(gradient[name]) * direction).sum() == pytest.approx(expected, rel=1e-4)
-        assert np.all(np.asarray(gradient[name])[LAYOUT == 0] == 0)
+        found = np.asarray(getattr(gradient["memory"], name))
+        assert (found * direction).sum() == pytest.approx(expected, rel=1e-4)
+    assert np.all(np.asarray(gradient["memory"].slots)[LAYOUT == 0] == 0)
 
 
 @in_all([form for form in FORMS if form[3]])
@@ -334,7 +338,10 @@ def test_the_last_queries_alone_equal_those_of_the_whole_row(form, past):
     if form[0] != "dense":
         inputs |= memory_slots(inputs)
     whole = apply(form, inputs, LAYOUT)
-    alone = {n: a[:, past:] if n not in ("key", "value") else a for n, a in inputs.items()}
+    alone = inputs | {"query": inputs["query"][:, past:]}
+    if "memory" in inputs:
+        slots = inputs["memory"].slots[:, past:]
+        alone |= {"memory": inputs["memory"]._replace(slots=slots)}
     assert_close(apply(form, alone, LAYOUT), whole[:, past:], 2e-6)
 
 
@@ -342,7 +349,7 @@ def test_refuses_what_does_not_fit():
     inputs = random_inputs()
     with pytest.raises(ValueError, match=r"key_bias must be \[B, S, H\]"):
         softmax_attention(**inputs, key_bias=inputs["key"][:, 1:, :, 0])
-    slots = memory_slots(inputs)
+    slots = memory_slots(inputs)["memory"]
     for wrong, message in [
         ({"window": 0}, "window"),
         ({"window": 3, "causal": False}, "window"),
@@ -352,9 +359,10 @@ def test_refuses_what_does_not_fit():
         ({"segment_ids": LAYOUT[:, 1:]}, "segment_ids"),
         ({"key": inputs["key"][:, 1:]}, "query and key"),
         ({"value": inputs["value"][:, 1:]}, "query and key"),
-        ({"memory_key": slots["memory_key"]}, "come together"),
-        (slots | {"memory_value": slots["memory_value"][:, 1:]}, "memory_key and memory_value"),
-        (slots | {"implementation": "dense"}, "takes no memory"),
+        ({"memory": slots._replace(slots=slots.slots[:, 1:])}, "memory slots must be"),
+        ({"memory": slots._replace(key=slots.key[1:])}, "memory slots must be"),
+        ({"memory": slots._replace(value=slots.value[:, 1:])}, "memory slots must be"),
+        ({"memory": slots} | {"implementation": "dense"}, "takes no memory"),
     ]:
         with pytest.raises(ValueError, match=message):
             softmax_attention(**(inputs | wrong))

@@ -229,6 +229,11 @@ def _from_blocks(blocks: Iterable[Float[Array, "N B H C V"]], time: int) -> Arra
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
 
 
+def _with_slots(memory: MemorySlots | None, slots: Array | None) -> MemorySlots | None:
+    """The memory with the slots of one block of queries."""
+    return None if memory is None or slots is None else memory._replace(slots=slots)
+
+
 def _blockwise(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
@@ -271,7 +276,7 @@ def _blockwise(
             query, query_runs, slots, memory_slots = block
             key_slots = jnp.arange(keys.shape[2])
             visible = _visible(slots, key_slots, query_runs, key_runs, causal, window)
-            own = None if memory is None else memory._replace(slots=memory_slots)
+            own = _with_slots(memory, memory_slots)
             return _attend(query, keys, values, own, biases, visible, scale)
 
         part = jax.tree.map(lambda x: x[start:end], (queries, query_runs, slots, memory_slots))  # noqa: B023
@@ -309,7 +314,7 @@ def _banded(
         query, key, value, memory_slots, bias, query_runs, key_runs = block
         slots, key_slots = jnp.arange(size), jnp.arange(1 - window, size)
         visible = _visible(slots, key_slots, query_runs, key_runs, True, window)
-        own = None if memory is None else memory._replace(slots=memory_slots)
+        own = _with_slots(memory, memory_slots)
         return _attend(query, key, value, own, bias, visible, scale)
 
     blocks = (

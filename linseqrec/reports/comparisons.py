@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from linseqrec.evaluation.significance import PairedDifference, holm, paired_bootstrap
 from linseqrec.reports.configurations import Configuration
@@ -22,6 +25,8 @@ class Comparison:
       second: Another's.
       result: The first minus the second.
       p_holm: The p-value corrected for all comparisons of the report.
+      seeds_error: The standard error of the difference over seeds, √(s₁² / n₁ + s₂² / n₂) of the
+        standard deviations over n seeds; None where either has but one.
     """
 
     which: str
@@ -30,6 +35,7 @@ class Comparison:
     second: str
     result: PairedDifference
     p_holm: float
+    seeds_error: float | None
 
 
 def num_samples(comparisons: int) -> int:
@@ -77,8 +83,22 @@ def compare(
     ]
     corrected = holm([result.p_value for result in results])
     return [
-        Comparison(which, metric, first.label, second.label, result, float(p_holm))
+        Comparison(
+            which,
+            metric,
+            first.label,
+            second.label,
+            result,
+            float(p_holm),
+            _seeds_error(first.by_seed(which, metric), second.by_seed(which, metric)),
+        )
         for (which, metric, first, second), result, p_holm in zip(
             cases, results, corrected, strict=True
         )
     ]
+
+
+def _seeds_error(first: np.ndarray, second: np.ndarray) -> float | None:
+    if min(len(first), len(second)) < 2:
+        return None
+    return math.sqrt(sum(values.var(ddof=1) / len(values) for values in (first, second)))

@@ -76,9 +76,11 @@ def _comparisons(report: Report) -> Iterator[str]:
     yield (
         "## Differences\n\n"
         f"Paired bootstrap over {first.users:,} users, {num_samples(len(report.comparisons)):,} "
-        "resamplings, the seeds averaged target by target. It speaks of the users that were drawn; "
-        "of training, the deviation over seeds does. p is two-sided; Holm's correction is for the "
-        f"{len(report.comparisons)} comparisons of this table."
+        "resamplings, the seeds averaged target by target: the interval and p (two-sided; Holm's "
+        f"correction is for the {len(report.comparisons)} comparisons of this table) speak of the "
+        "users that were drawn. Of training speaks the standard error over seeds, where both "
+        "configurations have two or more; a difference between single seeds may be theirs, however "
+        "small its p."
     )
     rows = [
         [
@@ -87,6 +89,7 @@ def _comparisons(report: Report) -> Iterator[str]:
             comparison.metric,
             in_words(comparison.which),
             f"{comparison.result.difference:+.4f}",
+            "" if comparison.seeds_error is None else f"{comparison.seeds_error:.4f}",
             f"{comparison.result.low:+.4f} to {comparison.result.high:+.4f}",
             f"{comparison.result.p_value:.4f}",
             f"{comparison.p_holm:.4f}",
@@ -94,7 +97,7 @@ def _comparisons(report: Report) -> Iterator[str]:
         for comparison in report.comparisons
     ]
     header = ["first", "second", "metric", "seen items", "first - second"]
-    header += [f"{first.confidence:.0%} interval", "p", "p, Holm"]
+    header += ["error over seeds", f"{first.confidence:.0%} interval", "p", "p, Holm"]
     yield _table(header, rows, text_columns=4)
 
 

@@ -95,6 +95,7 @@ def _comparison_rows(report: Report) -> list[dict[str, Any]]:
             "users": comparison.result.users,
             "p_value": comparison.result.p_value,
             "p_holm": comparison.p_holm,
+            "seeds_error": "" if comparison.seeds_error is None else comparison.seeds_error,
         }
         for comparison in report.comparisons
     ]

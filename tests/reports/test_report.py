@@ -103,6 +103,32 @@ def test_p_values_are_those_of_resampling_users_with_holm_s_correction(ranks, tm
         assert each.p_holm == pytest.approx(least)
 
 
+def test_what_seeds_say_of_a_difference_stands_beside_what_users_say(ranks, tmp_path):
+    report = make_report([tmp_path / "sweep"])
+    for each in report.comparisons:
+        rates = [float(label.partition("rate=")[2]) for label in (each.first, each.second)]
+        by_seed = [
+            [gains(ranks[rate, seed][each.which], each.metric).mean() for seed in range(3)]
+            for rate in rates
+        ]
+        square = sum(statistics.variance(values) / 3 for values in by_seed)
+        assert each.seeds_error == pytest.approx(square**0.5)
+    cells = markdown(report).split("## Differences")[1]
+    first = report.comparisons[0]
+    assert f"| {first.result.difference:+.4f} | {first.seeds_error:.4f} |" in cells
+
+
+def test_a_single_seed_says_nothing_of_training(make_run, tmp_path):
+    ranks = np.random.default_rng(0).integers(1, 40, (3, TARGETS)).astype(float)
+    make_run("alone", changed(optimizer={"learning_rate": 0.01}), dict(none=ranks[0], all=ranks[0]))
+    for seed in (0, 1):
+        drawn = dict(none=ranks[1 + seed], all=ranks[1 + seed])
+        make_run(f"pair{seed}", changed(training={"seed": seed}), drawn)
+    report = make_report([tmp_path])
+    assert [each.seeds_error for each in report.comparisons] == [None] * 4
+    assert f"| {report.comparisons[0].result.difference:+.4f} |  |" in markdown(report)
+
+
 def test_comparisons_against_one_configuration(ranks, tmp_path):
     report = make_report([tmp_path / "sweep"], ["MRR@10"])
     label = report.configurations[1].label

@@ -14,6 +14,7 @@ from linseqrec.analysis.groups import item_groups, most_frequent_groups
 from linseqrec.analysis.insertion_probe import ARMS, ProbeConfig, make_probes
 from linseqrec.analysis.repeats import (
     AGE_EDGES,
+    NEVER,
     SHARE_EDGES,
     share_of_repeats,
     transition_ages,
@@ -83,7 +84,7 @@ def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analy
 
 
 def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> Analysis:
-    """What the memories keep and write at an event, and what is purified of it."""
+    """What the memories keep and write at an event, and what SinkRec's memory takes out."""
     numbers = {}
     for subject in subjects:
         readings: dict[str, list[tuple[Any, np.ndarray]]] = {}
@@ -146,21 +147,20 @@ def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> A
 
 
 def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis:
-    """A metric by history length, by the share that repeats, and by how long ago the target did."""
+    """A metric by history length, by its share of repeats, by the age of the same transition."""
     numbers: dict[str, Any] = {}
     for subject in subjects:
         result = subject.run.evaluate(subject.params, settings.split)
         evaluator = subject.run.evaluator(settings.split)
         targets = subject.run.source.dataset, evaluator.users, evaluator.positions
         shares, ages = share_of_repeats(*targets), transition_ages(*targets)
-        again = np.isfinite(ages)
         numbers[subject.name] = {
             name: {
                 "length": result.buckets[name],
                 "share_of_repeats": metrics.bucket_metrics(
                     ranks, shares, SHARE_EDGES, unit="share"
                 ),
-                "transition_age": metrics.bucket_metrics(ranks[again], ages[again], AGE_EDGES),
+                "transition_age": metrics.bucket_metrics(ranks, ages, AGE_EDGES, without=NEVER),
             }
             for name, ranks in result.ranks.items()
         }
@@ -178,7 +178,11 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis
         {
             label: systems
             for label, systems in panels.items()
-            if any(bucket["targets"] for bucket in next(iter(systems.values())))
+            if any(
+                bucket["targets"]
+                for bucket in next(iter(systems.values()))
+                if bucket["name"] != NEVER
+            )
         },
         settings.metric,
         title=f"{_title(subjects)}; {settings.split}, seen items {in_words(first)}",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from linseqrec.analysis.gates import QUANTILES
 from linseqrec.evaluation.figures import (
     COLOURS,
     DASHES,
@@ -64,7 +65,8 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
 # What a panel of the gates shows.
 _GATES = {
     "kept": "α, kept of the state",
-    "written": "β, written",
+    "written": "β, written of a value",
+    "spike": "s, HyTRec's write gate",
     "coverage": "c, suppressed of a write",
     "removal": "λ, removed from a reading",
 }
@@ -86,7 +88,10 @@ def gates_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
             for panel, name in zip(panels, names, strict=True):
                 if name not in gates:
                     continue
-                low, middle, high = np.array(gates[name]["heads"]).T
+                low, middle, high = (
+                    np.array([head[quantile] for head in gates[name]["heads"]])
+                    for quantile in QUANTILES
+                )
                 # A mixer's heads side by side, about its tick.
                 panel.errorbar(
                     len(ticks) + np.linspace(-0.2, 0.2, len(middle)),
@@ -104,9 +109,12 @@ def gates_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
     for panel, name in zip(panels, names, strict=True):
         panel.set_xticks(np.arange(len(ticks)), ticks, rotation=45, ha="right", fontsize="small")
         panel.set_xlim(-0.6, len(ticks) - 1.4)
-        # Shares all, but for β, which negative eigenvalues let reach 2.
+        # Shares all, but for what is written, which negative eigenvalues let reach twice the value.
         panel.set_ylim(0, None if name == "written" else 1.02)
-        panel.set_ylabel(f"{_GATES[name]}\nmedian, 10 to 90 % of events")
+        panel.set_ylabel(
+            f"{_GATES[name]}\nmedian, {100 * QUANTILES['low']:.0f} to "
+            f"{QUANTILES['high']:.0%} of events"
+        )
         dress(panel)
     shared_legend(figure, panels[0])
     return figure

@@ -4,9 +4,11 @@ import numpy as np
 
 from linseqrec.data.dataset import Dataset
 
-# Lower bounds of the buckets.
+# Lower bounds of the buckets, which begin at 0; the least age is 1.
 SHARE_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75)
 AGE_EDGES = (0, 10, 20, 40, 80, 160)
+# The bucket of the targets that never followed their history's last item before.
+NEVER = "never"
 
 
 def share_of_repeats(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from linseqrec.events import Events
 from linseqrec.layers.gated_delta_net import GatedDelta
 from linseqrec.layers.rela import RELA
+from linseqrec.layers.temporal_delta import TemporalDeltaMixer
 from linseqrec.models.encoding import SequenceModel
 
 
@@ -23,8 +24,9 @@ class MixerTrace:
       keys: The keys by which events were written.
       memory: The matrix memory after each row's last event; of a mixer that is not recurrent the
         sum over all of the row's slots, padding included.
-      gates: Of a gated delta memory, float32 by name: "kept", α; "written", β as the rule has it;
-        and where the mixer has them "coverage", c, and "removal", λ. Of other mixers empty.
+      gates: Of a gated delta memory, float32 by name: "kept", α; "written", how much of its value
+        an event writes, gates and all; and where the mixer has them "spike", TADN's s, "coverage",
+        c, and "removal", λ. Of other mixers empty.
       attended: What RecGRELA's linear attention read, heads side by side; None of other mixers.
       augmented: The same once its local branch has joined; None of other mixers, or without it.
     """
@@ -80,25 +82,27 @@ def trace(model: SequenceModel, events: Events) -> dict[str, MixerTrace]:
         outputs: Any = captured
         for key in path:
             outputs = outputs[key]
-        traces = _of_rela(outputs) if isinstance(mixer, RELA) else _of_delta(outputs)
+        traces = _of_rela(outputs) if isinstance(mixer, RELA) else _of_delta(mixer, outputs)
         name = "/".join(map(str, path[:-1]))
         for loop, one in enumerate(traces):
             passes[name if len(traces) == 1 else f"{name} loop {loop + 1}"] = one
     return passes
 
 
-def _of_delta(outputs: Any) -> list[MixerTrace]:
+def _of_delta(mixer: nnx.Module, outputs: Any) -> list[MixerTrace]:
     calls, inputs = outputs["__call__"].get_value(), outputs["inputs"].get_value()
     own = {name: outputs[name].get_value() for name in ("coverage", "removal") if name in outputs}
-    return [
-        MixerTrace(
-            keys=first.key,
-            memory=state.memory,
-            gates={"kept": jnp.exp(first.log_decay), "written": first.beta}
-            | {name: calls[index] for name, calls in own.items()},
-        )
-        for index, ((first, *_), (_, state)) in enumerate(zip(inputs, calls, strict=True))
-    ]
+    if isinstance(mixer, TemporalDeltaMixer) and mixer.spike_gate is not None:
+        own["spike"] = [share for share, _ in outputs["share"].get_value()]
+    traces = []
+    for index, ((first, *_), (_, state)) in enumerate(zip(inputs, calls, strict=True)):
+        gates = {name: each[index] for name, each in own.items()}
+        written = first.beta
+        if isinstance(mixer, TemporalDeltaMixer):
+            written = mixer.written(written, gates.get("spike"))
+        gates = {"kept": jnp.exp(first.log_decay), "written": written} | gates
+        traces.append(MixerTrace(keys=first.key, memory=state.memory, gates=gates))
+    return traces
 
 
 def _of_rela(outputs: Any) -> list[MixerTrace]:

@@ -140,32 +140,49 @@ def bucket_metrics(
     cutoffs: Sequence[int] = CUTOFFS,
     *,
     unit: Literal["events", "share"] = "events",
+    without: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Metrics by something that each target's history has, its length above all.
+    """Metrics by something that is known of each target, the length of its history above all.
 
     Args:
       ranks: [M].
-      values: [M], events before the target, not cut to the model's window; or a share of them.
+      values: [M], a number of events, such as those before the target, not cut to the model's
+        window; or a share of them. NaN where a target has no such value.
       edges: Lower bounds of the buckets, ascending, the first 0; the last bucket has no upper one.
       cutoffs: The ks.
       unit: What the values are; it names the buckets: "50-99" events, or a share of "10-25 %".
+      without: The name of one more bucket, the last, of the targets without a value. None: they
+        are in no bucket.
 
     Returns:
       One record a bucket, least first: `name`, `low`, `high` (None for the last; of events it is
-      the last within, of shares the next bucket's `low`), `targets`, `metrics` and
-      `standard_errors` (both empty without targets).
+      the last within, of shares the next bucket's `low`; both None of targets without a value),
+      `targets`, `metrics` and `standard_errors` (both empty without targets).
 
     Raises:
       ValueError: Edges that do not ascend from 0.
     """
     if list(edges) != sorted(set(edges)) or not edges or edges[0] != 0:
         raise ValueError(f"bucket edges must ascend from 0, got {tuple(edges)}")
-    records: list[dict[str, Any]] = []
+
+    def record(
+        name: str, low: float | None, high: float | None, inside: np.ndarray
+    ) -> dict[str, Any]:
+        means, errors = rank_metrics(ranks[inside], cutoffs) if inside.any() else ({}, {})
+        return {
+            "name": name,
+            "low": low,
+            "high": high,
+            "targets": int(inside.sum()),
+            "metrics": means,
+            "standard_errors": errors,
+        }
+
+    records = []
     for low, above in zip(edges, [*edges[1:], None], strict=True):
         inside = values >= low
         if above is not None:
             inside &= values < above
-        means, errors = rank_metrics(ranks[inside], cutoffs) if inside.any() else ({}, {})
         high: float | None
         if unit == "events":
             high = None if above is None else int(above) - 1
@@ -173,14 +190,7 @@ def bucket_metrics(
         else:
             high = above
             name = f"{low:.0%}+" if above is None else f"{100 * low:.0f}-{above:.0%}"
-        records.append(
-            {
-                "name": name,
-                "low": low,
-                "high": high,
-                "targets": int(inside.sum()),
-                "metrics": means,
-                "standard_errors": errors,
-            }
-        )
+        records.append(record(name, low, high, inside))
+    if without is not None:
+        records.append(record(without, None, None, np.isnan(values)))
     return records

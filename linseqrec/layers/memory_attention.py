@@ -36,9 +36,9 @@ class MemoryAttention(nnx.Module):
     That the memory is shown to the attention as keys and values is SinkRec's (arXiv 2606.09888);
     the equations are ours. Linear in time.
 
-    The attention knows no positions. The short convolution, the mixer's own, lets a key tell what
-    came right before its event, so that one layer finds what followed the last items earlier on;
-    without it (q, k, v = W_qkv x) the window is a bag of events.
+    The attention knows no positions. A short convolution like the recurrence's, with weights of its
+    own, lets a key tell what came right before its event, so that one layer finds what followed the
+    last items earlier on; without it (q, k, v = W_qkv x) the window is a bag of whatever x holds.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class MemoryAttention(nnx.Module):
         memory = None
         if self.memory_key_value is not None:
             assert slots is not None, "the layer was made for memory slots"
-            maps = self.memory_key_value.kernel[...].astype(x.dtype)
+            maps = self.memory_key_value.kernel[...].astype(query.dtype)
             memory = MemorySlots(slots, *(heads(part) for part in jnp.split(maps, 2, axis=-1)))
         attended = softmax_attention(
             query,

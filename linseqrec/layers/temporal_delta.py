@@ -129,12 +129,12 @@ class TemporalDeltaMixer(GatedDelta):
         log_decay, beta = self.gates(x)
         if self.log_horizon is not None:
             log_decay = log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
-        share, mean = self._share(x, segment_ids, None if state is None else state.mean)
+        share, mean = self.share(x, segment_ids, None if state is None else state.mean)
         value, beta = self._weigh(value, beta, share)
         query = unit(query) * self.key_width**-0.5
         return DeltaInputs(query, unit(key), value, log_decay, beta), convolution, mean
 
-    def _share(
+    def share(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
@@ -157,6 +157,18 @@ class TemporalDeltaMixer(GatedDelta):
         if self.gate == "write":
             return (share[..., None] * value).astype(value.dtype), beta
         if self.gate == "erase":
-            share = _LEAST_ERASE + (1 - _LEAST_ERASE) * share
+            share = _erase_share(share)
             return (value / share[..., None]).astype(value.dtype), share * beta
         return value, share * beta
+
+    def written(
+        self, beta: Float[Array, "B T H"], share: Float[Array, "B T H"] | None
+    ) -> Float[Array, "B T H"]:
+        """How much of its value each event writes, of the β that the rule was given and s."""
+        if share is None or self.gate == "beta":
+            return beta
+        return share * beta if self.gate == "write" else beta / _erase_share(share)
+
+
+def _erase_share(share: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
+    return _LEAST_ERASE + (1 - _LEAST_ERASE) * share

@@ -86,7 +86,8 @@ class SinkRecConfig:
       kernel: Taps of the short convolutions.
       attention_window: Events that the softmax attention sees.
       attention_convolution: Whether its queries, keys and values go through a short convolution as
-        the recurrence's do; without it the attention sees a bag of events.
+        the recurrence's do. Without it the attention itself knows no order, only what the memory's
+        windows and an earlier pass's recurrence put into its input.
       feed_forward: Width of the feed-forward half's hidden layer, in widths.
       memory: The conditional memory; without it, nothing below that reads it.
       reinjection: Whether the memory vector is added to the block's input.

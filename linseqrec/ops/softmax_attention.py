@@ -230,8 +230,11 @@ def _from_blocks(blocks: Iterable[Float[Array, "N B H C V"]], time: int) -> Arra
 
 
 def _with_slots(memory: MemorySlots | None, slots: Array | None) -> MemorySlots | None:
-    """The memory with the slots of one block of queries."""
-    return None if memory is None or slots is None else memory._replace(slots=slots)
+    """The memory with the slots of one block of queries; both or neither are there."""
+    if memory is None:
+        return None
+    assert slots is not None
+    return memory._replace(slots=slots)
 
 
 def _blockwise(

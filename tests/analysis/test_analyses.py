@@ -12,6 +12,7 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import global_temporal, leave_one_out
 from linseqrec.evaluation.metrics import MetricError
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.training.run import Run
 
@@ -23,14 +24,14 @@ TIMES = np.sort(np.random.default_rng(1).integers(0, 10_000, 60))
 LOG = Dataset.from_arrays(ITEMS, np.tile(TIMES[:10], 6), np.arange(0, 61, 10), 9)
 
 
-def subject(name, dataset=LOG, split=leave_one_out, **parts):
+def subject(name, dataset=LOG, split=leave_one_out, experiment=EXPERIMENT, **parts):
     """A subject of fresh parameters: subject("a", evaluation={"ties": "pessimistic"})."""
     changes = {
-        part: dataclasses.replace(getattr(EXPERIMENT, part), **fields)
+        part: dataclasses.replace(getattr(experiment, part), **fields)
         for part, fields in parts.items()
     }
     source = Source(dataset, split(dataset), None)
-    run = Run.of(dataclasses.replace(EXPERIMENT, **changes), source)
+    run = Run.of(dataclasses.replace(experiment, **changes), source)
     return Subject(name, run, run.initial_params, 0)
 
 
@@ -80,3 +81,44 @@ def test_the_released_recgrela_has_a_rank_and_no_state():
         block = numbers[name]["blocks/0"]
         assert {output["effective_rank"]["users"] for output in block.values()} == {4}
         assert set(block) == {"attended", "augmented"}
+
+
+def test_gates_are_read_of_every_user_once():
+    """Of forty users in batches of 32: the last is filled up, and its filling is no user."""
+    delta = GatedDeltaNetConfig(width=8, heads=1, num_layers=1, key_width=8, value_width=8)
+    many = Dataset.from_arrays(
+        np.tile(ITEMS[:20], 10), np.arange(200), np.arange(0, 201, 5), num_items=9
+    )
+    gated = subject("gated", many, experiment=dataclasses.replace(EXPERIMENT, model=delta))
+    assert analyses.applicable("gates", [gated, subject("recgrela")]) == [gated]
+    numbers, figure = analyses.analyse_gates([gated], analyses.Settings(users=50))
+    gates = numbers["gated"]["blocks/0"]
+    assert set(gates) == {"kept", "written"}
+    assert all(gate["users"] == 40 for gate in gates.values())
+    # A fresh gate is at its middle.
+    assert gates["written"]["mean"] == pytest.approx(0.5, abs=0.1)
+    assert len(figure.axes) == 2
+
+
+def test_buckets_by_the_age_of_the_transition_and_by_none():
+    """Users whose target followed two and five events ago, and one whose never did."""
+    histories = [[1, 2, 3, 1, 2], [1, 2, 3, 4, 5, 1, 2], [1, 2, 3, 4, 5]]
+    log = Dataset.from_arrays(
+        np.concatenate(histories).astype(np.int32), np.arange(17), np.array([0, 5, 12, 17]), 5
+    )
+    settings = analyses.Settings(split="test", metric="HR@10")
+    numbers, figure = analyses.analyse_buckets([subject("a", log)], settings)
+    ages = numbers["a"]["none"]["transition_age"]
+    assert {record["name"]: record["targets"] for record in ages if record["targets"]} == {
+        "0-9": 2,
+        "never": 1,
+    }
+    # Of five items every target is among the first ten.
+    assert ages[-1]["metrics"]["HR@10"] == 1
+    assert len(figure.axes) == 3
+    nobody = Dataset.from_arrays(
+        np.tile(np.arange(1, 6, dtype=np.int32), 3), np.arange(15), np.arange(0, 16, 5), 5
+    )
+    numbers, figure = analyses.analyse_buckets([subject("a", nobody)], settings)
+    assert numbers["a"]["none"]["transition_age"][-1]["targets"] == 3
+    assert len(figure.axes) == 2

@@ -1,5 +1,6 @@
 """What is said of gates is what the rule was given."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -8,6 +9,7 @@ from linseqrec.analysis import gates
 from linseqrec.analysis.figures import gates_figure
 from linseqrec.analysis.traces import trace
 from linseqrec.events import Events
+from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 
 SMALL = SinkRecConfig(width=16, key_width=8, value_width=8, dilations=(1,), levels=1, codes=4)
@@ -49,6 +51,31 @@ def test_gates_that_a_mixer_lacks_are_not_read():
         assert set(passed.gates) == {"kept", "written"}
 
 
+@pytest.mark.parametrize(
+    "gate, written", [("write", 0.1), ("erase", 0.5), ("beta", 0.1), ("none", 0.5)]
+)
+def test_what_hytrec_writes_is_told_from_what_it_erases(gate, written):
+    """s = .2 and a gate of .5 by their biases; into an empty memory goes k (written v)ᵀ."""
+    config = HyTRecConfig(width=8, heads=2, num_layers=1, ratio="1:0", gate=gate, short_layers=1)
+    model = config.build(5, rngs=nnx.Rngs(0))
+    mixer = model.long[0].mixer
+    mixer.write_gate.kernel[...] = 0 * mixer.write_gate.kernel[...]
+    if gate != "none":
+        mixer.spike_gate.kernel[...] = 0 * mixer.spike_gate.kernel[...]
+        mixer.spike_gate.bias[...] = np.full(2, np.log(0.25), np.float32)
+    one = jax.tree.map(lambda x: x[:, :1], EVENTS)
+    (traced,) = trace(model, one).values()
+    np.testing.assert_allclose(traced.gates["written"], np.full((2, 1, 2), written), rtol=1e-5)
+    if gate != "none":
+        np.testing.assert_allclose(traced.gates["spike"], np.full((2, 1, 2), 0.2), rtol=1e-5)
+    assert ("spike" in traced.gates) == (gate != "none")
+    x = model.long[0].mixer_norm(model.embedding(one.items) * config.width**0.5)
+    _, _, value, _ = mixer.project(x, one.segment_ids, None)
+    size = np.linalg.norm(traced.memory, axis=(2, 3)) / np.linalg.norm(value[:, 0], axis=-1)
+    # Keys are short of length 1 by what keeps them from a division by zero.
+    np.testing.assert_allclose(size, written, rtol=0.05)
+
+
 def test_padding_is_no_reading():
     rng = np.random.default_rng(0)
     values = rng.random((3, 4, 2))
@@ -62,11 +89,20 @@ def test_padding_is_no_reading():
     assert whole["mean"] == pytest.approx(np.mean(means))
     assert whole["standard_error"] == pytest.approx(abs(means[0] - means[1]) / 2)
     events = np.concatenate([values[0], values[1, :2]])
-    np.testing.assert_allclose(whole["heads"], np.quantile(events, gates.QUANTILES, axis=0).T)
+    for name, share in (("low", 0.1), ("median", 0.5), ("high", 0.9)):
+        expected = np.quantile(events, share, axis=0)
+        np.testing.assert_allclose([head[name] for head in whole["heads"]], expected)
+    nobody = gates.summarise([({"kept": values}, 0 * real == 1)])["kept"]
+    assert nobody["users"] == 0 and np.isnan(nobody["heads"][1]["median"])
 
 
 def test_the_figure_shows_each_gate_that_some_model_has():
-    reading = {"heads": [[0.1, 0.2, 0.9], [0.3, 0.5, 0.6]]}
+    reading = {
+        "heads": [
+            {"low": 0.1, "median": 0.2, "high": 0.9},
+            {"low": 0.3, "median": 0.5, "high": 0.6},
+        ]
+    }
     plain = {"blocks/0": dict.fromkeys(("kept", "written"), reading)}
     purified = {
         f"blocks/0 loop {loop}": dict.fromkeys(("kept", "written", "coverage"), reading)

@@ -51,7 +51,7 @@ def test_a_transition_is_as_old_as_its_last_occurrence():
         [1, 2, 1, 3],  # 1 was followed by 2 only
         [3],  # no history
         [1, 2],  # the transition itself is none before it
-        [2, 1],  # nor one of the user before: 1 2 there
+        [1, 2],  # nor is that of the user before
     ]
     log = Dataset.from_arrays(
         np.concatenate(histories).astype(np.int32),

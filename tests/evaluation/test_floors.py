@@ -119,7 +119,10 @@ def test_personal_markov_is_its_formula(make_split):
     assert 0.3 < rate < 0.9
     floor, markov = PersonalMarkov(dataset, split, last=2, prior=0.3), Markov(dataset, split)
     assert floor.repeat_rate == pytest.approx(rate, rel=1e-12)
-    users, positions = split.test.users, split.test.positions
+    # Every position of three users too: histories of no event, and of fewer than speak.
+    first = np.arange(dataset.offsets[1], dataset.offsets[4])
+    users = np.concatenate([split.test.users, np.repeat([1, 2, 3], np.diff(dataset.offsets[1:5]))])
+    positions = np.concatenate([split.test.positions, first])
     scores = floor(users, positions)
     recalled = 0
     for row, (user, position) in enumerate(zip(users, positions, strict=True)):
@@ -129,11 +132,11 @@ def test_personal_markov_is_its_formula(make_split):
             own[item] += 0.3
         for back in (1, 2):
             for event in range(len(history) - back):
-                if len(history) >= back and history[event] == history[-back]:
+                if history[event] == history[-back]:
                     own[history[event + back]] += 1 / back
                     recalled += 1
         others = markov(users[row : row + 1], positions[row : row + 1])[0]
-        expected = rate * own / own.sum() + (1 - rate) * others / max(others.sum(), 1e-9)
+        expected = rate * own / max(own.sum(), 1e-9) + (1 - rate) * others / max(others.sum(), 1e-9)
         np.testing.assert_allclose(scores[row], expected, rtol=1e-12, atol=1e-15)
     assert recalled > 100
     np.testing.assert_array_equal(floor(users[3:4], positions[3:4])[0], scores[3])

@@ -80,6 +80,13 @@ def test_buckets_hold_their_targets_and_join_to_the_whole():
     assert joined / len(ranks) == pytest.approx(whole, abs=1e-15)
     empty = metrics.bucket_metrics(ranks, lengths, edges=(0, 20_000))[1]
     assert (empty["targets"], empty["metrics"], empty["standard_errors"]) == (0, {}, {})
+    lengths = np.where(lengths < 50, np.nan, lengths)
+    some = metrics.bucket_metrics(ranks, lengths)
+    assert [record["targets"] for record in some] == [0, 3, 2, 2, 2]
+    *known, unknown = metrics.bucket_metrics(ranks, lengths, without="never")
+    assert known == some
+    assert (unknown["name"], unknown["low"], unknown["high"]) == ("never", None, None)
+    assert (unknown["targets"], unknown["metrics"]) == (3, records[0]["metrics"])
     for edges in ((), (1, 5), (0, 5, 5), (0, 9, 3)):
         with pytest.raises(ValueError, match="ascend from 0"):
             metrics.bucket_metrics(ranks, lengths, edges=edges)

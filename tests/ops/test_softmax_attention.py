@@ -294,6 +294,17 @@ def with_memory_by_loops(form, inputs, segment_ids):
     return output
 
 
+def test_memory_slots_in_bfloat16():
+    """Within 1 % of the largest number, against float64 on the rounded inputs."""
+    inputs = random_inputs()
+    inputs |= memory_slots(inputs)
+    inputs = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), inputs)
+    form = ("banded", 5, 3, True)
+    output = apply(form, inputs, LAYOUT)
+    assert output.dtype == jnp.bfloat16
+    assert_close(output, with_memory_by_loops(form, inputs, LAYOUT), 1e-2)
+
+
 @in_all(WITH_MEMORY)
 def test_memory_slots_stand_in_the_same_softmax(form):
     inputs = random_inputs()

@@ -11,8 +11,8 @@ Run it by:
 
 Result (one seed, 2026-11, epoch 28 of 40, half a minute each on a core): test HR@10 / NDCG@10
 .6020 / .4204; SASRec .6020 / .4151, decayed Markov .5319 / .3807.
-That was the model without `attention_convolution`, its memory's losses summed over features: to be
-run again.
+That was the model without `attention_convolution`, its quantisation loss summed over features and
+its reconstruction loss not taken relative to the windows: to be run again.
 """
 
 import dataclasses

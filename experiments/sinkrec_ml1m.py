@@ -10,8 +10,8 @@ Run it by:
 
 Result (one seed, 2026-11, 100 minutes of a core): test HR@10 / NDCG@10 .3505 / .2075 with seen
 items filtered, .2785 / .1544 not; Gated DeltaNet .3474 / .2039 and .2776 / .1558.
-That was the model without `attention_convolution`, its memory's losses summed over features: to be
-run again.
+That was the model without `attention_convolution`, its quantisation loss summed over features and
+its reconstruction loss not taken relative to the windows: to be run again.
 """
 
 import dataclasses

@@ -9,8 +9,8 @@ Run it by:
 
 Result (one seed, 2026-11): test HR@10 / NDCG@10 .1049 / .0550 with seen items filtered, epoch 24;
 the decayed Markov floor .1082 / .0598.
-That was the model without `attention_convolution`, its memory's losses summed over features: to be
-run again.
+That was the model without `attention_convolution`, its quantisation loss summed over features and
+its reconstruction loss not taken relative to the windows: to be run again.
 """
 
 import dataclasses

@@ -99,7 +99,7 @@ def metric_by_bucket(
     figure, axes = new_figure(len(panels), title)
     for panel, (label, systems) in zip(axes, panels.items(), strict=True):
         _draw_buckets(panel, systems, metric, references)
-        panel.set_xlabel(f"{label} (n: targets)")
+        panel.set_xlabel(f"{label}\n(below each: targets)")
     axes[0].set_ylabel(f"{metric} (bars: one standard error)")
     shared_legend(figure, axes[0])
     return figure
@@ -135,7 +135,7 @@ def _draw_buckets(
             capsize=2,
         )
     layout = next(iter(layouts.values()))
-    panel.set_xticks(np.arange(len(layout)), [f"{name}\nn = {n:,}" for name, n in layout])
+    panel.set_xticks(np.arange(len(layout)), [f"{name}\n{n:,}" for name, n in layout])
     panel.set_ylim(bottom=0)
     dress(panel)
 

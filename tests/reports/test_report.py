@@ -177,8 +177,8 @@ def test_figures_draw_the_mean_over_seeds(ranks, tmp_path):
     np.testing.assert_allclose(line.get_xydata(), [[1, 0.2], [2, 0.3], [3, 0.4]])
     figure = figures.by_length(report.configurations, report.filters, "HR@10", "title")
     assert [panel.get_xlabel() for panel in figure.axes] == [
-        "events before the target; seen items not filtered (n: targets)",
-        "events before the target; seen items filtered (n: targets)",
+        "events before the target; seen items not filtered\n(below each: targets)",
+        "events before the target; seen items filtered\n(below each: targets)",
     ]
     containers = figure.axes[1].containers
     best = report.configurations[0]

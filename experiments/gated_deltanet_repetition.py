@@ -8,9 +8,9 @@ against this model at about equal parameters (283 k here, 307 k there). Run it b
 
 Result (one seed, 2026-11, 5 minutes of a core): test HR@10 / NDCG@10 .5740 / .3623, not filtered;
 with `--config.model.num_layers=2` .5875 / .3915, another seed .5830 / .3714, the first on another
-machine .5945 / .3967; decayed Markov .3740 / .2205, oracle .7925 / .6511. Batches are small because updates are what these models lack:
-in as many epochs at a rate of 2e-3 with dropout, batches of eight came to .5320 / .3068, and
-batches of two to .5610 / .3408.
+machine .5945 / .3967; decayed Markov .3740 / .2205, oracle .7925 / .6511. Batches are small because
+updates are what these models lack: in as many epochs at a rate of 2e-3 with dropout, batches of
+eight came to .5320 / .3068, and batches of two to .5610 / .3408.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

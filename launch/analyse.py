@@ -6,7 +6,7 @@ r"""Looks into checkpoints: state sink, gates, insertion probe, ranks, the metri
 Several runs of one data set are drawn together. Each analysis writes `NAME.json` and `NAME.png`:
 
     state_sink        occupancy lift and effective rank of the recurrent states, a mixer each
-    gates             what gated delta memories keep and write at an event, and what gates them
+    gates             what gated delta memories keep and write at an event, and their other gates
     insertion_probe   the rank of a rare event's item against events inserted, repeated or random
     attention_rank    RecGRELA's attention output with and without its local branch
     buckets           the metric by history length, by the share of the history that repeats, and by

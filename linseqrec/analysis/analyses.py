@@ -84,7 +84,7 @@ def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analy
 
 
 def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> Analysis:
-    """What the memories keep and write at an event, and what SinkRec's memory takes out."""
+    """What the memories keep and write at an event, and what else gates them."""
     numbers = {}
     for subject in subjects:
         readings: dict[str, list[tuple[Any, np.ndarray]]] = {}

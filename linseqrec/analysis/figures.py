@@ -65,7 +65,7 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
 # What a panel of the gates shows.
 _GATES = {
     "kept": "α, kept of the state",
-    "written": "β, written of a value",
+    "written": "written of a value",
     "spike": "s, HyTRec's write gate",
     "coverage": "c, suppressed of a write",
     "removal": "λ, removed from a reading",

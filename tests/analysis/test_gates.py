@@ -110,7 +110,13 @@ def test_the_figure_shows_each_gate_that_some_model_has():
     }
     figure = gates_figure({"plain": plain, "purified": purified}, title="title")
     kept, written, coverage = figure.axes
-    assert [panel.get_ylabel()[0] for panel in figure.axes] == ["α", "β", "c"]
+    labels = [panel.get_ylabel().split("\n") for panel in figure.axes]
+    assert [first for first, _ in labels] == [
+        "α, kept of the state",
+        "written of a value",
+        "c, suppressed of a write",
+    ]
+    assert {second for _, second in labels} == {"median, 10 to 90% of events"}
     drawn = lambda panel: np.concatenate(  # noqa: E731
         [bars.lines[0].get_ydata() for bars in panel.containers]
     )

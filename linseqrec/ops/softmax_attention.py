@@ -5,7 +5,7 @@ E a memory slot's width, C block, N blocks.
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,11 +67,11 @@ def softmax_attention(
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
       implementation: None picks: "banded" where a window is shorter than T, else "blockwise".
         "blockwise" takes a block of queries at a time, "banded" (window only) shows each block no
-        more keys than its window reaches; both recompute the scores for the gradient, so that
+        more keys than its windows reach; both recompute the scores for the gradient, so that
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
         [T, T] scores at once.
       scale: None: 1 / sqrt(K).
-      block_size: The most queries in a block; "banded" takes at least a window of them.
+      block_size: The most queries in a block.
 
     Returns:
       [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.
@@ -298,38 +298,54 @@ def _banded(
     scale: float,
     block_size: int,
 ) -> Float[Array, "B T H V"]:
-    """A block of at least one window sees itself and the last window - 1 slots before it."""
+    """Spans of at least four windows side by side, each behind the window - 1 slots before it.
+
+    A loop slides one block of queries along all spans at once, over the keys that the block
+    reaches. So a query meets fewer than window + block_size keys, and what the gradient of a step's
+    slices costs is bounded by the window, not by T.
+    """
     time = query.shape[1]
-    past = key.shape[1] - time
-    size = max(window, min(block_size, time))
+    size = min(block_size, time)
+    count = max(1, time // max(4 * window, size))
+    length = -(-time // (count * size)) * size
 
-    def with_halo(x: Array, axis: int, fill: int = 0) -> Array:
-        first = jax.lax.slice_in_dim(x, max(past - (window - 1), 0), past, axis=axis)
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (window - 1 - first.shape[axis], 0)
-        first = jnp.pad(first, padding, constant_values=fill)
-        blocks = _to_blocks(jax.lax.slice_in_dim(x, past, None, axis=axis), size, axis, fill)
-        ends = jax.lax.slice_in_dim(blocks, size - (window - 1), size, axis=axis + 1)
-        before = jnp.concatenate([first[None], ends[:-1]])
-        return jnp.concatenate([before, blocks], axis=axis + 1)
+    def in_spans(x: Array, axis: int, halo: int = 0, fill: int = 0) -> Array:
+        """Makes rows of the spans, span by span, each behind the `halo` slots before it."""
+        past = x.shape[axis] - time
+        spans = _to_blocks(jax.lax.slice_in_dim(x, past, None, axis=axis), length, axis, fill)
+        if halo:
+            first = jax.lax.slice_in_dim(x, max(past - halo, 0), past, axis=axis)
+            padding = [(0, 0)] * x.ndim
+            padding[axis] = (halo - first.shape[axis], 0)
+            before = jnp.pad(first, padding, constant_values=fill)[None]
+            if len(spans) > 1:
+                ends = jax.lax.slice_in_dim(spans[:-1], length - halo, length, axis=axis + 1)
+                before = jnp.concatenate([before, ends])
+            spans = jnp.concatenate([before, spans], axis=axis + 1)
+        return spans.reshape(-1, *spans.shape[2:])
 
-    def one(block: tuple[Any, ...]) -> Array:
-        query, key, value, memory_slots, bias, query_runs, key_runs = block
-        slots, key_slots = jnp.arange(size), jnp.arange(1 - window, size)
-        visible = _visible(slots, key_slots, query_runs, key_runs, True, window)
-        own = _with_slots(memory, memory_slots)
-        return _attend(query, key, value, own, bias, visible, scale)
+    halo = window - 1
+    queries = _to_blocks(in_spans(jnp.swapaxes(query, 1, 2), 2), size, 2)
+    keys, values = (in_spans(jnp.swapaxes(x, 1, 2), 2, halo) for x in (key, value))
+    biases = None if bias is None else in_spans(bias, 2, halo)
+    all_runs = in_spans(runs, 1, halo, -1)
+    slots = None if memory is None else _to_blocks(in_spans(memory.slots, 1), size, 1)
 
-    blocks = (
-        _to_blocks(jnp.swapaxes(query, 1, 2), size, 2),
-        with_halo(jnp.swapaxes(key, 1, 2), 2),
-        with_halo(jnp.swapaxes(value, 1, 2), 2),
-        None if memory is None else _to_blocks(memory.slots, size, 1),
-        None if bias is None else with_halo(bias, 2),
-        _to_blocks(runs[:, past:], size, 1, -1),
-        with_halo(runs, 1, -1),
-    )
-    return _from_blocks([jax.lax.map(jax.checkpoint(one, prevent_cse=False), blocks)], time)
+    def one(block: tuple[Array, Array, Array | None]) -> Array:
+        start, query, slots = block
+        seen = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, halo + size, axis)  # noqa: E731
+        key_runs = seen(all_runs, 1)
+        key_slots = jnp.arange(-halo, size)
+        visible = _visible(key_slots[halo:], key_slots, key_runs[:, halo:], key_runs, True, window)
+        bias = None if biases is None else seen(biases, 2)
+        own = _with_slots(memory, slots)
+        return _attend(query, seen(keys, 2), seen(values, 2), own, bias, visible, scale)
+
+    starts = size * jnp.arange(len(queries))
+    output = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (starts, queries, slots))
+    output = _from_blocks([output], length)
+    output = jnp.swapaxes(output.reshape(-1, query.shape[0], *output.shape[1:]), 0, 1)
+    return output.reshape(query.shape[0], -1, *output.shape[3:])[:, :time]
 
 
 def _dense(

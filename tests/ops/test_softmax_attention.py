@@ -16,7 +16,7 @@ HEADS, KEY, VALUE = 2, 5, 7
 SCALE = 0.9  # unlike the default: scores large enough that a wrong one shows
 
 # Implementation, block size, window, causal: ten blocks in four parts, one block, windows within a
-# block, of exactly one block, and longer than the row.
+# block, of exactly one block, in two spans, and longer than the row.
 FORMS = [
     ("dense", 64, None, True),
     ("dense", 64, None, False),
@@ -26,6 +26,7 @@ FORMS = [
     ("blockwise", 5, None, False),
     ("blockwise", 4, 3, True),
     ("banded", 1, 1, True),
+    ("banded", 2, 2, True),
     ("banded", 5, 3, True),
     ("banded", 1, 4, True),
     ("banded", 64, 6, True),
@@ -165,6 +166,7 @@ GRADIENTS = [
     ("dense", 64, None, True),
     ("blockwise", 2, None, True),
     ("blockwise", 5, None, False),
+    ("banded", 2, 2, True),
     ("banded", 5, 3, True),
     ("banded", 1, 4, True),
 ]

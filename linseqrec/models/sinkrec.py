@@ -155,6 +155,11 @@ class SinkRecConfig:
         if len(set(self.dilations)) < len(self.dilations):
             raise ConfigError(f"dilations must differ, got {self.dilations}")
 
+    @property
+    def needs_timestamps(self) -> bool:
+        """Whether it reads the log's times."""
+        return self.temporal_addressing or self.temporal_decay
+
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "SinkRec":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""
         return SinkRec(self, num_items, rngs=rngs)

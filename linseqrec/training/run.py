@@ -88,7 +88,8 @@ class Run:
 
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
-          ConfigError: If the optimizer's settings do not fit the run's length.
+          ConfigError: If the optimizer's settings do not fit the run's length, or the model reads
+            times of a log that has none.
           DatasetError: If the folder is no dataset folder, or damaged.
           SplitError: If its events cannot be split so.
           WorldError: If there is no such world, or none of that size.
@@ -100,6 +101,8 @@ class Run:
             sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
         process_index, process_count = sharding.rows_read(mesh)
         source = load_source(data) if source is None else source
+        if trains and source.dataset.card["time"]["order_only"]:
+            _check_reads_no_time(experiment)
         batches = training_batches(
             source.dataset,
             source.split,
@@ -250,3 +253,13 @@ class Run:
     def item_table(self, params: nnx.State) -> Float[Array, "N+1 D"]:
         """The model's output table; on a mesh split by rows, and padded."""
         return nnx.merge(self.graphdef, params, self.rest).item_table()
+
+
+def _check_reads_no_time(experiment: Experiment) -> None:
+    """A model that read the places in a log without times as seconds would seem to need no time."""
+    if getattr(experiment.model, "needs_timestamps", False):
+        raise ConfigError(
+            f"{experiment.name} reads the time between events, and this log has only their order: "
+            "set time='positions' or 'none' (HyTRec), or temporal_addressing=False and "
+            "temporal_decay=False (SinkRec)"
+        )

@@ -1,7 +1,15 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.source import Source
+from linseqrec.data.splits import leave_one_out
 from linseqrec.evaluation import queries
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.training.run import Run
 
 
 @pytest.mark.parametrize(
@@ -39,3 +47,19 @@ def test_a_run_evaluates_long_histories_in_smaller_batches_with_the_same_result(
     assert shapes == {(3, 16)}
     for name, ranks in whole.ranks.items():
         np.testing.assert_array_equal(ranks, parts.ranks[name])
+
+
+def test_a_log_without_times_trains_no_model_that_reads_them(experiment):
+    dataset = Dataset.from_arrays([1, 2, 3, 4] * 2, [0, 1, 2, 3] * 2, [0, 4, 8], order_only=True)
+    source = Source(dataset, leave_one_out(dataset), None)
+
+    def make(model):
+        return Run.of(dataclasses.replace(experiment, name="It", model=model), source)
+
+    reading = [HyTRecConfig(), HyTRecConfig(time="shuffled")]
+    reading += [SinkRecConfig(temporal_decay=False), SinkRecConfig(temporal_addressing=False)]
+    for model in reading:
+        with pytest.raises(ValueError, match="^It reads the time between events, and this log"):
+            make(model)
+    make(HyTRecConfig(time="positions"))
+    make(SinkRecConfig(temporal_addressing=False, temporal_decay=False))

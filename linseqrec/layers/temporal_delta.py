@@ -48,8 +48,9 @@ class TemporalDeltaMixer(GatedDelta):
 
     Source: the abstract of HyTRec has a time-based decay and a gate that weighs the past against
     the spike, in a delta network; all equations are ours. Decaying the memory over the gap before
-    each event is, but for the scale of a read, which RMSNorm takes out, weighting each write by
-    exp(-(now - then) / T); it needs no "now", so that every position trains at once.
+    each event is weighting each write by exp(-(now - then) / T), with "now" at the event that
+    reads; so every position trains at once. A memory that faded as a whole reads weaker, too:
+    RMSNorm takes that out only of reads well above its epsilon.
 
     The rule writes S += k (β v - β Sᵀk)ᵀ: β v is written, β Sᵀk erased. What `gate` weighs by s:
 

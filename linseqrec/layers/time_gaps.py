@@ -58,10 +58,11 @@ def gaps_in_days(
 def shuffled_gaps(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
     """Permutes the gaps of each segment: a control, whose decays have the right sizes at no event.
 
-    The permutation depends on the events' positions only, so that training, evaluation, other
-    padding and other neighbours see the same one. The first event keeps its gap (0, which decays
-    nothing). A slot may get a gap of its future, so that the control needs the whole history; it
-    reads no item of the future, and what its clock tells can only make the control stronger.
+    The permutation depends on the number of events only, so that other padding and other neighbours
+    see the same one; a history that is an event longer has another. The first event keeps its gap
+    (0, which decays nothing). A slot may get a gap of its future, so that the control needs the
+    whole history; it reads no item of the future, and what its clock tells can only make the
+    control stronger.
 
     Args:
       gaps: float32 [B, T].

@@ -1,7 +1,7 @@
 """HyTRec: a linear branch for the long past, a softmax branch for the last K events.
 
     x = Drop(√D E[items])
-    short = blocks(x) of causal attention in windows of 1 + ⌊(K - 1) / n_s⌋ events, rotary positions
+    short = blocks(x) of causal attention in windows that reach K events together, rotary positions
     long  = blocks(x) of [TADN × r, causal attention × s] repeated, "r:s" the ratio
     long_t <- long_{t-K} within the history; a learned vector where t < K
     f = σ(W_f [long; short] + b_f);  z = LN(f ⊙ short + (1 - f) ⊙ long);  scores = z E^T
@@ -9,10 +9,9 @@
     per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(SwiGLU(RMSNorm(H)))
 
 TADN is `layers/temporal_delta.py`, attention `layers/rotary_attention.py`. The decomposition is
-exact at every position: for the prediction after event t, the short branch sees no event before
-t - K + 1 (all from there on where n_s divides K - 1), and the long branch none after t - K. So a
-row trains on all of its positions, and the model streams: its state holds the layers' states and
-the last K outputs of the long branch.
+exact at every position: for the prediction after event t, the short branch sees the events from
+t - K + 1 on, and the long branch those up to t - K. So a row trains on all of its positions, and
+the model streams: its state holds the layers' states and the last K outputs of the long branch.
 
 Source: arXiv 2602.18283, of which the abstract was at hand and not the equations. From the paper:
 long-term preferences in a linear branch and the K most recent events in a softmax branch; the long
@@ -143,12 +142,28 @@ class HyTRecConfig:
                 f"time={self.time!r} changes nothing: with branches={self.branches!r} and "
                 f"ratio={self.ratio!r} no block reads the time, unless timed_attention=True"
             )
+        long, short = self.block_windows()
+        if self.gate != "write" and None not in long:
+            raise ConfigError(
+                f"gate={self.gate!r} changes nothing: with branches={self.branches!r} and "
+                f"ratio={self.ratio!r} there is no TADN block"
+            )
+        if self.timed_attention and not short and set(long) == {None}:
+            raise ConfigError(
+                "timed_attention=True changes nothing: with branches='long' and "
+                f"ratio={self.ratio!r} there is no softmax block"
+            )
 
     @property
     def reads_time(self) -> bool:
         """Whether any block's memory fades with the time between events."""
         long, _ = self.block_windows()
         return self.time != "none" and (None in long or self.timed_attention)
+
+    @property
+    def needs_timestamps(self) -> bool:
+        """Whether what it reads is the log's own times."""
+        return self.reads_time and self.time != "positions"
 
     def _period(self) -> list[bool]:
         parts = re.fullmatch(r"(\d+):(\d+)", self.ratio)
@@ -161,8 +176,10 @@ class HyTRecConfig:
         """Of the long and the short branch's blocks, how many events each sees; None is TADN."""
         repeats = self.num_layers // len(self._period())
         long = [None if linear else self.attention_window for linear in self._period() * repeats]
-        # Stacked, windows reach n_s (window - 1) events back: K - 1 at the most.
-        short = [1 + (self.short_events - 1) // self.short_layers] * self.short_layers
+        # Stacked, windows reach Σ (window - 1) events back: K - 1, so that no event between the
+        # branches is seen by neither.
+        each, over = divmod(self.short_events - 1, self.short_layers)
+        short = [1 + each + (layer < over) for layer in range(self.short_layers)]
         if self.branches == "both":
             return long, short
         return (long, []) if self.branches == "long" else ([], short)
@@ -252,8 +269,8 @@ class HyTRec(nnx.Module):
                 recent=None if state is None else state.delay,
             )
         if self.fusion is not None:
-            share = jax.nn.sigmoid(self.fusion(jnp.concatenate([long, short], axis=-1)))
-            fused = share * short + (1 - share) * long
+            fusion = jax.nn.sigmoid(self.fusion(jnp.concatenate([long, short], axis=-1)))
+            fused = fusion * short + (1 - fusion) * long
         else:
             fused = long if self.config.branches == "long" else short
         hidden = self.norm(fused)

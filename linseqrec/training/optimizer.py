@@ -64,6 +64,10 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, main], [config.warmup_steps])
 
 
+# Modules that are gates and are not called so.
+_GATES = ("selector", "fusion")
+
+
 def is_decayed(path: str) -> bool:
     """Whether weight decay touches the parameter at `path` ("blocks/0/attention/output/kernel").
 
@@ -71,7 +75,7 @@ def is_decayed(path: str) -> bool:
     and the recurrences' own parameters keep their scale.
     """
     *module, name = path.split("/")
-    return name == "kernel" and not any("gate" in part or part == "selector" for part in module)
+    return name == "kernel" and not any("gate" in part or part in _GATES for part in module)
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:

@@ -8,6 +8,12 @@ DAY = 86_400
 def hytrec(config, p, items, seconds):
     """The hidden states [T, D] of one history."""
     time = len(items)
+    # Sizes that the weights would otherwise bring with them.
+    for name, array in p.items():
+        if name.endswith("convolution/weight"):
+            assert len(array) == config.kernel
+        if name.endswith("contract/kernel"):
+            assert len(array) == config.feed_forward * config.width
     x = np.sqrt(config.width) * p["embedding/table"][items].astype(np.float64)
     linear, softmax = map(int, config.ratio.split(":"))
     long = x
@@ -16,14 +22,20 @@ def hytrec(config, p, items, seconds):
         if i % (linear + softmax) < linear:
             mixer = lambda h, n=name: temporal_delta(config, p, f"{n}/mixer", h, seconds)  # noqa: E731
         else:
-            mixer = lambda h, n=name: attention(config, p, f"{n}/mixer", h, time, seconds)  # noqa: E731
+            most = config.attention_window
+            mixer = lambda h, n=name, w=most: attention(config, p, f"{n}/mixer", h, w, seconds)  # noqa: E731
         long = block(p, name, long, mixer)
-    window = 1 + (config.short_events - 1) // config.short_layers
-    short = x
+    short, left = x, config.short_events - 1
     for i in range(config.short_layers):
         name = f"short/{i}"
+        # The first blocks take the larger part of what is left of K.
+        window = 1 + -(-left // (config.short_layers - i))
+        left -= window - 1
         short = block(
-            p, name, short, lambda h, n=name: attention(config, p, f"{n}/mixer", h, window, seconds)
+            p,
+            name,
+            short,
+            lambda h, n=name, w=window: attention(config, p, f"{n}/mixer", h, w, seconds),
         )
     hidden = np.zeros((time, config.width))
     for t in range(time):

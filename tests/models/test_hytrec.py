@@ -31,11 +31,32 @@ def timed_events(rows, time, **where):
     )
 
 
-@pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_hidden_states_are_the_equations(dtype, timed):
+# No field at its default, and windows that differ.
+UNLIKE = dict(
+    short_events=4,
+    attention_window=4,
+    kernel=2,
+    feed_forward=2,
+    gate="beta",
+    time="positions",
+)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(timed_attention=True),
+        UNLIKE,
+        dict(dtype="bfloat16"),
+        dict(dtype="bfloat16", timed_attention=True),
+    ],
+    ids=["plain", "timed", "unlike", "bfloat16", "timed-bfloat16"],
+)
+def test_the_hidden_states_are_the_equations(fields):
     """On packed rows, with histories shorter than K and of one event."""
-    config = dataclasses.replace(SMALL, dtype=dtype, timed_attention=timed)
+    config = dataclasses.replace(SMALL, **fields)
+    dtype = config.dtype
     model, arrays = random_model(config)
     histories = random_histories([17, 3, 1, 12])
     events = timed_events([histories[:2], histories[2:]], 24, start=1, gap=2)
@@ -56,10 +77,13 @@ def test_the_hidden_states_are_the_equations(dtype, timed):
 # ---------------------------------------------------------------------------- the decomposition
 
 
+@pytest.mark.parametrize("layers", [2, 3])
 @pytest.mark.parametrize("branches", ["short", "long", "both"])
-def test_an_event_moves_the_short_branch_for_k_events_and_the_long_one_from_then_on(branches):
+def test_an_event_moves_the_short_branch_for_k_events_and_the_long_one_from_then_on(
+    branches, layers
+):
     """Row 0 is a history; row 1 + s the same with another item at s."""
-    config = dataclasses.replace(SMALL, branches=branches)
+    config = dataclasses.replace(SMALL, branches=branches, short_layers=layers)
     model, _ = random_model(config)
     [history] = random_histories([14])
     rows = [history] + [
@@ -74,13 +98,13 @@ def test_an_event_moves_the_short_branch_for_k_events_and_the_long_one_from_then
     np.testing.assert_array_equal(moved[~seen], 0)
 
 
-def test_windows_never_reach_beyond_k():
+def test_windows_reach_k_events():
     for events in range(1, 40):
         for layers in range(1, 6):
             config = dataclasses.replace(SMALL, short_events=events, short_layers=layers)
             _, windows = config.block_windows()
             reach = 1 + sum(window - 1 for window in windows)
-            assert len(windows) == layers and events - layers < reach <= events
+            assert len(windows) == layers and reach == events
 
 
 @pytest.mark.parametrize(
@@ -127,6 +151,29 @@ def test_a_control_of_a_time_that_no_block_reads_is_refused():
         dataclasses.replace(SMALL, time="none", **untimed)
     with pytest.raises(ValueError, match="timed_attention=True fades nothing with time='none'"):
         dataclasses.replace(SMALL, time="none", timed_attention=True)
+
+
+def test_an_arm_of_blocks_that_are_not_there_is_refused():
+    for missing in (dict(branches="short"), dict(ratio="0:1")):
+        with pytest.raises(ValueError, match="^gate='none' changes nothing: .* no TADN block"):
+            dataclasses.replace(SMALL, gate="none", **missing)
+    with pytest.raises(ValueError, match="^timed_attention=True changes nothing: .* no softmax"):
+        dataclasses.replace(LINEAR, branches="long", timed_attention=True)
+    dataclasses.replace(LINEAR, timed_attention=True)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_without_a_gap_the_model_is_that_without_time(timed):
+    timeless, _ = random_model(dataclasses.replace(SMALL, time="none"))
+    model, arrays = random_model(dataclasses.replace(SMALL, timed_attention=timed))
+    load_parameters(
+        timeless, {name: x for name, x in arrays.items() if not name.endswith("log_horizon")}
+    )
+    events = make_events([random_histories([12])], 12)
+    events = dataclasses.replace(events, timestamps=jnp.full_like(events.timestamps, 7))
+    np.testing.assert_allclose(run(model, events).hidden, run(timeless, events).hidden, atol=1e-5)
+    apart = timed_events([random_histories([12])], 12)
+    assert np.abs(run(model, apart).hidden - run(timeless, apart).hidden).max() > 1e-4
 
 
 def test_the_long_branch_alone_without_delay_reads_every_event():

@@ -310,7 +310,7 @@ def _banded(
     length = -(-time // (count * size)) * size
 
     def in_spans(x: Array, axis: int, halo: int = 0, fill: int = 0) -> Array:
-        """Makes rows of the spans, span by span, each behind the `halo` slots before it."""
+        """Makes rows of the spans, row by row, each behind the `halo` slots before it."""
         past = x.shape[axis] - time
         spans = _to_blocks(jax.lax.slice_in_dim(x, past, None, axis=axis), length, axis, fill)
         if halo:
@@ -322,7 +322,8 @@ def _banded(
                 ends = jax.lax.slice_in_dim(spans[:-1], length - halo, length, axis=axis + 1)
                 before = jnp.concatenate([before, ends])
             spans = jnp.concatenate([before, spans], axis=axis + 1)
-        return spans.reshape(-1, *spans.shape[2:])
+        # Batch first: a batch that is divided over devices stays so.
+        return jnp.swapaxes(spans, 0, 1).reshape(-1, *spans.shape[2:])
 
     halo = window - 1
     queries = _to_blocks(in_spans(jnp.swapaxes(query, 1, 2), 2), size, 2)
@@ -344,8 +345,7 @@ def _banded(
     starts = size * jnp.arange(len(queries))
     output = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (starts, queries, slots))
     output = _from_blocks([output], length)
-    output = jnp.swapaxes(output.reshape(-1, query.shape[0], *output.shape[1:]), 0, 1)
-    return output.reshape(query.shape[0], -1, *output.shape[3:])[:, :time]
+    return output.reshape(query.shape[0], -1, *output.shape[2:])[:, :time]
 
 
 def _dense(

@@ -80,7 +80,8 @@ class TemporalRelationDelta(GatedDelta):
             rngs=rngs,
         )
         make = lambda inputs, outputs: dense(inputs, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
-        # Gates start nearly shut: as Gated DeltaNet, but for a seventh of each write.
+        # Gates start nearly shut: as Gated DeltaNet, but for some fifth of each write (an eighth by
+        # the bias, the rest by w_1 and w_2) and an eighth of what the memory's key reads.
         shut = lambda: nnx.Param(jnp.full((heads,), -2.0))  # noqa: E731
         self.address = None if gap_features is None else make(gap_features, 2 * heads * key_width)
         self.log_horizon = (

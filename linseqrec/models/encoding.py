@@ -60,6 +60,16 @@ class ChangesAfterStep(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsTimestamps(Protocol):
+    """A model's hyperparameters, of a model that may read the log's times."""
+
+    @property
+    def reads_timestamps(self) -> list[str]:
+        """The settings by which it does, as "FIELD=VALUE"; empty where it does not."""
+        ...
+
+
 class ModelConfig(Protocol):
     """A model's hyperparameters: the object that builds it."""
 

@@ -161,9 +161,10 @@ class HyTRecConfig:
         return self.time != "none" and (None in long or self.timed_attention)
 
     @property
-    def needs_timestamps(self) -> bool:
-        """Whether what it reads is the log's own times."""
-        return self.reads_time and self.time != "positions"
+    def reads_timestamps(self) -> list[str]:
+        """The setting by which what it reads is the log's own times, if it is."""
+        own = self.reads_time and self.time != "positions"
+        return [f"time={self.time!r}"] if own else []
 
     def _period(self) -> list[bool]:
         parts = re.fullmatch(r"(\d+):(\d+)", self.ratio)

@@ -156,9 +156,10 @@ class SinkRecConfig:
             raise ConfigError(f"dilations must differ, got {self.dilations}")
 
     @property
-    def needs_timestamps(self) -> bool:
-        """Whether it reads the log's times."""
-        return self.temporal_addressing or self.temporal_decay
+    def reads_timestamps(self) -> list[str]:
+        """The settings by which it reads the log's times."""
+        fields = ("temporal_addressing", "temporal_decay")
+        return [f"{name}=True" for name in fields if getattr(self, name)]
 
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "SinkRec":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""

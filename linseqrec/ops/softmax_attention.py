@@ -298,7 +298,7 @@ def _banded(
     scale: float,
     block_size: int,
 ) -> Float[Array, "B T H V"]:
-    """Spans of at least four windows side by side, each behind the window - 1 slots before it.
+    """Spans of four windows or more, or the row, each behind the window - 1 slots before it.
 
     A loop slides one block of queries along all spans at once, over the keys that the block
     reaches. So a query meets fewer than window + block_size keys, and what the gradient of a step's

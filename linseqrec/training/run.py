@@ -24,7 +24,7 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
-from linseqrec.models.encoding import SequenceModel
+from linseqrec.models.encoding import ReadsTimestamps, SequenceModel
 from linseqrec.training.loss import make_loss
 from linseqrec.training.optimizer import make_optimizer
 from linseqrec.training.step import TrainState, init_state, make_train_step
@@ -257,9 +257,9 @@ class Run:
 
 def _check_reads_no_time(experiment: Experiment) -> None:
     """A model that read the places in a log without times as seconds would seem to need no time."""
-    if getattr(experiment.model, "needs_timestamps", False):
+    model = experiment.model
+    if isinstance(model, ReadsTimestamps) and model.reads_timestamps:
         raise ConfigError(
-            f"{experiment.name} reads the time between events, and this log has only their order: "
-            "set time='positions' or 'none' (HyTRec), or temporal_addressing=False and "
-            "temporal_decay=False (SinkRec)"
+            f"{experiment.name} reads the time between events, by model "
+            f"{' '.join(model.reads_timestamps)}, and this log has only their order"
         )

@@ -31,7 +31,7 @@ def timed_events(rows, time, **where):
     )
 
 
-# No field at its default, and windows that differ.
+# Sizes and variants unlike the defaults, and windows that differ.
 UNLIKE = dict(
     short_events=4,
     attention_window=4,

@@ -56,10 +56,15 @@ def test_a_log_without_times_trains_no_model_that_reads_them(experiment):
     def make(model):
         return Run.of(dataclasses.replace(experiment, name="It", model=model), source)
 
-    reading = [HyTRecConfig(), HyTRecConfig(time="shuffled")]
-    reading += [SinkRecConfig(temporal_decay=False), SinkRecConfig(temporal_addressing=False)]
-    for model in reading:
-        with pytest.raises(ValueError, match="^It reads the time between events, and this log"):
+    reading = {
+        "time='gaps'": HyTRecConfig(),
+        "time='shuffled'": HyTRecConfig(time="shuffled"),
+        "temporal_addressing=True": SinkRecConfig(temporal_decay=False),
+        "temporal_decay=True": SinkRecConfig(temporal_addressing=False),
+        "temporal_addressing=True temporal_decay=True": SinkRecConfig(),
+    }
+    for settings, model in reading.items():
+        with pytest.raises(ValueError, match=f"^It reads the time .*, by model {settings}, and"):
             make(model)
     make(HyTRecConfig(time="positions"))
     make(SinkRecConfig(temporal_addressing=False, temporal_decay=False))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from linseqrec.layers.dense import dense, layer_norm
 from linseqrec.layers.feed_forward import exact_gelu
 from linseqrec.ops.quantization import (
-    code_usage,
+    code_counts,
     masked_mean,
     nearest_code,
     perplexity,
@@ -26,10 +26,14 @@ from linseqrec.ops.quantization import (
 from linseqrec.ops.recent import Recent, after_recent, last_slots
 from linseqrec.ops.segments import segment_runs
 
-# A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead.
+# A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead. A
+# new code unused from the start dies after 45: at first encoders leave their codes behind sooner.
 _USAGE_DECAY = 0.98
 _DEAD = 0.1
+_FRESH = 0.25
 _TINY = 1e-12
+# Of a residual's square, where that of a whole vector is its width: nothing is left to quantise.
+_NOTHING_LEFT = 1e-6
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +47,7 @@ class MemoryReading:
       error: ρ, float32 [B, T], the mean of the windows' relative errors, without gradient.
       quantization_loss: L_vq, the mean over windows and events.
       reconstruction_loss: L_rec, the mean over windows; 0 where there is no decoder.
+      code_counts: float32 [S, L, K], how many events took each code, without gradient.
       metrics: Perplexity a window and level, relative errors of quantisation and reconstruction a
         window; scalars.
     """
@@ -52,6 +57,7 @@ class MemoryReading:
     error: Float[Array, "B T"]
     quantization_loss: Float[Array, ""]
     reconstruction_loss: Float[Array, ""]
+    code_counts: Float[Array, "S L K"]
     metrics: dict[str, Float[Array, ""]]
 
 
@@ -72,8 +78,8 @@ class ConditionalMemory(nnx.Module):
     Attributes:
       codebooks: float32 [S, L, K, D_c].
       usage: float32 [S, L, K], the running average of each code's share of the events, times K; 0
-        at first, so that the first `reseed` draws every code from the data. It takes no gradient: a
-        parameter only to be trained state, saved and restored as such.
+        until `reseed` first drew the code from the data. It takes no gradient: a parameter only to
+        be trained state, saved and restored as such.
       types: float32 [S L, D_c], the slots' type embeddings.
     """
 
@@ -152,7 +158,7 @@ class ConditionalMemory(nnx.Module):
             codebooks = jax.lax.stop_gradient(codebooks)
         windows, past = self._windows(embeddings, segment_ids, past)
         vectors, slots, errors, quantization_losses, reconstructions = [], [], [], [], []
-        metrics = {}
+        counts, metrics = [], {}
         for index, (taps, present) in enumerate(windows):
             name = f"{self.window}x{self.dilations[index]}"
             encoded = self._encode(index, taps)
@@ -170,8 +176,8 @@ class ConditionalMemory(nnx.Module):
                 square = jnp.sum(jnp.square(target) * there)
                 reconstructions.append(missed / jnp.maximum(square, _TINY))
                 metrics[f"reconstruction_error/{name}"] = reconstructions[-1]
-            usage = code_usage(quantized.codes, codebooks.shape[2], real)
-            for level, used in enumerate(perplexity(usage)):
+            counts.append(code_counts(quantized.codes, codebooks.shape[2], real))
+            for level, used in enumerate(perplexity(counts[-1])):
                 metrics[f"perplexity/{name}/{level}"] = used
             metrics[f"quantization_error/{name}"] = masked_mean(errors[-1], real)
         slot = jnp.concatenate(slots, axis=-2) + self.types[...]
@@ -182,6 +188,7 @@ class ConditionalMemory(nnx.Module):
             error=mean(errors),
             quantization_loss=mean(quantization_losses),
             reconstruction_loss=mean(reconstructions),
+            code_counts=jnp.stack(counts),
             metrics=metrics,
         )
         return reading, past
@@ -190,48 +197,50 @@ class ConditionalMemory(nnx.Module):
         self,
         embeddings: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
+        counts: Float[Array, "S L K"],
         key: PRNGKeyArray,
     ) -> None:
-        """Counts a batch's use of the codes, and replaces the dead ones; changes the module.
+        """Averages a batch's use of the codes in, and replaces the dead; changes the module.
 
         A dead code becomes what its level quantises of an event drawn from the batch, after the
-        levels before it have got their new codes; it counts as used like the mean from then on.
+        levels before it have got their new codes, and counts as used a quarter as often as the mean
+        from then on. Codes of all levels draw different events while there are enough, or a level's
+        new codes would leave the next nothing; a code that nothing is left for stays as it was.
         Frozen codebooks, and a batch without events, change nothing.
 
         Args:
           embeddings: The items' embeddings of a training batch.
           segment_ids: One id from 1 per history; 0 is padding.
+          counts: The batch's `MemoryReading.code_counts`.
           key: Randomness of the events drawn.
         """
         if self.frozen:
             return
-        real = segment_ids > 0
-        codebooks = self.codebooks[...]
-        levels, codes = codebooks.shape[1:3]
-        windows, _ = self._windows(embeddings, segment_ids, None)
-        # Events of their own for each level, or a level's new codes would leave the next nothing.
-        ordinals = jax.random.randint(key, (levels, codes), 0, jnp.maximum(jnp.sum(real), 1))
-        drawn = jnp.searchsorted(jnp.cumsum(real.reshape(-1)), ordinals, side="right")
-        fresh_codebooks, fresh_usage = [], []
-        for index, (taps, _) in enumerate(windows):
-            encoded = self._encode(index, taps)
-            quantized = residual_quantization(encoded, codebooks[index])
-            counts = code_usage(quantized.codes, codes, real)
-            shares = counts / jnp.maximum(jnp.sum(real), 1) * codes
-            usage = _USAGE_DECAY * self.usage[index] + (1 - _USAGE_DECAY) * shares
-            # Only codes that were never seeded have an average of 0 from before.
-            dead = (usage < _DEAD) | (self.usage[index] == 0)
-            new: list[Float[Array, "K D_c"]] = []
-            for level in range(levels):
-                rest = encoded.reshape(-1, encoded.shape[-1])[drawn[level]]
-                for before in new:
+        codebooks, usage = self.codebooks[...], self.usage[...]
+        levels, codes, width = codebooks.shape[1:]
+        events = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
+        averaged = _USAGE_DECAY * usage + (1 - _USAGE_DECAY) * counts / events * codes
+        averaged = jnp.where(usage == 0, 0, averaged)
+        dead = averaged < _DEAD
+        drawn = _different(segment_ids.reshape(-1) > 0, levels * codes, key)
+        fresh, seeded = [], []
+        for index, (taps, _) in enumerate(self._windows(embeddings, segment_ids, None)[0]):
+            some = taps.reshape(1, -1, *taps.shape[2:])[:, drawn]
+            rests = self._encode(index, some).reshape(levels, codes, width)
+            books: list[Float[Array, "K D_c"]] = []
+            for level, rest in enumerate(rests):
+                for before in books:
                     rest = rest - before[nearest_code(rest, before)]
-                new.append(jnp.where(dead[level][:, None], rest, codebooks[index, level]))
-            fresh_codebooks.append(jnp.stack(new))
-            fresh_usage.append(jnp.where(dead, 1.0, usage))
-        some = jnp.any(real)
-        self.codebooks[...] = jnp.where(some, jnp.stack(fresh_codebooks), codebooks)
-        self.usage[...] = jnp.where(some, jnp.stack(fresh_usage), self.usage[...])
+                left = jnp.sum(jnp.square(rest), axis=-1) > _NOTHING_LEFT * width
+                seeded.append(dead[index, level] & left)
+                books.append(jnp.where(seeded[-1][:, None], rest, codebooks[index, level]))
+            fresh += books
+        averaged = jnp.where(jnp.stack(seeded).reshape(usage.shape), _FRESH, averaged)
+        some_event = jnp.any(segment_ids > 0)
+        self.codebooks[...] = jnp.where(
+            some_event, jnp.stack(fresh).reshape(codebooks.shape), codebooks
+        )
+        self.usage[...] = jnp.where(some_event, averaged, usage)
 
     def _encode(self, index: int, taps: Float[Array, "B T W D"]) -> Float[Array, "B T D_c"]:
         """The vectors z of one window, float32."""
@@ -259,3 +268,9 @@ class ConditionalMemory(nnx.Module):
             taps, present = zip(*(tap(step * dilation) for step in range(self.window)), strict=True)
             windows.append((jnp.stack(taps, axis=2), jnp.stack(present, axis=2)))
         return windows, last_slots(extended, ids, self.reach)
+
+
+def _different(real: Bool[Array, "E"], count: int, key: PRNGKeyArray) -> Int[Array, "N"]:
+    """Places of `count` real events drawn without replacement; again from the start if too few."""
+    order = jnp.argsort(jnp.where(real, jax.random.uniform(key, real.shape), 2.0))
+    return order[jnp.arange(count) % jnp.maximum(jnp.sum(real), 1)]

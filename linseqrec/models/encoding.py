@@ -20,12 +20,15 @@ class Encoding:
       losses: Auxiliary losses by name, already weighted, to add to the prediction loss; scalars.
       state: What to pass to the next call to go on from here; None where the model carries none.
       metrics: Scalars to log with the losses; they train nothing.
+      counts: What `ChangesAfterStep.after_step` is to know of the batch: sums over its events, so
+        that a batch read in parts adds them up. None where there is nothing to know.
     """
 
     hidden: Float[Array, "B T D"]
     losses: dict[str, Float[Array, ""]]
     state: Any
     metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
+    counts: Any = None
 
 
 class SequenceModel(Protocol):
@@ -50,11 +53,12 @@ class ChangesAfterStep(Protocol):
     saved, restored, and returned by the step.
     """
 
-    def after_step(self, events: Events, key: PRNGKeyArray) -> None:
+    def after_step(self, events: Events, counts: Any, key: PRNGKeyArray) -> None:
         """Changes the model in place, within the compiled step.
 
         Args:
           events: The step's batch.
+          counts: The batch's `Encoding.counts`, by the parameters before the update.
           key: Randomness, this step's own.
         """
         ...

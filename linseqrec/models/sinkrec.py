@@ -49,6 +49,7 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -56,7 +57,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields
+from linseqrec.config_checks import ConfigError, check_fields, require
 from linseqrec.events import Events
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading
 from linseqrec.layers.dense import dense, rms_norm
@@ -150,10 +151,32 @@ class SinkRecConfig:
             raise ConfigError(
                 f"width {self.width} must be even and a multiple of heads {self.heads}"
             )
-        if not self.dilations or min(self.dilations) < 1:
-            raise ConfigError(f"dilations must be one or more, each at least 1: {self.dilations}")
-        if len(set(self.dilations)) < len(self.dilations):
-            raise ConfigError(f"dilations must differ, got {self.dilations}")
+        for name in ("quantization_weight", "reconstruction_weight"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "a number of at least 0")
+        dilations = self.dilations
+        whole = all(isinstance(dilation, int) and dilation >= 1 for dilation in dilations)
+        want = "one or more different whole numbers, each at least 1"
+        distinct = 0 < len(dilations) == len(set(dilations))
+        require(whole and distinct, "dilations", dilations, want)
+        if self.memory_window == 1 and dilations != (1,):
+            raise ConfigError(
+                f"dilations {dilations} are the same window, the event itself, with "
+                "memory_window=1: they must be (1,)"
+            )
+        readers = (
+            self.reinjection,
+            self.memory_key_values,
+            self.write_gate == "memory",
+            self.read_removal,
+        )
+        if self.memory and not any(readers):
+            raise ConfigError(
+                "nothing reads the memory with reinjection=False, memory_key_values=False, "
+                f"write_gate={self.write_gate!r} and read_removal=False: set memory=False"
+            )
+        if not self.shared and self.loops == 1:
+            raise ConfigError("shared=False changes nothing with loops=1")
 
     @property
     def reads_timestamps(self) -> list[str]:
@@ -275,16 +298,19 @@ class SinkRec(nnx.Module):
             losses,
             SinkRecState(states, past, last_timestamp),
             {} if memory is None else memory.metrics,
+            None if memory is None else memory.code_counts,
         )
 
     def item_table(self) -> Float[Array, "N+1 D"]:
         """The tied output table, float32; row 0 is padding."""
         return self.embedding.table[...]
 
-    def after_step(self, events: Events, key: PRNGKeyArray) -> None:
+    def after_step(
+        self, events: Events, counts: Float[Array, "S L K"] | None, key: PRNGKeyArray
+    ) -> None:
         """Replaces the memory's dead codes after a training step; changes the model."""
-        if self.memory is not None:
-            self.memory.reseed(self._embed(events), events.segment_ids, key)
+        if self.memory is not None and counts is not None:
+            self.memory.reseed(self._embed(events), events.segment_ids, counts, key)
 
     def _embed(self, events: Events) -> Float[Array, "B T D"]:
         return self.embedding(events.items) * self.config.width**0.5

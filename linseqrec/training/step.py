@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,14 @@ from linseqrec.training.loss import PredictionLoss
 
 # Folded into a step's key: beyond the number of any key that it is split into.
 _AFTER_STEP = 2**31 - 1
+
+
+class _Reading(NamedTuple):
+    """What a part of a batch gave beside its gradient; the parts' add up to the batch's."""
+
+    losses: dict[str, Float[Array, ""]]
+    metrics: dict[str, Float[Array, ""]]
+    counts: Any
 
 
 @jax.tree_util.register_dataclass
@@ -79,23 +87,22 @@ def make_train_step(
 
     def part_loss(
         params: nnx.State, batch: Batch, total: Float[Array, ""], key: Array
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+    ) -> tuple[Float[Array, ""], _Reading]:
         model = nnx.merge(graphdef, params, rest)
         dropout_key, loss_key = jax.random.split(key)
         encoding = model(batch.events, dropout_key=dropout_key)
         summed = prediction_loss(encoding.hidden, model.item_table(), batch, loss_key)
         auxiliary = {name: loss / accumulation_steps for name, loss in encoding.losses.items()}
         loss = summed / total
-        named = {f"loss/{name}": value for name, value in auxiliary.items()}
-        logged = {name: value / accumulation_steps for name, value in encoding.metrics.items()}
-        return loss + sum(auxiliary.values()), {"loss": loss} | named | logged
+        losses = {"loss": loss} | {f"loss/{name}": value for name, value in auxiliary.items()}
+        metrics = {name: value / accumulation_steps for name, value in encoding.metrics.items()}
+        return loss + sum(auxiliary.values()), _Reading(losses, metrics, encoding.counts)
 
-    def gradient(params: nnx.State, batch: Batch, key: Array) -> tuple[dict[str, Array], nnx.State]:
+    def gradient(params: nnx.State, batch: Batch, key: Array) -> tuple[nnx.State, _Reading]:
         total = jnp.maximum(batch.weights.sum(), 1.0)
         grad = jax.grad(part_loss, has_aux=True)
         if accumulation_steps == 1:
-            grads, losses = grad(params, batch, total, key)
-            return losses, grads
+            return grad(params, batch, total, key)
 
         def accumulate(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, grad(params, part[0], total, part[1])), None
@@ -107,25 +114,24 @@ def make_train_step(
         keys = jax.random.split(key, accumulation_steps)
         first = grad(params, jax.tree.map(lambda x: x[0], parts), total, keys[0])
         remaining = jax.tree.map(lambda x: x[1:], (parts, keys))
-        (grads, losses), _ = jax.lax.scan(accumulate, first, remaining)
-        return losses, grads
+        return jax.lax.scan(accumulate, first, remaining)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        losses, grads = gradient(state.params, batch, key)
+        grads, read = gradient(state.params, batch, key)
         norm = optax.tree.norm(grads)
-        halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(losses.values())))
+        halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(read.losses.values())))
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         model = nnx.merge(graphdef, params, rest)
         if isinstance(model, ChangesAfterStep):
-            model.after_step(batch.events, jax.random.fold_in(key, _AFTER_STEP))
+            model.after_step(batch.events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
             params = nnx.state(model, nnx.Param)
         advanced = TrainState(state.step + 1, params, after, halted)
         kept = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)
         counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
         norms = {"gradient_norm": norm, "update_norm": optax.tree.norm(updates)}
-        return state, losses | norms | counts
+        return state, read.losses | read.metrics | norms | counts
 
     return step

@@ -96,8 +96,8 @@ def test_a_frozen_codebook_stays():
     np.testing.assert_array_equal(to_params["codebooks"], 0)
     assert np.abs(to_x).max() > 1e-4
     before = parameter_arrays(made)
-    made.reseed(jnp.asarray(embeddings()), jnp.asarray(LAYOUT), jax.random.key(0))
-    for name, array in parameter_arrays(made).items():
+    after = reseeded(made, embeddings(), LAYOUT)
+    for name, array in parameter_arrays(after).items():
         np.testing.assert_array_equal(array, before[name])
 
 
@@ -135,30 +135,74 @@ def test_a_window_reads_its_taps_and_no_others():
     np.testing.assert_array_equal(np.flatnonzero(differs), [5, 6, 7, 8])
 
 
-# ------------------------------------------------------------------------------------ dead codes
+# --------------------------------------------------------------------------------------- metrics
+
+
+def vectors(made, x, ids, window):
+    """z of one window, of each slot."""
+    taps, _ = made._windows(jnp.asarray(x), jnp.asarray(ids), None)[0][window]
+    return np.asarray(made._encode(window, taps))
 
 
 def codes_in_use(made, x, ids):
-    """By window and level: which codes events take, from the nearest of the encoder's outputs."""
-    used = np.zeros((len(DILATIONS), LEVELS, CODES))
-    windows, _ = made._windows(jnp.asarray(x), jnp.asarray(ids), None)
-    for s, (taps, _) in enumerate(windows):
-        rest = np.asarray(made._encode(s, taps))[ids > 0]
+    """By window and level: how many events take each code, the nearest of what is left; and the
+    mean over events of the squares' share that no code explains, by window."""
+    used, missed = np.zeros((len(DILATIONS), LEVELS, CODES)), []
+    for s in range(len(DILATIONS)):
+        z = vectors(made, x, ids, s)[ids > 0]
+        rest = z
         for level in range(LEVELS):
             book = np.asarray(made.codebooks[s, level])
             taken = ((rest[:, None] - book) ** 2).sum(-1).argmin(axis=1)
             used[s, level] = np.bincount(taken, minlength=CODES)
             rest = rest - book[taken]
-    return used
+        missed.append(((rest**2).sum(-1) / (z**2).sum(-1)).mean())
+    return used, missed
+
+
+def test_the_metrics_are_of_events_by_window_and_level():
+    made, x = memory(), embeddings()
+    # Padding that would take codes of its own, were it counted.
+    x[LAYOUT == 0] = 30
+    reading, _ = read(made, x, LAYOUT)
+    used, missed = codes_in_use(made, x, LAYOUT)
+    np.testing.assert_array_equal(reading.code_counts, used)
+    shares = used / used.sum(-1, keepdims=True)
+    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+    expected = {}
+    for s, dilation in enumerate(DILATIONS):
+        name = f"3x{dilation}"
+        taps, present = made._windows(jnp.asarray(x), jnp.asarray(LAYOUT), None)[0][s]
+        codes = np.asarray(made.codebooks[s])
+        z = rest = vectors(made, x, LAYOUT, s)
+        for book in codes:
+            rest = rest - book[((rest[..., None, :] - book) ** 2).sum(-1).argmin(-1)]
+        decoder = made.decoders[s]
+        decoded = ((z - rest) @ decoder.kernel[...] + decoder.bias[...]).reshape(taps.shape)
+        there = np.asarray(present)[..., None]
+        expected[f"reconstruction_error/{name}"] = ((decoded - taps) ** 2 * there).sum() / (
+            taps**2 * there
+        ).sum()
+        expected[f"quantization_error/{name}"] = missed[s]
+        for level in range(LEVELS):
+            entropy = -(shares[s, level] * logs[s, level]).sum()
+            expected[f"perplexity/{name}/{level}"] = np.exp(entropy)
+    assert reading.metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(reading.metrics[name], value, 1e-5)
+
+
+# ------------------------------------------------------------------------------------ dead codes
 
 
 def reseeded(made, x, ids, key=0):
     graphdef, params = nnx.split(made)
+    counts = read(made, x, ids)[0].code_counts
 
     @jit
     def step(params):
         merged = nnx.merge(graphdef, params)
-        merged.reseed(jnp.asarray(x), jnp.asarray(ids), jax.random.key(key))
+        merged.reseed(jnp.asarray(x), jnp.asarray(ids), counts, jax.random.key(key))
         return nnx.state(merged, nnx.Param)
 
     return nnx.merge(graphdef, step(params))
@@ -169,59 +213,96 @@ def test_dead_codes_are_replaced_by_what_events_leave_for_them_and_live_ones_sta
     # One code of each book was last used long ago, and lies where nothing comes near it.
     made.codebooks[...] = made.codebooks[...].at[:, :, 3].set(50.0)
     made.usage[...] = made.usage[...].at[:, :, 3].set(0.1)
-    used = codes_in_use(made, x, LAYOUT)
+    used, _ = codes_in_use(made, x, LAYOUT)
     assert (used[:, :, 3] == 0).all()
     before = np.asarray(made.codebooks[...])
     after = reseeded(made, x, LAYOUT)
     books = np.asarray(after.codebooks[...])
     live = np.arange(CODES) != 3
     np.testing.assert_array_equal(books[:, :, live], before[:, :, live])
-    windows, _ = made._windows(jnp.asarray(x), jnp.asarray(LAYOUT), None)
-    for s, (taps, _) in enumerate(windows):
-        rest = np.asarray(made._encode(s, taps))[LAYOUT > 0]
+    for s in range(len(DILATIONS)):
+        rest = vectors(made, x, LAYOUT, s)[LAYOUT > 0]
         for level in range(LEVELS):
             distance = np.abs(rest - books[s, level, 3]).max(axis=1).min()
             assert distance < 1e-5
             taken = ((rest[:, None] - books[s, level]) ** 2).sum(-1).argmin(axis=1)
             rest = rest - books[s, level][taken]
     shares = used / (LAYOUT > 0).sum() * CODES
-    expected = np.where(live, 0.98 + 0.02 * shares, 1.0)
+    expected = np.where(live, 0.98 + 0.02 * shares, 0.25)
     assert_close(after.usage[...], expected, 1e-6)
-    assert (codes_in_use(after, x, LAYOUT)[:, 0, 3] > 0).all()
+    assert (codes_in_use(after, x, LAYOUT)[0][:, 0, 3] > 0).all()
     # Of all that a step may change, only this has changed.
     rest_before, rest_after = parameter_arrays(made), parameter_arrays(after)
     for name in rest_before.keys() - {"codebooks", "usage"}:
         np.testing.assert_array_equal(rest_after[name], rest_before[name])
 
 
-def test_a_code_out_of_use_dies_after_its_time_and_no_sooner():
-    """0.98^n of the mean's use falls below a tenth at n = 114."""
+@pytest.mark.parametrize("usage, lives", [(1.0, 114), (0.25, 46)])
+def test_a_code_out_of_use_dies_after_its_time_and_no_sooner(usage, lives):
+    """usage · 0.98^n, of the mean's use, falls below a tenth at n = 114, and at 46 if it is new."""
     made, x = memory(), embeddings()
     made.codebooks[...] = made.codebooks[...].at[:, :, 3].set(50.0)
+    made.usage[...] = made.usage[...].at[:, :, 3].set(usage)
+    counts = read(made, x, LAYOUT)[0].code_counts
     graphdef, params = nnx.split(made)
 
     def step(params, _):
         merged = nnx.merge(graphdef, params)
-        merged.reseed(jnp.asarray(x), jnp.asarray(LAYOUT), jax.random.key(0))
+        merged.reseed(jnp.asarray(x), jnp.asarray(LAYOUT), counts, jax.random.key(0))
         return nnx.state(merged, nnx.Param), merged.codebooks[0, 0, 3, 0]
 
     _, over_time = jax.jit(lambda params: jax.lax.scan(step, params, length=115))(params)
-    np.testing.assert_array_equal(np.asarray(over_time) == 50, np.arange(1, 116) < 114)
+    np.testing.assert_array_equal(np.asarray(over_time) == 50, np.arange(1, 116) < lives)
+
+
+def fresh(**overrides):
+    settings = dict(window=3, dilations=DILATIONS, levels=LEVELS, codes=CODES) | overrides
+    return ConditionalMemory(WIDTH, **settings, rngs=nnx.Rngs(0))
 
 
 def test_fresh_codes_are_drawn_from_the_first_batch():
-    made = ConditionalMemory(
-        WIDTH, window=3, dilations=DILATIONS, levels=LEVELS, codes=CODES, rngs=nnx.Rngs(0)
-    )
+    made = fresh()
     x = jnp.asarray(embeddings())
     before, _ = read(made, x, LAYOUT)
     after = reseeded(made, x, LAYOUT)
     assert (np.asarray(after.codebooks[...]) != np.asarray(made.codebooks[...])).all()
-    np.testing.assert_array_equal(after.usage[...], 1)
+    np.testing.assert_array_equal(after.usage[...], 0.25)
     reading, _ = read(after, x, LAYOUT)
     assert reading.quantization_loss < 0.7 * before.quantization_loss
     other = reseeded(made, x, LAYOUT, key=1)
     assert (np.asarray(after.codebooks[...]) != np.asarray(other.codebooks[...])).any()
+
+
+def test_fresh_codes_are_of_different_events():
+    """As many as there are events: by chance, were they drawn with replacement, half as many."""
+    made, x = fresh(codes=32), embeddings()
+    events = int((LAYOUT > 0).sum())
+    assert LEVELS * 32 > events > 32
+    after = reseeded(made, x, LAYOUT)
+    for s in range(len(DILATIONS)):
+        z = vectors(after, x, LAYOUT, s)[LAYOUT > 0]
+        first = np.asarray(after.codebooks[s, 0])
+        of = np.abs(z[:, None] - first).max(-1).argmin(0)
+        assert_close(z[of], first, 1e-5)
+        assert len(np.unique(of)) == 32
+
+
+def test_a_code_that_nothing_is_left_for_waits_for_a_batch_with_more():
+    """Five events make five codes of a book of six, and leave nothing for the next level."""
+    made, x = fresh(), embeddings()
+    few = np.where(np.arange(LAYOUT.shape[1]) < 5, 1, 0)[None]
+    x = x[:1]
+    after = reseeded(made, x, few)
+    usage, books = np.asarray(after.usage[...]), np.asarray(after.codebooks[...])
+    np.testing.assert_array_equal(usage[:, 0], 0.25)
+    np.testing.assert_array_equal(usage[:, 1], 0)
+    np.testing.assert_array_equal(books[:, 1], made.codebooks[:, 1])
+    # Not even where events took it: it is still as it was before any data.
+    assert read(after, x, few)[0].code_counts[:, 1].max() > 0
+    again = reseeded(after, x, few)
+    np.testing.assert_array_equal(again.usage[:, 1], 0)
+    more = reseeded(again, embeddings(), LAYOUT)
+    np.testing.assert_array_equal(more.usage[:, 1], 0.25)
 
 
 def test_a_batch_without_events_changes_nothing():

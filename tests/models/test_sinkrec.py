@@ -480,9 +480,21 @@ def test_dropout_is_a_function_of_the_key_and_leaves_the_memory_alone():
             dict(codebook="freeze"),
             "codebook is 'freeze'.* .did you mean 'frozen'",
         ),
-        (dict(dilations=()), "dilations must be one or more"),
+        (dict(dilations=()), "dilations is .*one or more different whole numbers"),
         (dict(dilations=(0, 1)), "each at least 1"),
-        (dict(dilations=(2, 2)), "dilations must differ"),
+        (dict(dilations=(2, 2)), "different"),
+        (dict(dilations=(1, 2.5)), "whole numbers"),
+        (dict(memory_window=1), r"dilations \(1, 3\) are the same window"),
+        (dict(quantization_weight=-0.1), "quantization_weight is -0.1"),
+        (dict(quantization_weight=math.nan), "a number of at least 0"),
+        (dict(reconstruction_weight=math.inf), "reconstruction_weight is inf"),
+        (
+            dict(
+                reinjection=False, memory_key_values=False, write_gate="input", read_removal=False
+            ),
+            "nothing reads the memory .*write_gate='input'.* set memory=False",
+        ),
+        (dict(loops=1, shared=False), "shared=False changes nothing with loops=1"),
         (dict(levels=0), "levels is 0"),
         (dict(codes=0), "codes is 0"),
     ],
@@ -495,7 +507,7 @@ def test_settings_that_make_no_model_are_refused(wrong, message):
 # -------------------------------------------------------------------------------------- training
 
 
-def small_run(epochs=2.0, **model):
+def small_run(epochs=2.0, parts=1, mesh=None, **model):
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 20, 40)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -506,10 +518,13 @@ def small_run(epochs=2.0, **model):
             # One window and one pass: compiling a step of more takes most of a minute.
             model=dataclasses.replace(SMALL, dilations=(1,), loops=1, **model),
             data=DataConfig(length=16, batch_size=8),
-            training=TrainingConfig(num_epochs=epochs, evaluate_every=1, log_every=1),
+            training=TrainingConfig(
+                num_epochs=epochs, evaluate_every=1, log_every=1, accumulation_steps=parts
+            ),
             evaluation=EvaluationConfig(batch_size=16),
         ),
         Source(dataset, leave_one_out(dataset), None),
+        mesh,
     )
 
 
@@ -523,22 +538,56 @@ def test_a_step_seeds_the_codebooks_and_counts_their_use():
     state, metrics = made.train_step(made.initial_state(), made.batches[0])
     after = by_name(made, state.params)
     assert (after["memory/codebooks"] != before["memory/codebooks"]).all()
-    np.testing.assert_array_equal(after["memory/usage"], 1)
+    np.testing.assert_array_equal(after["memory/usage"], 0.25)
     assert {"loss/vq", "loss/reconstruction", "perplexity/4x1/0", "quantization_error/4x1"} <= set(
         metrics
     )
+    seeded = jax.tree.map(jnp.copy, state.params)
     state, _ = made.train_step(state, made.batches[1])
     again = by_name(made, state.params)
     # Alive: they move by a step of the optimizer, not to another event.
     moved = np.abs(again["memory/codebooks"] - after["memory/codebooks"])
     assert moved.max() < 2e-3
-    assert (again["memory/usage"] != 1).all()
+    # By the counts of codes that the step itself took, before its update.
+    counts = counts_of(made, seeded, made.batches[1].events)
+    shares = counts / counts.sum(-1, keepdims=True) * SMALL.codes
+    assert_close(again["memory/usage"], 0.98 * 0.25 + 0.02 * shares, 1e-6)
+
+
+def counts_of(made, params, events):
+    encoding = run(nnx.merge(made.graphdef, params, made.rest), events)
+    return np.asarray(encoding.counts)
+
+
+def test_accumulation_takes_means_of_losses_and_metrics_and_adds_counts_up():
+    """Parts hold unlike numbers of events, so that a mean of shares would not do."""
+    made = small_run(parts=2)
+    state, _ = made.train_step(made.initial_state(), made.batches[0])
+    params = jax.tree.map(jnp.copy, state.params)
+    batch = made.batches[1]
+    model = nnx.merge(made.graphdef, params, made.rest)
+    halves = [
+        run(model, jax.tree.map(lambda x, half=half: x[half], batch.events))
+        for half in (slice(0, 4), slice(4, 8))
+    ]
+    counts = np.sum([half.counts for half in halves], axis=0)
+    assert counts.sum() == SMALL.levels * (batch.events.items > 0).sum()
+    assert halves[0].counts.sum() != halves[1].counts.sum()
+    state, metrics = made.train_step(state, batch)
+    shares = counts / counts.sum(-1, keepdims=True) * SMALL.codes
+    usage = by_name(made, state.params)["memory/usage"]
+    assert_close(usage, 0.98 * 0.25 + 0.02 * shares, 1e-6)
+    for name in halves[0].losses:
+        mean = np.mean([half.losses[name] for half in halves])
+        assert_close(metrics[f"loss/{name}"], mean, 1e-5)
+    for name in halves[0].metrics:
+        assert_close(metrics[name], np.mean([half.metrics[name] for half in halves]), 1e-5)
 
 
 def test_frozen_codebooks_are_never_seeded():
     model = dataclasses.replace(SMALL, codebook="frozen").build(24, rngs=nnx.Rngs(0))
     before = parameter_arrays(model)
-    model.after_step(ragged(), jax.random.key(0))
+    model.after_step(ragged(), run(model, ragged()).counts, jax.random.key(0))
     for name, array in parameter_arrays(model).items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -554,14 +603,23 @@ def test_a_step_that_is_not_finite_leaves_the_codes_alone():
         np.testing.assert_array_equal(array, before[name])
 
 
+def out_of_use(state):
+    """With a usage by which every code dies at the next step."""
+    usage = state.params["memory"]["usage"]
+    usage[...] = usage[...] * 0 + 0.01
+    return state
+
+
 def test_a_run_resumes_where_it_was_and_logs_the_perplexities(tmp_path):
     """Codebooks, their usage and the draws of new codes among it."""
     made = small_run(epochs=1.0)
     whole, _ = loop.train(made, tmp_path / "run")
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         restored = checkpoints.restore(checkpoints.resolve("latest"), made.initial_state())
-    first, _ = made.train_step(jax.tree.map(jnp.copy, whole), made.batches[0])
-    second, _ = made.train_step(restored, made.batches[0])
+    first, _ = made.train_step(out_of_use(jax.tree.map(jnp.copy, whole)), made.batches[0])
+    second, _ = made.train_step(out_of_use(restored), made.batches[0])
+    moved = by_name(made, first.params)["memory/codebooks"]
+    assert np.abs(moved - by_name(made, whole.params)["memory/codebooks"]).max() > 0.1
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(one, other)
     records = [r for r in read_metrics(tmp_path / "run") if "train/perplexity/4x1/1" in r]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from linseqrec.ops.quantization import (
-    code_usage,
+    code_counts,
     masked_mean,
     nearest_code,
     perplexity,
@@ -135,13 +135,13 @@ def test_the_relative_error_has_no_gradient():
     np.testing.assert_array_equal(gradient(vectors()), 0)
 
 
-def test_usage_counts_real_vectors_and_perplexity_is_the_number_of_codes_used():
+def test_counts_are_of_real_vectors_and_perplexity_is_the_number_of_codes_used():
     codes = np.array([[[0, 2], [3, 2], [3, 0]], [[1, 2], [0, 1], [2, 2]]])
     real = np.array([[True, True, False], [True, True, False]])
-    usage = code_usage(codes, 4, real)
-    np.testing.assert_array_equal(usage, [[2, 1, 0, 1], [0, 1, 3, 0]])
+    counts = code_counts(codes, 4, real)
+    np.testing.assert_array_equal(counts, [[2, 1, 0, 1], [0, 1, 3, 0]])
     entropies = [1.5 * np.log(2), -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))]
-    assert_close(perplexity(usage), np.exp(entropies), 1e-6)
+    assert_close(perplexity(counts), np.exp(entropies), 1e-6)
     even = perplexity(np.array([[5.0] * 8, [0.0] * 8, [0, 0, 9] + [0] * 5], np.float32))
     assert_close(even, [8, 1, 1], 1e-6)
 

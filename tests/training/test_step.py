@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from linseqrec.models.encoding import Encoding
 from linseqrec.training.loss import LossConfig, make_loss
 from linseqrec.training.step import init_state, make_train_step
 
@@ -87,6 +89,30 @@ def test_non_finite_gradient_changes_nothing_and_halts(experiment, make_run):
         np.testing.assert_array_equal(old, new)
     for old, new in zip(leaves(before.optimizer), leaves(state.optimizer), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+class TellsNothing(nnx.Module):
+    """A model with a metric that is not a number."""
+
+    def __init__(self):
+        self.table = nnx.Param(jnp.ones((25, 4)) / 4)
+
+    def __call__(self, events, state=None, *, dropout_key=None):
+        return Encoding(self.table[...][events.items], {}, None, {"share": jnp.float32(jnp.nan)})
+
+    def item_table(self):
+        return self.table[...]
+
+
+def test_a_metric_that_is_not_finite_halts_nothing(experiment, make_run):
+    run = make_run(experiment)
+    batch, loss = run.batches[0], make_loss(LossConfig(), run.item_counts)
+    graphdef, params, rest = nnx.split(TellsNothing(), nnx.Param, ...)
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(graphdef, rest, optimizer, loss, seed=0)
+    state, metrics = jax.jit(step)(init_state(params, optimizer), batch)
+    assert np.isnan(metrics["share"]) and np.isfinite(metrics["loss"])
+    assert not state.halted and state.step == 1
 
 
 def test_dropout_is_a_function_of_seed_and_step(experiment, make_run):

@@ -3,7 +3,8 @@ r"""Looks into checkpoints: state sink, gates, insertion probe, ranks, the metri
     python -m launch.analyse --workdir=runs/repetition/gated_deltanet \
         --workdir=runs/repetition/sinkrec --output=runs/repetition/analysis
 
-Several runs of one data set are drawn together. Each analysis writes `NAME.json` and `NAME.png`:
+Several runs of one data set are drawn together. Each analysis writes `NAME.png`, and `NAME.json`:
+"about" (data, split, checkpoints) and "runs", the numbers of each:
 
     state_sink        occupancy lift and effective rank of the recurrent states, a mixer each
     gates             what gated delta memories keep and write at an event, and their other gates
@@ -19,7 +20,7 @@ from typing import cast
 
 from absl import flags
 
-from launch.flags import define_data
+from launch.flags import define_data, define_folder
 from launch.program import run_program
 from linseqrec.analysis import analyses
 from linseqrec.analysis.insertion_probe import ProbeConfig
@@ -30,9 +31,11 @@ from linseqrec.training import workdir
 from linseqrec.training.run import SplitName
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the numbers and figures.", required=True)
+_OUTPUT = define_folder("output", "Folder of the numbers and figures.", required=True)
 _DATA = define_data()
-_ANALYSES = flags.DEFINE_list("analysis", ["all"], f"{', '.join(analyses.ANALYSES)}, or all.")
+_ANALYSES = flags.DEFINE_multi_string(
+    "analysis", ["all"], f"{', '.join(analyses.ANALYSES)}, or all; several by commas."
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Whose histories.")
 _USERS = flags.DEFINE_integer("users", 512, "Histories looked into, at most.", lower_bound=2)
@@ -44,7 +47,7 @@ _INSERTIONS = flags.DEFINE_list("insertions", ["0", "4", "16", "64", "256"], "in
 
 def main(_: list[str]) -> None:
     # All that can be checked without a model, before the first is restored.
-    requested, settings = analyses.select(_ANALYSES.value), _settings()
+    requested, settings = _requested(), _settings()
     folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
     subjects = [
         Subject.of(folder, name, _CHECKPOINT.value, data=_DATA.value)
@@ -59,6 +62,11 @@ def main(_: list[str]) -> None:
             print(f"{name}: does not apply to {', '.join(left_out)}")
         if chosen:
             _write(name, analyse, chosen, settings, output)
+
+
+def _requested() -> dict[str, Callable[..., analyses.Analysis]]:
+    named = ",".join(_ANALYSES.value).split(",")
+    return analyses.select([name for name in map(str.strip, named) if name])
 
 
 def _settings() -> analyses.Settings:
@@ -80,7 +88,8 @@ def _write(
 ) -> None:
     numbers, figure = analyse(subjects, settings)
     path = save_figure(figure, output / f"{name}.png")
-    workdir.write_json(path.with_suffix(".json"), numbers)
+    record = {"about": analyses.about(subjects, settings), "runs": numbers}
+    workdir.write_json(path.with_suffix(".json"), record)
     print(f"{path.with_suffix('.json')}\n{path}")
 
 

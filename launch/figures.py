@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.flags import define_folder
 from launch.program import run_program
 from linseqrec.evaluation.published import RECGRELA_ML1M_CURVE
 from linseqrec.reports.comparability import check_comparable
@@ -19,7 +20,7 @@ from linseqrec.reports.runs import FinishedRun
 from linseqrec.training.results import write_figures
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "A run that has ended.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the figures.", required=True)
+_OUTPUT = define_folder("output", "Folder of the figures.", required=True)
 _METRIC = flags.DEFINE_string("metric", "NDCG@10", "What is drawn.")
 _PUBLISHED = flags.DEFINE_bool("published", False, "Add RecGRELA's published ML-1M curve.")
 

@@ -1,7 +1,6 @@
-"""The flags of several programs: `--workdir`, `--data`, and `--config` with its overrides.
+"""Flags of several programs: folders, `--data`, and `--config` with its overrides.
 
-`--config` is an experiment's file, whose fields `--config.FIELD=VALUE` overrides. A program shows
-them in its `--help` after `flags.adopt_module_key_flags(launch.flags)`.
+`--config` is an experiment's file, whose fields `--config.FIELD=VALUE` overrides.
 """
 
 import dataclasses
@@ -17,6 +16,9 @@ from ml_collections import config_dict, config_flags
 from linseqrec import config as config_lib
 from linseqrec.sweeps import fields
 from linseqrec.sweeps.errors import SweepError
+
+# What is defined from here on belongs to the program that asked for it: its `--help` shows it.
+flags.disclaim_key_flags()
 
 
 @dataclasses.dataclass
@@ -86,9 +88,11 @@ def load_experiment(path: str | Path) -> config_lib.Experiment:
     return made
 
 
-def define_workdir(help_string: str, *, default: str | None = None) -> flags.FlagHolder:
-    """Defines `--workdir`, a folder that is written; call it at import."""
-    holder = flags.DEFINE_string("workdir", default, help_string)
+def define_folder(
+    name: str, help_string: str, *, default: str | None = None, required: bool = False
+) -> flags.FlagHolder:
+    """Defines the flag of a folder that is written; call it at import."""
+    holder = flags.DEFINE_string(name, default, help_string, required=required)
     flags.register_validator(holder, _check_folder)
     return holder
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import app, flags
 
+from launch.flags import define_folder
 from launch.program import run_program
 from linseqrec.data import filters
 from linseqrec.data.card import format_card
@@ -19,7 +20,7 @@ from linseqrec.data.readers import FORMATS, spark
 from linseqrec.data.readers.formats import TIME_UNITS
 
 _INPUT = flags.DEFINE_string("input", None, "The log file, or a folder of Parquet.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "The dataset folder to write.", required=True)
+_OUTPUT = define_folder("output", "The dataset folder to write.", required=True)
 _FORMAT = flags.DEFINE_enum(
     "format",
     None,

@@ -10,8 +10,6 @@ the best score that any model could reach.
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from experiments import recgrela_quick, sasrec_quick
 from launch import flags as launch_flags
 from launch.program import run_program
@@ -20,8 +18,7 @@ from linseqrec.training.loop import train
 from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
 
-_WORKDIR = launch_flags.define_workdir("Folder of the runs.", default="runs/quickstart")
-flags.adopt_module_key_flags(launch_flags)
+_WORKDIR = launch_flags.define_folder("workdir", "Folder of the runs.", default="runs/quickstart")
 
 
 def main(argv: list[str]) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.flags import define_folder
 from launch.program import run_program
 from linseqrec.reports.markdown import markdown
 from linseqrec.reports.report import METRICS, make_report
 from linseqrec.reports.write import write_report
 
 _RUNS = flags.DEFINE_multi_string("runs", None, "A run, or a folder of runs.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Unset: `report` in the first folder.")
+_OUTPUT = define_folder("output", "Unset: `report` in the first folder.")
 _METRICS = flags.DEFINE_list("metrics", list(METRICS), "HR, NDCG or MRR at a cut-off.")
 _AGAINST = flags.DEFINE_string("against", "", "Compare with this configuration (a label) only.")
 _DRAWN = flags.DEFINE_string("drawn", "NDCG@10", "The figures' metric.")

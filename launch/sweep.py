@@ -30,9 +30,8 @@ from linseqrec.sweeps.slurm import SlurmConfig, read_options, submit, wait_for
 from linseqrec.sweeps.task import Failure, Task, train_task
 
 launch_flags.define_config()
-_WORKDIR = launch_flags.define_workdir("The runs' folders stand in it.")
+_WORKDIR = launch_flags.define_folder("workdir", "The runs' folders stand in it.")
 flags.mark_flag_as_required("workdir")
-flags.adopt_module_key_flags(launch_flags)
 _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=VALUE,VALUE,...: each of them.")
 _ZIP = flags.DEFINE_multi_string("zip", [], "FIELD=VALUE,VALUE,...: in step with the other zips.")
 _RANGE = flags.DEFINE_multi_string(

@@ -28,8 +28,7 @@ from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
 
 launch_flags.define_config()
-_WORKDIR = launch_flags.define_workdir("Folder of the run.")
-flags.adopt_module_key_flags(launch_flags)
+_WORKDIR = launch_flags.define_folder("workdir", "Folder of the run.")
 _WANDB_PROJECT = flags.DEFINE_string("wandb_project", "", "Mirror metrics to this W&B project.")
 _ALLOWED = flags.DEFINE_list(
     "allow_config_change",

@@ -79,7 +79,8 @@ def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analy
             name: StateSink.joined(parts).summary() for name, parts in readings.items()
         }
     return numbers, figures.state_sink_figure(
-        numbers, title=f"State sink, {_FREQUENT_GROUPS} most frequent groups; {_title(subjects)}"
+        numbers,
+        title=f"State sink, {_FREQUENT_GROUPS} most frequent groups; {_title(subjects, settings)}",
     )
 
 
@@ -95,12 +96,19 @@ def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> Analysis:
         numbers[subject.name] = {
             name: gates.summarise(batches) for name, batches in readings.items()
         }
-    return numbers, figures.gates_figure(numbers, title=f"Gates; {_title(subjects)}")
+    return numbers, figures.gates_figure(numbers, title=f"Gates; {_title(subjects, settings)}")
 
 
 def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> Analysis:
     """The rank of a rare event's item against the events inserted, repeated or random."""
     config, first = settings.probe, subjects[0]
+    for subject in subjects:
+        longest = getattr(subject.run.experiment.model, "longest_row", None)
+        if longest is not None and config.length > longest:
+            raise ConfigError(
+                f"the probe's longest history has {config.length} events, and {subject.name} has "
+                f"positions for {longest}: lower insertions or context"
+            )
     probes = make_probes(
         first.run.source.dataset,
         *first.histories(settings.split, settings.users),
@@ -121,7 +129,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
         by_arm = {arm: np.stack([ranks(arm, r) for r in config.insertions]) for arm in ARMS}
         numbers[subject.name] = insertion_probe.summarise(by_arm, ranks(None, 0), config.insertions)
     return numbers, figures.insertion_probe_figure(
-        numbers, title=f"Insertion probe; {_title(subjects)}"
+        numbers, title=f"Insertion probe; {_title(subjects, settings)}"
     )
 
 
@@ -142,7 +150,7 @@ def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> A
             for name, outputs in spectra.items()
         }
     return numbers, figures.attention_rank_figure(
-        numbers, title=f"Rank of the attention output; {_title(subjects)}"
+        numbers, title=f"Rank of the attention output; {_title(subjects, settings)}"
     )
 
 
@@ -185,7 +193,7 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis
             )
         },
         settings.metric,
-        title=f"{_title(subjects)}; {settings.split}, seen items {in_words(first)}",
+        title=f"{_data_title(subjects)}; {settings.split}, seen items {in_words(first)}",
     )
 
 
@@ -199,18 +207,18 @@ ANALYSES: dict[str, Callable[[Sequence[Subject], Settings], Analysis]] = {
 
 
 def select(requested: Sequence[str]) -> dict[str, Callable[..., Analysis]]:
-    """The analyses asked for by name; `["all"]` is every one.
+    """The analyses asked for by name; "all" among them is every one.
 
     Raises:
       ConfigError: A name that is no analysis, or no name.
     """
-    if list(requested) == ["all"]:
-        return ANALYSES
-    unknown = [name for name in requested if name not in ANALYSES]
+    unknown = [name for name in requested if name not in (*ANALYSES, "all")]
     if unknown or not requested:
         raise ConfigError(
             f"no analysis {', '.join(unknown) or 'asked for'}: there are {', '.join(ANALYSES)}"
         )
+    if "all" in requested:
+        return ANALYSES
     return {name: ANALYSES[name] for name in requested}
 
 
@@ -265,5 +273,39 @@ def _groups(subjects: Sequence[Subject]) -> np.ndarray:
     return item_groups(first.run.source, np.asarray(first.run.item_table(first.params)))
 
 
-def _title(subjects: Sequence[Subject]) -> str:
-    return data_title(subjects[0].run)
+def about(subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
+    """What numbers say nothing without, to be written with them: data, split, checkpoints, probe.
+
+    Args:
+      subjects: The runs that were looked into.
+      settings: How.
+
+    Returns:
+      JSON: "data", "split", "histories" at most, "runs" (each one's step and the length it was
+      trained on) and the insertion "probe".
+    """
+    return {
+        "data": _data_title(subjects),
+        "split": settings.split,
+        "histories": _count(subjects, settings),
+        "runs": {
+            subject.name: {
+                "step": subject.step,
+                "length": subject.run.experiment.data.length,
+            }
+            for subject in subjects
+        },
+        "probe": dataclasses.asdict(settings.probe) | {"length": settings.probe.length},
+    }
+
+
+def _title(subjects: Sequence[Subject], settings: Settings) -> str:
+    return f"{_data_title(subjects)}; {settings.split}, {_count(subjects, settings)} histories"
+
+
+def _data_title(subjects: Sequence[Subject]) -> str:
+    return data_title(*(subject.run for subject in subjects))
+
+
+def _count(subjects: Sequence[Subject], settings: Settings) -> int:
+    return len(subjects[0].histories(settings.split, settings.users)[0])

@@ -25,7 +25,7 @@ def item_groups(source: Source, table: np.ndarray, *, num_groups: int = 64) -> n
         groups = source.world.catalogue.category.astype(np.int64)
     else:
         vectors = np.asarray(table, np.float64)[1:]
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         count = min(num_groups, len(vectors))
         _, labels = kmeans2(vectors, count, minit="++", rng=np.random.default_rng(0))
         groups = np.concatenate([[-1], labels])

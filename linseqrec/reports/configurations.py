@@ -1,23 +1,33 @@
-"""Runs grouped by configuration: one group's runs differ in their seeds only."""
+"""Runs grouped by configuration: one group's runs differ in what changes no result, and seeds."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from linseqrec.config import Experiment, flatten, to_json
+from linseqrec.config import Experiment, flatten
 from linseqrec.evaluation.metrics import per_target
 from linseqrec.reports.errors import ReportError
 from linseqrec.reports.runs import FinishedRun
 from linseqrec.sweeps.fields import short_name, to_text
 
+# Fields that set no runs apart: how fast a run is, on what, and how often it says so.
+_NO_DIFFERENCE = (
+    "model.chunk_size",
+    "training.save_minutes",
+    "training.log_every",
+    "training.seed",
+    "evaluation.batch_size",
+    "mesh.data",
+    "mesh.model",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """Runs of one configuration, but for the seed.
+    """Runs of one configuration, but for the seed and what changes no result.
 
     Attributes:
       label: The experiment's name, and what sets it apart from others of that name.
@@ -53,11 +63,10 @@ def group_by_configuration(runs: Sequence[FinishedRun]) -> list[Configuration]:
     """
     groups: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
-        experiment = run.experiment
-        training = dataclasses.replace(experiment.training, seed=0)
-        seedless = dataclasses.replace(experiment, training=training)
-        group = groups.setdefault(json.dumps(to_json(seedless)), {})
-        seed = experiment.training.seed
+        values = flatten(run.experiment)
+        telling = {field: value for field, value in values.items() if field not in _NO_DIFFERENCE}
+        group = groups.setdefault(repr(telling), {})
+        seed = run.experiment.training.seed
         if seed in group:
             raise ReportError(
                 f"{group[seed].folder} and {run.folder} are the same configuration and seed: "
@@ -70,7 +79,7 @@ def group_by_configuration(runs: Sequence[FinishedRun]) -> list[Configuration]:
 
 
 def differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
-    """The fields in which experiments differ, but for the seed.
+    """The fields in which experiments differ, but for the seed and what changes no result.
 
     Args:
       experiments: Of any models.
@@ -84,7 +93,7 @@ def differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
     return {
         field: [values.get(field) for values in flat]
         for field in fields
-        if field != "training.seed"
+        if field not in _NO_DIFFERENCE
         and len({repr(values[field]) for values in flat if field in values}) > 1
     }
 

@@ -15,14 +15,14 @@ from linseqrec.training.run import Run, SplitName
 from linseqrec.training.step import TrainState
 
 
-def data_title(run: Run) -> str:
+def data_title(run: Run, *others: Run) -> str:
     """A heading for runs on the same data: what the data are, and what a reader must know."""
     if run.source.world is not None:
         data = f"generated world {run.experiment.data.world!r} (synthetic data)"
     else:
         data = Path(run.experiment.data.folder).name
-    parts = [data, f"split {run.source.split.name}"]
-    return "; ".join([*parts, run.experiment.note] if run.experiment.note else parts)
+    notes = dict.fromkeys(each.experiment.note for each in (run, *others))
+    return "; ".join([data, f"split {run.source.split.name}", *filter(None, notes)])
 
 
 def references(run: Run, split: SplitName) -> dict[str, EvaluationResult]:

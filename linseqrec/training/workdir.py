@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import platform
 import secrets
@@ -39,10 +40,19 @@ class WorkdirError(RuntimeError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in one move, so that no reader sees half a file."""
+    """Writes JSON in one move, so that no reader sees half a file; what is not finite is null."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN: what Python writes for one, other readers refuse.
+    if isinstance(value, dict):
+        return {key: _finite(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

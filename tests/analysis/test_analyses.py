@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from linseqrec.analysis import analyses
+from linseqrec.analysis.groups import item_groups
+from linseqrec.analysis.insertion_probe import ProbeConfig, make_probes
 from linseqrec.analysis.subject import Subject
 from linseqrec.config import ConfigError, Experiment
 from linseqrec.data.dataset import Dataset
@@ -60,6 +63,7 @@ def test_runs_that_were_not_evaluated_alike_are_refused():
 def test_what_is_asked_for_is_there():
     assert list(analyses.select(["buckets", "state_sink"])) == ["buckets", "state_sink"]
     assert analyses.select(["all"]) == analyses.ANALYSES
+    assert analyses.select(["buckets", "all"]) == analyses.ANALYSES
     with pytest.raises(ConfigError, match="no analysis bucket: there are state_sink, "):
         analyses.select(["buckets", "bucket"])
     with pytest.raises(ConfigError, match="no analysis asked for: there are state_sink, "):
@@ -81,6 +85,71 @@ def test_the_released_recgrela_has_a_rank_and_no_state():
         block = numbers[name]["blocks/0"]
         assert {output["effective_rank"]["users"] for output in block.values()} == {4}
         assert set(block) == {"attended", "augmented"}
+
+
+def test_a_title_says_whose_histories_and_what_any_of_the_runs_must_say():
+    first = subject("first")
+    noted = dataclasses.replace(EXPERIMENT, note="20 % of the timestamps are imputed")
+    both = [first, subject("timed", experiment=noted)]
+    _, figure = analyses.analyse_attention_rank(both, analyses.Settings(users=4))
+    title = figure.get_suptitle()
+    assert "validation, 4 histories" in title and title.count("imputed") == 1
+    about = analyses.about(both, analyses.Settings(users=4))
+    assert about["runs"] == {name: {"step": 0, "length": 8} for name in ("first", "timed")}
+    assert about["probe"]["length"] == 64 + 8 + 256
+
+
+PROBE = ProbeConfig(insertions=(0, 2), context=6, shown=2, pattern=2)
+
+
+def test_the_probe_ranks_the_rare_item_after_each_history():
+    """By ranks of the last hidden vector of each history alone; two batches, the last filled up."""
+    delta = GatedDeltaNetConfig(width=8, heads=1, num_layers=1, key_width=8, value_width=8)
+    rng = np.random.default_rng(2)
+    items = rng.integers(1, 90, 400).astype(np.int32)
+    log = Dataset.from_arrays(items, np.arange(400), np.arange(0, 401, 10), num_items=90)
+    gated = subject("gated", log, experiment=dataclasses.replace(EXPERIMENT, model=delta))
+    settings = analyses.Settings(probe=PROBE)
+    numbers, figure = analyses.analyse_insertion_probe([gated], settings)
+    got = numbers["gated"]
+    assert (got["insertions"], got["users"]) == ([0, 2], 40)
+    table = np.asarray(gated.run.item_table(gated.params), np.float64)
+    probes = make_probes(
+        log,
+        *gated.histories("validation", 512),
+        item_groups(gated.run.source, table),
+        PROBE,
+        np.random.default_rng(0),
+    )
+
+    def median_rank(arm, count):
+        ranks = []
+        for row in range(40):
+            events, slot = probes.events(arm, count, PROBE.length)
+            own = row, slice(0, slot + 1)
+            one = jax.tree.map(lambda leaf, own=own: leaf[own][None], events)
+            hidden = np.asarray(gated.run.encode(gated.params, one), np.float64)[0, -1]
+            scores = table[1:] @ hidden
+            ranks.append(1 + (scores > scores[probes.target[row] - 1]).sum())
+        return np.median(ranks)
+
+    for arm in ("repeated", "random"):
+        expected = [median_rank(arm, count) for count in (0, 2)]
+        assert got["arms"][arm]["median_rank"] == expected
+    assert got["not_shown"]["median_rank"] == median_rank(None, 0)
+    # Drawn: the rank by arm, and what repetition adds, at each number of insertions.
+    ranks, sink = figure.axes
+    assert [label.get_text() for label in sink.get_xticklabels()] == ["0", "2"]
+    means = [entry["mean"] for entry in got["sink"]]
+    np.testing.assert_allclose(sink.containers[0].lines[0].get_ydata(), means)
+    logs = [entry["mean"] for entry in got["arms"]["random"]["log2_rank"]]
+    np.testing.assert_allclose(np.log2(ranks.containers[1].lines[0].get_ydata()), logs)
+
+
+def test_a_probe_longer_than_learned_positions_is_refused():
+    learned = subject("learned", model={"positions": "learned", "max_length": 8})
+    with pytest.raises(ConfigError, match="10 events, and learned has positions for 8: lower"):
+        analyses.analyse_insertion_probe([learned], analyses.Settings(probe=PROBE))
 
 
 def test_gates_are_read_of_every_user_once():

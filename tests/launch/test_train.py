@@ -96,7 +96,13 @@ def test_analyses_of_a_checkpoint(trained, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}.{suffix}" for name in names for suffix in ("json", "png")
     }
-    numbers = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
+    written = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
+    step = json.loads((workdir / "results.json").read_text())["step"]
+    for record in written.values():
+        assert record["about"]["split"] == "validation" and record["about"]["histories"] == 60
+        assert record["about"]["runs"] == {"RecGRELA": {"step": step, "length": 16}}
+        assert record["about"]["probe"]["insertions"] == [0, 2]
+    numbers = {name: record["runs"] for name, record in written.items()}
     assert numbers["state_sink"]["RecGRELA"]["blocks/0"]["occupancy_lift"]["users"] == 60
     probe = numbers["insertion_probe"]["RecGRELA"]
     # Of 60 users' 12 events, 8 and more stand before the validation target.
@@ -116,10 +122,12 @@ def test_analyses_of_a_checkpoint(trained, tmp_path):
         ("--insertions=a", "--insertions=a: they are counts of events"),
         ("--insertions=", "insertions must ascend from 0 or more"),
         ("--metric=foo", "no metric 'foo'; there are HR@1"),
+        ("--analysis=buckets --analysis=all,sunk", "no analysis sunk: there are"),
     ],
 )
 def test_an_analysis_that_cannot_be_is_refused_before_a_run_is_read(tmp_path, argument, message):
-    done = program("analyse", f"--workdir={tmp_path / 'none'}", f"--output={tmp_path}", argument)
+    arguments = [f"--workdir={tmp_path / 'none'}", f"--output={tmp_path}", *argument.split()]
+    done = program("analyse", *arguments)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
 
@@ -163,6 +171,18 @@ def test_a_mistake_ends_in_one_line(arguments, message, tmp_path):
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name, flag", [("analyse", "workdir"), ("report", "runs")])
+def test_an_output_that_is_a_file_is_refused_before_the_work(tmp_path, name, flag):
+    (tmp_path / "file").write_text("")
+    done = program(name, f"--{flag}={tmp_path / 'none'}", f"--output={tmp_path / 'file'}")
+    assert done.returncode == 1 and "it is a file: name a folder" in done.stderr
+
+
+def test_help_shows_shared_flags():
+    for name in ("analyse", "evaluate", "recommend"):
+        assert "--data: Folder of the run's data set" in program(name, "--help").stdout
 
 
 def test_help_and_configuration_need_no_run():

@@ -34,6 +34,25 @@ def test_runs_that_differ_in_their_seed_only_are_one_configuration(make_run, tmp
     }
 
 
+def test_what_changes_no_result_sets_no_runs_apart(make_run, tmp_path):
+    small = GatedDeltaNetConfig()
+    quick = GatedDeltaNetConfig(chunk_size=2 * small.chunk_size)
+    make_run("a", changed(name="Gated DeltaNet", model=small))
+    make_run(
+        "b",
+        changed(
+            name="Gated DeltaNet",
+            model=quick,
+            training={"seed": 1, "log_every": 7},
+            evaluation={"batch_size": 3},
+            mesh={"data": 1},
+        ),
+    )
+    (group,) = groups(tmp_path)
+    assert (group.label, len(group.runs)) == ("Gated DeltaNet", 2)
+    assert differing_fields([run.experiment for run in group.runs]) == {}
+
+
 def test_a_value_that_is_no_more_usual_than_another_is_said(make_run, tmp_path):
     for width in (32, 64):
         for rate in (0.01, 0.001):

@@ -27,7 +27,7 @@ from linseqrec.ops.recent import Recent, after_recent, last_slots
 from linseqrec.ops.segments import segment_runs
 
 # A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead. A
-# new code unused from the start dies after 45: at first encoders leave their codes behind sooner.
+# new code has 46 steps to be used: the encoders' first ones take them away from their first codes.
 _USAGE_DECAY = 0.98
 _DEAD = 0.1
 _FRESH = 0.25

@@ -55,6 +55,7 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
     lifts.axhline(1, color=REFERENCE, linestyle=DASHES[-1])
     for panel, label in ((lifts, "occupancy lift (1: no excess)"), (ranks, "effective rank")):
         panel.set_xticks(np.arange(len(ticks)), ticks, rotation=45, ha="right", fontsize="small")
+        panel.set_xlim(-0.6, len(ticks) - 1.4)
         panel.set_ylabel(f"{label}\nbars: one standard error")
         panel.set_ylim(bottom=0)
         dress(panel)

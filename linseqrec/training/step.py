@@ -67,8 +67,8 @@ def make_train_step(
 
     Randomness is folded from the seed and the step's number, so a resumed run repeats it. With
     accumulation the batch is split into parts of rows; the prediction loss's gradient is the whole
-    batch's, weighted by target, up to rounding. An auxiliary loss, and a model's metric, is the mean
-    of the parts' own.
+    batch's, weighted by target, up to rounding. An auxiliary loss, like a model's metric, is the
+    mean of the parts' own.
 
     Args:
       graphdef: The model's structure (`nnx.split(model, nnx.Param, ...)`).

@@ -129,7 +129,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
         by_arm = {arm: np.stack([ranks(arm, r) for r in config.insertions]) for arm in ARMS}
         numbers[subject.name] = insertion_probe.summarise(by_arm, ranks(None, 0), config.insertions)
     return numbers, figures.insertion_probe_figure(
-        numbers, title=f"Insertion probe; {_title(subjects, settings)}"
+        numbers, title=f"Insertion probe; {_title(subjects, settings, len(probes.target))}"
     )
 
 
@@ -299,8 +299,9 @@ def about(subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
     }
 
 
-def _title(subjects: Sequence[Subject], settings: Settings) -> str:
-    return f"{_data_title(subjects)}; {settings.split}, {_count(subjects, settings)} histories"
+def _title(subjects: Sequence[Subject], settings: Settings, count: int | None = None) -> str:
+    count = _count(subjects, settings) if count is None else count
+    return f"{_data_title(subjects)}; {settings.split}, {count} histories"
 
 
 def _data_title(subjects: Sequence[Subject]) -> str:

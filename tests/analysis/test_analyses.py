@@ -107,7 +107,10 @@ def test_the_probe_ranks_the_rare_item_after_each_history():
     delta = GatedDeltaNetConfig(width=8, heads=1, num_layers=1, key_width=8, value_width=8)
     rng = np.random.default_rng(2)
     items = rng.integers(1, 90, 400).astype(np.int32)
-    log = Dataset.from_arrays(items, np.arange(400), np.arange(0, 401, 10), num_items=90)
+    # And a user whose history is too short, who does not count.
+    offsets = [*range(0, 401, 10), 405]
+    items = np.append(items, items[:5])
+    log = Dataset.from_arrays(items, np.arange(405), np.array(offsets), num_items=90)
     gated = subject("gated", log, experiment=dataclasses.replace(EXPERIMENT, model=delta))
     settings = analyses.Settings(probe=PROBE)
     numbers, figure = analyses.analyse_insertion_probe([gated], settings)
@@ -137,13 +140,14 @@ def test_the_probe_ranks_the_rare_item_after_each_history():
         expected = [median_rank(arm, count) for count in (0, 2)]
         assert got["arms"][arm]["median_rank"] == expected
     assert got["not_shown"]["median_rank"] == median_rank(None, 0)
+    assert "validation, 40 histories" in figure.get_suptitle()
     # Drawn: the rank by arm, and what repetition adds, at each number of insertions.
     ranks, sink = figure.axes
     assert [label.get_text() for label in sink.get_xticklabels()] == ["0", "2"]
     means = [entry["mean"] for entry in got["sink"]]
-    np.testing.assert_allclose(sink.containers[0].lines[0].get_ydata(), means)
+    np.testing.assert_allclose(sink.containers[0].lines[0].get_ydata(orig=False), means)
     logs = [entry["mean"] for entry in got["arms"]["random"]["log2_rank"]]
-    np.testing.assert_allclose(np.log2(ranks.containers[1].lines[0].get_ydata()), logs)
+    np.testing.assert_allclose(np.log2(ranks.containers[1].lines[0].get_ydata(orig=False)), logs)
 
 
 def test_a_probe_longer_than_learned_positions_is_refused():

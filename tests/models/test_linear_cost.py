@@ -51,7 +51,7 @@ def is_program(value):
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_arrays_grow_as_the_history_does(name):
-    short, long = (largest_array(LINEAR[name], length) for length in (2_048, 8_192))
+    short, long = (largest_array(LINEAR[name], length) for length in (1_024, 4_096))
     assert long <= 4.2 * short
 
 

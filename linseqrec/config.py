@@ -181,13 +181,13 @@ def check_restorable(experiment: Experiment) -> None:
       ConfigError: With the reason, and what to do.
     """
     try:
-        restored = from_json(json.loads(json.dumps(to_json(experiment))))
+        restored = from_json(json.loads(json.dumps(to_json(experiment), allow_nan=False)))
         if restored == experiment:
             return
         lines = differences(experiment, restored).values()
         reason = "; ".join(lines) or "its classes compare unequal"
-    # TypeError: a value that JSON does not know.
-    except (ConfigError, TypeError) as error:
+    # TypeError, ValueError: a value that JSON does not know, or a number that it has not.
+    except (ConfigError, TypeError, ValueError) as error:
         reason = str(error)
     raise ConfigError(
         f"config.json would not give this experiment back, so that no run of it could go on or be "

@@ -62,6 +62,7 @@ def test_an_experiment_that_its_json_does_not_give_back_is_refused():
         config_lib.check_restorable(dataclasses.replace(EXPERIMENT, model=model))
     for model, reason in (
         (Nameless(), "Nameless cannot be found"),
+        (OwnConfig((float("inf"),)), "Out of range float values are not JSON compliant"),
         (OwnConfig({1, 2}), "set is not JSON serializable"),
         (OwnConfig([1, 2]), r"model.sizes: \[1, 2\] -> \(1, 2\)"),
     ):

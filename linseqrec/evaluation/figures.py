@@ -125,8 +125,11 @@ def _draw_buckets(
         shift = step * (index - (len(systems) - 1) / 2)
         panel.errorbar(
             np.arange(len(records)) + shift,
-            [record["metrics"].get(metric, np.nan) for record in records],
-            yerr=[record["standard_errors"].get(metric, np.nan) for record in records],
+            # What is absent, and the null that JSON has for no number, is NaN: not drawn.
+            np.array([record["metrics"].get(metric) for record in records], np.float64),
+            yerr=np.array(
+                [record["standard_errors"].get(metric) for record in records], np.float64
+            ),
             label=name,
             color=REFERENCE if name in references else COLOURS[index % len(COLOURS)],
             linestyle=DASHES[index % len(DASHES)],

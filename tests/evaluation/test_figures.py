@@ -1,5 +1,6 @@
 """What the figures say: their lines, bars, labels and titles."""
 
+import json
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.image import imread
 
 from linseqrec.evaluation.figures import learning_curves, metric_by_bucket, save_figure
 from linseqrec.evaluation.metrics import bucket_metrics
+from linseqrec.training.workdir import write_json
 
 RECORDS = [
     {"step": 10, "loss": 7.0},
@@ -51,6 +53,18 @@ def test_learning_curves_hold_the_records_of_each_metric():
     assert len(colours) == len(dashes) == 2
     with pytest.raises(ValueError, match="no record holds both 'HR@10' and 'step'"):
         learning_curves({"RecGRELA": RECORDS}, ["HR@10"], title="")
+
+
+def test_a_bucket_of_one_target_is_drawn_from_the_file_it_was_written_to(tmp_path):
+    """One target has no standard error, which JSON writes as null."""
+    records = bucket_metrics(np.array([2.0, 1, 3]), np.array([4, 60, 70]), [0, 50, 100])
+    write_json(tmp_path / "records.json", records)
+    read = json.loads((tmp_path / "records.json").read_text())
+    assert read[0]["targets"] == 1 and read[0]["standard_errors"]["NDCG@10"] is None
+    figure = metric_by_bucket({"events": {"SASRec": read}}, title="")
+    (line,) = figure.axes[0].containers
+    values = [record["metrics"].get("NDCG@10", np.nan) for record in records]
+    np.testing.assert_array_equal(line.lines[0].get_ydata(orig=False), values)
 
 
 def test_a_metric_by_bucket_holds_values_errors_and_counts():

@@ -7,8 +7,8 @@ Another folder is `--config.data.folder=...`. Training stops by itself, ten vali
 best one. What to look at first, by what the log's card says:
 
 - a small log (some 100,000 events or fewer) overfits: `--config.model.dropout=0.3`;
-- half of the users have far more events than are read: `--config.data.length=400`, which RecGRELA
-  and SASRec are told as well, `--config.model.max_length=400`;
+- half of the users have far more events than are read: `--config.data.length=400`, which SASRec
+  (and RecGRELA with learned positions) is told as well, `--config.model.max_length=400`;
 - no user repeats an item: the metrics with seen items filtered are the ones to select by,
   `--config.evaluation.filter_seen=all --config.evaluation.filter_seen=none`.
 """

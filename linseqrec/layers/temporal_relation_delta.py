@@ -22,7 +22,7 @@ class TemporalRelationDelta(GatedDelta):
 
         q = L2norm(SiLU(conv(W_q x)) + U_q φ);  k likewise              temporal addressing
         log α = −exp(a) softplus(W_α x + b) − Δ / T                     temporal decay
-        k^m = L2norm(W_m m)
+        k^m = L2norm(W_mk m)
         c = σ(w_1 relu⟨k, k^m⟩ + w_2 (1 − ρ) + W_c [x; m] + b_c)        coverage
         λ = σ(W_λ [x; m] + b_λ)
         o = gated_delta_rule((q − λ k^m) / √K, k, v, log α, β (1 − c))

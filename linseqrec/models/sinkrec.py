@@ -27,9 +27,9 @@ gaps the time.
 The parameters by name, with i the block from 0 (one where it is shared), kernels [in, out]:
 
     embedding/table [N + 1, D]                       E; row 0 is the padding item
-    memory/encoders/s/kernel [w D, D/2]              W_1 of window s, current event first
-    memory/projections/s/kernel [D/2, D/2]           W_2;  memory/norms/s: its LN
-    memory/decoders/s/kernel [D/2, w D]              the reconstruction
+    memory/encoders/s/{kernel [w D, D/2], bias}      W_1, b_1 of window s, current event first
+    memory/projections/s/{kernel [D/2, D/2], bias}   W_2, b_2;  memory/norms/s/{scale,bias}: its LN
+    memory/decoders/s/{kernel [D/2, w D], bias}      W_d, b_d: the reconstruction
     memory/codebooks [S, L, K, D/2]                  memory/usage [S, L, K]: running shares
     memory/types [S L, D/2]                          of the slots n, windows outermost
     memory/output/kernel [S D/2, D]                  W_m

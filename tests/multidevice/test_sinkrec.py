@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from linseqrec.sharding import MeshConfig, make_mesh
-from tests.models.test_sinkrec import by_name, out_of_use, small_run
+from tests.models.small_sinkrec import by_name, out_of_use, small_run
 from tests.ops.closeness import assert_close
 
 

@@ -7,11 +7,10 @@ Run it by:
     python -m launch.train --config=experiments/sinkrec_mllatest.py \
         --workdir=runs/sinkrec_mllatest
 
-Result (one seed, 2026-11, some 20 minutes of a core): test HR@10 / NDCG@10 .1016 / .0486 with seen
-items filtered, .0672 / .0287 not, epoch 16 of 40, where validation NDCG@10 was best; the decayed
-Markov floor .1082 / .0598 filtered, .0852 / .0481 not. Of 610 targets: +-.012. That was before its
-codes were seeded anew (RESULTS.md), with which one pass (`--config.model.loops=1`) has .1016 /
-.0535 filtered, .0689 / .0326 not.
+Result (one seed, 2026-11, 18 minutes of a core): test HR@10 / NDCG@10 .0984 / .0507 with seen items
+filtered, .0672 / .0306 not, epoch 24 of 40, where validation NDCG@10 was best; of one pass
+(`--config.model.loops=1`) .1016 / .0535 and .0689 / .0326; the decayed Markov floor .1082 / .0598
+filtered, .0852 / .0481 not. Of 610 targets: +-.012.
 """
 
 import dataclasses

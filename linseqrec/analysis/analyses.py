@@ -63,7 +63,7 @@ class Settings:
 
 def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analysis:
     """Occupancy lift of the most frequent groups, and effective rank, by mixer and pass."""
-    groups, numbers = _groups(subjects), {}
+    groups, numbers = item_groups(subjects[0].run.source), {}
     for subject in subjects:
         rng = np.random.default_rng(0)
         readings: dict[str, list[StateSink]] = {}
@@ -112,7 +112,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
     probes = make_probes(
         first.run.source.dataset,
         *first.histories(settings.split, settings.users),
-        _groups(subjects),
+        item_groups(first.run.source),
         config,
         np.random.default_rng(0),
     )
@@ -265,12 +265,6 @@ def _protocol(subject: Subject) -> dict[str, Any]:
         "filter_seen": sorted(config.filter_seen),
         "ties": config.ties,
     }
-
-
-def _groups(subjects: Sequence[Subject]) -> np.ndarray:
-    """The items' groups, of the first subject's vectors where the data have none of their own."""
-    first = subjects[0]
-    return item_groups(first.run.source, np.asarray(first.run.item_table(first.params)))
 
 
 def about(subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_the_probe_ranks_the_rare_item_after_each_history():
     probes = make_probes(
         log,
         *gated.histories("validation", 512),
-        item_groups(gated.run.source, table),
+        item_groups(gated.run.source),
         PROBE,
         np.random.default_rng(0),
     )

@@ -1,5 +1,7 @@
 """What every causal model must hold: the future, padding, neighbours and batches change nothing."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -83,6 +85,20 @@ def test_the_future_is_not_read(encode):
     first, second = encode(events([one])), encode(events([other]))
     np.testing.assert_array_equal(first[0, :9], second[0, :9])
     assert np.abs(first[0, 9:] - second[0, 9:]).max(axis=1).min() > 1e-4
+
+
+def test_future_times_are_not_read(encode, request):
+    """A month later from event 9 on: models that read no times do not see it at all."""
+    one = events([history(17, 0)])
+    times = one.timestamps.copy()
+    times[0, 9:] += 30 * 86_400
+    first, second = encode(one), encode(dataclasses.replace(one, timestamps=times))
+    np.testing.assert_array_equal(first[0, :9], second[0, :9])
+    difference = np.abs(first[0, 9:] - second[0, 9:]).max(axis=1)
+    if request.node.callspec.params["encode"] in ("hytrec", "hytrec timed", "sinkrec"):
+        assert difference.max() > 1e-4
+    else:
+        assert difference.max() == 0
 
 
 def test_padding_changes_nothing(encode):

@@ -5,10 +5,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
-from linseqrec.layers.time_gaps import elapsed, initial_log_horizon
+from linseqrec.layers.time_gaps import SECONDS_A_DAY, initial_log_horizon
 from linseqrec.ops.recent import Recent, after_recent, last_slots
 from linseqrec.ops.rotary import rotary
-from linseqrec.ops.softmax_attention import softmax_attention
+from linseqrec.ops.softmax_attention import Fading, softmax_attention
 
 
 class RotaryAttention(nnx.Module):
@@ -59,7 +59,7 @@ class RotaryAttention(nnx.Module):
           positions: Positions for the rotation; a carried history's go on.
           gaps: Days since the event before, float32; where timed.
           state: Keys (rotated) and values [B, window - 1, H, K] of the last events before each
-            row's first segment and, where timed, their days [B, window - 1] relative to the last
+            row's first segment and, where timed, their seconds [B, window - 1] relative to the last
             one; None is no past.
 
         Returns:
@@ -73,16 +73,16 @@ class RotaryAttention(nnx.Module):
         kept, own = self.window - 1, [key, value]
         if self.log_horizon is not None:
             assert gaps is not None, "timed attention reads gaps"
-            own.append(elapsed(gaps, segment_ids))
+            # A clock that only this row's differences are read of, and those by the second.
+            own.append(jnp.cumsum(jnp.round(gaps * SECONDS_A_DAY).astype(jnp.int32), axis=1))
         past, past_ids = after_recent(own, segment_ids, state, kept)
         # Without a past the row is attended to as it stands, not behind an empty cache.
         seen, ids = (own, segment_ids) if state is None else (past, past_ids)
-        bias = None
+        fading = None
         if self.log_horizon is not None:
-            # Of -(t_q - t_k) / T a softmax over k sees but t_k / T.
-            bias = seen[2][..., None] * jnp.exp(-self.log_horizon[...])
+            fading = Fading(seen[2], jnp.exp(-self.log_horizon[...]) / SECONDS_A_DAY)
         mixed = softmax_attention(
-            query, seen[0], seen[1], key_bias=bias, window=self.window, segment_ids=ids
+            query, seen[0], seen[1], fading=fading, window=self.window, segment_ids=ids
         )
         state = last_slots(past, past_ids, kept)
         if self.log_horizon is not None:
@@ -91,8 +91,8 @@ class RotaryAttention(nnx.Module):
 
 
 def _since_the_last(state: Recent) -> Recent:
-    """The state with its days counted from its last event."""
-    keys, values, days = state.values
-    slots = days.shape[1]
+    """The state with its seconds counted from its last event."""
+    keys, values, seconds = state.values
+    slots = seconds.shape[1]
     held = jnp.arange(slots) >= slots - state.length[:, None]
-    return Recent([keys, values, jnp.where(held, days - days[:, -1:], 0)], state.length)
+    return Recent([keys, values, jnp.where(held, seconds - seconds[:, -1:], 0)], state.length)

@@ -14,7 +14,7 @@ from linseqrec.ops.segments import segment_runs
 # or 1, its controls; or nothing.
 Time = Literal["gaps", "shuffled", "positions", "none"]
 
-_SECONDS_A_DAY = 86_400
+SECONDS_A_DAY = 86_400
 _MOST_DAYS = 3_650.0
 # Of the decay's time constants, in days.
 _HORIZONS = (1.0, 365.0)
@@ -48,7 +48,7 @@ def gaps_in_days(
     # The row's first segment is number 1; its first event goes on from the carried one.
     before = jnp.where(begins, jnp.where(runs == 1, last_timestamp[:, None], -1), before)
     seconds = jnp.where(real & (before >= 0), timestamps - before, 0)
-    gaps = jnp.clip(seconds.astype(jnp.float32) / _SECONDS_A_DAY, 0.0, _MOST_DAYS)
+    gaps = jnp.clip(seconds.astype(jnp.float32) / SECONDS_A_DAY, 0.0, _MOST_DAYS)
 
     last = jnp.max(jnp.where(real, jnp.arange(real.shape[1]), -1), axis=1)
     final = jnp.take_along_axis(timestamps, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
@@ -98,25 +98,6 @@ def gaps_taken(
     if time == "positions":
         return (segment_ids > 0).astype(gaps.dtype)
     return gaps if time == "gaps" else jnp.zeros_like(gaps)
-
-
-def elapsed(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """The days since each segment's first event: of the row's first one, since the event before it.
-
-    Summed anew in each segment: behind years of its neighbours in a packed row, days would be
-    rounded to a fraction of an hour.
-
-    Args:
-      gaps: float32 [B, T], days since the event before.
-      segment_ids: [B, T], 0 = padding.
-    """
-    runs = segment_runs(segment_ids)
-    begins = jnp.pad(runs[:, 1:] != runs[:, :-1], ((0, 0), (1, 0)))
-
-    def add(before: tuple[Array, Array], after: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.where(after[1], 0, before[0]) + after[0], before[1] | after[1]
-
-    return jax.lax.associative_scan(add, (gaps, begins), axis=1)[0]
 
 
 def initial_log_horizon(heads: int, *, rngs: nnx.Rngs) -> Float[Array, "H"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from linseqrec.ops.segments import segment_runs
 
@@ -73,8 +73,8 @@ def last_slots(values: Any, segment_ids: Int[Array, "B S+T"], slots: int) -> Rec
       slots: S.
 
     Returns:
-      What to pass to the next `after_recent`; values are float32 (float64 where they were). A row
-      without events keeps what it had.
+      What to pass to the next `after_recent`; values are float32 (float64 or integers where they
+      were). A row without events keeps what it had.
     """
     runs = segment_runs(segment_ids)
     real = segment_ids > 0
@@ -83,9 +83,12 @@ def last_slots(values: Any, segment_ids: Int[Array, "B S+T"], slots: int) -> Rec
     take = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, slots, 0))
     held = take(real, start) & (take(runs, start) == runs[:, -1:])
 
-    def keep(x: Float[Array, "B S+T ..."]) -> Float[Array, "B S ..."]:
+    def keep(x: Shaped[Array, "B S+T ..."]) -> Shaped[Array, "B S ..."]:
         mine = held.reshape(*held.shape, *(1,) * (x.ndim - 2))
-        return jnp.where(mine, take(x, start), 0).astype(jnp.promote_types(x.dtype, jnp.float32))
+        kept = jnp.where(mine, take(x, start), 0)
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return kept
+        return kept.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     return Recent(jax.tree.map(keep, values), jnp.sum(held, axis=1, dtype=jnp.int32))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.ops.segments import segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense"]
 
@@ -34,13 +34,29 @@ class MemorySlots(NamedTuple):
     value: Float[Array, "E H V"]
 
 
+class Fading(NamedTuple):
+    """A key's score falls with its age: by `rate[h] * (times[t] - times[s])` for the query at t.
+
+    Ages are differences of integers, taken for each pair: a bias for the key alone,
+    `rate * times[s]`, would be the same to a softmax, and would round minutes away behind years.
+
+    Attributes:
+      times: int32 [B, S], of the keys' slots, in any unit; only differences count, and they may
+        wrap around as long as those within one history and window fit int32.
+      rate: [H], per unit of time.
+    """
+
+    times: Int[Array, "B S"]
+    rate: Float[Array, "H"]
+
+
 def softmax_attention(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
     *,
     memory: MemorySlots | None = None,
-    key_bias: Float[Array, "B S H"] | None = None,
+    fading: Fading | None = None,
     causal: bool = True,
     window: int | None = None,
     segment_ids: Int[Array, "B S"] | None = None,
@@ -48,7 +64,7 @@ def softmax_attention(
     scale: float | None = None,
     block_size: int = 64,
 ) -> Float[Array, "B T H V"]:
-    """Averages values with weights softmax(scale <q_t, k_s> + bias_s) over the slots s t may see.
+    """Averages values with weights softmax(scale <q_t, k_s> - faded) over the slots s t may see.
 
     Those are the slots of t's own segment, up to t where causal, and from t - window + 1 on where
     there is a window. Source: arXiv 1706.03762. Memory slots, if given, stand beside those in the
@@ -60,8 +76,8 @@ def softmax_attention(
         may stand before them.
       value: [B, S, H, V].
       memory: Slots that only the query at t sees. Not for "dense".
-      key_bias: [B, S, H], added to every score of a key, in float32 (float64 for float64), beside
-        the product: as one more of its features it would be rounded as an accelerator rounds them.
+      fading: What the scores lose with the keys' age, in float32 (float64 for float64). None:
+        nothing.
       causal: Whether slots after t are hidden.
       window: How many slots t sees, itself included; causal only. None: all.
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
@@ -80,7 +96,7 @@ def softmax_attention(
       ValueError: shapes that do not match, a window that is not causal or not positive, an unknown
         implementation, "banded" without a window, or "dense" with memory slots.
     """
-    _check_shapes(query, key, value, key_bias, segment_ids)
+    _check_shapes(query, key, value, fading, segment_ids)
     _check_memory(query, value, memory)
     time, past = query.shape[1], key.shape[1] - query.shape[1]
     if window is not None and (not causal or window < 1):
@@ -101,23 +117,19 @@ def softmax_attention(
         query = jnp.where(real[..., None, None], query, 0)
         if memory is not None:
             memory = memory._replace(slots=jnp.where(real[..., None, None], memory.slots, 0))
-    bias = None
-    if key_bias is not None:
-        bias = key_bias if segment_ids is None else keep(segment_ids > 0, key_bias)
-        bias = jnp.swapaxes(bias.astype(jnp.promote_types(bias.dtype, jnp.float32)), 1, 2)
     if implementation == "blockwise":
         output = _blockwise(
-            query, key, value, memory, bias, runs, causal, window, scale, block_size
+            query, key, value, memory, fading, runs, causal, window, scale, block_size
         )
     elif implementation == "banded":
         if window is None:
             raise ValueError("implementation 'banded' needs a window")
         window = min(window, key.shape[1])
-        output = _banded(query, key, value, memory, bias, runs, window, scale, block_size)
+        output = _banded(query, key, value, memory, fading, runs, window, scale, block_size)
     elif implementation == "dense":
         if memory is not None:
             raise ValueError("implementation 'dense' takes no memory slots")
-        output = _dense(query, key, value, bias, runs, causal, window, scale)
+        output = _dense(query, key, value, fading, runs, causal, window, scale)
     else:
         raise ValueError(
             f"implementation {implementation!r}: choose None, 'blockwise', 'banded' or 'dense'"
@@ -126,7 +138,7 @@ def softmax_attention(
 
 
 def _check_shapes(
-    query: Array, key: Array, value: Array, key_bias: Array | None, segment_ids: Array | None
+    query: Array, key: Array, value: Array, fading: Fading | None, segment_ids: Array | None
 ) -> None:
     batch, time, *features = query.shape
     if (
@@ -140,8 +152,14 @@ def _check_shapes(
             "query and key must be [B, T, H, K] and [B, S, H, K], value [B, S, H, V], S >= T; got "
             f"{query.shape}, {key.shape}, {value.shape}"
         )
-    if key_bias is not None and key_bias.shape != key.shape[:3]:
-        raise ValueError(f"key_bias must be [B, S, H] = {key.shape[:3]}, got {key_bias.shape}")
+    if fading is not None:
+        if fading.times.shape != key.shape[:2] or fading.rate.shape != key.shape[2:3]:
+            raise ValueError(
+                f"fading must be of times [B, S] = {key.shape[:2]} and rates [H] = "
+                f"{key.shape[2:3]}, got {fading.times.shape} and {fading.rate.shape}"
+            )
+        if not jnp.issubdtype(fading.times.dtype, jnp.integer):
+            raise ValueError(f"fading's times must be integers, got {fading.times.dtype}")
     if segment_ids is not None and segment_ids.shape != key.shape[:2]:
         raise ValueError(f"segment_ids must be [B, S] = {key.shape[:2]}, got {segment_ids.shape}")
 
@@ -182,19 +200,32 @@ def _visible(
     return visible[:, None]
 
 
+def _faded(
+    fading: Fading | None, query_times: Int[Array, "B Tq"] | None, dtype: jnp.dtype
+) -> Float[Array, "B H Tq Tk"] | None:
+    """What the scores of the fading's keys lose, each query at its own time."""
+    if fading is None:
+        return None
+    assert query_times is not None
+    ages = query_times[:, :, None] - fading.times[:, None, :]
+    return ages.astype(dtype)[:, None] * fading.rate.astype(dtype)[:, None, None]
+
+
 def _attend(
     query: Float[Array, "B H Tq K"],
     key: Float[Array, "B H Tk K"],
     value: Float[Array, "B H Tk V"],
     memory: MemorySlots | None,
-    bias: Float[Array, "B H Tk"] | None,
+    fading: Fading | None,
+    query_times: Int[Array, "B Tq"] | None,
     visible: Bool[Array, "B 1 Tq Tk"],
     scale: float,
 ) -> Float[Array, "B H Tq V"]:
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bhqk,bhnk->bhqn", query, key, preferred_element_type=dtype) * scale
-    if bias is not None:
-        scores = scores + bias[:, :, None]
+    faded = _faded(fading, query_times, dtype)
+    if faded is not None:
+        scores = scores - faded
     scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
     if memory is not None:
         in_slots = jnp.einsum("bhqk,ehk->bhqe", query, memory.key)
@@ -242,7 +273,7 @@ def _blockwise(
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
     memory: MemorySlots | None,
-    bias: Float[Array, "B H S"] | None,
+    fading: Fading | None,
     runs: Int[Array, "B S"],
     causal: bool,
     window: int | None,
@@ -257,6 +288,7 @@ def _blockwise(
     queries, query_runs = _to_blocks(query, size, 2), _to_blocks(runs[:, past:], size, 1, -1)
     slots = _to_blocks(jnp.arange(past, total), size, 0)
     memory_slots = None if memory is None else _to_blocks(memory.slots, size, 1)
+    times = None if fading is None else _to_blocks(fading.times[:, past:], size, 1)
     count = len(queries)
 
     # A causal block needs no keys beyond its end, but a loop's body has one shape: so up to four
@@ -267,22 +299,23 @@ def _blockwise(
     for start, end in zip([0, *ends], ends, strict=False):
         seen = min(past + end * size, total) if causal else total
         keys, values, key_runs = key[:, :, :seen], value[:, :, :seen], runs[:, :seen]
-        biases = None if bias is None else bias[:, :, :seen]
+        fades = None if fading is None else fading._replace(times=fading.times[:, :seen])
 
         def one(
-            block: tuple[Array, Array, Array, Array | None],
+            block: tuple[Array, Array, Array, Array | None, Array | None],
             keys: Array = keys,
             values: Array = values,
-            biases: Array | None = biases,
+            fades: Fading | None = fades,
             key_runs: Array = key_runs,
         ) -> Array:
-            query, query_runs, slots, memory_slots = block
+            query, query_runs, slots, memory_slots, times = block
             key_slots = jnp.arange(keys.shape[2])
             visible = _visible(slots, key_slots, query_runs, key_runs, causal, window)
             own = _with_slots(memory, memory_slots)
-            return _attend(query, keys, values, own, biases, visible, scale)
+            return _attend(query, keys, values, own, fades, times, visible, scale)
 
-        part = jax.tree.map(lambda x: x[start:end], (queries, query_runs, slots, memory_slots))  # noqa: B023
+        blocks = (queries, query_runs, slots, memory_slots, times)
+        part = jax.tree.map(lambda x: x[start:end], blocks)  # noqa: B023
         outputs.append(jax.lax.map(jax.checkpoint(one, prevent_cse=False), part))
     return _from_blocks(outputs, time)
 
@@ -292,7 +325,7 @@ def _banded(
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
     memory: MemorySlots | None,
-    bias: Float[Array, "B H S"] | None,
+    fading: Fading | None,
     runs: Int[Array, "B S"],
     window: int,
     scale: float,
@@ -328,7 +361,7 @@ def _banded(
     halo = window - 1
     queries = _to_blocks(in_spans(jnp.swapaxes(query, 1, 2), 2), size, 2)
     keys, values = (in_spans(jnp.swapaxes(x, 1, 2), 2, halo) for x in (key, value))
-    biases = None if bias is None else in_spans(bias, 2, halo)
+    all_times = None if fading is None else in_spans(fading.times, 1, halo)
     all_runs = in_spans(runs, 1, halo, -1)
     slots = None if memory is None else _to_blocks(in_spans(memory.slots, 1), size, 1)
 
@@ -338,9 +371,12 @@ def _banded(
         key_runs = seen(all_runs, 1)
         key_slots = jnp.arange(-halo, size)
         visible = _visible(key_slots[halo:], key_slots, key_runs[:, halo:], key_runs, True, window)
-        bias = None if biases is None else seen(biases, 2)
+        fades, times = None, None
+        if fading is not None:
+            fades = fading._replace(times=seen(all_times, 1))
+            times = fades.times[:, halo:]
         own = _with_slots(memory, slots)
-        return _attend(query, seen(keys, 2), seen(values, 2), own, bias, visible, scale)
+        return _attend(query, seen(keys, 2), seen(values, 2), own, fades, times, visible, scale)
 
     starts = size * jnp.arange(len(queries))
     output = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (starts, queries, slots))
@@ -352,7 +388,7 @@ def _dense(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H V"],
-    bias: Float[Array, "B H S"] | None,
+    fading: Fading | None,
     runs: Int[Array, "B S"],
     causal: bool,
     window: int | None,
@@ -361,6 +397,8 @@ def _dense(
     slots = jnp.arange(key.shape[1])
     past = key.shape[1] - query.shape[1]
     visible = _visible(slots[past:], slots, runs[:, past:], runs, causal, window)
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    faded = _faded(fading, None if fading is None else fading.times[:, past:], dtype)
     # JAX wants one width: features of zeros change no score, and values of zeros are cut off.
     width = value.shape[-1]
     common = max(query.shape[-1], width)
@@ -371,7 +409,7 @@ def _dense(
         query,
         key,
         value,
-        bias=None if bias is None else bias[:, :, None],
+        bias=None if faded is None else -faded,
         mask=visible,
         scale=scale,
         implementation="xla",

@@ -37,3 +37,33 @@ def test_years_of_neighbours_in_a_packed_row_round_nothing_away(neighbours):
     alone, expected = step(params, *(array[:, -LENGTH:] for array in (x, ids, positions, gaps)))
     np.testing.assert_allclose(output, expected, atol=1e-6)
     np.testing.assert_allclose(packed.log_horizon[...], alone.log_horizon[...], rtol=1e-4)
+
+
+@pytest.mark.parametrize("days", [1.0, 0.01])
+def test_years_of_a_history_round_nothing_away(days):
+    """Events a minute apart, behind one of ten years ago: as where that one never was.
+
+    It has faded, but as a number of float32 days it would leave 21 s to tell minutes by.
+    """
+    attention = RotaryAttention(
+        WIDTH, HEADS, window=LENGTH, timed=True, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    attention.log_horizon[...] = jnp.log(jnp.array([days, 3 * days]))
+    graphdef, params = nnx.split(attention)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, LENGTH, WIDTH)).astype(np.float32)
+    gaps = np.full((1, LENGTH), 1 / 1440, np.float32)
+    gaps[0, :2] = 0, 3650
+    weights = rng.normal(size=(1, LENGTH - 1, WIDTH))
+
+    @jax.jit
+    def after_the_first(params, x, ids, positions, gaps):
+        output = nnx.merge(graphdef, params)(x, ids, positions, gaps)[0]
+        return (output[:, -(LENGTH - 1) :] * weights).sum(), output[:, -(LENGTH - 1) :]
+
+    step = jax.grad(after_the_first, has_aux=True)
+    row = x, np.ones((1, LENGTH), np.int32), np.arange(LENGTH)[None], gaps
+    slope, output = step(params, *row)
+    without, expected = step(params, *(array[:, 1:] for array in row))
+    np.testing.assert_allclose(output, expected, atol=1e-6)
+    np.testing.assert_allclose(slope.log_horizon[...], without.log_horizon[...], rtol=1e-4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from linseqrec.layers.time_gaps import elapsed, gaps_in_days, shuffled_gaps
+from linseqrec.layers.time_gaps import gaps_in_days, shuffled_gaps
 from tests.ops.layouts import LAYOUT
 
 DAY = 86_400
@@ -55,16 +55,6 @@ def test_a_clock_that_goes_back_counts_as_no_time():
     gaps, final = gaps_in_days(np.array([[9 * DAY, 5 * DAY, 6 * DAY]]), np.ones((1, 3), np.int32))
     np.testing.assert_allclose(gaps[0], [0, 0, 1])
     assert final[0] == 6 * DAY
-
-
-def test_elapsed_days_are_summed_anew_in_each_segment():
-    gaps = np.where(LAYOUT > 0, np.random.default_rng(0).gamma(0.3, 30, LAYOUT.shape), 0)
-    gaps = gaps.astype(np.float32)
-    found = np.asarray(elapsed(gaps, LAYOUT))
-    for days, row, ids in zip(found, gaps.astype(np.float64), LAYOUT, strict=True):
-        for segment in set(ids) - {0}:
-            inside = ids == segment
-            np.testing.assert_allclose(days[inside], np.cumsum(row[inside]), rtol=1e-6)
 
 
 def test_an_event_at_time_0_has_come_before():

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import example, given, settings
 
 from linseqrec.ops.segments import keep
-from linseqrec.ops.softmax_attention import MemorySlots, softmax_attention
+from linseqrec.ops.softmax_attention import Fading, MemorySlots, softmax_attention
 from tests.ops.closeness import assert_close
 from tests.ops.layouts import LAYOUT, segment_layouts
 
 ROWS, SLOTS = LAYOUT.shape
 HEADS, KEY, VALUE = 2, 5, 7
 SCALE = 0.9  # unlike the default: scores large enough that a wrong one shows
+# Of the slots, in seconds: minutes apart.
+TIMES = np.cumsum(np.random.default_rng(4).integers(1, 500, LAYOUT.shape), axis=1, dtype=np.int32)
 
 # Implementation, block size, window, causal: ten blocks in four parts, one block, windows within a
 # block, of exactly one block, in two spans, and longer than the row.
@@ -47,17 +49,25 @@ def random_inputs(batch=ROWS, time=SLOTS, seed=0):
     }
 
 
-def biased_inputs():
-    inputs = random_inputs()
-    bias = np.random.default_rng(3).normal(size=inputs["key"].shape[:3]).astype(np.float32)
-    return inputs | {"key_bias": bias}
+def fading_inputs():
+    """With what a head's scores lose a second: about one in four minutes, or in half an hour."""
+    return random_inputs() | {"rate": np.array([4e-3, 5e-4], np.float32)}
+
+
+def times_of(form):
+    """Where the future is hidden, three years pass before slot 3: what is older has faded."""
+    years = 3 * 365 * 86_400 if form[3] else 0
+    return TIMES + np.int32(years) * (np.arange(SLOTS) >= 3).astype(np.int32)
 
 
 @partial(jax.jit, static_argnames="form")
 def apply(form, inputs, segment_ids=None):
     implementation, block_size, window, causal = form
+    inputs = dict(inputs)
+    rate = inputs.pop("rate", None)
     return softmax_attention(
         **inputs,
+        fading=None if rate is None else Fading(times_of(form), rate),
         segment_ids=segment_ids,
         implementation=implementation,
         block_size=block_size,
@@ -75,14 +85,17 @@ def sees(form, ids, t, s):
 def by_loops(form, inputs, segment_ids):
     """The definition, a query at a time in float64."""
     q, k, v = (np.asarray(inputs[name], np.float64) for name in ("query", "key", "value"))
-    bias = np.asarray(inputs.get("key_bias", np.zeros(k.shape[:3])), np.float64)
+    rate = np.asarray(inputs.get("rate", np.zeros(HEADS)), np.float64)
+    times = times_of(form).astype(np.float64)
     output = np.zeros(v.shape)
     for b, ids in enumerate(segment_ids):
         for t in np.flatnonzero(ids):
             seen = [s for s in range(len(ids)) if sees(form, ids, t, s)]
             for h in range(q.shape[2]):
                 scores = SCALE * np.array([q[b, t, h] @ k[b, s, h] for s in seen])
-                weights = np.exp(scores + bias[b, seen, h])
+                if rate[h]:
+                    scores -= rate[h] * (times[b, t] - times[b, seen])
+                weights = np.exp(scores - scores.max())
                 output[b, t, h] = weights @ v[b, seen, h] / weights.sum()
     return output
 
@@ -91,16 +104,16 @@ def by_matrix(form, inputs, segment_ids):
     """The definition as one masked [T, T] matrix, to differentiate in float64."""
     slots = range(segment_ids.shape[1])
     mask = np.array(
-        [[[sees(form, ids, t, s) for s in slots] for t in slots] for ids in segment_ids], float
+        [[[sees(form, ids, t, s) for s in slots] for t in slots] for ids in segment_ids]
     )
-    inputs = jax.tree.map(lambda x: keep(segment_ids > 0, x), inputs)
-    scores = SCALE * jnp.einsum("bthk,bshk->bhts", inputs["query"], inputs["key"])
-    if "key_bias" in inputs:
-        scores = scores + jnp.swapaxes(inputs["key_bias"], 1, 2)[:, :, None]
-    weights = jnp.exp(scores) * mask[:, None]
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights / jnp.where(total > 0, total, 1)
-    return jnp.einsum("bhts,bshv->bthv", weights, inputs["value"])
+    real = {n: keep(segment_ids > 0, x) for n, x in inputs.items() if n != "rate"}
+    scores = SCALE * jnp.einsum("bthk,bshk->bhts", real["query"], real["key"])
+    if "rate" in inputs:
+        times = times_of(form).astype(np.float64)
+        ages = times[:, :, None] - times[:, None, :]
+        scores = scores - inputs["rate"][:, None, None] * ages[:, None]
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e9)) * mask[:, None]
+    return jnp.einsum("bhts,bshv->bthv", weights, real["value"])
 
 
 @in_all()
@@ -108,7 +121,7 @@ def by_matrix(form, inputs, segment_ids):
 @given(segment_ids=segment_layouts(ROWS, SLOTS))
 @example(segment_ids=LAYOUT)
 def test_equals_the_definition_whatever_the_segments(form, segment_ids):
-    inputs = biased_inputs()
+    inputs = fading_inputs()
     output = apply(form, inputs, segment_ids)
     assert_close(output, by_loops(form, inputs, segment_ids), 2e-6)
     assert np.all(np.asarray(output)[segment_ids == 0] == 0)
@@ -174,16 +187,16 @@ GRADIENTS = [
 
 @in_all(GRADIENTS)
 def test_gradients_and_nothing_from_padding(form):
-    inputs = biased_inputs()
+    inputs = fading_inputs()
     expected = float64_gradients(form, inputs, LAYOUT)
     padding = LAYOUT == 0
-    for array in inputs.values():
+    for array in (inputs[name] for name in ("query", "key", "value")):
         array[padding] = np.array([np.nan, np.inf])[np.arange(array[padding].size) % 2].reshape(
             array[padding].shape
         )
     assert np.all(np.asarray(apply(form, inputs, LAYOUT))[padding] == 0)
     for name, gradient in gradients(form, inputs, LAYOUT).items():
-        assert np.all(np.asarray(gradient)[padding] == 0)
+        assert name == "rate" or np.all(np.asarray(gradient)[padding] == 0)
         assert_close(gradient, expected[name], 5e-6)
 
 
@@ -201,11 +214,11 @@ def test_bfloat16(form):
 
 @in_all([form for form in FORMS if form[3]])
 def test_nothing_reads_the_future_nor_beyond_the_window(form):
-    inputs, window = biased_inputs(), form[2]
+    inputs, window = random_inputs(), form[2]
     before = np.asarray(apply(form, inputs))
     for t in range(SLOTS):
         changed = {name: array.copy() for name, array in inputs.items()}
-        for array in changed.values():
+        for array in (changed[name] for name in ("query", "key", "value")):
             array[:, t] += np.arange(1, 1 + array[0, t].size).reshape(array[0, t].shape)
         differs = np.any(np.asarray(apply(form, changed)) != before, axis=(0, 2, 3))
         reach = SLOTS if window is None else min(t + window, SLOTS)
@@ -360,8 +373,7 @@ def test_the_last_queries_alone_equal_those_of_the_whole_row(form, past):
 
 def test_refuses_what_does_not_fit():
     inputs = random_inputs()
-    with pytest.raises(ValueError, match=r"key_bias must be \[B, S, H\]"):
-        softmax_attention(**inputs, key_bias=inputs["key"][:, 1:, :, 0])
+    rate = np.ones(HEADS, np.float32)
     slots = memory_slots(inputs)["memory"]
     for wrong, message in [
         ({"window": 0}, "window"),
@@ -372,6 +384,9 @@ def test_refuses_what_does_not_fit():
         ({"segment_ids": LAYOUT[:, 1:]}, "segment_ids"),
         ({"key": inputs["key"][:, 1:]}, "query and key"),
         ({"value": inputs["value"][:, 1:]}, "query and key"),
+        ({"fading": Fading(TIMES[:, 1:], rate)}, "fading must be of times"),
+        ({"fading": Fading(TIMES, rate[1:])}, "fading must be of times"),
+        ({"fading": Fading(TIMES / 2, rate)}, "times must be integers"),
         ({"memory": slots._replace(slots=slots.slots[:, 1:])}, "memory slots must be"),
         ({"memory": slots._replace(key=slots.key[1:])}, "memory slots must be"),
         ({"memory": slots._replace(value=slots.value[:, 1:])}, "memory slots must be"),

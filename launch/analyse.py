@@ -3,7 +3,8 @@ r"""Looks into checkpoints: state sink, gates, insertion probe, ranks, the metri
     python -m launch.analyse --workdir=runs/repetition/gated_deltanet \
         --workdir=runs/repetition/sinkrec --output=runs/repetition/analysis
 
-Several runs of one data set are drawn together. Each analysis writes `NAME.png`, and `NAME.json`:
+Several runs of one data set are drawn together. `all` leaves out, and says so, what these do not
+allow. Each analysis writes `NAME.png`, and `NAME.json`:
 "about" (data, split, checkpoints) and "runs", the numbers of each:
 
     state_sink        occupancy lift and effective rank of the recurrent states, a mixer each
@@ -61,12 +62,22 @@ def main(_: list[str]) -> None:
         if left_out:
             print(f"{name}: does not apply to {', '.join(left_out)}")
         if chosen:
-            _write(name, analyse, chosen, settings, output)
+            try:
+                _write(name, analyse, chosen, settings, output)
+            except ConfigError as error:
+                # Of all there are, one that these data do not allow keeps nobody from the others.
+                if name in _named():
+                    raise
+                print(f"{name}: {error}")
 
 
 def _requested() -> dict[str, Callable[..., analyses.Analysis]]:
+    return analyses.select(_named())
+
+
+def _named() -> list[str]:
     named = ",".join(_ANALYSES.value).split(",")
-    return analyses.select([name for name in map(str.strip, named) if name])
+    return [name for name in map(str.strip, named) if name]
 
 
 def _settings() -> analyses.Settings:
@@ -88,7 +99,7 @@ def _write(
 ) -> None:
     numbers, figure = analyse(subjects, settings)
     path = save_figure(figure, output / f"{name}.png")
-    record = {"about": analyses.about(subjects, settings), "runs": numbers}
+    record = {"about": analyses.about(name, subjects, settings), "runs": numbers}
     workdir.write_json(path.with_suffix(".json"), record)
     print(f"{path.with_suffix('.json')}\n{path}")
 

@@ -111,7 +111,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
             )
     probes = make_probes(
         first.run.source.dataset,
-        *first.histories(settings.split, settings.users),
+        *first.histories(settings.split, settings.users, at_least=config.context),
         item_groups(first.run.source),
         config,
         np.random.default_rng(0),
@@ -121,13 +121,19 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
         table = subject.run.item_table(subject.params)
 
         def ranks(
-            arm: str | None, insertions: int, subject: Subject = subject, table: Any = table
-        ) -> np.ndarray:
-            events, slot = probes.events(arm, insertions, config.length)
-            return catalogue_ranks(subject.hidden(events, slot), table, probes.target)
+            shown: bool, subject: Subject = subject, table: Any = table
+        ) -> dict[str, np.ndarray]:
+            found: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
+            for arm, rows in found.items():
+                for insertions in config.insertions:
+                    events, slot = probes.events(arm, insertions, config.length, shown=shown)
+                    hidden = subject.hidden(events, slot)
+                    rows.append(catalogue_ranks(hidden, table, probes.target))
+            return {arm: np.stack(rows) for arm, rows in found.items()}
 
-        by_arm = {arm: np.stack([ranks(arm, r) for r in config.insertions]) for arm in ARMS}
-        numbers[subject.name] = insertion_probe.summarise(by_arm, ranks(None, 0), config.insertions)
+        numbers[subject.name] = insertion_probe.summarise(
+            ranks(True), ranks(False), config.insertions
+        )
     return numbers, figures.insertion_probe_figure(
         numbers, title=f"Insertion probe; {_title(subjects, settings, len(probes.target))}"
     )
@@ -267,21 +273,21 @@ def _protocol(subject: Subject) -> dict[str, Any]:
     }
 
 
-def about(subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
+def about(name: str, subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
     """What numbers say nothing without, to be written with them: data, split, checkpoints, probe.
 
     Args:
+      name: The analysis.
       subjects: The runs that were looked into.
       settings: How.
 
     Returns:
-      JSON: "data", "split", "histories" at most, "runs" (each one's step and the length it was
-      trained on) and the insertion "probe".
+      JSON: "data", "split", "runs" (each one's step and the length it was trained on); "histories"
+      at most, but for the buckets, which are of all; and how the insertion "probe" was made, of it.
     """
-    return {
+    record: dict[str, Any] = {
         "data": _data_title(subjects),
         "split": settings.split,
-        "histories": _count(subjects, settings),
         "runs": {
             subject.name: {
                 "step": subject.step,
@@ -289,8 +295,12 @@ def about(subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
             }
             for subject in subjects
         },
-        "probe": dataclasses.asdict(settings.probe) | {"length": settings.probe.length},
     }
+    if name != "buckets":
+        record["histories"] = _count(subjects, settings)
+    if name == "insertion_probe":
+        record["probe"] = dataclasses.asdict(settings.probe) | {"length": settings.probe.length}
+    return record
 
 
 def _title(subjects: Sequence[Subject], settings: Settings, count: int | None = None) -> str:

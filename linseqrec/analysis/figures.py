@@ -151,11 +151,21 @@ def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Fig
                 markerfacecolor=None if filled else "none",
                 **style,
             )
-        ranks.axhline(
-            2 ** result["not_shown"]["log2_rank"]["mean"],
+        for (arm, values), dash in zip(result["not_shown"].items(), (":", "-."), strict=True):
+            ranks.plot(
+                slots,
+                [2 ** entry["mean"] for entry in values["log2_rank"]],
+                color=style["color"],
+                linestyle=dash,
+                linewidth=0.8,
+                label=f"{name}, {arm}, never shown",
+            )
+        sink.plot(
+            slots,
+            [entry["mean"] for entry in result["sink_not_shown"]],
             color=style["color"],
             linestyle=":",
-            label=f"{name}, never shown",
+            linewidth=0.8,
         )
         sink.errorbar(
             # Side by side, so that bars of close models do not cover each other.
@@ -167,7 +177,9 @@ def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Fig
     ranks.set_yscale("log")
     ranks.set_ylabel("rank of the rare item (geometric mean)\nbars: one standard error")
     sink.axhline(0, color=REFERENCE, linestyle=":")
-    sink.set_ylabel("log2 rank, repeated - random\nbars: one standard error, paired")
+    sink.set_ylabel(
+        "log2 rank, repeated - random (dotted: never shown)\nbars: one standard error, paired"
+    )
     for panel in (ranks, sink):
         panel.set_xticks(slots, [str(count) for count in insertions])
         panel.set_xlabel("events inserted after the rare item")

@@ -8,7 +8,7 @@ The item is new to the user and comes `shown` times, spread over the second half
 where people come back to things, it is then to be expected again. What is inserted are near-copies
 of the pattern that is most frequent in the context, or, as the control, as many random events.
 Forgetting alone raises the rank under both; a state sink under the first more than under the
-second. A last arm never shows the item: its rank without any memory of it.
+second. The same histories without the item give its rank without any memory of it.
 """
 
 import dataclasses
@@ -81,21 +81,24 @@ class Probes:
     inserted: dict[str, np.ndarray]
     shown: int
 
-    def events(self, arm: str | None, insertions: int, length: int) -> tuple[Events, int]:
+    def events(
+        self, arm: str, insertions: int, length: int, *, shown: bool = True
+    ) -> tuple[Events, int]:
         """The histories of an arm, and the slot of their last event.
 
         Args:
-          arm: One of `ARMS`; None: the rare event is not shown, and nothing inserted.
+          arm: One of `ARMS`.
           insertions: r.
           length: T, slots to pad the rows to; `ProbeConfig.length` at most.
+          shown: Whether the rare event is among them.
         """
         held = self.context
-        if arm is not None:
+        if shown:
             half = held.shape[1] // 2
             # After the first half, and then once in every so many events of the second.
             places = half + np.arange(self.shown) * (held.shape[1] - half) // self.shown
             held = np.insert(held, places, self.target[:, None], axis=1)
-            held = np.concatenate([held, self.inserted[arm][:, :insertions]], axis=1)
+        held = np.concatenate([held, self.inserted[arm][:, :insertions]], axis=1)
         users, used = held.shape
         pad = ((0, 0), (0, length - used))
         real = np.pad(np.ones((users, used), np.int32), pad)
@@ -198,28 +201,35 @@ def frequent_pattern(items: np.ndarray, groups: np.ndarray, length: int) -> np.n
 
 
 def summarise(
-    ranks: dict[str, np.ndarray], unseen: np.ndarray, insertions: Sequence[int]
+    ranks: dict[str, np.ndarray], unseen: dict[str, np.ndarray], insertions: Sequence[int]
 ) -> dict[str, Any]:
     """The probe's result.
 
     Args:
       ranks: By arm, [R, U]: ranks of the targets for each r.
-      unseen: [U], ranks where the event was never shown.
+      unseen: By arm, [R, U]: ranks in the same histories where the event was never shown.
       insertions: The rs.
 
     Returns:
-      By arm the median rank, HR@10 and the mean of log2 rank with its standard error, for each r;
-      and "sink", for each r by how many doublings of the rank repetition pushes the event further
-      down than random events do, paired over users: what repetition adds to forgetting.
+      By arm the median rank, HR@10 and the mean of log2 rank with its standard error, for each r,
+      "not_shown" likewise; and "sink", for each r by how many doublings of the rank repetition
+      pushes the event further down than random events do, paired over users: what repetition adds
+      to forgetting. "sink_not_shown" is the same of an event that was never shown: by how much
+      repetition speaks against whatever does not repeat, with no memory of it to lose.
     """
-    sink = np.log2(ranks["repeated"]) - np.log2(ranks["random"])
     return {
         "insertions": list(insertions),
-        "users": len(unseen),
+        "users": ranks["repeated"].shape[1],
         "arms": {arm: _per_insertion(values) for arm, values in ranks.items()},
-        "not_shown": {key: value[0] for key, value in _per_insertion(unseen[None]).items()},
-        "sink": [mean_and_error(row) for row in sink],
+        "not_shown": {arm: _per_insertion(values) for arm, values in unseen.items()},
+        "sink": _repetition(ranks),
+        "sink_not_shown": _repetition(unseen),
     }
+
+
+def _repetition(ranks: dict[str, np.ndarray]) -> list[dict[str, float]]:
+    """Doublings of the rank by repetition over random events, for each r."""
+    return [mean_and_error(row) for row in np.log2(ranks["repeated"]) - np.log2(ranks["random"])]
 
 
 def _per_insertion(ranks: np.ndarray) -> dict[str, list[Any]]:

@@ -64,10 +64,17 @@ class Subject:
         model = nnx.merge(self.run.graphdef, self.params, self.run.rest)
         return [module for _, module in linear_mixers(model)]
 
-    def histories(self, split: SplitName, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Users and absolute target positions of a split, evenly thinned to at most `count`."""
+    def histories(
+        self, split: SplitName, count: int, *, at_least: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Users and absolute target positions of a split, evenly thinned to at most `count`.
+
+        Of those with `at_least` so many events before the target.
+        """
         targets = getattr(self.run.source.split, split)
         users, positions = np.asarray(targets.users), np.asarray(targets.positions)
+        long_enough = positions - np.asarray(self.run.source.dataset.offsets)[users] >= at_least
+        users, positions = users[long_enough], positions[long_enough]
         chosen = np.unique(np.linspace(0, len(users) - 1, min(count, len(users))).astype(int))
         return users[chosen], positions[chosen]
 

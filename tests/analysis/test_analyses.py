@@ -94,7 +94,7 @@ def test_a_title_says_whose_histories_and_what_any_of_the_runs_must_say():
     _, figure = analyses.analyse_attention_rank(both, analyses.Settings(users=4))
     title = figure.get_suptitle()
     assert "validation, 4 histories" in title and title.count("imputed") == 1
-    about = analyses.about(both, analyses.Settings(users=4))
+    about = analyses.about("insertion_probe", both, analyses.Settings(users=4))
     assert about["runs"] == {name: {"step": 0, "length": 8} for name in ("first", "timed")}
     assert about["probe"]["length"] == 64 + 8 + 256
 
@@ -125,10 +125,10 @@ def test_the_probe_ranks_the_rare_item_after_each_history():
         np.random.default_rng(0),
     )
 
-    def median_rank(arm, count):
+    def median_rank(arm, count, shown=True):
         ranks = []
         for row in range(40):
-            events, slot = probes.events(arm, count, PROBE.length)
+            events, slot = probes.events(arm, count, PROBE.length, shown=shown)
             own = row, slice(0, slot + 1)
             one = jax.tree.map(lambda leaf, own=own: leaf[own][None], events)
             hidden = np.asarray(gated.run.encode(gated.params, one), np.float64)[0, -1]
@@ -139,7 +139,8 @@ def test_the_probe_ranks_the_rare_item_after_each_history():
     for arm in ("repeated", "random"):
         expected = [median_rank(arm, count) for count in (0, 2)]
         assert got["arms"][arm]["median_rank"] == expected
-    assert got["not_shown"]["median_rank"] == median_rank(None, 0)
+        unseen = [median_rank(arm, count, shown=False) for count in (0, 2)]
+        assert got["not_shown"][arm]["median_rank"] == unseen
     assert "validation, 40 histories" in figure.get_suptitle()
     # Drawn: the rank by arm, and what repetition adds, at each number of insertions.
     ranks, sink = figure.axes

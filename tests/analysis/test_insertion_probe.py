@@ -53,9 +53,11 @@ def test_a_history_is_context_with_the_rare_event_and_insertions(probes, dataset
         steps = np.diff(events.timestamps[4, : slot + 1])
         assert events.timestamps[4, 0] == context[0]
         assert (steps == int(np.median(np.diff(context)))).all()
-    events, slot = probes.events(None, 0, CONFIG.length)
-    assert slot == 5
+    events, slot = probes.events("random", 3, CONFIG.length, shown=False)
+    assert slot == 8
     np.testing.assert_array_equal(events.items[:, :6], probes.context)
+    np.testing.assert_array_equal(events.items[:, 6:9], probes.inserted["random"][:, :3])
+    assert not (events.items == probes.target[:, None]).any()
 
 
 @pytest.mark.parametrize(
@@ -128,9 +130,11 @@ def test_the_summary_tells_repetition_from_forgetting():
         "repeated": np.array([[1.0, 2.0, 4.0], [8.0, 32.0, 16.0]]),
         "random": np.array([[1.0, 2.0, 4.0], [2.0, 4.0, 16.0]]),
     }
-    result = summarise(ranks, np.array([64.0, 64.0, 256.0]), (0, 4))
+    unseen = {arm: 64 * ranks["random"] for arm in ranks} | {"repeated": 128 * ranks["random"]}
+    result = summarise(ranks, unseen, (0, 4))
     assert result["arms"]["repeated"]["median_rank"] == [2.0, 16.0]
     assert result["arms"]["repeated"]["HR@10"] == [1.0, pytest.approx(1 / 3)]
-    assert result["not_shown"]["median_rank"] == 64.0
+    assert result["not_shown"]["random"]["median_rank"] == [128.0, 256.0]
+    assert [entry["mean"] for entry in result["sink_not_shown"]] == [1.0, 1.0]
     assert [entry["mean"] for entry in result["sink"]] == [0.0, pytest.approx((2 + 3 + 0) / 3)]
     assert result["sink"][1]["standard_error"] == pytest.approx(np.sqrt(7 / 3 / 3))

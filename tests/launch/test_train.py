@@ -98,10 +98,12 @@ def test_analyses_of_a_checkpoint(trained, tmp_path):
     }
     written = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
     step = json.loads((workdir / "results.json").read_text())["step"]
-    for record in written.values():
-        assert record["about"]["split"] == "validation" and record["about"]["histories"] == 60
+    for name, record in written.items():
+        assert record["about"]["split"] == "validation"
         assert record["about"]["runs"] == {"RecGRELA": {"step": step, "length": 16}}
-        assert record["about"]["probe"]["insertions"] == [0, 2]
+        assert record["about"].get("histories") == (None if name == "buckets" else 60)
+        assert ("probe" in record["about"]) == (name == "insertion_probe")
+    assert written["insertion_probe"]["about"]["probe"]["insertions"] == [0, 2]
     numbers = {name: record["runs"] for name, record in written.items()}
     assert numbers["state_sink"]["RecGRELA"]["blocks/0"]["occupancy_lift"]["users"] == 60
     probe = numbers["insertion_probe"]["RecGRELA"]
@@ -113,6 +115,17 @@ def test_analyses_of_a_checkpoint(trained, tmp_path):
     best = results["validation"]["RecGRELA"]["metrics"]["none"]["NDCG@10"]
     assert validation["targets"] == 60
     assert validation["metrics"]["NDCG@10"] == best
+
+
+def test_an_analysis_that_the_data_do_not_allow_keeps_nobody_from_the_others(trained, tmp_path):
+    message = "no user has the 64 events before its target"
+    given = (f"--workdir={trained[0]}", f"--output={tmp_path}", "--users=8")
+    done = program("analyse", *given)
+    assert done.returncode == 0, done.stderr
+    assert f"insertion_probe: {message}" in done.stdout
+    assert (tmp_path / "buckets.json").exists() and not (tmp_path / "insertion_probe.json").exists()
+    done = program("analyse", *given, "--analysis=insertion_probe")
+    assert done.returncode == 1 and message in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -151,14 +151,13 @@ def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Fig
                 markerfacecolor=None if filled else "none",
                 **style,
             )
-        for (arm, values), dash in zip(result["not_shown"].items(), (":", "-."), strict=True):
+        for values, dash in zip(result["not_shown"].values(), (":", "-."), strict=True):
             ranks.plot(
                 slots,
                 [2 ** entry["mean"] for entry in values["log2_rank"]],
                 color=style["color"],
                 linestyle=dash,
                 linewidth=0.8,
-                label=f"{name}, {arm}, never shown",
             )
         sink.plot(
             slots,
@@ -175,10 +174,13 @@ def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Fig
             **style,
         )
     ranks.set_yscale("log")
-    ranks.set_ylabel("rank of the rare item (geometric mean)\nbars: one standard error")
+    ranks.set_ylabel(
+        "rank of the rare item (geometric mean)\nbars: one standard error\n"
+        "thin: never shown (dotted: repeated)"
+    )
     sink.axhline(0, color=REFERENCE, linestyle=":")
     sink.set_ylabel(
-        "log2 rank, repeated - random (dotted: never shown)\nbars: one standard error, paired"
+        "log2 rank, repeated - random\nbars: one standard error, paired\nthin: never shown"
     )
     for panel in (ranks, sink):
         panel.set_xticks(slots, [str(count) for count in insertions])

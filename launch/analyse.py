@@ -3,9 +3,9 @@ r"""Looks into checkpoints: state sink, gates, insertion probe, ranks, the metri
     python -m launch.analyse --workdir=runs/repetition/gated_deltanet \
         --workdir=runs/repetition/sinkrec --output=runs/repetition/analysis
 
-Several runs of one data set are drawn together. `all` leaves out, and says so, what these do not
-allow. Each analysis writes `NAME.png`, and `NAME.json`:
-"about" (data, split, checkpoints) and "runs", the numbers of each:
+Several runs of one data set are drawn together. `all` leaves out what these do not allow, and says
+why. Each analysis writes `NAME.png`, and `NAME.json`: "about" (data, split, checkpoints) and
+"runs", the numbers of each:
 
     state_sink        occupancy lift and effective rank of the recurrent states, a mixer each
     gates             what gated delta memories keep and write at an event, and their other gates
@@ -65,7 +65,7 @@ def main(_: list[str]) -> None:
             try:
                 _write(name, analyse, chosen, settings, output)
             except ConfigError as error:
-                # Of all there are, one that these data do not allow keeps nobody from the others.
+                # One that was not asked for by name keeps nobody from the others.
                 if name in _named():
                     raise
                 print(f"{name}: {error}")

@@ -73,7 +73,7 @@ class RotaryAttention(nnx.Module):
         kept, own = self.window - 1, [key, value]
         if self.log_horizon is not None:
             assert gaps is not None, "timed attention reads gaps"
-            # A clock that only this row's differences are read of, and those by the second.
+            # Seconds of each row's own clock: only differences within a history are read.
             own.append(jnp.cumsum(jnp.round(gaps * SECONDS_A_DAY).astype(jnp.int32), axis=1))
         past, past_ids = after_recent(own, segment_ids, state, kept)
         # Without a past the row is attended to as it stands, not behind an empty cache.

@@ -107,7 +107,7 @@ class SinkRecConfig:
       gap_features: Width of φ.
       quantization_weight: Of L_vq in the loss.
       reconstruction_weight: Of L_rec in the loss; 0 builds no decoder.
-      dropout: Rate on the embeddings and every branch of the block.
+      dropout: Rate on the embeddings and every branch of the block but the reinjection.
       chunk_size: The most events that the recurrence takes at once; changes speed, not results.
       dtype: Compute dtype, "float32" or "bfloat16"; parameters and quantisation are float32.
     """

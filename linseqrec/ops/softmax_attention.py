@@ -201,12 +201,9 @@ def _visible(
 
 
 def _faded(
-    fading: Fading | None, query_times: Int[Array, "B Tq"] | None, dtype: jnp.dtype
-) -> Float[Array, "B H Tq Tk"] | None:
+    fading: Fading, query_times: Int[Array, "B Tq"], dtype: jnp.dtype
+) -> Float[Array, "B H Tq Tk"]:
     """What the scores of the fading's keys lose, each query at its own time."""
-    if fading is None:
-        return None
-    assert query_times is not None
     ages = query_times[:, :, None] - fading.times[:, None, :]
     return ages.astype(dtype)[:, None] * fading.rate.astype(dtype)[:, None, None]
 
@@ -223,9 +220,9 @@ def _attend(
 ) -> Float[Array, "B H Tq V"]:
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bhqk,bhnk->bhqn", query, key, preferred_element_type=dtype) * scale
-    faded = _faded(fading, query_times, dtype)
-    if faded is not None:
-        scores = scores - faded
+    if fading is not None:
+        assert query_times is not None
+        scores = scores - _faded(fading, query_times, dtype)
     scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
     if memory is not None:
         in_slots = jnp.einsum("bhqk,ehk->bhqe", query, memory.key)
@@ -397,8 +394,10 @@ def _dense(
     slots = jnp.arange(key.shape[1])
     past = key.shape[1] - query.shape[1]
     visible = _visible(slots[past:], slots, runs[:, past:], runs, causal, window)
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
-    faded = _faded(fading, None if fading is None else fading.times[:, past:], dtype)
+    bias = None
+    if fading is not None:
+        dtype = jnp.promote_types(query.dtype, jnp.float32)
+        bias = -_faded(fading, fading.times[:, past:], dtype)
     # JAX wants one width: features of zeros change no score, and values of zeros are cut off.
     width = value.shape[-1]
     common = max(query.shape[-1], width)
@@ -409,7 +408,7 @@ def _dense(
         query,
         key,
         value,
-        bias=None if faded is None else -faded,
+        bias=bias,
         mask=visible,
         scale=scale,
         implementation="xla",

@@ -33,6 +33,17 @@ def test_items_that_occur_together_are_one_group():
     assert groups[members[0][0]] != groups[members[1][0]]
 
 
+def test_items_that_do_not_differ_are_one_group(recwarn):
+    """Most occur near no other: more clusters are asked for than there are different vectors."""
+    items = np.array([1, 2, 1, *range(3, 40)], np.int32)
+    log = Dataset.from_arrays(items, np.arange(40), np.array([0, *range(3, 41)]), 39)
+    groups = item_groups(Source(log, leave_one_out(log), None), num_groups=8)
+    assert len(np.unique(groups[3:])) == 1
+    assert groups[1] != groups[3] != groups[2]
+    assert not [warning for warning in recwarn if "kmeans" in str(warning.message)]
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
 def test_cooccurrence_vectors_factorise_the_mutual_information():
     """Of a small catalogue all dimensions are kept: V Vᵀ is the root of M Mᵀ."""
     rng = np.random.default_rng(1)

@@ -35,7 +35,7 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
     memory/output/kernel [S D/2, D]                  W_m
     gap_features/projection/kernel [16, F]           W_φ
     loops [R, D]                                     ℓ
-    blocks/i/reinjection/{key,value}/kernel [D, D]   W_gk, W_gv; {key,input}_norm: N_m, N_x
+    blocks/i/reinjection/{gate_key,value}/kernel [D, D]  W_gk, W_gv; {key,input}_norm: N_m, N_x
     blocks/i/attention/query_key_value/kernel [D, 3D], convolution/weight [4, 3D],
         memory_key_value/kernel [D/2, 2D], output/kernel [D, D]
     blocks/i/mixer/{query_key_value,convolution,decay_gate,write_gate,output_gate,log_rate,
@@ -399,7 +399,7 @@ class Reinjection(nnx.Module):
     """σ(⟨N_m(W_gk m), N_x(x)⟩ / √D) W_gv m, where W_gv starts at 0: nothing is added at first."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.key = dense(width, width, bias=False, dtype=dtype, rngs=rngs)
+        self.gate_key = dense(width, width, bias=False, dtype=dtype, rngs=rngs)
         self.value = nnx.Linear(
             width,
             width,
@@ -415,7 +415,7 @@ class Reinjection(nnx.Module):
         self, x: Float[Array, "B T D"], memory: Float[Array, "B T D"]
     ) -> Float[Array, "B T D"]:
         """What to add to x of the memory's vectors."""
-        key, query = self.key_norm(self.key(memory)), self.input_norm(x)
+        key, query = self.key_norm(self.gate_key(memory)), self.input_norm(x)
         alike = jnp.sum((key * query).astype(jnp.float32), axis=-1, keepdims=True)
         share = jax.nn.sigmoid(alike * x.shape[-1] ** -0.5)
         return share.astype(x.dtype) * self.value(memory)

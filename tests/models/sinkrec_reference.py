@@ -75,7 +75,7 @@ def block(config, arrays, name, h, gaps, memory):
         key = rms(
             arrays,
             f"{name}/reinjection/key_norm",
-            kernel(arrays, f"{name}/reinjection/key", memory[0]),
+            kernel(arrays, f"{name}/reinjection/gate_key", memory[0]),
         )
         query = rms(arrays, f"{name}/reinjection/input_norm", h)
         share = sigmoid((key * query).sum(-1, keepdims=True) / np.sqrt(width))

@@ -37,6 +37,7 @@ def test_settings_that_make_no_schedule_are_refused(wrong, message):
         ("blocks/0/attention/gate/kernel", False),
         ("blocks/0/attention/input_gate/kernel", False),
         ("blocks/0/attention/selector/kernel", False),
+        ("blocks/0/reinjection/gate_key/kernel", False),
         ("fusion/kernel", False),
         ("blocks/0/attention_norm/scale", False),
         ("blocks/0/attention/shortcut/weight", False),

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from linseqrec.ops.segments import at_last_event
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,6 @@ def history_lengths(events: Events, before: Int[Array, "B"] | None = None) -> In
     Returns:
       int32 [B], the position of the history's next event.
     """
-    last = jnp.max(jnp.where(events.segment_ids > 0, jnp.arange(events.items.shape[1]), -1), axis=1)
-    position = jnp.take_along_axis(events.positions, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
-    before = jnp.zeros_like(position) if before is None else before
-    return jnp.where(last < 0, before, position + 1)
+    positions = jnp.asarray(events.positions)
+    before = jnp.zeros_like(positions[:, 0]) if before is None else before
+    return at_last_event(positions + 1, events.segment_ids, before)

@@ -11,8 +11,8 @@ from linseqrec.data.source import Source
 # Events that are at most so far apart occur together.
 _WINDOW = 5
 _DIMENSIONS = 32
-# k-means has converged by then on logs of thousands of items; SciPy's default of 10 leaves an eighth
-# of them in other clusters.
+# k-means has converged by then on logs of thousands of items; SciPy's default of 10 leaves an
+# eighth of them in other clusters.
 _ITERATIONS = 100
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from linseqrec.analysis.summary import mean_and_error
 from linseqrec.config import ConfigError
+from linseqrec.config_checks import require
 from linseqrec.data.dataset import Dataset
 from linseqrec.events import Events
 
@@ -44,6 +45,7 @@ class ProbeConfig:
     noise: float = 0.2
 
     def __post_init__(self) -> None:
+        require(0 <= self.noise <= 1, "noise", self.noise, "from 0 to 1")
         given = list(self.insertions)
         if not given or given != sorted(set(given)) or given[0] < 0:
             raise ConfigError(f"insertions must ascend from 0 or more, got {self.insertions}")

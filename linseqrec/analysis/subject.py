@@ -52,7 +52,8 @@ class Subject:
           WorkdirError: If the folder is no run's, or its data are gone or have changed.
           CheckpointError: If there is no such checkpoint.
         """
-        run = Run.of(workdir.read_experiment(folder), workdir.load_data(folder, data))
+        source = workdir.load_data(folder, data)
+        run = Run.of(workdir.read_experiment(folder), source, trains=False)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
             params = checkpoints.restore_params(step, run.initial_params)

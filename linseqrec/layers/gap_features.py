@@ -7,8 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linseqrec.layers.dense import dense
-
-_LONGEST = 3650.0
+from linseqrec.layers.time_gaps import MOST_DAYS
 
 
 class GapFeatures(nnx.Module):
@@ -26,7 +25,7 @@ class GapFeatures(nnx.Module):
 
     def __call__(self, gaps: Float[Array, "B T"]) -> Float[Array, "B T F"]:
         """The features of gaps in days."""
-        rates = 2.0 ** jnp.arange(self.waves) * (math.pi / math.log1p(_LONGEST))
+        rates = 2.0 ** jnp.arange(self.waves) * (math.pi / math.log1p(MOST_DAYS))
         angles = jnp.log1p(gaps)[..., None] * rates
         features = jnp.concatenate([jnp.sin(angles), 1 - jnp.cos(angles)], axis=-1)
         return self.projection(features.astype(self.dtype))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, unit
-from linseqrec.layers.time_gaps import initial_log_horizon
+from linseqrec.layers.time_gaps import initial_log_horizon, log_fading
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.running_mean import running_mean
 
@@ -129,7 +129,7 @@ class TemporalDeltaMixer(GatedDelta):
         )
         log_decay, beta = self.gates(x)
         if self.log_horizon is not None:
-            log_decay = log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
+            log_decay = log_decay + log_fading(gaps, self.log_horizon[...])
         share, mean = self.share(x, segment_ids, None if state is None else state.mean)
         value, beta = self._weigh(value, beta, share)
         query = unit(query) * self.key_width**-0.5

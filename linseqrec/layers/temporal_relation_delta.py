@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from linseqrec.layers.conditional_memory import MemoryReading
 from linseqrec.layers.dense import dense
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, GatedDeltaState, unit
-from linseqrec.layers.time_gaps import initial_log_horizon
+from linseqrec.layers.time_gaps import initial_log_horizon, log_fading
 
 WriteGate = Literal["memory", "input", "none"]
 
@@ -150,7 +150,7 @@ class TemporalRelationDelta(GatedDelta):
         query, key = unit(query), unit(key)
         if self.log_horizon is not None:
             assert gaps is not None, "temporal decay reads gaps"
-            log_decay = log_decay - gaps[..., None] * jnp.exp(-self.log_horizon[...])
+            log_decay = log_decay + log_fading(gaps, self.log_horizon[...])
         memory_key = None
         both = x
         if self.memory_key is not None:

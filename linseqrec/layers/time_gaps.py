@@ -8,14 +8,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.segments import at_last_event, segment_runs
 
 # What stands for the time before an event: the days since the one before; the same in another order
 # or 1, its controls; or nothing.
 Time = Literal["gaps", "shuffled", "positions", "none"]
 
 SECONDS_A_DAY = 86_400
-_MOST_DAYS = 3_650.0
+# The longest gap that a model is told of.
+MOST_DAYS = 3_650.0
 # Of the decay's time constants, in days.
 _HORIZONS = (1.0, 365.0)
 
@@ -48,11 +49,8 @@ def gaps_in_days(
     # The row's first segment is number 1; its first event goes on from the carried one.
     before = jnp.where(begins, jnp.where(runs == 1, last_timestamp[:, None], -1), before)
     seconds = jnp.where(real & (before >= 0), timestamps - before, 0)
-    gaps = jnp.clip(seconds.astype(jnp.float32) / SECONDS_A_DAY, 0.0, _MOST_DAYS)
-
-    last = jnp.max(jnp.where(real, jnp.arange(real.shape[1]), -1), axis=1)
-    final = jnp.take_along_axis(timestamps, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
-    return gaps, jnp.where(last < 0, last_timestamp, final)
+    gaps = jnp.clip(seconds.astype(jnp.float32) / SECONDS_A_DAY, 0.0, MOST_DAYS)
+    return gaps, at_last_event(timestamps, segment_ids, last_timestamp)
 
 
 def shuffled_gaps(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
@@ -98,6 +96,19 @@ def gaps_taken(
     if time == "positions":
         return (segment_ids > 0).astype(gaps.dtype)
     return gaps if time == "gaps" else jnp.zeros_like(gaps)
+
+
+def log_fading(gaps: Float[Array, "B T"], log_horizon: Float[Array, "H"]) -> Float[Array, "B T H"]:
+    """The logarithm of exp(-gap / T), what the days before an event leave of a memory.
+
+    Args:
+      gaps: float32 [B, T], days.
+      log_horizon: [H], log T, T in days.
+
+    Returns:
+      [B, T, H], at most 0.
+    """
+    return -gaps[..., None] * jnp.exp(-log_horizon)
 
 
 def initial_log_horizon(heads: int, *, rngs: nnx.Rngs) -> Float[Array, "H"]:

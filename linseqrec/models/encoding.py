@@ -74,6 +74,15 @@ class ReadsTimestamps(Protocol):
         ...
 
 
+@runtime_checkable
+class ReusesParameters(Protocol):
+    """A model's hyperparameters, of a model that takes an event through a parameter repeatedly."""
+
+    def uses(self, name: str) -> int:
+        """How often an event goes through the parameter of that name, by `parameter_path`."""
+        ...
+
+
 class ModelConfig(Protocol):
     """A model's hyperparameters: the object that builds it."""
 

@@ -126,7 +126,7 @@ class HyTRecConfig:
                 "positions pair up a head's features"
             )
         period = len(self._period())
-        if self.num_layers % period:
+        if self.branches != "short" and self.num_layers % period:
             raise ConfigError(
                 f"num_layers {self.num_layers} must be a multiple of {period}, the blocks of ratio "
                 f"{self.ratio!r}"

@@ -184,6 +184,10 @@ class SinkRecConfig:
         fields = ("temporal_addressing", "temporal_decay")
         return [f"{name}=True" for name in fields if getattr(self, name)]
 
+    def uses(self, name: str) -> int:
+        """How often an event goes through a parameter: a shared block's in every pass."""
+        return self.loops if self.shared and name.startswith("blocks/") else 1
+
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "SinkRec":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""
         return SinkRec(self, num_items, rngs=rngs)

@@ -5,7 +5,7 @@ Axes: B batch, T time.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 
 def segment_runs(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -28,6 +28,25 @@ def segment_runs(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     before, after = filled[:, :-1], filled[:, 1:]
     starts = jnp.pad((before > 0) & (after != before), ((0, 0), (1, 0)), constant_values=True)
     return jnp.cumsum(starts, axis=1, dtype=jnp.int32)
+
+
+def at_last_event(
+    values: Shaped[Array, "B T"], segment_ids: Int[Array, "B T"], otherwise: Shaped[Array, "B"]
+) -> Shaped[Array, "B"]:
+    """The value at each row's last event.
+
+    Args:
+      values: [B, T].
+      segment_ids: [B, T], 0 = padding.
+      otherwise: [B], what a row without events has.
+
+    Returns:
+      [B], in the values' dtype.
+    """
+    slots = jnp.arange(segment_ids.shape[1])
+    last = jnp.max(jnp.where(segment_ids > 0, slots, -1), axis=1)
+    found = jnp.take_along_axis(values, jnp.maximum(last, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(last < 0, otherwise, found)
 
 
 def keep(where: Bool[Array, "..."], x: Array) -> Array:

@@ -232,7 +232,7 @@ class Meter:
     def __init__(self, run: Run, bar: tqdm, unlogged: dict[str, float] | None = None):
         """Args: `unlogged` goes on from what a meter's `unlogged` was."""
         self._bar = bar
-        self._per_event = throughput.flops_per_event(run.initial_params)
+        self._per_event = throughput.flops_per_event(run.initial_params, run.experiment.model)
         self._per_target = throughput.flops_per_target(run.item_table(run.initial_params))
         self._peak = throughput.peak_flops(getattr(run.experiment.model, "dtype", "float32"))
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from linseqrec.models.encoding import ModelConfig, ReusesParameters
 from linseqrec.models.weights import parameter_path
 
 # Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`.
@@ -23,15 +24,20 @@ _DATASHEET = {
 }
 
 
-def flops_per_event(params: nnx.State) -> float:
+def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
     """Floating-point operations of the dense layers for one event, forward and backward.
 
     6 per weight: a multiplication and an addition, once forward and twice backward (the convention
     of arXiv 2204.02311, appendix B). Mixing over time is left out: in a linear model it is a small
     share. So are the catalogue's scores: they count per target (`flops_per_target`).
+
+    Args:
+      params: The model's parameters.
+      model: Its hyperparameters; they say which of its weights an event goes through repeatedly.
     """
+    uses = model.uses if isinstance(model, ReusesParameters) else lambda name: 1
     return 6.0 * sum(
-        leaf.size
+        leaf.size * uses(parameter_path(path))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if parameter_path(path).endswith("kernel")
     )

@@ -238,6 +238,11 @@ def test_settings_that_make_no_model_are_refused(wrong, message):
         dataclasses.replace(SMALL, **wrong)
 
 
+def test_the_short_branch_alone_has_no_blocks_of_the_ratio():
+    short = dataclasses.replace(SMALL, branches="short", num_layers=2, ratio="3:1")
+    assert short.block_windows() == ([], SMALL.block_windows()[1])
+
+
 # ---------------------------------------------------------------------------------------- state
 
 # Windows of 4 events in the long branch: a history outgrows its cache.

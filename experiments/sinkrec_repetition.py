@@ -5,12 +5,10 @@ The protocol and budget of `gated_deltanet_repetition.py`; run it by:
     python -m launch.train --config=experiments/sinkrec_repetition.py \
         --workdir=runs/repetition/sinkrec
 
-Result (two seeds, 2026-11, 12 to 24 minutes of a core): test HR@10 / NDCG@10 .6102 / .4294, not
-filtered (seeds .6140 / .4256 and .6065 / .4332), without memory .6020 / .4160, of one pass
-(`--config.model.loops=1`) .6298 / .4550, all before the codes were seeded anew, with which one
-seed has .6105 / .4339, of one pass .6295 / .4578, without memory .6220 / .4421; Gated DeltaNet of
-two blocks .5853 / .3815; the personal Markov floor .6885 / .5015. RESULTS.md has the other arms and
-the state sink.
+Result (2026-11, 9 to 14 minutes of a core a pass): test HR@10 / NDCG@10 .6105 / .4339, not filtered
+(one seed); of one pass (`--config.model.loops=1`) .6307 +- .0013 / .4582 +- .0012 over three seeds,
+without memory .6250 +- .0026 / .4478 +- .0054; Gated DeltaNet .5523 / .3379, of two blocks .5853 /
+.3815; the personal Markov floor .6885 / .5015. RESULTS.md has the other arms and the state sink.
 """
 
 import dataclasses

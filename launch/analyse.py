@@ -39,11 +39,19 @@ _ANALYSES = flags.DEFINE_multi_string(
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Whose histories.")
-_USERS = flags.DEFINE_integer("users", 512, "Histories looked into, at most.", lower_bound=2)
+_USERS = flags.DEFINE_integer("users", 512, "Histories looked into, at most; buckets takes all.", 2)
 _METRIC = flags.DEFINE_string("metric", "NDCG@10", "What is drawn by bucket.")
 _CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: own events.", 8)
 _SHOWN = flags.DEFINE_integer("shown", 8, "insertion_probe: times the rare event comes.", 1)
-_INSERTIONS = flags.DEFINE_list("insertions", ["0", "4", "16", "64", "256"], "insertion_probe: r.")
+_INSERTIONS = flags.DEFINE_list(
+    "insertions", ["0", "4", "16", "64", "256"], "insertion_probe: events inserted, ascending."
+)
+_PATTERN = flags.DEFINE_integer(
+    "pattern", ProbeConfig.pattern, "insertion_probe: events of the pattern that is copied.", 1
+)
+_NOISE = flags.DEFINE_float(
+    "noise", ProbeConfig.noise, "insertion_probe: share of a copy's events drawn anew.", 0, 1
+)
 
 
 def main(_: list[str]) -> None:
@@ -55,12 +63,17 @@ def main(_: list[str]) -> None:
         for folder, name in zip(folders, workdir.run_names(folders), strict=True)
     ]
     analyses.check_comparable(subjects)
+    for subject in subjects:
+        print(f"{subject.name}: checkpoint {subject.step}{'' if subject.step else ', untrained'}")
     output = Path(_OUTPUT.value)
     for name, analyse in requested.items():
         chosen = analyses.applicable(name, subjects)
-        left_out = [subject.name for subject in subjects if subject not in chosen]
-        if left_out:
-            print(f"{name}: does not apply to {', '.join(left_out)}")
+        if left_out := [subject.name for subject in subjects if subject not in chosen]:
+            want = analyses.LOOKS_INTO[name]
+            reason = f"{name}: does not apply to {', '.join(left_out)} (no {want})"
+            if not chosen and name in _named():
+                raise ConfigError(reason)
+            print(reason)
         if chosen:
             try:
                 _write(name, analyse, chosen, settings, output)
@@ -86,7 +99,9 @@ def _settings() -> analyses.Settings:
     except ValueError:
         given = ",".join(_INSERTIONS.value)
         raise ConfigError(f"--insertions={given}: they are counts of events") from None
-    probe = ProbeConfig(insertions=insertions, context=_CONTEXT.value, shown=_SHOWN.value)
+    probe = ProbeConfig(
+        insertions, _CONTEXT.value, _SHOWN.value, pattern=_PATTERN.value, noise=_NOISE.value
+    )
     return analyses.Settings(cast(SplitName, _SPLIT.value), _USERS.value, _METRIC.value, probe)
 
 

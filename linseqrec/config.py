@@ -93,7 +93,7 @@ class Experiment:
         check_fields(self.model, "model.")
         check_fields(data, "data.", counts=("length", "batch_size"))
         check_fields(self.loss, "loss.", counts=("negatives",))
-        check_fields(self.optimizer, "optimizer.")
+        check_fields(self.optimizer, "optimizer.", rates=("b1", "b2"))
         check_fields(training, "training.", counts=("log_every",))
         check_fields(evaluation, "evaluation.", counts=("batch_size",))
         steps = training.accumulation_steps
@@ -113,6 +113,15 @@ class Experiment:
         for name in ("save_minutes", "patience"):
             value = getattr(training, name)
             require(value >= 0, f"training.{name}", value, "at least 0")
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "final_fraction"):
+            value = getattr(self.optimizer, name)
+            require(value >= 0, f"optimizer.{name}", value, "at least 0")
+        require(
+            0 < data.validation_quantile < data.test_quantile < 1,
+            "data.validation_quantile, data.test_quantile",
+            (data.validation_quantile, data.test_quantile),
+            "between 0 and 1, the first below the second",
+        )
         known = set(typing.get_args(FilterSeen))
         require(
             bool(evaluation.filter_seen) and set(evaluation.filter_seen) <= known,

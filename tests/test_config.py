@@ -10,6 +10,7 @@ from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.training.loss import LossConfig
+from linseqrec.training.optimizer import OptimizerConfig
 
 EXPERIMENT = Experiment(
     name="x",
@@ -110,6 +111,12 @@ def test_a_value_outside_its_choices_names_the_nearest():
         ({"loss": LossConfig(negatives=0)}, "loss.negatives is 0"),
         ({"training": TrainingConfig(log_every=0)}, "training.log_every is 0"),
         ({"training": TrainingConfig(save_minutes=-1)}, "training.save_minutes is -1"),
+        ({"optimizer": OptimizerConfig(clip_norm=-1)}, "optimizer.clip_norm is -1"),
+        ({"optimizer": OptimizerConfig(b2=1.0)}, "optimizer.b2 is 1.0: .* below 1"),
+        (
+            {"data": DataConfig(validation_quantile=0.95)},
+            "test_quantile is .0.95, 0.9.: it must",
+        ),
         ({"training": TrainingConfig(patience=-1)}, "training.patience is -1"),
         ({"evaluation": EvaluationConfig(batch_size=0)}, "evaluation.batch_size is 0"),
         ({"evaluation": EvaluationConfig(ties="men")}, "^evaluation.ties is 'men'.*mean 'mean'"),

@@ -228,6 +228,16 @@ def select(requested: Sequence[str]) -> dict[str, Callable[..., Analysis]]:
     return {name: ANALYSES[name] for name in requested}
 
 
+# By name, what a run must have to be looked into.
+LOOKS_INTO = {
+    "state_sink": "recurrent state",
+    "gates": "gated delta memory",
+    "insertion_probe": "recurrent state",
+    "attention_rank": "RELA attention",
+    "buckets": "ranks",
+}
+
+
 def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
     """Those that an analysis applies to: by their mixers, or all."""
     if name == "buckets":

@@ -67,7 +67,7 @@ def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
 _GATES = {
     "kept": "α, kept of the state",
     "written": "written of a value",
-    "spike": "s, HyTRec's write gate",
+    "spike": "HyTRec's gate σ(W_s ..)",
     "coverage": "c, suppressed of a write",
     "removal": "λ, removed from a reading",
 }

@@ -4,11 +4,11 @@ Histories are made for it:
 
     own events, the rare event among them, a few times | r inserted events → the rank of that item
 
-The item is new to the user and comes `shown` times, spread over the second half of their context:
-where people come back to things, it is then to be expected again. What is inserted are near-copies
-of the pattern that is most frequent in the context, or, as the control, as many random events.
-Forgetting alone raises the rank under both; a state sink under the first more than under the
-second. The same histories without the item give its rank without any memory of it.
+The item is new to the history shown and comes `shown` times, spread over the second half of the
+context: where people come back to things, it is then to be expected again. What is inserted are
+near-copies of the pattern that is most frequent in the context, or, as the control, as many random
+events. Forgetting alone raises the rank under both; a state sink under the first more than under
+the second. The same histories without the item give its rank without any memory of it.
 """
 
 import dataclasses

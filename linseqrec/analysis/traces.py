@@ -25,8 +25,8 @@ class MixerTrace:
       memory: The matrix memory after each row's last event; of a mixer that is not recurrent the
         sum over all of the row's slots, padding included.
       gates: Of a gated delta memory, float32 by name: "kept", α; "written", how much of its value
-        an event writes, gates and all; and where the mixer has them "spike", TADN's s, "coverage",
-        c, and "removal", λ. Of other mixers empty.
+        an event writes, gates and all; and where the mixer has them "spike", TADN's σ(W_s ..),
+        "coverage", c, and "removal", λ. Of other mixers empty.
       attended: What RecGRELA's linear attention read, heads side by side; None of other mixers.
       augmented: The same once its local branch has joined; None of other mixers, or without it.
     """

@@ -3,7 +3,8 @@
 Fresh parameters and random histories: what is computed does not depend on the values. HyTRec stands
 against Gated DeltaNet at its width, with as many blocks in the long branch; the short branch, two
 blocks by default, is there in every ratio. So "1:0" against Gated DeltaNet shows what that branch,
-the fusion and the mixer's gates cost, and the ratios among themselves what softmax layers cost.
+the fusion, the mixer's gates and the wider feed-forward half (9 D² weights for 8 D²) cost, and the
+ratios among themselves what softmax layers cost.
 
 Forward is what an evaluation reads, the hidden states of a batch. Backward is the gradient of their
 sum of squares to every parameter, without dropout and without the loss over the catalogue, which

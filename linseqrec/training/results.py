@@ -84,6 +84,8 @@ def read_results(folder: Path) -> dict[str, Any]:
       WorkdirError: If the run has not written it yet.
     """
     path = folder / "results.json"
+    if not folder.is_dir():
+        raise workdir.WorkdirError(f"no folder {folder}")
     if not path.exists():
         raise workdir.WorkdirError(f"no results.json in {folder}: the run has not ended yet")
     return json.loads(path.read_text())

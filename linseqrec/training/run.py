@@ -261,5 +261,6 @@ def _check_reads_no_time(experiment: Experiment) -> None:
     if isinstance(model, ReadsTimestamps) and model.reads_timestamps:
         raise ConfigError(
             f"{experiment.name} reads the time between events, by model "
-            f"{' '.join(model.reads_timestamps)}, and this log has only their order"
+            f"{' '.join(model.reads_timestamps)}, and this log has only their order: set that to "
+            "False, and HyTRec's time to 'positions' or 'none'"
         )

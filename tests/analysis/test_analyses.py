@@ -87,6 +87,18 @@ def test_the_released_recgrela_has_a_rank_and_no_state():
         assert set(block) == {"attended", "augmented"}
 
 
+def test_histories_are_thinned_evenly_among_those_long_enough():
+    lengths = np.array([10, 4, 10, 9, 10, 5, 10, 10])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = np.resize(ITEMS, offsets[-1])
+    log = Dataset.from_arrays(items, np.arange(len(items)), offsets, 9)
+    users, positions = subject("x", log).histories("test", 3, at_least=8)
+    # Of users 0, 2, 3, 4, 6 and 7 the first, one in the middle and the last.
+    np.testing.assert_array_equal(users, [0, 3, 7])
+    np.testing.assert_array_equal(positions, offsets[users + 1] - 1)
+    assert len(subject("x", log).histories("test", 99, at_least=9)[0]) == 5
+
+
 def test_a_title_says_whose_histories_and_what_any_of_the_runs_must_say():
     first = subject("first")
     noted = dataclasses.replace(EXPERIMENT, note="20 % of the timestamps are imputed")

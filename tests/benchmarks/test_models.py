@@ -11,6 +11,7 @@ from linseqrec.benchmarks import models
 from linseqrec.models.encoding import Encoding
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,13 @@ def test_ratios_are_compared_at_equal_width_and_depth_and_all_events_means_all()
         of_default = [c.attention_window for c in hybrids if c.ratio == "3:1"]
         # The default's window makes a difference only where a history is longer.
         assert of_default == ([1_024] if length == 1_024 else [1_024, 1_025])
+
+
+def test_the_memorys_cost_is_of_the_default_memory():
+    memories = models._memories()
+    assert memories["with the memory"] == SinkRecConfig(64, 2, key_width=32, value_width=32)
+    without = dataclasses.replace(memories["with the memory"], memory=False)
+    assert memories["without the memory"] == without
 
 
 def test_histories_are_whole_rows_in_the_order_of_time():

@@ -128,6 +128,13 @@ def test_an_analysis_that_the_data_do_not_allow_keeps_nobody_from_the_others(tra
     assert done.returncode == 1 and message in done.stderr
 
 
+def test_an_analysis_asked_for_by_name_that_applies_to_no_run_is_refused(trained, tmp_path):
+    arguments = (f"--workdir={trained[0]}", f"--output={tmp_path}", "--analysis=gates")
+    done = program("analyse", *arguments)
+    assert done.returncode == 1
+    assert "gates: does not apply to RecGRELA (no gated delta memory)" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -291,6 +291,14 @@ def test_event_by_event_and_in_uneven_parts_equals_the_whole_row(ratio):
         np.testing.assert_array_equal(state.last_timestamp, last)
 
 
+def test_bfloat16_goes_on_from_a_state_as_well():
+    model, _ = random_model(dataclasses.replace(SMALL, dtype="bfloat16"))
+    events = timed_events([random_histories([16])], 16)
+    whole = np.asarray(run(model, events).hidden, np.float64)
+    hidden, _ = streamed(model, events, [10, 6])
+    assert np.sqrt(np.mean((hidden - whole) ** 2) / np.mean(whole**2)) < 0.02
+
+
 def test_the_state_goes_on_into_the_first_history_of_a_row_only():
     model, _ = random_model(SMALL)
     first, second = random_histories([9, 6])

@@ -98,7 +98,7 @@ def test_loss_weights_and_no_reconstruction():
     np.testing.assert_array_equal(hidden_states(bare, events), hidden_states(model, events))
 
 
-def test_a_fresh_model_is_the_memory_free_backbone_up_to_its_gates():
+def test_a_fresh_model_reinjects_nothing_and_its_gates_are_nearly_shut():
     """W_gv and the loop embeddings are 0, and the gates' biases -2."""
     arrays = parameter_arrays(SMALL.build(50, rngs=nnx.Rngs(0)))
     for name in ("blocks/0/reinjection/value/kernel", "loops", "memory/usage"):
@@ -202,6 +202,17 @@ def test_in_parts_equals_the_whole_row(arm, cuts):
     real = events.items > 0
     assert_close(np.concatenate(hidden, axis=1)[real], np.asarray(whole.hidden)[real], 1e-5)
     assert_states_equal(state, whole.state)
+
+
+def test_bfloat16_goes_on_from_a_state_as_well():
+    model, _ = random_model(dataclasses.replace(SMALL, loops=1, dtype="bfloat16"))
+    events = with_times(make_events([random_histories([16])], 16))
+    whole = np.asarray(run(model, events).hidden, np.float64)
+    head, tail = (jax.tree.map(lambda x, c=c: x[:, c], events) for c in (slice(10), slice(10, 16)))
+    first = run(model, head)
+    parts = first.hidden, run(model, tail, first.state).hidden
+    hidden = np.concatenate([np.asarray(part, np.float64) for part in parts], axis=1)
+    assert np.sqrt(np.mean((hidden - whole) ** 2) / np.mean(whole**2)) < 0.02
 
 
 def test_the_state_goes_on_into_the_first_history_of_a_row_only():

@@ -66,5 +66,11 @@ def test_a_log_without_times_trains_no_model_that_reads_them(experiment):
     for settings, model in reading.items():
         with pytest.raises(ValueError, match=f"^It reads the time .*, by model {settings}, and"):
             make(model)
-    make(HyTRecConfig(time="positions"))
+    for fields in (
+        {"time": "positions"},
+        {"time": "none"},
+        {"branches": "short"},
+        {"ratio": "0:1"},
+    ):
+        make(HyTRecConfig(**fields))
     make(SinkRecConfig(temporal_addressing=False, temporal_decay=False))

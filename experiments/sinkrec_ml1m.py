@@ -1,7 +1,6 @@
 r"""SinkRec on MovieLens-1M with timestamps, leave-one-out.
 
-20 % of this log's timestamps are imputed: what the model learns of time is to be read with care,
-and its ablations without time beside it.
+20 % of this log's timestamps are imputed: what the model learns of time is to be read with care.
 
 Run it by:
 

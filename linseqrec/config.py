@@ -116,12 +116,6 @@ class Experiment:
         for name in ("warmup_steps", "weight_decay", "clip_norm", "final_fraction"):
             value = getattr(self.optimizer, name)
             require(value >= 0, f"optimizer.{name}", value, "at least 0")
-        require(
-            0 < data.validation_quantile < data.test_quantile < 1,
-            "data.validation_quantile, data.test_quantile",
-            (data.validation_quantile, data.test_quantile),
-            "between 0 and 1, the first below the second",
-        )
         known = set(typing.get_args(FilterSeen))
         require(
             bool(evaluation.filter_seen) and set(evaluation.filter_seen) <= known,

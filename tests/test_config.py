@@ -113,10 +113,6 @@ def test_a_value_outside_its_choices_names_the_nearest():
         ({"training": TrainingConfig(save_minutes=-1)}, "training.save_minutes is -1"),
         ({"optimizer": OptimizerConfig(clip_norm=-1)}, "optimizer.clip_norm is -1"),
         ({"optimizer": OptimizerConfig(b2=1.0)}, "optimizer.b2 is 1.0: .* below 1"),
-        (
-            {"data": DataConfig(validation_quantile=0.95)},
-            "test_quantile is .0.95, 0.9.: it must",
-        ),
         ({"training": TrainingConfig(patience=-1)}, "training.patience is -1"),
         ({"evaluation": EvaluationConfig(batch_size=0)}, "evaluation.batch_size is 0"),
         ({"evaluation": EvaluationConfig(ties="men")}, "^evaluation.ties is 'men'.*mean 'mean'"),

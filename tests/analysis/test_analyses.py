@@ -5,13 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from linseqrec.analysis import analyses
-from linseqrec.analysis.groups import item_groups
+from linseqrec.analysis.groups import item_groups, most_frequent_groups
 from linseqrec.analysis.insertion_probe import ProbeConfig, make_probes
+from linseqrec.analysis.state_sink import state_sink
 from linseqrec.analysis.subject import Subject
+from linseqrec.analysis.traces import trace
 from linseqrec.config import ConfigError, Experiment
 from linseqrec.data.dataset import Dataset
+from linseqrec.data.histories import gather_histories
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import global_temporal, leave_one_out
 from linseqrec.evaluation.metrics import MetricError
@@ -167,6 +171,35 @@ def test_a_probe_longer_than_learned_positions_is_refused():
     learned = subject("learned", model={"positions": "learned", "max_length": 8})
     with pytest.raises(ConfigError, match="10 events, and learned has positions for 8: lower"):
         analyses.analyse_insertion_probe([learned], analyses.Settings(probe=PROBE))
+
+
+def test_the_state_sink_is_of_each_history_and_its_own_groups():
+    """Of forty users in two batches, against all in one; drawn as said."""
+    delta = GatedDeltaNetConfig(width=8, heads=2, num_layers=2, key_width=8, value_width=8)
+    items = np.random.default_rng(3).integers(1, 60, 480).astype(np.int32)
+    log = Dataset.from_arrays(items, np.arange(480), np.arange(0, 481, 12), num_items=60)
+    gated = subject("gated", log, experiment=dataclasses.replace(EXPERIMENT, model=delta))
+    numbers, figure = analyses.analyse_state_sink([gated], analyses.Settings())
+    events = gather_histories(log, *gated.histories("validation", 40), 8)
+    model = nnx.merge(gated.run.graphdef, gated.params, gated.run.rest)
+    groups = item_groups(gated.run.source)
+    held = np.where(events.segment_ids > 0, groups[events.items], -1)
+    frequent, others = most_frequent_groups(held, 3, np.random.default_rng(0))
+    for name, traced in trace(model, events).items():
+        read = state_sink(np.asarray(traced.memory), np.asarray(traced.keys), frequent, others)
+        for measure, expected in read.summary().items():
+            for key, value in expected.items():
+                got = numbers["gated"][name][measure][key]
+                np.testing.assert_allclose(got, value, rtol=1e-4, err_msg=f"{name} {measure} {key}")
+    lift, rank = figure.axes
+    for panel, container, measure in (
+        (lift, 0, "occupancy_lift"),
+        (lift, 1, "control_lift"),
+        (rank, 0, "effective_rank"),
+    ):
+        drawn = panel.containers[container].lines[0].get_ydata(orig=False)
+        means = [reading[measure]["mean"] for reading in numbers["gated"].values()]
+        np.testing.assert_allclose(drawn, means)
 
 
 def test_gates_are_read_of_every_user_once():

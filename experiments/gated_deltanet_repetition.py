@@ -6,7 +6,7 @@ against this model at about equal parameters (283 k here, 307 k there). Run it b
     python -m launch.train --config=experiments/gated_deltanet_repetition.py \
         --workdir=runs/repetition/gated_deltanet
 
-Result (three seeds, 2026-11, 5 to 12 minutes of a core): test HR@10 / NDCG@10 .5523 +- .0289 /
+Result (three seeds, 2026-11, 5 to 8 minutes of a core): test HR@10 / NDCG@10 .5523 +- .0289 /
 .3379 +- .0256, not filtered (.5740 / .3623, .5195 / .3112, .5635 / .3401); with
 `--config.model.num_layers=2` .5875 / .3915, another seed .5830 / .3714, the first on another
 machine .5945 / .3967; decayed Markov .3740 / .2205, oracle .7925 / .6511. Batches are small because

@@ -69,7 +69,7 @@ def main(_: list[str]) -> None:
     for name, analyse in requested.items():
         chosen = analyses.applicable(name, subjects)
         if left_out := [subject.name for subject in subjects if subject not in chosen]:
-            want = analyses.LOOKS_INTO[name]
+            want = analyses.LOOKS_INTO[name][0]
             reason = f"{name}: does not apply to {', '.join(left_out)} (no {want})"
             if not chosen and name in _named():
                 raise ConfigError(reason)

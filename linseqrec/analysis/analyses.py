@@ -228,27 +228,22 @@ def select(requested: Sequence[str]) -> dict[str, Callable[..., Analysis]]:
     return {name: ANALYSES[name] for name in requested}
 
 
-# By name, what a run must have to be looked into.
-LOOKS_INTO = {
-    "state_sink": "recurrent state",
-    "gates": "gated delta memory",
-    "insertion_probe": "recurrent state",
-    "attention_rank": "RELA attention",
-    "buckets": "ranks",
+# What a mixer of the model must be for an analysis to apply, and its name; of the others any run.
+# The rank is the paper's figure of its released form, which carries no state.
+LOOKS_INTO: dict[str, tuple[str, Callable[[nnx.Module], bool]]] = {
+    "state_sink": ("recurrent state", is_recurrent),
+    "gates": ("gated delta memory", lambda mixer: isinstance(mixer, GatedDelta)),
+    "insertion_probe": ("recurrent state", is_recurrent),
+    "attention_rank": ("RELA attention", lambda mixer: isinstance(mixer, RELA)),
 }
 
 
 def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
     """Those that an analysis applies to: by their mixers, or all."""
-    if name == "buckets":
+    if name not in LOOKS_INTO:
         return list(subjects)
-    # The rank is the paper's figure of its released form, which carries no state.
-    applies: dict[str, Callable[[nnx.Module], bool]] = {
-        "attention_rank": lambda mixer: isinstance(mixer, RELA),
-        "gates": lambda mixer: isinstance(mixer, GatedDelta),
-    }
-    applied = applies.get(name, is_recurrent)
-    return [subject for subject in subjects if any(map(applied, subject.mixers))]
+    _, applies = LOOKS_INTO[name]
+    return [subject for subject in subjects if any(map(applies, subject.mixers))]
 
 
 def check_comparable(subjects: Sequence[Subject]) -> None:

@@ -261,7 +261,6 @@ def _check_reads_no_time(experiment: Experiment) -> None:
     if isinstance(model, ReadsTimestamps) and model.reads_timestamps:
         raise ConfigError(
             f"{experiment.name} reads the time between events, by model "
-            f"{' '.join(model.reads_timestamps)}, and this log has only their order: it takes "
-            "HyTRec with time='positions' or 'none', "
-            "SinkRec with temporal_addressing=False and temporal_decay=False"
+            f"{' '.join(model.reads_timestamps)}, and this log has only their order; which "
+            "other values read none is in the README, under 'Your own log'"
         )

@@ -23,8 +23,8 @@ from linseqrec.ops.quantization import (
     residual_quantization,
     straight_through,
 )
-from linseqrec.ops.recent import Recent, after_recent, last_slots
-from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
+from linseqrec.ops.segments import keep
 
 # A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead. A
 # new code has 46 steps to be used: the encoders' first ones take them away from their first codes.
@@ -255,18 +255,14 @@ class ConditionalMemory(nnx.Module):
     ) -> tuple[list[tuple[Float[Array, "B T W D"], Bool[Array, "B T W"]]], Recent]:
         """Each dilation's taps, the current event first, and which are events; the new past."""
         extended, ids = after_recent(embeddings, segment_ids, past, self.reach)
-        runs, time = segment_runs(ids), embeddings.shape[1]
-
-        def tap(back: int) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
-            then = slice(self.reach - back, self.reach - back + time)
-            same = (ids[:, then] > 0) & (segment_ids > 0) & (runs[:, then] == runs[:, self.reach :])
-            seen = extended[:, then]
-            return jnp.where(same[..., None], seen, 0), same
-
         windows = []
         for dilation in self.dilations:
-            taps, present = zip(*(tap(step * dilation) for step in range(self.window)), strict=True)
-            windows.append((jnp.stack(taps, axis=2), jnp.stack(present, axis=2)))
+            back = [
+                slots_back(extended, ids, segment_ids, step * dilation)
+                for step in range(self.window)
+            ]
+            taps, present = (jnp.stack(part, axis=2) for part in zip(*back, strict=True))
+            windows.append((keep(present, taps), present))
         return windows, last_slots(extended, ids, self.reach)
 
 

@@ -1,4 +1,4 @@
-"""The dense layer and the norms that models share."""
+"""The dense layers and the norms that models share."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,6 +16,15 @@ def dense(
         kernel_init=nnx.initializers.normal(0.02),
         rngs=rngs,
     )
+
+
+def gate_logits(inputs: int, heads: int, *, bias: bool = False, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer to one logit a head, in float32 whatever the model computes in.
+
+    A memory multiplies its decays up over the whole history: a logit of 3 rounded to bfloat16 is
+    off by up to .008, and so is the logarithm of everything that the memory keeps.
+    """
+    return dense(inputs, heads, bias=bias, dtype=jnp.float32, rngs=rngs)
 
 
 def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

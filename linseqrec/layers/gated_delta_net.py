@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import dense, rms_norm
+from linseqrec.layers.dense import dense, gate_logits, rms_norm
 from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 
@@ -83,7 +83,7 @@ class GatedDelta(nnx.Module):
         mixed = heads * (2 * key_width + value_width)
         self.query_key_value = make(mixed)
         self.convolution = ShortConvolution(mixed, kernel, bias=False, rngs=rngs)
-        self.decay_gate, self.write_gate = make(heads), make(heads)
+        self.decay_gate, self.write_gate = (gate_logits(width, heads, rngs=rngs) for _ in range(2))
         self.output_gate = make(heads * value_width)
         log_rate, step_bias = initial_decay(heads, rngs=rngs)
         self.log_rate, self.step_bias = nnx.Param(log_rate), nnx.Param(step_bias)
@@ -114,8 +114,8 @@ class GatedDelta(nnx.Module):
         self, x: Float[Array, "B T D"]
     ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
         """The logarithm of α, and β; float32."""
-        steps = jax.nn.softplus(self.decay_gate(x).astype(jnp.float32) + self.step_bias[...])
-        beta = jax.nn.sigmoid(self.write_gate(x).astype(jnp.float32))
+        steps = jax.nn.softplus(self.decay_gate(x) + self.step_bias[...])
+        beta = jax.nn.sigmoid(self.write_gate(x))
         return -jnp.exp(self.log_rate[...]) * steps, self.beta_scale * beta
 
     def remember(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import dense
+from linseqrec.layers.dense import gate_logits
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, unit
 from linseqrec.layers.time_gaps import initial_log_horizon, log_fading
 from linseqrec.ops.linear_attention import LinearAttentionState
@@ -90,7 +90,7 @@ class TemporalDeltaMixer(GatedDelta):
         )
         self.gate = gate
         self.spike_gate = (
-            None if gate == "none" else dense(2 * width, heads, dtype=dtype, rngs=rngs)
+            None if gate == "none" else gate_logits(2 * width, heads, bias=True, rngs=rngs)
         )
         self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else None
 
@@ -145,9 +145,7 @@ class TemporalDeltaMixer(GatedDelta):
         if self.spike_gate is None:
             return None, None
         mean, state = running_mean(x, segment_ids=segment_ids, initial_state=state)
-        spike = (x - mean).astype(x.dtype)
-        logits = self.spike_gate(jnp.concatenate([x, spike], axis=-1))
-        return jax.nn.sigmoid(logits.astype(jnp.float32)), state
+        return jax.nn.sigmoid(self.spike_gate(jnp.concatenate([x, x - mean], axis=-1))), state
 
     def _weigh(
         self, value: Float[Array, "B T H V"], beta: Float[Array, "B T H"], share: Array | None

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.conditional_memory import MemoryReading
-from linseqrec.layers.dense import dense
+from linseqrec.layers.dense import dense, gate_logits
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, GatedDeltaState, unit
 from linseqrec.layers.time_gaps import initial_log_horizon, log_fading
 
@@ -90,10 +90,12 @@ class TemporalRelationDelta(GatedDelta):
         sees_memory = write_gate == "memory"
         self.memory_key = make(width, heads * key_width) if sees_memory or read_removal else None
         gated = write_gate != "none"
-        self.coverage_gate = make(2 * width if sees_memory else width, heads) if gated else None
+        self.coverage_gate = (
+            gate_logits(2 * width if sees_memory else width, heads, rngs=rngs) if gated else None
+        )
         self.coverage_bias = shut() if gated else None
         self.coverage_weights = nnx.Param(jnp.ones((2, heads))) if sees_memory else None
-        self.removal_gate = make(2 * width, heads) if read_removal else None
+        self.removal_gate = gate_logits(2 * width, heads, rngs=rngs) if read_removal else None
         self.removal_bias = shut() if read_removal else None
 
     def __call__(
@@ -168,7 +170,7 @@ class TemporalRelationDelta(GatedDelta):
     def removal(self, both: Float[Array, "B T 2D"]) -> Float[Array, "B T H"]:
         """λ, how much of the answer to the memory's key is taken out of a reading; float32."""
         assert self.removal_gate is not None and self.removal_bias is not None
-        return jax.nn.sigmoid(self.removal_gate(both).astype(jnp.float32) + self.removal_bias[...])
+        return jax.nn.sigmoid(self.removal_gate(both) + self.removal_bias[...])
 
     def coverage(
         self,
@@ -181,14 +183,13 @@ class TemporalRelationDelta(GatedDelta):
         """c, the share of each write that is suppressed; float32."""
         assert self.coverage_gate is not None and self.coverage_bias is not None
         if self.coverage_weights is None:
-            gate = self.coverage_gate(x).astype(jnp.float32)
-            return jax.nn.sigmoid(gate + self.coverage_bias[...])
+            return jax.nn.sigmoid(self.coverage_gate(x) + self.coverage_bias[...])
         assert memory is not None and memory_key is not None
         alike = jnp.einsum("bthk,bthk->bth", key.astype(jnp.float32), memory_key)
         weights = self.coverage_weights[...]
         return jax.nn.sigmoid(
             weights[0] * jax.nn.relu(alike)
             + weights[1] * (1 - memory.error)[..., None]
-            + self.coverage_gate(both).astype(jnp.float32)
+            + self.coverage_gate(both)
             + self.coverage_bias[...]
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 
 def short_convolution(
@@ -66,7 +66,7 @@ def short_convolution(
     runs = segment_runs(segment_ids)
     before = jnp.ones_like(runs, shape=(batch, taps - 1))
     runs = jnp.concatenate([before, runs], axis=1)
-    inputs = jnp.where(real[..., None], inputs, 0)
+    inputs = keep(real, inputs)
     inputs = jnp.pad(inputs, ((0, 0), (taps - 1, 0), (0, 0)))
     # The carried inputs stand right before the row's first event, behind any padding on its left.
     first = jnp.argmax(real, axis=1)
@@ -75,13 +75,13 @@ def short_convolution(
     for w in range(taps):
         same = runs[:, w : w + time] == runs[:, taps - 1 :]
         y = y + jnp.where(same[..., None], weight[w] * inputs[:, w : w + time], 0)
-    y = jnp.where(real[..., None], y, 0).astype(x.dtype)
+    y = keep(real, y).astype(x.dtype)
 
     # A row without events reads its given state back: it was written at slot 0.
     after_last = jnp.max(jnp.where(real, jnp.arange(1, time + 1), 0), axis=1)
     last = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None, None))
     tail, tail_runs = last(inputs, after_last, taps - 1, 0), last(runs, after_last, taps - 1, 0)
-    return y, jnp.where((tail_runs == runs[:, -1:])[..., None], tail, 0)
+    return y, keep(tail_runs == runs[:, -1:], tail)
 
 
 def _check(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

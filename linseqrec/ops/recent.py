@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 
 @jax.tree_util.register_dataclass
@@ -83,14 +83,37 @@ def last_slots(values: Any, segment_ids: Int[Array, "B S+T"], slots: int) -> Rec
     take = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, slots, 0))
     held = take(real, start) & (take(runs, start) == runs[:, -1:])
 
-    def keep(x: Shaped[Array, "B S+T ..."]) -> Shaped[Array, "B S ..."]:
-        mine = held.reshape(*held.shape, *(1,) * (x.ndim - 2))
-        kept = jnp.where(mine, take(x, start), 0)
+    def held_of(x: Shaped[Array, "B S+T ..."]) -> Shaped[Array, "B S ..."]:
+        kept = keep(held, take(x, start))
         if jnp.issubdtype(x.dtype, jnp.integer):
             return kept
         return kept.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-    return Recent(jax.tree.map(keep, values), jnp.sum(held, axis=1, dtype=jnp.int32))
+    return Recent(jax.tree.map(held_of, values), jnp.sum(held, axis=1, dtype=jnp.int32))
+
+
+def slots_back(
+    longer: Float[Array, "B S+T D"],
+    ids: Int[Array, "B S+T"],
+    segment_ids: Int[Array, "B T"],
+    slots: int,
+) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
+    """What stands some slots before each slot of a row.
+
+    Args:
+      longer: The row behind its past, from `after_recent`.
+      ids: Likewise.
+      segment_ids: [B, T], the row's own, 0 = padding.
+      slots: How far back, at most S.
+
+    Returns:
+      The values [B, T, D], and where they are of the same history as the slot's own event.
+    """
+    time = segment_ids.shape[1]
+    kept = longer.shape[1] - time
+    runs, then = segment_runs(ids), slice(kept - slots, kept - slots + time)
+    same = (ids[:, then] > 0) & (segment_ids > 0) & (runs[:, then] == runs[:, kept:])
+    return longer[:, then], same
 
 
 def delayed(
@@ -114,7 +137,6 @@ def delayed(
       y [B, T, D] in x's dtype, and the last `events` inputs of the row's last segment.
     """
     longer, ids = after_recent(x, segment_ids, recent, events)
-    runs, time = segment_runs(ids), x.shape[1]
-    same = (ids[:, :time] > 0) & (segment_ids > 0) & (runs[:, :time] == runs[:, events:])
-    y = jnp.where(same[..., None], longer[:, :time], fill.astype(x.dtype))
+    before, same = slots_back(longer, ids, segment_ids, events)
+    y = jnp.where(same[..., None], before, fill.astype(x.dtype))
     return y, last_slots(longer, ids, events)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops.segments import segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense"]
 
@@ -112,11 +112,11 @@ def softmax_attention(
     if segment_ids is not None:
         real = segment_ids > 0
         runs = jnp.where(real, segment_runs(segment_ids), 0)
-        key, value = (jnp.where(real[..., None, None], x, 0) for x in (key, value))
+        key, value = keep(real, key), keep(real, value)
         real = real[:, past:]
-        query = jnp.where(real[..., None, None], query, 0)
+        query = keep(real, query)
         if memory is not None:
-            memory = memory._replace(slots=jnp.where(real[..., None, None], memory.slots, 0))
+            memory = memory._replace(slots=keep(real, memory.slots))
     if implementation == "blockwise":
         output = _blockwise(
             query, key, value, memory, fading, runs, causal, window, scale, block_size
@@ -134,7 +134,7 @@ def softmax_attention(
         raise ValueError(
             f"implementation {implementation!r}: choose None, 'blockwise', 'banded' or 'dense'"
         )
-    return output if segment_ids is None else jnp.where(real[..., None, None], output, 0)
+    return output if segment_ids is None else keep(real, output)
 
 
 def _check_shapes(

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tests.models.reference import sigmoid, silu
+
 DAY = 86_400
 
 
@@ -131,14 +133,6 @@ def dense(p, name, x):
 
 def rms(p, name, x, epsilon):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p[f"{name}/scale"]
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def silu(x):
-    return x * sigmoid(x)
 
 
 def random_times(length, seed=0):

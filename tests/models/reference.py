@@ -77,6 +77,14 @@ jit = partial(jax.jit, compiler_options=_OPTIONS)
 _apply = jit(_apply, static_argnums=0)
 
 
+def assert_states_equal(first, second):
+    """Two states of one model, alike in structure and types, and near in value."""
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
+
+
 def hidden_states(model, events):
     """The model's hidden states, compiled without its losses, and as users have it compiled.
 

@@ -1,7 +1,6 @@
 """Gated DeltaNet against its equations in float64, and its stream against the whole."""
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
@@ -11,26 +10,15 @@ from flax import nnx
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
+from tests.models.reference import gelu, sigmoid, silu
 
 CONFIG = GatedDeltaNetConfig(
     width=12, heads=3, num_layers=2, key_width=5, value_width=7, kernel=3, chunk_size=4
 )
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def silu(x):
-    return x * sigmoid(x)
-
-
 def normed(x, scale, epsilon):
     return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + epsilon) * scale
-
-
-def gelu(x):
-    return x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2
 
 
 def mixed(x, p, name, config):

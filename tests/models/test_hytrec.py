@@ -13,7 +13,13 @@ from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models import hytrec_reference
 from tests.models.hytrec_reference import DAY, random_times
-from tests.models.reference import make_events, random_histories, random_model, run
+from tests.models.reference import (
+    assert_states_equal,
+    make_events,
+    random_histories,
+    random_model,
+    run,
+)
 
 # Two layers of windows of 3 events reach exactly the last 5.
 SMALL = HyTRecConfig(
@@ -254,13 +260,6 @@ STREAMING = {
     "0:1": dataclasses.replace(LINEAR, ratio="0:1", attention_window=4),
     "timed": dataclasses.replace(LINEAR, ratio="0:1", attention_window=4, timed_attention=True),
 }
-
-
-def assert_states_equal(first, second):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
 
 
 def streamed(model, events, parts):

@@ -16,7 +16,15 @@ from linseqrec.models import recgrela
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.weights import parameter_arrays
 from tests.models import reference
-from tests.models.reference import jit, logits, make_events, random_histories, random_model, run
+from tests.models.reference import (
+    assert_states_equal,
+    jit,
+    logits,
+    make_events,
+    random_histories,
+    random_model,
+    run,
+)
 
 SMALL = RecGRELAConfig(width=16, num_layers=2, dropout=0.0, drop_path=0.0, max_length=20)
 RELEASED = dataclasses.replace(SMALL, causal=False)
@@ -228,13 +236,6 @@ STREAMING = {
         SMALL, positions="learned", shortcut=False
     ),
 }
-
-
-def assert_states_equal(first, second):
-    np.testing.assert_array_equal(first.length, second.length)
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", STREAMING)

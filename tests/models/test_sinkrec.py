@@ -14,6 +14,7 @@ from linseqrec.layers.gated_delta_net import GatedDeltaMixer
 from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models.reference import (
+    assert_states_equal,
     hidden_states,
     jit,
     make_events,
@@ -178,12 +179,6 @@ def test_the_future_is_not_read():
 
 
 # ----------------------------------------------------------------------------------------- state
-
-
-def assert_states_equal(first, second):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cuts", [list(range(1, 20)), [1, 8, 10]])

@@ -1,0 +1,56 @@
+"""The gates of the delta memories are float32 in a model that computes in bfloat16."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from linseqrec.layers.gated_delta_net import GatedDeltaMixer
+from linseqrec.layers.temporal_delta import TemporalDeltaMixer
+from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
+from tests.models.reference import randomise, sigmoid
+
+WIDTH, HEADS = 12, 2
+ARRAY = np.random.default_rng(0).normal(size=(1, 9, WIDTH))
+X = jnp.asarray(ARRAY, jnp.bfloat16)
+EXACT = np.asarray(X, np.float64)
+IDS = jnp.ones((1, 9), jnp.int32)
+OPTIONS = dict(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+WIDTHS = dict(key_width=5, value_width=7)
+
+
+def test_decay_and_write():
+    mixer = GatedDeltaMixer(WIDTH, HEADS, **WIDTHS, **OPTIONS)
+    arrays = randomise(mixer)
+    log_decay, beta = mixer.gates(X)
+    steps = np.log1p(np.exp(EXACT @ arrays["decay_gate/kernel"] + arrays["step_bias"]))
+    np.testing.assert_allclose(log_decay, -np.exp(arrays["log_rate"]) * steps, rtol=1e-5)
+    np.testing.assert_allclose(beta, sigmoid(EXACT @ arrays["write_gate/kernel"]), rtol=1e-5)
+
+
+def test_fresh_signal_against_the_mean():
+    mixer = TemporalDeltaMixer(WIDTH, HEADS, **OPTIONS)
+    arrays = randomise(mixer)
+    share, _ = mixer.share(X, IDS, None)
+    mean = np.cumsum(EXACT, axis=1) / np.arange(1, 10)[:, None]
+    logits = np.concatenate([EXACT, EXACT - mean], -1) @ arrays["spike_gate/kernel"]
+    np.testing.assert_allclose(share, sigmoid(logits + arrays["spike_gate/bias"]), rtol=1e-5)
+
+
+def test_coverage_and_removal():
+    mixer = TemporalRelationDelta(
+        WIDTH,
+        HEADS,
+        gap_features=None,
+        temporal_decay=False,
+        write_gate="input",
+        read_removal=True,
+        **WIDTHS,
+        **OPTIONS,
+    )
+    arrays = randomise(mixer)
+    coverage = mixer.coverage(X, X, None, None, None)
+    logits = EXACT @ arrays["coverage_gate/kernel"] + arrays["coverage_bias"]
+    np.testing.assert_allclose(coverage, sigmoid(logits), rtol=1e-5)
+    removal = mixer.removal(jnp.concatenate([X, X], axis=-1))
+    logits = np.concatenate([EXACT, EXACT], -1) @ arrays["removal_gate/kernel"]
+    np.testing.assert_allclose(removal, sigmoid(logits + arrays["removal_bias"]), rtol=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from linseqrec.ops.segments import keep
 from linseqrec.ops.softmax_attention import Fading, MemorySlots, softmax_attention
 from tests.ops.closeness import assert_close
-from tests.ops.layouts import LAYOUT, segment_layouts
+from tests.ops.layouts import LAYOUT, packed, segment_layouts
 
 ROWS, SLOTS = LAYOUT.shape
 HEADS, KEY, VALUE = 2, 5, 7
@@ -229,25 +229,15 @@ def test_nothing_reads_the_future_nor_beyond_the_window(form):
 @in_all([("blockwise", 4, None, True), ("blockwise", 5, None, False), ("banded", 1, 4, True)])
 def test_packed_row_equals_its_parts_in_any_order_and_padding(form):
     inputs = random_inputs(1)
-    parts = [slice(0, 4), slice(4, 5), slice(5, 12), slice(12, 14)]
 
-    def packed(order, gaps):
-        """The output of each part, from a row that holds those of `order`, each after a gap."""
-        row = {name: np.full_like(array, np.nan) for name, array in inputs.items()}
-        segment_ids, at, places = np.zeros((1, SLOTS), np.int32), 0, []
-        for part, gap in zip(order, gaps, strict=True):
-            place = slice(at + gap, at + gap + parts[part].stop - parts[part].start)
-            segment_ids[:, place] = part + 1
-            for name, array in row.items():
-                array[:, place] = inputs[name][:, parts[part]]
-            at = place.stop
-            places.append(place)
+    def outputs(order, gaps):
+        row, segment_ids, places = packed(inputs, order, gaps)
         output = apply(form, row, segment_ids)
-        return {part: output[:, place] for part, place in zip(order, places, strict=True)}
+        return {part: output[:, place] for part, place in places.items()}
 
-    alone = {part: packed([part], [part])[part] for part in range(4)}
+    alone = {part: outputs([part], [part])[part] for part in range(4)}
     for order, gaps in [([0, 1, 2, 3], [0, 0, 0, 0]), ([2, 0, 3, 1], [3, 0, 1, 1])]:
-        for part, output in packed(order, gaps).items():
+        for part, output in outputs(order, gaps).items():
             assert_close(output, alone[part], 2e-6)
 
 

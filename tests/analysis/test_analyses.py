@@ -84,11 +84,17 @@ def test_the_released_recgrela_has_a_rank_and_no_state():
     assert analyses.applicable("buckets", both) == both
     for name in ("state_sink", "insertion_probe"):
         assert analyses.applicable(name, both) == [causal]
-    numbers, _ = analyses.analyse_attention_rank(both, analyses.Settings(users=4))
-    for name in ("released", "causal"):
+    numbers, figure = analyses.analyse_attention_rank(both, analyses.Settings(users=4))
+    for name, panel in zip(("released", "causal"), figure.axes, strict=True):
         block = numbers[name]["blocks/0"]
         assert {output["effective_rank"]["users"] for output in block.values()} == {4}
         assert set(block) == {"attended", "augmented"}
+        assert panel.get_title() == f"{name}, blocks/0"
+        labels = {"attended": "linear attention", "augmented": "with the local branch"}
+        for (key, label), line in zip(labels.items(), panel.get_lines(), strict=True):
+            mean = block[key]["effective_rank"]["mean"]
+            assert line.get_label() == f"{label}: effective rank {mean:.1f}"
+            np.testing.assert_array_equal(line.get_ydata(), block[key]["spectrum"])
 
 
 def test_histories_are_thinned_evenly_among_those_long_enough():

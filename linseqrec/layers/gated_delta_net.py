@@ -83,7 +83,8 @@ class GatedDelta(nnx.Module):
         mixed = heads * (2 * key_width + value_width)
         self.query_key_value = make(mixed)
         self.convolution = ShortConvolution(mixed, kernel, bias=False, rngs=rngs)
-        self.decay_gate, self.write_gate = (gate_logits(width, heads, rngs=rngs) for _ in range(2))
+        self.decay_gate = gate_logits(width, heads, rngs=rngs)
+        self.write_strength = gate_logits(width, heads, rngs=rngs)
         self.output_gate = make(heads * value_width)
         log_rate, step_bias = initial_decay(heads, rngs=rngs)
         self.log_rate, self.step_bias = nnx.Param(log_rate), nnx.Param(step_bias)
@@ -115,7 +116,7 @@ class GatedDelta(nnx.Module):
     ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
         """The logarithm of α, and β; float32."""
         steps = jax.nn.softplus(self.decay_gate(x) + self.step_bias[...])
-        beta = jax.nn.sigmoid(self.write_gate(x))
+        beta = jax.nn.sigmoid(self.write_strength(x))
         return -jnp.exp(self.log_rate[...]) * steps, self.beta_scale * beta
 
     def remember(

@@ -14,7 +14,7 @@ The parameters by name, with i the block from 0, kernels [in, out]:
     blocks/i/mixer/query_key_value/kernel [D, H (2K+V)]  W_qkv: q of all heads, then k, then v
     blocks/i/mixer/convolution/weight [4, H (2K+V)]      row 3 is the current event
     blocks/i/mixer/decay_gate/kernel [D, H]              W_α;  step_bias [H]: b;  log_rate [H]: a
-    blocks/i/mixer/write_gate/kernel [D, H]              W_β
+    blocks/i/mixer/write_strength/kernel [D, H]          W_β
     blocks/i/mixer/output_gate/kernel [D, H V]           W_g;  norm/scale [V]: of a head's output
     blocks/i/mixer/output/kernel [H V, D]                W_o
     blocks/i/feed_forward/{expand,contract}/{kernel,bias}

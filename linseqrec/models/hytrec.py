@@ -33,7 +33,7 @@ The parameters by name, with i a block from 0, kernels [in, out]:
       convolution/weight [4, 3D]                         row 3 is the current event
       decay_gate/kernel [D, H], step_bias [H]            W_α, b
       log_rate [H], log_horizon [H]                      a, and c = log T with T in days
-      write_gate/kernel [D, H]                           W_β
+      write_strength/kernel [D, H]                       W_β
       spike_gate/{kernel [2D, H], bias}                  W_s of [x; spike], b_s
       output_gate/kernel [D, D], norm/scale [D / H], output/kernel [D, D]
     attention, long/i/mixer/ and short/i/mixer/:

@@ -38,8 +38,8 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
     blocks/i/reinjection/{gate_key,value}/kernel [D, D]  W_gk, W_gv; {key,input}_norm: N_m, N_x
     blocks/i/attention/query_key_value/kernel [D, 3D], convolution/weight [4, 3D],
         memory_key_value/kernel [D/2, 2D], output/kernel [D, D]
-    blocks/i/mixer/{query_key_value,convolution,decay_gate,write_gate,output_gate,log_rate,
-        step_bias,norm,output}                       as in `layers/gated_delta_net.py`
+    blocks/i/mixer/{query_key_value,convolution,decay_gate,write_strength,output_gate,
+        log_rate,step_bias,norm,output}              as in `layers/gated_delta_net.py`
     blocks/i/mixer/address/kernel [F, 2 H K]         U_q, then U_k;  log_horizon [H]: log T
     blocks/i/mixer/memory_key/kernel [D, H K]        W_mk
     blocks/i/mixer/coverage_gate/kernel [2D, H]      W_c;  coverage_weights [2, H]: w_1, w_2

@@ -26,7 +26,7 @@ def test_gates_are_what_the_rule_was_given():
     bias each, where all that the gates read is multiplied by zeros."""
     model = SMALL.build(5, rngs=nnx.Rngs(0))
     mixer = model.blocks[0].mixer
-    for gate in (mixer.decay_gate, mixer.write_gate, mixer.coverage_gate, mixer.removal_gate):
+    for gate in (mixer.decay_gate, mixer.write_strength, mixer.coverage_gate, mixer.removal_gate):
         gate.kernel[...] = 0 * gate.kernel[...]
     mixer.coverage_weights[...] = 0 * mixer.coverage_weights[...]
     mixer.coverage_bias[...] = np.array([np.log(1 / 3), 0.0], np.float32)  # c = 1/4, 1/2
@@ -59,7 +59,7 @@ def test_what_hytrec_writes_is_told_from_what_it_erases(gate, written):
     config = HyTRecConfig(width=8, heads=2, num_layers=1, ratio="1:0", gate=gate, short_layers=1)
     model = config.build(5, rngs=nnx.Rngs(0))
     mixer = model.long[0].mixer
-    mixer.write_gate.kernel[...] = 0 * mixer.write_gate.kernel[...]
+    mixer.write_strength.kernel[...] = 0 * mixer.write_strength.kernel[...]
     if gate != "none":
         mixer.spike_gate.kernel[...] = 0 * mixer.spike_gate.kernel[...]
         mixer.spike_gate.bias[...] = np.full(2, np.log(0.25), np.float32)

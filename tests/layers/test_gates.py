@@ -24,7 +24,7 @@ def test_decay_and_write():
     log_decay, beta = mixer.gates(X)
     steps = np.log1p(np.exp(EXACT @ arrays["decay_gate/kernel"] + arrays["step_bias"]))
     np.testing.assert_allclose(log_decay, -np.exp(arrays["log_rate"]) * steps, rtol=1e-5)
-    np.testing.assert_allclose(beta, sigmoid(EXACT @ arrays["write_gate/kernel"]), rtol=1e-5)
+    np.testing.assert_allclose(beta, sigmoid(EXACT @ arrays["write_strength/kernel"]), rtol=1e-5)
 
 
 def test_fresh_signal_against_the_mean():

@@ -93,7 +93,7 @@ def temporal_delta(config, p, name, x, seconds):
             ]
         )
     )
-    beta = sigmoid(dense(p, f"{name}/write_gate", x))
+    beta = sigmoid(dense(p, f"{name}/write_strength", x))
     log_decay = -np.exp(p[f"{name}/log_rate"]) * np.log1p(
         np.exp(dense(p, f"{name}/decay_gate", x) + p[f"{name}/step_bias"])
     )

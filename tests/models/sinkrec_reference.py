@@ -141,7 +141,7 @@ def tdgd(config, arrays, name, x, gaps, memory):
     log_a = -np.exp(arrays[f"{name}/log_rate"]) * softplus
     if config.temporal_decay:
         log_a = log_a - gaps[:, None] / np.exp(arrays[f"{name}/log_horizon"])
-    beta = sigmoid(kernel(arrays, f"{name}/write_gate", x))
+    beta = sigmoid(kernel(arrays, f"{name}/write_strength", x))
     if memory is not None and (config.write_gate == "memory" or config.read_removal):
         km = unit(kernel(arrays, f"{name}/memory_key", memory[0]).reshape(-1, heads, dk))
         both = np.hstack([x, memory[0]])

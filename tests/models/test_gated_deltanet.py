@@ -33,7 +33,7 @@ def mixed(x, p, name, config):
         -np.exp(p[f"{name}/log_rate"])
         * np.log1p(np.exp(x @ p[f"{name}/decay_gate/kernel"] + p[f"{name}/step_bias"]))
     )
-    beta = sigmoid(x @ p[f"{name}/write_gate/kernel"]) * (1 + config.negative_eigenvalues)
+    beta = sigmoid(x @ p[f"{name}/write_strength/kernel"]) * (1 + config.negative_eigenvalues)
     for head in range(config.heads):
         memory = np.zeros((config.key_width, config.value_width))
         for t, row in enumerate(rows):

@@ -116,6 +116,8 @@ def _write(
     path = save_figure(figure, output / f"{name}.png")
     record = {"about": analyses.about(name, subjects, settings), "runs": numbers}
     workdir.write_json(path.with_suffix(".json"), record)
+    for caveat in record["about"]["caveats"]:
+        print(f"{name}: {caveat}")
     print(f"{path.with_suffix('.json')}\n{path}")
 
 

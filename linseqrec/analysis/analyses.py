@@ -135,7 +135,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
             ranks(True), ranks(False), config.insertions
         )
     return numbers, figures.insertion_probe_figure(
-        numbers, title=f"Insertion probe; {_title(subjects, settings, len(probes.target))}"
+        numbers, title=f"Insertion probe; {_title(subjects, settings, config.context)}"
     )
 
 
@@ -287,8 +287,8 @@ def about(name: str, subjects: Sequence[Subject], settings: Settings) -> dict[st
       settings: How.
 
     Returns:
-      JSON: "data", "split", "runs" (each one's step and the length it was trained on); "histories"
-      at most, but for the buckets, which are of all; and how the insertion "probe" was made, of it.
+      JSON: "data", "split", "runs" (each one's step and the length it was trained on), "caveats";
+      "histories", but for the buckets, which are of all; and how the insertion "probe" was made.
     """
     record: dict[str, Any] = {
         "data": _data_title(subjects),
@@ -300,16 +300,34 @@ def about(name: str, subjects: Sequence[Subject], settings: Settings) -> dict[st
             }
             for subject in subjects
         },
+        "caveats": caveats(name, subjects, settings),
     }
     if name != "buckets":
-        record["histories"] = _count(subjects, settings)
+        at_least = settings.probe.context if name == "insertion_probe" else 0
+        record["histories"] = _count(subjects, settings, at_least)
     if name == "insertion_probe":
         record["probe"] = dataclasses.asdict(settings.probe) | {"length": settings.probe.length}
     return record
 
 
-def _title(subjects: Sequence[Subject], settings: Settings, count: int | None = None) -> str:
-    count = _count(subjects, settings) if count is None else count
+def caveats(name: str, subjects: Sequence[Subject], settings: Settings) -> list[str]:
+    """What is to be known to read an analysis, one line each: of the lengths of its histories."""
+    lengths = {subject.name: subject.run.experiment.data.length for subject in subjects}
+    if name == "insertion_probe":
+        longest = settings.probe.length
+        return [
+            f"its histories have up to {longest} events, and {run} was trained on at most {length}"
+            for run, length in lengths.items()
+            if length < longest
+        ]
+    if name != "buckets" and len(set(lengths.values())) > 1:
+        own = ", ".join(f"{run} {length}" for run, length in lengths.items())
+        return [f"each run reads its own number of events at most: {own}"]
+    return []
+
+
+def _title(subjects: Sequence[Subject], settings: Settings, at_least: int = 0) -> str:
+    count = _count(subjects, settings, at_least)
     return f"{_data_title(subjects)}; {settings.split}, {count} histories"
 
 
@@ -317,5 +335,5 @@ def _data_title(subjects: Sequence[Subject]) -> str:
     return data_title(*(subject.run for subject in subjects))
 
 
-def _count(subjects: Sequence[Subject], settings: Settings) -> int:
-    return len(subjects[0].histories(settings.split, settings.users)[0])
+def _count(subjects: Sequence[Subject], settings: Settings, at_least: int = 0) -> int:
+    return len(subjects[0].histories(settings.split, settings.users, at_least=at_least)[0])

@@ -4,11 +4,13 @@ Histories are made for it:
 
     own events, the rare event among them, a few times | r inserted events → the rank of that item
 
-The item is new to the history shown and comes `shown` times, spread over the second half of the
-context: where people come back to things, it is then to be expected again. What is inserted are
-near-copies of the pattern that is most frequent in the context, or, as the control, as many random
-events. Forgetting alone raises the rank under both; a state sink under the first more than under
-the second. The same histories without the item give its rank without any memory of it.
+The item is new to the history shown, rare in it only if `shown` is small, and comes `shown` times,
+spread over the second half of the context: where people come back to things, it is then to be
+expected again. What is inserted are near-copies of the pattern that is most frequent in the
+context, or, as the control, as many random events. Forgetting alone raises the rank under both; a
+state sink under the first more than under the second. A softmax window that still holds the event
+answers for it, whatever the state holds. The same histories without the item give its rank without
+any memory of it.
 """
 
 import dataclasses
@@ -35,7 +37,8 @@ class ProbeConfig:
       context: Events of the user's own.
       shown: How often the rare event comes among them.
       pattern: Events of the pattern that repeats.
-      noise: Probability that an event of a copy is drawn anew from its group, itself included.
+      noise: Probability that an event of a copy is drawn anew from its group, itself included, and
+        all of the group alike: it is less popular than what the control inserts.
     """
 
     insertions: tuple[int, ...] = (0, 4, 16, 64, 256)

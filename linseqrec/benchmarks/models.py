@@ -117,8 +117,16 @@ def _timed(
         memory[name] = temporary_bytes(program, params, events)
     case = f"{what}, T {length:,}, B {batch:,}, D {_WIDTH}, {_HEADS} heads"
     for row in compare(case, variants, repeats=repeats):
-        speed = batch * length / row.seconds if row.seconds else 0.0
-        extra = {"tokens_per_second": speed, "temporary_bytes": memory[row.variant]}
+        tokens = batch * length
+        extra = {
+            "tokens_per_second": tokens / row.seconds if row.seconds else 0.0,
+            # What to compare lengths by where other programs take turns on the cores: cases are
+            # minutes apart.
+            "tokens_per_processor_second": (
+                tokens / row.processor_seconds if row.processor_seconds else 0.0
+            ),
+            "temporary_bytes": memory[row.variant],
+        }
         yield dataclasses.replace(row, extra=extra)
 
 

@@ -27,7 +27,7 @@ from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
 from linseqrec.ops.segments import keep
 
 # A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead. A
-# new code has 46 steps to be used: the encoders' first ones take them away from their first codes.
+# new code has 46 steps to be used: at first the encoders still move, away from codes just seeded.
 _USAGE_DECAY = 0.98
 _DEAD = 0.1
 _FRESH = 0.25

@@ -1,4 +1,4 @@
-"""TADN: a gated delta memory whose gates know the time (HyTRec, arXiv 2602.18283)."""
+"""TADN: a gated delta memory whose decay knows the time (HyTRec, arXiv 2602.18283)."""
 
 import dataclasses
 from typing import Literal

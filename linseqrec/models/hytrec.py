@@ -155,6 +155,11 @@ class HyTRecConfig:
             )
 
     @property
+    def delays(self) -> bool:
+        """Whether the long branch stays behind, so that there is a time when it says nothing."""
+        return self.branches != "short" and self.short_events > 0
+
+    @property
     def reads_time(self) -> bool:
         """Whether any block's memory fades with the time between events."""
         long, _ = self.block_windows()
@@ -220,7 +225,7 @@ class HyTRec(nnx.Module):
         long, short = config.block_windows()
         self.long = nnx.List([Block(config, window, rngs=rngs) for window in long])
         self.short = nnx.List([Block(config, window, rngs=rngs) for window in short])
-        if config.branches != "short":
+        if config.delays:
             self.null = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
         self.fusion = (
             dense(2 * width, width, dtype=dtype, rngs=rngs) if config.branches == "both" else None
@@ -261,7 +266,7 @@ class HyTRec(nnx.Module):
         long, long_states = _through(self.long, x, events, gaps, long_past, long_key)
         short, short_states = _through(self.short, x, events, gaps, short_past, short_key)
         delay = None
-        if self.config.branches != "short":
+        if self.config.delays:
             long, delay = delayed(
                 long,
                 self.config.short_events,

@@ -65,7 +65,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 # Modules that are gates and are not called so.
-_GATES = ("selector", "fusion")
+_GATES = ("selector", "fusion", "write_strength")
 
 
 def is_decayed(path: str) -> bool:

@@ -119,6 +119,21 @@ def test_a_title_says_whose_histories_and_what_any_of_the_runs_must_say():
     about = analyses.about("insertion_probe", both, analyses.Settings(users=4))
     assert about["runs"] == {name: {"step": 0, "length": 8} for name in ("first", "timed")}
     assert about["probe"]["length"] == 64 + 8 + 256
+    assert (about["histories"], about["caveats"][1]) == (
+        0,
+        "its histories have up to 328 events, and timed was trained on at most 8",
+    )
+
+
+def test_runs_that_read_different_lengths_say_so():
+    both = [subject("short"), subject("long", data={"length": 12})]
+    settings = analyses.Settings(probe=dataclasses.replace(PROBE, context=4))
+    for name in ("state_sink", "gates", "attention_rank"):
+        (caveat,) = analyses.caveats(name, both, settings)
+        assert caveat.endswith("at most: short 8, long 12")
+        assert not analyses.caveats(name, both[:1] * 2, settings)
+    assert not analyses.caveats("buckets", both, settings)
+    assert not analyses.caveats("insertion_probe", both, settings)
 
 
 PROBE = ProbeConfig(insertions=(0, 2), context=6, shown=2, pattern=2)
@@ -233,6 +248,13 @@ def test_buckets_by_the_age_of_the_transition_and_by_none():
     )
     settings = analyses.Settings(split="test", metric="HR@10")
     numbers, figure = analyses.analyse_buckets([subject("a", log)], settings)
+    # Repeated before the target: 1 of 4, 1 of 6 and 0 of 4 events.
+    shares = numbers["a"]["none"]["share_of_repeats"]
+    assert {record["name"]: record["targets"] for record in shares if record["targets"]} == {
+        "0-10%": 1,
+        "10-25%": 1,
+        "25-50%": 1,
+    }
     ages = numbers["a"]["none"]["transition_age"]
     assert {record["name"]: record["targets"] for record in ages if record["targets"]} == {
         "0-9": 2,

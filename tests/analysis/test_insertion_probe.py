@@ -1,5 +1,7 @@
 """The probe's histories hold what they say, and its summary what the ranks say."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,23 @@ def test_times_that_int32_cannot_hold_keep_their_gaps(groups, first, step, expec
 def test_the_rare_item_is_new_to_its_history(probes):
     held = np.concatenate([probes.context, *probes.inserted.values()], axis=1)
     assert not (held == probes.target[:, None]).any()
+
+
+def test_random_events_and_the_rare_item_are_drawn_as_they_are_in_the_log(groups):
+    """Half of the log is item 60, which no probed history holds: so are half of the draws."""
+    rng = np.random.default_rng(2)
+    items = rng.integers(1, 60, (200, 10))
+    items[100:] = 60
+    dataset = Dataset.from_arrays(
+        items.ravel().astype(np.int32), np.arange(2_000), np.arange(0, 2_001, 10), 60
+    )
+    users, ends = np.arange(100), np.arange(9, 1_009, 10)
+    config = ProbeConfig(insertions=(0, 8), context=6, shown=2, pattern=2, noise=0.0)
+    probes = make_probes(dataset, users, ends, groups, config, rng)
+    assert np.mean(probes.inserted["random"] == 60) == pytest.approx(0.5, abs=0.06)
+    config = dataclasses.replace(config, insertions=(0,))
+    probes = make_probes(dataset, users, ends, groups, config, rng)
+    assert np.mean(probes.target == 60) == pytest.approx(0.53, abs=0.15)
 
 
 def test_copies_are_of_the_pattern_or_of_its_groups(probes, groups):

@@ -49,6 +49,8 @@ def test_rows_count_the_tokens_of_their_batch(monkeypatch):
     ]
     tokens = [row.extra["tokens_per_second"] * row.seconds for row in timed]
     assert tokens == pytest.approx([60, 40, 16, 128])
+    processed = [row.extra["tokens_per_processor_second"] * row.processor_seconds for row in timed]
+    assert processed == pytest.approx([60, 40, 16, 128])
     assert timed[1].extra["temporary_bytes"] > 0
     # Between two lengths the fitted line is the chord.
     slope = np.log(timed[3].seconds / timed[2].seconds) / np.log(128 / 16)

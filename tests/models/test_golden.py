@@ -53,7 +53,7 @@ MODELS = {
     # One window and few codes: a tie between codes would be settled by the compiler's rounding.
     "sinkrec": (
         SinkRecConfig(
-            width=16, heads=2, dilations=(2,), levels=1, codes=4, loops=1, attention_window=8
+            width=16, heads=2, dilations=(2,), levels=1, codes=4, loops=2, attention_window=8
         ),
         "packed",
     ),

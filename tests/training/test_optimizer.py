@@ -39,6 +39,8 @@ def test_settings_that_make_no_schedule_are_refused(wrong, message):
         ("blocks/0/attention/selector/kernel", False),
         ("blocks/0/reinjection/gate_key/kernel", False),
         ("fusion/kernel", False),
+        ("blocks/0/mixer/decay_gate/kernel", False),
+        ("blocks/0/mixer/write_strength/kernel", False),
         ("blocks/0/attention_norm/scale", False),
         ("blocks/0/attention/shortcut/weight", False),
         ("embedding/table", False),

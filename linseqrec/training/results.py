@@ -127,7 +127,9 @@ def write_figures(
         for name, folder in zip(results, folders, strict=True)
     }
     filters = first["test"][first["name"]]["protocol"]["filter_seen"]
-    title = first["title"].partition(" on ")[2]
+    # What a reader must know of any of the runs; the first one's own title says it already.
+    own, *others = dict.fromkeys(workdir.read_experiment(folder).note for folder in folders)
+    title = "; ".join([first["title"].partition(" on ")[2], *filter(None, others)])
     references = {key: value for key, value in first["test"].items() if key != first["name"]}
     drawn = {
         "learning_curves.png": figures.learning_curves(

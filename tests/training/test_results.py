@@ -29,9 +29,15 @@ def test_runs_of_one_name_are_all_drawn(experiment, make_run, tmp_path, saved):
     results.write_results(run, state, tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     names = ["recgrela (first)", "recgrela (second)"]
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    noted = json.dumps(config | {"note": "times imputed"})
+    (tmp_path / "second" / "config.json").write_text(noted)
 
     paths = results.write_figures([tmp_path / "first", tmp_path / "second"], tmp_path)
     assert [path.name for path in paths] == list(saved)
+    # A note of any of the runs is in every title.
+    titles = [figure.get_suptitle() for figure in saved.values()]
+    assert all(title.count("; times imputed") == 1 for title in titles)
     curves = saved.pop("learning_curves.png").axes[0]
     assert [text.get_text() for text in curves.get_legend().get_texts()] == names
     assert set(saved) == {"by_length_unfiltered.png", "by_length_filtered.png"}

@@ -257,11 +257,8 @@ class ConditionalMemory(nnx.Module):
         extended, ids = after_recent(embeddings, segment_ids, past, self.reach)
         windows = []
         for dilation in self.dilations:
-            back = [
-                slots_back(extended, ids, segment_ids, step * dilation)
-                for step in range(self.window)
-            ]
-            taps, present = (jnp.stack(part, axis=2) for part in zip(*back, strict=True))
+            steps = range(0, self.window * dilation, dilation)
+            taps, present = slots_back(extended, ids, segment_ids, steps)
             windows.append((keep(present, taps), present))
         return windows, last_slots(extended, ids, self.reach)
 

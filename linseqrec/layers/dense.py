@@ -21,8 +21,8 @@ def dense(
 def gate_logits(inputs: int, heads: int, *, bias: bool = False, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer to one logit a head, in float32 whatever the model computes in.
 
-    A memory multiplies its decays up over the whole history: a logit of 3 rounded to bfloat16 is
-    off by up to .008, and so is the logarithm of everything that the memory keeps.
+    A logit of 3 rounded to bfloat16 is off by up to .008, and the logarithm of what a memory keeps
+    by as much times its rate, at every event anew.
     """
     return dense(inputs, heads, bias=bias, dtype=jnp.float32, rngs=rngs)
 

@@ -4,6 +4,7 @@ Axes: B batch, T time, S slots kept.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -96,24 +97,24 @@ def slots_back(
     longer: Float[Array, "B S+T D"],
     ids: Int[Array, "B S+T"],
     segment_ids: Int[Array, "B T"],
-    slots: int,
-) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
-    """What stands some slots before each slot of a row.
+    slots: Sequence[int],
+) -> tuple[Float[Array, "B T W D"], Bool[Array, "B T W"]]:
+    """What stands so many slots before each slot of a row.
 
     Args:
       longer: The row behind its past, from `after_recent`.
       ids: Likewise.
       segment_ids: [B, T], the row's own, 0 = padding.
-      slots: How far back, at most S.
+      slots: How far back, W numbers from 0 to S.
 
     Returns:
-      The values [B, T, D], and where they are of the same history as the slot's own event.
+      The values [B, T, W, D], and where they are of the same history as the slot's own event.
     """
-    time = segment_ids.shape[1]
-    kept = longer.shape[1] - time
-    runs, then = segment_runs(ids), slice(kept - slots, kept - slots + time)
-    same = (ids[:, then] > 0) & (segment_ids > 0) & (runs[:, then] == runs[:, kept:])
-    return longer[:, then], same
+    runs, time = segment_runs(ids), segment_ids.shape[1]
+    kept = ids.shape[1] - time
+    back = lambda x: jnp.stack([x[:, kept - n : kept - n + time] for n in slots], axis=2)  # noqa: E731
+    same = (back(ids) > 0) & (segment_ids > 0)[..., None] & (back(runs) == runs[:, kept:, None])
+    return back(longer), same
 
 
 def delayed(
@@ -137,6 +138,6 @@ def delayed(
       y [B, T, D] in x's dtype, and the last `events` inputs of the row's last segment.
     """
     longer, ids = after_recent(x, segment_ids, recent, events)
-    before, same = slots_back(longer, ids, segment_ids, events)
-    y = jnp.where(same[..., None], before, fill.astype(x.dtype))
+    before, same = slots_back(longer, ids, segment_ids, [events])
+    y = jnp.where(same, before[:, :, 0], fill.astype(x.dtype))
     return y, last_slots(longer, ids, events)

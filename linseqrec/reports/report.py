@@ -9,7 +9,8 @@ from linseqrec.evaluation.metrics import check_metric
 from linseqrec.reports.comparability import check_comparable
 from linseqrec.reports.comparisons import Comparison, compare
 from linseqrec.reports.configurations import Configuration, group_by_configuration
-from linseqrec.reports.runs import FinishedRun, UnfinishedRun, find_runs
+from linseqrec.reports.runs import UnfinishedRun, find_runs
+from linseqrec.training.results import title_of_results
 
 METRICS = ("HR@10", "NDCG@10")
 
@@ -36,8 +37,7 @@ class Report:
     def title(self) -> str:
         """The data, and what a reader must know of each run."""
         runs = [run for configuration in self.configurations for run in configuration.runs]
-        notes = dict.fromkeys(run.experiment.note for run in runs if run.experiment.note)
-        return "; ".join([_data_title(runs[0]), *notes])
+        return title_of_results(runs[0].results, [run.experiment.note for run in runs])
 
     @property
     def references(self) -> dict[str, dict[str, Any]]:
@@ -74,8 +74,3 @@ def make_report(
     )
     comparisons = compare(configurations, filters, metrics, against=against)
     return Report(configurations, comparisons, unfinished, filters, tuple(metrics))
-
-
-def _data_title(run: FinishedRun) -> str:
-    title = run.results["title"].removeprefix(f"{run.results['name']} on ")
-    return title.removesuffix(f"; {run.experiment.note}")

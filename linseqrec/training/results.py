@@ -25,6 +25,17 @@ def data_title(run: Run, *others: Run) -> str:
     return "; ".join([data, f"split {run.source.split.name}", *filter(None, notes)])
 
 
+def title_of_results(first: Mapping[str, Any], notes: Sequence[str]) -> str:
+    """`data_title` of runs that have ended, from what they wrote.
+
+    Args:
+      first: The first run's `results.json`.
+      notes: Each run's note, the first one's first.
+    """
+    title = first["title"].removeprefix(f"{first['name']} on ").removesuffix(f"; {notes[0]}")
+    return "; ".join([title, *filter(None, dict.fromkeys(notes))])
+
+
 def references(run: Run, split: SplitName) -> dict[str, EvaluationResult]:
     """What frames a model's result: the floors, and in a generated world the best score."""
     dataset, division = run.source.dataset, run.source.split
@@ -127,9 +138,8 @@ def write_figures(
         for name, folder in zip(results, folders, strict=True)
     }
     filters = first["test"][first["name"]]["protocol"]["filter_seen"]
-    # What a reader must know of any of the runs; the first one's own title says it already.
-    own, *others = dict.fromkeys(workdir.read_experiment(folder).note for folder in folders)
-    title = "; ".join([first["title"].partition(" on ")[2], *filter(None, others)])
+    notes = [workdir.read_experiment(folder).note for folder in folders]
+    title = title_of_results(first, notes)
     references = {key: value for key, value in first["test"].items() if key != first["name"]}
     drawn = {
         "learning_curves.png": figures.learning_curves(

@@ -5,15 +5,26 @@ from flax import nnx
 
 
 def dense(
-    inputs: int, outputs: int, *, bias: bool = True, dtype: jnp.dtype, rngs: nnx.Rngs
+    inputs: int,
+    outputs: int,
+    *,
+    bias: bool = True,
+    deviation: float | None = None,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A linear layer: weights from N(0, 0.02²), biases 0, float32 parameters, `dtype` compute."""
+    """A linear layer: float32 parameters, `dtype` compute, biases 0.
+
+    Weights are drawn from N(0, deviation²). By default the deviation is 1 / √inputs: inputs of rms
+    1 make outputs of rms 1.
+    """
+    deviation = inputs**-0.5 if deviation is None else deviation
     return nnx.Linear(
         inputs,
         outputs,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=nnx.initializers.normal(0.02),
+        kernel_init=nnx.initializers.normal(deviation),
         rngs=rngs,
     )
 

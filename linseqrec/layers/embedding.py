@@ -12,13 +12,21 @@ class ItemEmbedding(nnx.Module):
     The padding row takes no gradient from being looked up.
 
     Attributes:
-      table: float32 [N + 1, D], drawn from N(0, 0.02²), the padding row too.
+      table: float32 [N + 1, D], drawn from N(0, deviation²), the padding row too; by default the
+        deviation is 1 / √D, so that an item's vector has about unit length.
     """
 
-    def __init__(self, num_items: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.table = nnx.Param(
-            nnx.initializers.normal(0.02)(rngs.params(), (num_items + 1, width), jnp.float32)
-        )
+    def __init__(
+        self,
+        num_items: int,
+        width: int,
+        *,
+        deviation: float | None = None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        draw = nnx.initializers.normal(width**-0.5 if deviation is None else deviation)
+        self.table = nnx.Param(draw(rngs.params(), (num_items + 1, width), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, items: Int[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -27,11 +27,13 @@ class FeedForward(nnx.Module):
         rate: float,
         *,
         activation: Callable[[Array], Array] = exact_gelu,
+        deviation: float | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.expand = dense(width, hidden_width, dtype=dtype, rngs=rngs)
-        self.contract = dense(hidden_width, width, dtype=dtype, rngs=rngs)
+        """Args: `deviation` is that of fresh kernels (see `dense`)."""
+        self.expand = dense(width, hidden_width, deviation=deviation, dtype=dtype, rngs=rngs)
+        self.contract = dense(hidden_width, width, deviation=deviation, dtype=dtype, rngs=rngs)
         self.rate, self.activation = rate, activation
 
     def __call__(

@@ -9,13 +9,20 @@ class PositionEmbedding(nnx.Module):
     """One learned vector a position, added to the item's embedding.
 
     Attributes:
-      table: float32 [max_length, D], drawn from N(0, 0.02²).
+      table: float32 [max_length, D], drawn from N(0, deviation²), by default as item vectors are.
     """
 
-    def __init__(self, max_length: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.table = nnx.Param(
-            nnx.initializers.normal(0.02)(rngs.params(), (max_length, width), jnp.float32)
-        )
+    def __init__(
+        self,
+        max_length: int,
+        width: int,
+        *,
+        deviation: float | None = None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        draw = nnx.initializers.normal(width**-0.5 if deviation is None else deviation)
+        self.table = nnx.Param(draw(rngs.params(), (max_length, width), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:

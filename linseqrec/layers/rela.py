@@ -58,12 +58,16 @@ class RELA(nnx.Module):
         value_projection: bool = False,
         kernel: int = 4,
         epsilon: float = 1e-6,
+        deviation: float | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args: `deviation` is that of fresh kernels (see `dense`)."""
         self.width, self.heads, self.causal = width, heads, causal
         self.epsilon, self.rotation, self.dtype = epsilon, rotation, dtype
-        make = lambda outputs: dense(width, outputs, dtype=dtype, rngs=rngs)  # noqa: E731
+        make = lambda outputs: dense(  # noqa: E731
+            width, outputs, deviation=deviation, dtype=dtype, rngs=rngs
+        )
         self.gate = make(width) if gate else None
         self.input_gate = make(width) if input_gate else None
         self.query_key = make(2 * width)

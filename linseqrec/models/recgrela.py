@@ -104,6 +104,11 @@ class RecGRELAConfig:
         """The most slots of a row that it reads; None for any number."""
         return self.max_length if self.positions == "learned" else None
 
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of fresh kernels and embeddings: the released 0.02, or `dense`'s."""
+        return None if self.causal else 0.02
+
     def build(self, num_items: int, *, rngs: nnx.Rngs) -> "RecGRELA":
         """Makes the model with fresh parameters for a catalogue of `num_items`."""
         return RecGRELA(self, num_items, rngs=rngs)
@@ -128,10 +133,14 @@ class RecGRELA(nnx.Module):
 
     def __init__(self, config: RecGRELAConfig, num_items: int, *, rngs: nnx.Rngs):
         self.config = config
-        dtype = jnp.dtype(config.dtype)
-        self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
+        dtype, deviation = jnp.dtype(config.dtype), config.deviation
+        self.embedding = ItemEmbedding(
+            num_items, config.width, deviation=deviation, dtype=dtype, rngs=rngs
+        )
         self.positions = (
-            PositionEmbedding(config.max_length, config.width, dtype=dtype, rngs=rngs)
+            PositionEmbedding(
+                config.max_length, config.width, deviation=deviation, dtype=dtype, rngs=rngs
+            )
             if config.positions == "learned"
             else None
         )
@@ -208,13 +217,21 @@ class Block(nnx.Module):
             rotation=config.positions == "rotary",
             value_projection=config.value_projection,
             epsilon=config.epsilon,
+            deviation=config.deviation,
             dtype=dtype,
             rngs=rngs,
         )
         self.feed_forward_norm = layer_norm(
             width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs
         )
-        self.feed_forward = FeedForward(width, 4 * width, config.dropout, dtype=dtype, rngs=rngs)
+        self.feed_forward = FeedForward(
+            width,
+            4 * width,
+            config.dropout,
+            deviation=config.deviation,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def __call__(
         self,

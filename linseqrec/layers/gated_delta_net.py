@@ -5,18 +5,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense, gate_logits, rms_norm
 from linseqrec.layers.short_convolution import ShortConvolution
+from linseqrec.layers.starting_values import (
+    copy_kernel,
+    lookup_decay,
+    lookup_kernel,
+    lookup_taps,
+)
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
-
-# Decays are drawn so that a head's memory halves after some 1 to 700 events: e^-(rate step), with
-# rates uniform in the first interval and steps log-uniform in the second. Customary since Mamba-2.
-_RATES = (1.0, 16.0)
-_STEPS = (1e-3, 1e-1)
 
 
 @jax.tree_util.register_dataclass
@@ -57,7 +57,7 @@ class GatedDelta(nnx.Module):
         q, k, v = SiLU(conv(W_qkv x));  log α = -e^a softplus(W_α x + b);  β = σ(W_β x)
         y = W_o (RMSNorm(o) ⊙ SiLU(W_g x))
 
-    Source: arXiv 2412.06464; initial values of a and b as in its released code.
+    Source: arXiv 2412.06464. Ours: the starting values, a lookup (`layers/starting_values.py`).
     `negative_eigenvalues` doubles β, so that a write can turn over what its key recalls
     (arXiv 2411.12537).
     """
@@ -80,16 +80,19 @@ class GatedDelta(nnx.Module):
         self.beta_scale = 2.0 if negative_eigenvalues else 1.0
         self.chunk_size = chunk_size
         make = lambda outputs: dense(width, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
+        sizes = heads, key_width, value_width
         mixed = heads * (2 * key_width + value_width)
         self.query_key_value = make(mixed)
+        self.query_key_value.kernel[...] = lookup_kernel(width, *sizes, rngs=rngs)
         self.convolution = ShortConvolution(mixed, kernel, bias=False, rngs=rngs)
+        self.convolution.weight[...] = lookup_taps(kernel, *sizes)
         self.decay_gate = gate_logits(width, heads, rngs=rngs)
         self.write_strength = gate_logits(width, heads, rngs=rngs)
         self.output_gate = make(heads * value_width)
-        log_rate, step_bias = initial_decay(heads, rngs=rngs)
-        self.log_rate, self.step_bias = nnx.Param(log_rate), nnx.Param(step_bias)
+        self.log_rate, self.step_bias = map(nnx.Param, lookup_decay(heads))
         self.norm = rms_norm(value_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.output = dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)
+        self.output.kernel[...] = copy_kernel(self.query_key_value.kernel[...], heads, value_width)
 
     def project(
         self,
@@ -185,12 +188,3 @@ def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
-
-
-def initial_decay(heads: int, *, rngs: nnx.Rngs) -> tuple[Float[Array, "H"], Float[Array, "H"]]:
-    """Draws a and b of the content decay: the log of the rate, and what softplus makes the step."""
-    draw = lambda low, high: jax.random.uniform(  # noqa: E731
-        rngs.params(), (heads,), minval=low, maxval=high
-    )
-    rate, step = draw(*_RATES), jnp.exp(draw(*np.log(_STEPS)))
-    return jnp.log(rate), jnp.log(jnp.expm1(step))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
 from linseqrec.layers.short_convolution import ShortConvolution
+from linseqrec.layers.starting_values import copy_kernel, lookup_kernel, lookup_taps
 from linseqrec.ops.recent import Recent, after_recent, last_slots
 from linseqrec.ops.softmax_attention import MemorySlots, softmax_attention
 
@@ -65,12 +66,17 @@ class MemoryAttention(nnx.Module):
         """
         self.heads, self.window = heads, window
         make = lambda inputs, outputs: dense(inputs, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
+        sizes = heads, width // heads, width // heads
         self.query_key_value = make(width, 3 * width)
+        self.query_key_value.kernel[...] = lookup_kernel(width, *sizes, rngs=rngs)
         self.convolution = (
             None if kernel is None else ShortConvolution(3 * width, kernel, bias=False, rngs=rngs)
         )
+        if self.convolution is not None:
+            self.convolution.weight[...] = lookup_taps(kernel, *sizes)
         self.memory_key_value = None if slot_width is None else make(slot_width, 2 * width)
         self.output = make(width, width)
+        self.output.kernel[...] = copy_kernel(self.query_key_value.kernel[...], heads, sizes[-1])
 
     def __call__(
         self,

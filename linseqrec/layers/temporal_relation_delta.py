@@ -83,7 +83,19 @@ class TemporalRelationDelta(GatedDelta):
         # Gates start nearly shut: as Gated DeltaNet, but for some fifth of each write (an eighth by
         # the bias, the rest by w_1 and w_2) and an eighth of what the memory's key reads.
         shut = lambda: nnx.Param(jnp.full((heads,), -2.0))  # noqa: E731
-        self.address = None if gap_features is None else make(gap_features, 2 * heads * key_width)
+        # U = 0: gaps turn no query or key before training says how, and the lookup stands.
+        self.address = (
+            None
+            if gap_features is None
+            else dense(
+                gap_features,
+                2 * heads * key_width,
+                bias=False,
+                deviation=0.0,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        )
         self.log_horizon = (
             nnx.Param(initial_log_horizon(heads, rngs=rngs)) if temporal_decay else None
         )

@@ -1,0 +1,95 @@
+"""What the mixers start with: heads that can look things up before they have learned anything.
+
+A memory recalls "what followed this item before" only if the query of an event finds the keys of
+the events that came after the same item. Drawn at random, four taps mix four items into every key,
+and queries and keys are compared in unrelated bases: there is nothing to find, and training takes
+long to make it. So a mixer with a short convolution starts as a lookup:
+
+    taps        head h compares x_{t-h} with x_{s-1-h}: its query is one event, its key the event
+                before. Its value is the current event.
+    W_k = W_q   queries and keys are compared in the same basis.
+    copy        W_v has orthonormal columns and W_o = W_vᵀ / 2: what a head reads is added to the
+                residual as an item's own vector, which the tied scores understand.
+    decays      half of a memory is left after 200 events (odd heads: 2,000).
+    scales      kernels N(0, 1 / inputs) and item vectors N(0, 1 / D): inputs and outputs of rms 1.
+
+All of this is ours; each part is measured in RESULTS.md. The released RecGRELA keeps its own values
+(`layers/rela.py`).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+# Events after which a head's memory is halved, in turn.
+_HALF_LIVES = (200.0, 2_000.0)
+# Of what a head reads, the share that it adds to the residual.
+_COPIED = 0.5
+
+
+def lookup_kernel(
+    width: int, heads: int, key_width: int, value_width: int, *, rngs: nnx.Rngs
+) -> Float[Array, "D H*(2K+V)"]:
+    """W_qkv of a lookup: queries of all heads, the same again for the keys, then the values.
+
+    Args:
+      width: D.
+      heads: H.
+      key_width: K, a head's.
+      value_width: V, a head's.
+      rngs: Randomness.
+
+    Returns:
+      float32 [D, H (2 K + V)]; a head's value columns are orthonormal (its rows, where V > D).
+    """
+    query = jax.random.normal(rngs.params(), (width, heads * key_width)) / math.sqrt(width)
+    orthogonal = nnx.initializers.orthogonal()
+    values = [orthogonal(rngs.params(), (width, value_width)) for _ in range(heads)]
+    return jnp.concatenate([query, query, *values], axis=1)
+
+
+def copy_kernel(
+    kernel: Float[Array, "D H*(2K+V)"], heads: int, value_width: int
+) -> Float[Array, "H*V D"]:
+    """W_o that turns what the heads read back into item vectors: W_vᵀ / 2 of `lookup_kernel`."""
+    return _COPIED * kernel[:, -heads * value_width :].T
+
+
+def lookup_taps(
+    kernel: int, heads: int, key_width: int, value_width: int
+) -> Float[Array, "W H*(2K+V)"]:
+    """Weights of the short convolution of a lookup, one tap a channel.
+
+    Args:
+      kernel: W, taps. One tap looks up what stood with an item, not what followed it.
+      heads: H; head h is shifted by h events, as far as the taps reach, then from 0 again.
+      key_width: K, a head's.
+      value_width: V, a head's.
+
+    Returns:
+      float32 [W, H (2 K + V)]; the last row multiplies the current event.
+    """
+    shifts = jnp.arange(heads) % max(kernel - 1, 1)
+    keys = jnp.minimum(shifts + 1, kernel - 1)
+    back = jnp.concatenate(
+        [
+            jnp.repeat(shifts, key_width),
+            jnp.repeat(keys, key_width),
+            jnp.zeros(heads * value_width, jnp.int32),
+        ]
+    )
+    return jax.nn.one_hot(kernel - 1 - back, kernel, axis=0)
+
+
+def lookup_decay(heads: int) -> tuple[Float[Array, "H"], Float[Array, "H"]]:
+    """a and b of the content decay, log α = -e^a softplus(b) at first: a = 0, b by half-life.
+
+    Returns:
+      The logarithm of the rate, and what softplus makes the step; float32 [H].
+    """
+    half_lives = jnp.resize(jnp.array(_HALF_LIVES), (heads,))
+    steps = math.log(2) / half_lives
+    return jnp.zeros(heads), jnp.log(jnp.expm1(steps))

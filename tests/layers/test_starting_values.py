@@ -1,0 +1,64 @@
+"""What a fresh mixer does: it looks up what followed an item before, and says it as an item."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from linseqrec.layers.gated_delta_net import GatedDeltaMixer
+from linseqrec.layers.memory_attention import MemoryAttention
+from linseqrec.layers.temporal_delta import TemporalDeltaMixer
+from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
+
+WIDTH = 256
+ITEMS = np.random.default_rng(1).normal(size=(40, WIDTH)).astype(np.float32)
+# Item 3 is followed by 7, and long ago; then it comes again.
+HISTORY = [1, 3, 7, *range(10, 16), 3]
+IDS = jnp.ones((1, len(HISTORY)), jnp.int32)
+RNGS = nnx.Rngs(1)
+
+
+def mixed_by(mixer, history):
+    x = jnp.asarray(ITEMS[history])[None]
+    ids, gaps = jnp.ones((1, len(history)), jnp.int32), jnp.zeros((1, len(history)))
+    if isinstance(mixer, TemporalDeltaMixer):
+        return mixer(x, ids, gaps)[0]
+    return mixer(x, ids)[0]
+
+
+MIXERS = {
+    "Gated DeltaNet": lambda: GatedDeltaMixer(WIDTH, 2, key_width=128, value_width=64, rngs=RNGS),
+    "TADN": lambda: TemporalDeltaMixer(WIDTH, 2, gate="none", rngs=RNGS),
+    "TDGD": lambda: TemporalRelationDelta(
+        WIDTH,
+        2,
+        key_width=128,
+        value_width=64,
+        gap_features=None,
+        temporal_decay=False,
+        write_gate="none",
+        read_removal=False,
+        rngs=RNGS,
+    ),
+    "SinkRec's attention": lambda: MemoryAttention(
+        WIDTH, 2, window=64, slot_width=None, kernel=4, rngs=RNGS
+    ),
+}
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_fresh_head_says_what_followed_the_item_before(name, shift):
+    """Head h reads from h events back: item 3, then one other event, then what it said of 3."""
+    mixer = MIXERS[name]()
+    width = mixer.output.kernel.shape[0] // 2
+    rows = np.array(mixer.output.kernel[...])
+    rows[(1 - shift) * width : (2 - shift) * width] = 0
+    mixer.output.kernel[...] = jnp.asarray(rows)
+    if hasattr(mixer, "output_gate"):
+        # Fresh gates know no item from another: every event is written alike, and all is read.
+        mixer.write_strength.kernel[...] = jnp.zeros_like(mixer.write_strength.kernel[...])
+        mixer.output_gate = lambda x: jnp.ones((*x.shape[:2], 2 * width))
+    history = HISTORY + [8] * shift
+    said = np.asarray(mixed_by(mixer, history))[0, -1]
+    assert (ITEMS @ said).argmax() == [7, 10][shift]

@@ -23,12 +23,15 @@ class Events:
       timestamps: Seconds since the data set's first event; 0 at padding. Subtract them as integers.
       segment_ids: Ids from 1, one per history in the row; 0 is padding.
       positions: Position of the event within its segment, from 0; 0 at padding.
+      request_times: When the prediction after each event is asked for, on the clock of
+        `timestamps`; 0 at padding. None: request times are hidden, and no model can read them.
     """
 
     items: Int[Any, "B T"]
     timestamps: Int[Any, "B T"]
     segment_ids: Int[Any, "B T"]
     positions: Int[Any, "B T"]
+    request_times: Int[Any, "B T"] | None = None
 
 
 def history_lengths(events: Events, before: Int[Array, "B"] | None = None) -> Int[Array, "B"]:

@@ -116,6 +116,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
         config,
         np.random.default_rng(0),
     )
+    known = first.run.experiment.data.request_time == "known"
     numbers = {}
     for subject in subjects:
         table = subject.run.item_table(subject.params)
@@ -126,7 +127,9 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
             found: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
             for arm, rows in found.items():
                 for insertions in config.insertions:
-                    events, slot = probes.events(arm, insertions, config.length, shown=shown)
+                    events, slot = probes.events(
+                        arm, insertions, config.length, shown=shown, request_times=known
+                    )
                     hidden = subject.hidden(events, slot)
                     rows.append(catalogue_ranks(hidden, table, probes.target))
             return {arm: np.stack(rows) for arm, rows in found.items()}
@@ -273,6 +276,7 @@ def _protocol(subject: Subject) -> dict[str, Any]:
     config = subject.run.experiment.evaluation
     return {
         "split": subject.run.source.split.description,
+        "request_time": subject.run.experiment.data.request_time,
         "filter_seen": sorted(config.filter_seen),
         "ties": config.ties,
     }

@@ -87,7 +87,13 @@ class Probes:
     shown: int
 
     def events(
-        self, arm: str, insertions: int, length: int, *, shown: bool = True
+        self,
+        arm: str,
+        insertions: int,
+        length: int,
+        *,
+        shown: bool = True,
+        request_times: bool = False,
     ) -> tuple[Events, int]:
         """The histories of an arm, and the slot of their last event.
 
@@ -96,6 +102,7 @@ class Probes:
           insertions: r.
           length: T, slots to pad the rows to; `ProbeConfig.length` at most.
           shown: Whether the rare event is among them.
+          request_times: Whether the events carry request times, each a step after its event.
         """
         held = self.context
         if shown:
@@ -114,6 +121,9 @@ class Probes:
             timestamps=(times * real).astype(np.int32),
             segment_ids=real,
             positions=(slots * real).astype(np.int32),
+            request_times=(
+                ((times + self.step[:, None]) * real).astype(np.int32) if request_times else None
+            ),
         )
         return events, used - 1
 
@@ -177,7 +187,7 @@ def make_probes(
         targets[row] = rng.choice(len(free), p=free / free.sum())
     step = np.maximum(np.median(np.diff(times, axis=1), axis=1), 1).astype(np.int64)
     # Past int32 times would wrap, and gaps become 0: the gaps matter, when they begin does not.
-    last, gaps = np.iinfo(np.int32).max, config.length - 1
+    last, gaps = np.iinfo(np.int32).max, config.length
     step = np.minimum(step, last // gaps)
     start = np.minimum(times[:, 0], last - gaps * step)
     return Probes(context, start, step, targets, inserted, config.shown)

@@ -87,13 +87,15 @@ class Subject:
         Raises:
           ValueError: If the model has no linear mixer.
         """
-        length = self.run.experiment.data.length
+        data, dataset = self.run.experiment.data, self.run.source.dataset
         for start in range(0, len(users), _BATCH):
             part = slice(start, start + _BATCH)
             real = len(users[part])
             # The last batch is filled up, so that one program serves all.
             fill = lambda ids: np.pad(ids[part], (0, _BATCH - real), mode="edge")  # noqa: E731, B023
-            events = gather_histories(self.run.source.dataset, fill(users), fill(positions), length)
+            ends = fill(positions)
+            times = np.asarray(dataset.timestamps)[ends] if data.request_time == "known" else None
+            events = gather_histories(dataset, fill(users), ends, data.length, times)
             traced = self._trace(self.params, events)
             yield jax.tree.map(lambda leaf: np.asarray(leaf)[:real], (events, traced))  # noqa: B023
 

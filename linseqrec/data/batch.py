@@ -38,6 +38,7 @@ def gather_rows(
     length: int,
     *,
     last_only: bool = False,
+    request_times: bool = False,
 ) -> Batch:
     """Reads the events of a whole batch in one vectorised gather.
 
@@ -48,6 +49,7 @@ def gather_rows(
       counts: int64 [B], how many of them each row holds; a row of none is all padding.
       length: T; the pieces of a row together are no longer.
       last_only: Predict at each row's last event only (rows of one piece), S = 1.
+      request_times: Whether the events carry request times: at each event the next one's time.
 
     Returns:
       The batch; segments are numbered from 1 in the order of `members`, padding stands at the end.
@@ -82,6 +84,11 @@ def gather_rows(
         timestamps=shaped((read(dataset.timestamps, sources) - dataset.origin) * real, np.int32),
         segment_ids=shaped(segment_ids, np.int32),
         positions=shaped(positions * real, np.int32),
+        request_times=(
+            shaped((read(dataset.timestamps, sources + 1) - dataset.origin) * real, np.int32)
+            if request_times
+            else None
+        ),
     )
     if last_only:
         read_at = np.zeros(len(counts), np.int64)

@@ -9,7 +9,11 @@ from linseqrec.events import Events
 
 
 def gather_histories(
-    dataset: Dataset, users: np.ndarray, ends: np.ndarray, length: int | None
+    dataset: Dataset,
+    users: np.ndarray,
+    ends: np.ndarray,
+    length: int | None,
+    request_times: np.ndarray | None = None,
 ) -> Events:
     """Gathers the last `length` events before each end, one row each, padded on the right.
 
@@ -20,10 +24,13 @@ def gather_histories(
       users: [B], indices into `dataset.offsets`.
       ends: [B], absolute event indices; row i holds events of `users[i]` up to, without, `ends[i]`.
       length: T, the width of the rows; None takes the longest of these histories (at least 1).
+      request_times: int [B], the log's own time at which the prediction after each history is asked
+        for. None: request times are hidden.
 
     Returns:
       NumPy `Events` [B, T]: segment 1, positions from 0, timestamps since `dataset.origin`. A row
-      without history is all padding.
+      without history is all padding. Where request times are known, each event but the last one
+      carries the next event's time.
 
     Raises:
       ValueError: An end lies outside its user's events, or `length` is not positive.
@@ -49,9 +56,16 @@ def gather_histories(
     def fill(values: np.ndarray) -> Any:
         return np.where(real, values, 0).astype(np.int32)
 
+    requests = None
+    if request_times is not None:
+        next_events = np.minimum(index + 1, dataset.num_events - 1)
+        last = slots == (ends - starts)[:, None] - 1
+        times = np.where(last, np.asarray(request_times)[:, None], dataset.timestamps[next_events])
+        requests = fill(times - dataset.origin)
     return Events(
         items=fill(dataset.items[index]),
         timestamps=fill(dataset.timestamps[index] - dataset.origin),
         segment_ids=fill(real),
         positions=fill(slots),
+        request_times=requests,
     )

@@ -45,6 +45,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         seed: int,
         process_index: int,
         process_count: int,
+        request_times: bool,
     ):
         super().__init__()
         starts = dataset.offsets[:-1]
@@ -61,6 +62,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         self._rows: Rows = pack(lengths, length) if plan == "packed" else one_piece_a_row(lengths)
         self._dataset = dataset
         self._last_only = plan == "prefixes"
+        self._request_times = request_times
         self._seed = seed
         self._process_index = process_index
         self._rows_per_process = batch_size // process_count
@@ -83,7 +85,13 @@ class TrainingBatches(grain.MapDataset[Batch]):
             raise IndexError(f"steps count from 0, got {index}")
         members, counts = self._members(int(index))
         return gather_rows(
-            self._dataset, self._pieces, members, counts, self.length, last_only=self._last_only
+            self._dataset,
+            self._pieces,
+            members,
+            counts,
+            self.length,
+            last_only=self._last_only,
+            request_times=self._request_times,
         )
 
     def users(self, index: int) -> np.ndarray:
@@ -141,6 +149,7 @@ def training_batches(
     stride: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    request_times: bool = False,
 ) -> TrainingBatches:
     """Batches of a split's training events, shuffled anew in every epoch.
 
@@ -156,6 +165,7 @@ def training_batches(
       stride: Of the windows (see `cut_windows`); None makes them disjoint.
       process_index: Which slice of each global batch this process reads.
       process_count: Into how many equal slices global batches are divided.
+      request_times: Whether events carry the time at which the prediction after each is asked for.
 
     Returns:
       The batches, for step 0, 1, 2, ... without end.
@@ -185,5 +195,14 @@ def training_batches(
             f"{dataset.num_users}: make it from this data set"
         )
     return TrainingBatches(
-        dataset, split, plan, length, stride, batch_size, seed, process_index, process_count
+        dataset,
+        split,
+        plan,
+        length,
+        stride,
+        batch_size,
+        seed,
+        process_index,
+        process_count,
+        request_times,
     )

@@ -27,6 +27,8 @@ class DataConfig:
         history a row), "prefixes" (one target a row: the released RecGRELA).
       length: T, slots a row; also the longest history that evaluation reads.
       batch_size: Rows a step, over all devices and accumulation steps.
+      request_time: Whether a prediction may use the time at which it is asked for, the target's
+        own time in training and evaluation: "hidden" or "known".
     """
 
     folder: str = ""
@@ -42,6 +44,7 @@ class DataConfig:
     plan: Literal["packed", "windows", "prefixes"] = "packed"
     length: int = 200
     batch_size: int = 32
+    request_time: Literal["hidden", "known"] = "hidden"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Evaluator:
         list_size: int = 10,
         item_counts: np.ndarray | None = None,
         auc: bool = False,
+        request_times: bool = False,
     ):
         """Reads the targets and settles the protocol.
 
@@ -89,6 +90,8 @@ class Evaluator:
             recommended; None leaves it out.
           auc: Also the pooled AUC, at the price of a second pass over model and catalogue and a
             sort of all scores.
+          request_times: Whether a model is told the targets' own times as request times. A scorer
+            of `run_scores` sees to it by itself.
 
         Raises:
           ValueError: No targets, or a setting that makes no sense.
@@ -128,6 +131,7 @@ class Evaluator:
         self._bucket_edges, self._cutoffs = tuple(bucket_edges), tuple(cutoffs)
         self._item_block, self._item_counts = item_block, item_counts
         self._list_size, self._auc = min(list_size, dataset.num_items), auc
+        self._request_times = request_times
 
     def run(
         self, encode: queries.Encode, table: Float[Array, "N1 D"], mesh: Mesh | None = None
@@ -153,7 +157,8 @@ class Evaluator:
             )
 
         def query(users: np.ndarray, positions: np.ndarray) -> Array:
-            return queries.read_queries(encode, self.dataset, users, positions, self._widths)
+            times = np.asarray(self.dataset.timestamps)[positions] if self._request_times else None
+            return queries.read_queries(encode, self.dataset, users, positions, self._widths, times)
 
         def count(
             users: np.ndarray, positions: np.ndarray, seen: np.ndarray | None
@@ -269,6 +274,7 @@ class Evaluator:
                 "filter_seen": list(self.filters),
                 "ties": self._ties,
                 "candidates": "all items",
+                "request_time": "known" if self._request_times else "hidden",
                 "max_length": scorer.max_length,
                 "num_items": num_items,
                 "targets": len(self.targets),

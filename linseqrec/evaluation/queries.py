@@ -61,6 +61,7 @@ def read_queries(
     users: Int[np.ndarray, " B"],
     ends: Int[np.ndarray, " B"],
     widths: Int[np.ndarray, " W"],
+    request_times: Int[np.ndarray, " B"] | None = None,
 ) -> Float[Array, "B D"]:
     """The hidden vector at the last event before each end.
 
@@ -71,10 +72,11 @@ def read_queries(
       ends: Absolute event indices; a history ends before it, and holds an event.
       widths: Of batches, ascending; the smallest that holds all of the histories is taken. The
         last one is the most events that are read of any.
+      request_times: When each prediction is asked for, on the log's own clock; None: hidden.
     """
     window = int((ends - dataset.offsets[users]).max())
     width = int(widths[np.searchsorted(widths, min(window, widths[-1]))])
-    events = gather_histories(dataset, users, ends, width)
+    events = gather_histories(dataset, users, ends, width, request_times)
     return _read(encode(events), np.asarray(events.segment_ids).sum(1) - 1)
 
 

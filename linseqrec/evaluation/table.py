@@ -32,12 +32,13 @@ def results_table(
         if other != protocol:
             raise ValueError(f"{name} and {first} were not evaluated alike: {other}, {protocol}")
     width = max(map(len, summaries))
+    request = ", request time known" if protocol.get("request_time") == "known" else ""
     lines = []
     for which in protocol["filter_seen"]:
         lines += [
             f"{protocol['split']}, {protocol['targets']:,} targets, all {protocol['num_items']:,} "
             f"items ranked, seen items {in_words(which)}, "
-            f"{protocol['ties']} ties:",
+            f"{protocol['ties']} ties{request}:",
             "",
             f"| {'system':{width}} | " + " | ".join(f"{metric:>7}" for metric in metrics) + " |",
             f"|{'-' * (width + 2)}|" + "|".join("-" * 8 + ":" for _ in metrics) + "|",

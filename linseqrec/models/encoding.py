@@ -86,6 +86,14 @@ class ReusesParameters(Protocol):
 class ModelConfig(Protocol):
     """A model's hyperparameters: the object that builds it."""
 
-    def build(self, num_items: int, *, rngs: nnx.Rngs) -> SequenceModel:
-        """Makes the model with fresh parameters for a catalogue of `num_items`."""
+    def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> SequenceModel:
+        """Makes the model with fresh parameters.
+
+        A model that cannot be told request times has no such argument.
+
+        Args:
+          num_items: N, of the catalogue.
+          rngs: Randomness.
+          request_time: Whether the model reads `Events.request_times`.
+        """
         ...

@@ -35,6 +35,7 @@ from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.feed_forward import FeedForward
 from linseqrec.layers.gated_delta_net import GatedDeltaMixer, GatedDeltaState
+from linseqrec.layers.request_time import request_layer
 from linseqrec.models.encoding import Encoding
 
 
@@ -72,20 +73,30 @@ class GatedDeltaNetConfig:
         counts = "width heads num_layers key_width value_width kernel feed_forward chunk_size"
         check_fields(self, counts=counts.split(), rates=("dropout",))
 
-    def build(self, num_items: int, *, rngs: nnx.Rngs) -> "GatedDeltaNet":
-        """Makes the model with fresh parameters for a catalogue of `num_items`."""
-        return GatedDeltaNet(self, num_items, rngs=rngs)
+    def build(
+        self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False
+    ) -> "GatedDeltaNet":
+        """Makes the model with fresh parameters; see `ModelConfig.build`."""
+        return GatedDeltaNet(self, num_items, request_time=request_time, rngs=rngs)
 
 
 class GatedDeltaNet(nnx.Module):
     """The model; see the module's docstring."""
 
-    def __init__(self, config: GatedDeltaNetConfig, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: GatedDeltaNetConfig,
+        num_items: int,
+        *,
+        request_time: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         dtype = jnp.dtype(config.dtype)
         self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.request_time = request_layer(request_time, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -106,13 +117,14 @@ class GatedDeltaNet(nnx.Module):
         """
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
         x = self.embedding(events.items) * self.config.width**0.5
+        x = self.request_time.enter(x, events)
         x = dropout(x, self.config.dropout, embedding_key)
         past = [None] * len(self.blocks) if state is None else state
         states = []
         for block, before, key in zip(self.blocks, past, block_keys, strict=True):
             x, after = block(x, events.segment_ids, before, dropout_key=key)
             states.append(after)
-        return Encoding(self.norm(x), {}, states)
+        return Encoding(self.request_time.leave(self.norm(x), events), {}, states)
 
     def item_table(self) -> Float[Array, "N+1 D"]:
         """The tied output table, float32; row 0 is padding."""

@@ -58,6 +58,7 @@ from linseqrec.events import Events, history_lengths
 from linseqrec.layers.dense import dense, layer_norm, rms_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.rotary_attention import RotaryAttention
 from linseqrec.layers.swiglu import SwiGLU
 from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer
@@ -190,9 +191,9 @@ class HyTRecConfig:
             return long, short
         return (long, []) if self.branches == "long" else ([], short)
 
-    def build(self, num_items: int, *, rngs: nnx.Rngs) -> "HyTRec":
-        """Makes the model with fresh parameters for a catalogue of `num_items`."""
-        return HyTRec(self, num_items, rngs=rngs)
+    def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "HyTRec":
+        """Makes the model with fresh parameters; see `ModelConfig.build`."""
+        return HyTRec(self, num_items, request_time=request_time, rngs=rngs)
 
 
 @jax.tree_util.register_dataclass
@@ -218,7 +219,14 @@ class HyTRecState:
 class HyTRec(nnx.Module):
     """The model; see the module's docstring."""
 
-    def __init__(self, config: HyTRecConfig, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: HyTRecConfig,
+        num_items: int,
+        *,
+        request_time: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
@@ -231,6 +239,7 @@ class HyTRec(nnx.Module):
             dense(2 * width, width, dtype=dtype, rngs=rngs) if config.branches == "both" else None
         )
         self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -257,6 +266,7 @@ class HyTRec(nnx.Module):
             raise ValueError("HyTRec with time='shuffled' reads whole rows: it carries no state")
         embedding_key, long_key, short_key = split_key(dropout_key, 3)
         x = self.embedding(events.items) * self.config.width**0.5
+        x = self.request_time.enter(x, events)
         x = dropout(x, self.config.dropout, embedding_key)
         gaps, last_timestamp = gaps_in_days(
             events.timestamps, events.segment_ids, None if state is None else state.last_timestamp
@@ -279,7 +289,7 @@ class HyTRec(nnx.Module):
             fused = fusion * short + (1 - fusion) * long
         else:
             fused = long if self.config.branches == "long" else short
-        hidden = self.norm(fused)
+        hidden = self.request_time.leave(self.norm(fused), events)
         if self.config.time == "shuffled":
             return Encoding(hidden, {}, None)
         length = history_lengths(events, None if state is None else state.length)

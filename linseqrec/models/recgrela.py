@@ -44,6 +44,7 @@ from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.feed_forward import FeedForward
 from linseqrec.layers.positions import PositionEmbedding, sinusoidal_positions
 from linseqrec.layers.rela import RELA, RELAState, Selector
+from linseqrec.layers.request_time import request_layer
 from linseqrec.models.encoding import Encoding
 
 
@@ -109,9 +110,9 @@ class RecGRELAConfig:
         """Standard deviation of fresh kernels and embeddings: the released 0.02, or `dense`'s."""
         return None if self.causal else 0.02
 
-    def build(self, num_items: int, *, rngs: nnx.Rngs) -> "RecGRELA":
-        """Makes the model with fresh parameters for a catalogue of `num_items`."""
-        return RecGRELA(self, num_items, rngs=rngs)
+    def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "RecGRELA":
+        """Makes the model with fresh parameters; see `ModelConfig.build`."""
+        return RecGRELA(self, num_items, request_time=request_time, rngs=rngs)
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +132,14 @@ class RecGRELAState:
 class RecGRELA(nnx.Module):
     """The model; see the module's docstring."""
 
-    def __init__(self, config: RecGRELAConfig, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: RecGRELAConfig,
+        num_items: int,
+        *,
+        request_time: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         dtype, deviation = jnp.dtype(config.dtype), config.deviation
         self.embedding = ItemEmbedding(
@@ -146,6 +154,7 @@ class RecGRELA(nnx.Module):
         )
         self.norm = layer_norm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.request_time = request_layer(request_time, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -183,12 +192,14 @@ class RecGRELA(nnx.Module):
         elif self.config.positions == "absolute":
             x = x + sinusoidal_positions(positions, self.config.width).astype(x.dtype)
         x = self.norm(dropout(x, self.config.dropout, embedding_key))
+        x = self.request_time.enter(x, events)
         states = []
         for index, (block, key) in enumerate(zip(self.blocks, block_keys, strict=True)):
             past = None if state is None else state.layers[index]
             x, after = block(x, events.segment_ids, positions, past, dropout_key=key)
             if after is not None:
                 states.append(after)
+        x = self.request_time.leave(x, events)
         if not self.config.causal:
             return Encoding(x, {}, None)
         length = history_lengths(events, None if state is None else state.length)

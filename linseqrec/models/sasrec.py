@@ -23,6 +23,7 @@ from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.feed_forward import FeedForward
 from linseqrec.layers.positions import PositionEmbedding
+from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.self_attention import SelfAttention
 from linseqrec.models.encoding import Encoding
 
@@ -58,21 +59,29 @@ class SASRecConfig:
         """The most slots of a row that it reads."""
         return self.max_length
 
-    def build(self, num_items: int, *, rngs: nnx.Rngs) -> "SASRec":
-        """Makes the model with fresh parameters for a catalogue of `num_items`."""
-        return SASRec(self, num_items, rngs=rngs)
+    def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "SASRec":
+        """Makes the model with fresh parameters; see `ModelConfig.build`."""
+        return SASRec(self, num_items, request_time=request_time, rngs=rngs)
 
 
 class SASRec(nnx.Module):
     """The model; see the module's docstring."""
 
-    def __init__(self, config: SASRecConfig, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: SASRecConfig,
+        num_items: int,
+        *,
+        request_time: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         dtype = jnp.dtype(config.dtype)
         self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
         self.positions = PositionEmbedding(config.max_length, config.width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = layer_norm(config.width, epsilon=1e-8, dtype=dtype, rngs=rngs)
+        self.request_time = request_layer(request_time, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, events: Events, state: Any = None, *, dropout_key: PRNGKeyArray | None = None
@@ -87,10 +96,11 @@ class SASRec(nnx.Module):
             raise ValueError("SASRec carries no state: give it the whole history")
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
         x = self.embedding(events.items) * self.config.width**0.5 + self.positions(events.positions)
+        x = self.request_time.enter(x, events)
         x = dropout(x, self.config.dropout, embedding_key)
         for block, key in zip(self.blocks, block_keys, strict=True):
             x = block(x, events.segment_ids, dropout_key=key)
-        return Encoding(self.norm(x), {}, None)
+        return Encoding(self.request_time.leave(self.norm(x), events), {}, None)
 
     def item_table(self) -> Float[Array, "N+1 D"]:
         """The tied output table, float32; row 0 is padding."""

@@ -66,6 +66,7 @@ from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.gap_features import GapFeatures
 from linseqrec.layers.gated_delta_net import GatedDeltaState
 from linseqrec.layers.memory_attention import MemoryAttention, MemoryAttentionState
+from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.swiglu import SwiGLU
 from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta, WriteGate
 from linseqrec.layers.time_gaps import gaps_in_days
@@ -188,9 +189,9 @@ class SinkRecConfig:
         """How often an event goes through a parameter: a shared block's in every pass."""
         return self.loops if self.shared and name.startswith("blocks/") else 1
 
-    def build(self, num_items: int, *, rngs: nnx.Rngs) -> "SinkRec":
-        """Makes the model with fresh parameters for a catalogue of `num_items`."""
-        return SinkRec(self, num_items, rngs=rngs)
+    def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "SinkRec":
+        """Makes the model with fresh parameters; see `ModelConfig.build`."""
+        return SinkRec(self, num_items, request_time=request_time, rngs=rngs)
 
 
 @jax.tree_util.register_dataclass
@@ -221,7 +222,14 @@ class SinkRecState:
 class SinkRec(nnx.Module):
     """The model; see the module's docstring."""
 
-    def __init__(self, config: SinkRecConfig, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: SinkRecConfig,
+        num_items: int,
+        *,
+        request_time: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         dtype = jnp.dtype(config.dtype)
         self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
@@ -249,6 +257,7 @@ class SinkRec(nnx.Module):
         blocks = 1 if config.shared else config.loops
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(blocks)])
         self.norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.request_time = request_layer(request_time, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -283,7 +292,9 @@ class SinkRec(nnx.Module):
             losses["vq"] = config.quantization_weight * memory.quantization_loss
             if config.reconstruction_weight > 0:
                 losses["reconstruction"] = config.reconstruction_weight * memory.reconstruction_loss
-        x = dropout(embedded, config.dropout, embedding_key)
+        # The memory's codes are of items, whenever they come: it is not told.
+        x = self.request_time.enter(embedded, events)
+        x = dropout(x, config.dropout, embedding_key)
         states = []
         for index, key in enumerate(loop_keys):
             block = self.blocks[0 if config.shared else index]
@@ -298,7 +309,7 @@ class SinkRec(nnx.Module):
             )
             states.append(after)
         return Encoding(
-            self.norm(x),
+            self.request_time.leave(self.norm(x), events),
             losses,
             SinkRecState(states, past, last_timestamp),
             {} if memory is None else memory.metrics,

@@ -14,6 +14,8 @@ from linseqrec.reports.runs import FinishedRun
 _SAME: dict[str, Callable[[FinishedRun], Any]] = {
     "split": lambda run: run.results["split"],
     "filter (seen items)": lambda run: sorted(run.protocol["filter_seen"]),
+    # Runs from before there was a choice did not know it.
+    "request time": lambda run: run.protocol.get("request_time", "hidden"),
     "ties": lambda run: run.protocol["ties"],
     "candidate set": lambda run: (run.protocol["candidates"], run.protocol["num_items"]),
 }
@@ -23,8 +25,8 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
     """Refuses runs that were not tested alike.
 
     Raises:
-      ReportError: If their data, split, filter, ties, candidates or targets differ: names what
-        differs, and which runs have what.
+      ReportError: If their data, split, filter, request time, ties, candidates or targets differ:
+        names what differs, and which runs have what.
     """
     first = runs[0]
     for run in runs[1:]:

@@ -21,8 +21,11 @@ def data_title(run: Run, *others: Run) -> str:
         data = f"generated world {run.experiment.data.world!r} (synthetic data)"
     else:
         data = Path(run.experiment.data.folder).name
+    protocol = [f"split {run.source.split.name}"]
+    if run.experiment.data.request_time == "known":
+        protocol.append("request time known")
     notes = dict.fromkeys(each.experiment.note for each in (run, *others))
-    return "; ".join([data, f"split {run.source.split.name}", *filter(None, notes)])
+    return "; ".join([data, *protocol, *filter(None, notes)])
 
 
 def title_of_results(first: Mapping[str, Any], notes: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -36,6 +37,30 @@ def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.Stat
     """A model's structure, its parameters, and its other variables; `nnx.merge` joins them."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     return graphdef, params, rest
+
+
+def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
+    """An experiment's model with fresh parameters.
+
+    Args:
+      experiment: The configuration.
+      num_items: Of the catalogue.
+
+    Raises:
+      ConfigError: If request times are known and the model cannot be told of them.
+    """
+    rngs = nnx.Rngs(experiment.training.seed)
+    if experiment.data.request_time == "hidden":
+        return experiment.model.build(num_items, rngs=rngs)
+    parameters = inspect.signature(experiment.model.build).parameters
+    if "request_time" not in parameters:
+        raise ConfigError(
+            "data.request_time is 'known', but "
+            f"{type(experiment.model).__name__}.build takes no argument request_time: the model "
+            "cannot be told request times. Add the argument as linseqrec.models.encoding."
+            "ModelConfig has it, or set data.request_time to 'hidden'"
+        )
+    return experiment.model.build(num_items, rngs=rngs, request_time=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +113,8 @@ class Run:
 
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
-          ConfigError: If the optimizer's settings do not fit the run's length, or the model reads
-            times of a log that has none.
+          ConfigError: If the optimizer's settings do not fit the run's length, the model reads
+            times of a log that has none, or it cannot be told known request times.
           DatasetError: If the folder is no dataset folder, or damaged.
           SplitError: If its events cannot be split so.
           WorldError: If there is no such world, or none of that size.
@@ -112,6 +137,7 @@ class Run:
             seed=training.seed,
             process_index=process_index,
             process_count=process_count,
+            request_times=data.request_time == "known",
         )
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
         # A table that is to be divided need not fit on any one of the devices.
@@ -119,7 +145,7 @@ class Run:
         if mesh is not None:
             host = jax.default_device(jax.local_devices(backend="cpu")[0])
         with host:
-            model = experiment.model.build(source.dataset.num_items, rngs=nnx.Rngs(training.seed))
+            model = build_model(experiment, source.dataset.num_items)
         graphdef, params, rest = split_model(model)
         try:
             optimizer = make_optimizer(experiment.optimizer, num_steps)
@@ -228,6 +254,7 @@ class Run:
                 ties=config.ties,
                 split=split,
                 item_counts=self.item_counts,
+                request_times=self.experiment.data.request_time == "known",
             )
         return self._evaluators[split]
 
@@ -257,6 +284,11 @@ class Run:
 
 def _check_reads_no_time(experiment: Experiment) -> None:
     """A model that read the places in a log without times as seconds would seem to need no time."""
+    if experiment.data.request_time == "known":
+        raise ConfigError(
+            "data.request_time is 'known', and this log has only the order of its events: it must "
+            "be 'hidden'"
+        )
     model = experiment.model
     if isinstance(model, ReadsTimestamps) and model.reads_timestamps:
         raise ConfigError(

@@ -252,6 +252,7 @@ def test_the_summary_states_the_protocol_and_the_dump_recomputes_it(tmp_path):
         "filter_seen": ["none", "all"],
         "ties": "pessimistic",
         "candidates": "all items",
+        "request_time": "hidden",
         "max_length": 33,
         "num_items": ITEMS,
         "targets": 45,

@@ -66,9 +66,10 @@ def test_a_history_is_context_with_the_rare_event_and_insertions(probes, dataset
     ("first", "step", "expected"),
     [
         (1_000, 100_000, (1_000, 100_000)),
-        # Fits if it begins earlier; 14 gaps of 32 years do not, but of a fourteenth of int32 each.
-        (2**31 - 200_000, 100_000, (2**31 - 1 - 14 * 100_000, 100_000)),
-        (5, 10**9, (1, (2**31 - 1) // 14)),
+        # Fits if it begins earlier. 14 gaps of 32 years and as long a wait for the request do not,
+        # but a fifteenth of int32 each.
+        (2**31 - 200_000, 100_000, (2**31 - 1 - 15 * 100_000, 100_000)),
+        (5, 10**9, (5, (2**31 - 1) // 15)),
     ],
 )
 def test_times_that_int32_cannot_hold_keep_their_gaps(groups, first, step, expected):
@@ -83,6 +84,10 @@ def test_times_that_int32_cannot_hold_keep_their_gaps(groups, first, step, expec
     assert slot == config.length - 1 == 14
     assert events.timestamps[0, 0] == expected[0]
     assert set(np.diff(events.timestamps[0].astype(np.int64))) == {expected[1]}
+    assert events.request_times is None
+    asked, _ = probes.events("random", 12, config.length, request_times=True)
+    waits = asked.request_times[0].astype(np.int64) - asked.timestamps[0]
+    assert set(waits) == {expected[1]}
 
 
 def test_the_rare_item_is_new_to_its_history(probes):

@@ -24,7 +24,8 @@ def test_rows_hold_the_last_events_before_their_end(length):
     dataset = _dataset()
     users = np.array([4, 0, 0, 2, 1, 3, 2])
     ends = dataset.offsets[users] + np.array([29, 7, 0, 5, 1, 2, 12])
-    events = gather_histories(dataset, users, ends, length)
+    asked = ORIGIN + np.array([0, 10, 20, 30, 40, 50, 2**31 - 1])
+    events = gather_histories(dataset, users, ends, length, asked)
     assert all(
         leaf.dtype == np.int32 and leaf.shape == (7, length) for leaf in vars(events).values()
     )
@@ -37,6 +38,12 @@ def test_rows_hold_the_last_events_before_their_end(length):
         )
         np.testing.assert_array_equal(events.segment_ids[row], [1] * len(own) + blank)
         np.testing.assert_array_equal(events.positions[row], [*range(len(own)), *blank])
+        requests = [*dataset.timestamps[own[1:]], asked[row]] if own else []
+        np.testing.assert_array_equal(
+            events.request_times[row], [*(np.array(requests, int) - ORIGIN), *blank]
+        )
+    hidden = gather_histories(dataset, users, ends, length)
+    assert hidden.request_times is None
 
 
 def test_without_a_length_the_longest_history_sets_the_width():

@@ -85,7 +85,7 @@ def lookup_taps(
 
 
 def lookup_decay(heads: int) -> tuple[Float[Array, "H"], Float[Array, "H"]]:
-    """a and b of the content decay, log α = -e^a softplus(b) at first: a = 0, b by half-life.
+    """Content decay log α = -e^a softplus(b): the parameters a = 0, and b by the half-lives.
 
     Returns:
       The logarithm of the rate, and what softplus makes the step; float32 [H].

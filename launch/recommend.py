@@ -7,6 +7,9 @@ A row is an item of a list: `user` and `item` (the log's own ids), `rank` from 1
 `history_length`, the user's events before the list. With a split also `target`, the item that came
 next, and `target_rank`, its rank in the whole catalogue, of which launch.evaluate's metrics are
 made. A user to whom nothing can be recommended has one row without an item.
+
+A run whose data.request_time is known is told when a list is asked for: the target's own time, or
+with --split=none `--now=SECONDS`, on the log's own clock.
 """
 
 import os
@@ -19,7 +22,13 @@ from absl import flags
 from launch.flags import define_data
 from launch.program import run_program
 from linseqrec.config import ConfigError
-from linseqrec.data.requests import Before, find_users, histories_before, original_ids
+from linseqrec.data.requests import (
+    Before,
+    find_users,
+    histories_before,
+    original_ids,
+    request_times,
+)
 from linseqrec.evaluation.lists import lists_table, recommend_after
 from linseqrec.evaluation.queries import rows_at_once
 from linseqrec.training import workdir
@@ -37,6 +46,12 @@ _SPLIT = flags.DEFINE_enum(
     "Recommend after the events before these targets; `none`: after all events of a user.",
 )
 _TOP_K = flags.DEFINE_integer("top_k", 20, "Items a list.", 1)
+_NOW = flags.DEFINE_integer(
+    "now",
+    None,
+    "When the lists are asked for, in the log's own seconds: where the run's data.request_time is "
+    "known and --split=none. With a split it is the target's own time.",
+)
 _FILTER_SEEN = flags.DEFINE_bool("filter_seen", False, "Leave out items of the user's history.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -60,6 +75,8 @@ def main(_: list[str]) -> None:
     user_ids, item_ids = original_ids(dataset)
     asked = find_users(named, user_ids) if named else None
     users, ends = histories_before(dataset, run.source.split, before, asked)
+    known = experiment.data.request_time == "known"
+    requests = request_times(dataset, before, ends, known=known, now=_NOW.value)
 
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.resolve(_CHECKPOINT.value)
@@ -78,6 +95,7 @@ def main(_: list[str]) -> None:
         filter_seen=_FILTER_SEEN.value,
         rank_next=before != "none",
         ties=experiment.evaluation.ties,
+        request_times=requests,
     )
     write(lists_table(lists, dataset, users, ends, user_ids, item_ids), output)
     print(f"checkpoint {step}; lists after {len(users)} histories written to {output}")

@@ -85,6 +85,47 @@ def histories_before(
     return users[rows], ends[rows]
 
 
+def request_times(
+    dataset: Dataset, before: Before, ends: Int[np.ndarray, " M"], *, known: bool, now: int | None
+) -> Int[np.ndarray, " M"] | None:
+    """When the lists after histories are asked for, on the log's own clock.
+
+    Args:
+      dataset: The events.
+      before: What the histories end before.
+      ends: Absolute event indices; each history is what comes before.
+      known: Whether the model is told request times.
+      now: The time of the requests after all events of a user; None with a target, whose own time
+        it is.
+
+    Returns:
+      int64 [M]; None where the model is not told.
+
+    Raises:
+      RequestError: If `now` is missing, of no use, or earlier than an event of the histories.
+    """
+    if now is not None and (before != "none" or not known):
+        reason = (
+            "this run's data.request_time is 'hidden'"
+            if not known
+            else f"a list before a {before} target is asked for at the target's own time"
+        )
+        raise RequestError(f"now is {now}, but {reason}: leave it out")
+    if not known:
+        return None
+    times = np.asarray(dataset.timestamps)
+    if before != "none":
+        return times[ends].astype(np.int64)
+    first, last = int(times[ends - 1].max()), dataset.origin + np.iinfo(np.int32).max
+    if now is None or not first <= now <= last:
+        raise RequestError(
+            f"now is {'not given' if now is None else now}, and this run's data.request_time is "
+            f"'known': it must be the time of the request in the log's own seconds, from {first}, "
+            f"the last event of these histories, to {last}"
+        )
+    return np.full(len(ends), now, np.int64)
+
+
 def _some(names: Sequence[str] | np.ndarray) -> str:
     """The first ten names, and how many more there are."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""

@@ -42,6 +42,7 @@ def recommend_after(
     filter_seen: bool = False,
     rank_next: bool = False,
     ties: Ties = "mean",
+    request_times: Int[np.ndarray, " M"] | None = None,
 ) -> Lists:
     """Recommends to users after the events before given ones.
 
@@ -59,6 +60,8 @@ def recommend_after(
         `filter_seen` among the items not seen and itself. A list knows nothing of it: an item that
         comes a second time is in no filtered list, but has a rank.
       ties: How equal scores rank, "mean" or "pessimistic".
+      request_times: When each list is asked for, on the log's own clock, for a model that is told
+        request times; None: hidden.
 
     Raises:
       NonFiniteScoreError: Some scores are NaN or infinite; names the users.
@@ -72,7 +75,8 @@ def recommend_after(
     scores = np.zeros((len(users), top_k), np.float32)
     target_ranks = np.zeros(len(users)) if rank_next else None
     for rows, real in queries.longest_first(lengths, batch_size):
-        hidden = queries.read_queries(encode, dataset, users[rows], ends[rows], widths)
+        times = None if request_times is None else request_times[rows]
+        hidden = queries.read_queries(encode, dataset, users[rows], ends[rows], widths, times)
         seen = queries.items_before(dataset, users[rows], ends[rows]) if filter_seen else None
         best, of_best, finite = jax.tree.map(
             np.asarray, catalogue_top_k(hidden, table, top_k, seen)

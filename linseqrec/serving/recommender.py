@@ -1,17 +1,16 @@
 """`Recommender`: a model that is served, one event a user at a time."""
 
-import dataclasses
 import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec import config as config_lib
 from linseqrec.evaluation.ranks import NonFiniteScoreError, seen_slots
@@ -28,7 +27,9 @@ from linseqrec.serving.states import (
 )
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
-from linseqrec.training.run import split_model
+from linseqrec.training.run import build_model, split_model
+
+Tree = TypeVar("Tree")
 
 _LAST_SECOND = np.iinfo(np.int32).max
 
@@ -39,6 +40,9 @@ class Recommender:
     An event costs the same whether it is a user's tenth or ten-thousandth. What follows is, up to
     rounding, what the model says of the whole history: not of its last T events, as launch.evaluate
     reads it.
+
+    A model that was trained with data.request_time="known" reads an event as of the next one's
+    time, or as of the `now` of a recommendation: see `UserStates`.
 
     Times are seconds since the first event of the data set that the model was trained on
     (`Events.timestamps`); `seconds` makes them of a log's own. In a log without times an event's
@@ -54,6 +58,7 @@ class Recommender:
         model: SequenceModel,
         *,
         origin: int = 0,
+        request_time: bool = False,
         identity: Identity | None = None,
         chunk_length: int = 512,
         item_block: int = 8192,
@@ -63,6 +68,8 @@ class Recommender:
         Args:
           model: With its trained parameters.
           origin: `Dataset.origin` of the data set that it was trained on.
+          request_time: Whether the model is told request times: trained with
+            data.request_time="known".
           identity: What is known of the model besides its class and parameters, for saved states.
           chunk_length: The most events of a history that are encoded at once; changes memory and
             speed, no result.
@@ -74,12 +81,18 @@ class Recommender:
         if chunk_length < 1:
             raise ServingError(f"chunk_length must be at least 1, got {chunk_length}")
         self._known: Identity = {"model": type(model).__name__, **(identity or {})}
+        if request_time:
+            self._known = {**self._known, "request_time": "known"}
+        self._request_time = request_time
         self._graphdef, self._params, self._rest = split_model(model)
         self._table = model.item_table()
         self.num_items, self.origin = self._table.shape[0] - 1, origin
         self._chunk_length, self._item_block = chunk_length, item_block
         self._none = jax.jit(self._before_any_event, static_argnums=1)
-        self._advance = jax.jit(self._after_events)
+        self._advance = jax.jit(
+            self._after_events_and_requests if request_time else self._after_events
+        )
+        self._ask = jax.jit(self._hidden_at)
         if self._shapes(1).model is None:
             raise ServingError(
                 f"this {type(model).__name__} carries no state from event to event (SASRec, "
@@ -106,7 +119,7 @@ class Recommender:
         folder = Path(folder)
         experiment, card = workdir.read_experiment(folder), workdir.read_card(folder)
         num_items = int(card["counts"]["items"])
-        model = experiment.model.build(num_items, rngs=nnx.Rngs(experiment.training.seed))
+        model = build_model(experiment, num_items)
         graphdef, params, rest = split_model(model)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
@@ -115,6 +128,7 @@ class Recommender:
         return cls(
             nnx.merge(graphdef, params, rest),
             origin=int(card["time"]["first"]),
+            request_time=experiment.data.request_time == "known",
             identity={
                 "configuration": hashlib.sha256(configuration.encode()).hexdigest(),
                 "checkpoint": step,
@@ -151,6 +165,7 @@ class Recommender:
         Args:
           history: [B, T], a user a row: segment 1, positions from 0, padding on the right only
             (as of `gather_histories`). A row without events is a user of whom nothing is known.
+            Request times are not read: each is the next event's time.
 
         Returns:
           The users' states.
@@ -198,7 +213,12 @@ class Recommender:
         return self._advance(self._params, states, items, timestamps)
 
     def recommend(
-        self, states: UserStates, k: int, filter_seen: Int[Any, "B S"] | None = None
+        self,
+        states: UserStates,
+        k: int,
+        filter_seen: Int[Any, "B S"] | None = None,
+        *,
+        now: int | Int[Any, " B"] | None = None,
     ) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K"]]:
         """The best items of the catalogue for each user, scored a block of items at a time.
 
@@ -206,6 +226,8 @@ class Recommender:
           states: Where the users stand; each has had an event.
           k: How many, from 1 to N; a program is compiled for each.
           filter_seen: Items not to recommend, padded with 0, in any order; None: every item may be.
+          now: The request's time, in seconds since the data set's first event, of all users or one
+            a user [B]; for a model that is told request times, and for no other.
 
         Returns:
           ids: int32 [B, K], best first, the lower id first among equals; 0 where no item is left.
@@ -213,7 +235,8 @@ class Recommender:
 
         Raises:
           NonFiniteScoreError: If scores are NaN or infinite, with the rows of the users.
-          ServingError: If a user has had no event, or an item to filter cannot be.
+          ServingError: If a user has had no event, an item to filter cannot be, `now` is missing or
+            of no use, or `now` lies before a user's last event.
           ValueError: If the catalogue does not have k items.
         """
         strangers = np.flatnonzero(np.asarray(states.length) == 0)
@@ -232,8 +255,11 @@ class Recommender:
             self._check_items(seen)
             padding = ((0, 0), (0, seen_slots(seen.shape[1]) - seen.shape[1]))
             seen = np.pad(seen, padding).astype(np.int32)
+        requests = self._requests(states, now)
+        hidden = states.hidden if requests is None else self._ask(self._params, states, requests)
+        assert hidden is not None
         ids, scores, finite = catalogue_top_k(
-            states.hidden, self._table, k, seen, item_block=self._item_block
+            hidden, self._table, k, seen, item_block=self._item_block
         )
         bad = np.flatnonzero(~np.asarray(finite))
         if bad.size:
@@ -267,9 +293,12 @@ class Recommender:
     def _before_any_event(self, params: nnx.State, num_users: int) -> UserStates:
         padding = jnp.zeros((num_users, 1), jnp.int32)
         model = nnx.merge(self._graphdef, params, self._rest)
+        zeros = jnp.zeros(num_users, jnp.int32)
+        if self._request_time:
+            state = model(Events(padding, padding, padding, padding, padding)).state
+            return UserStates(state, None, zeros, last_timestamp=zeros, pending=zeros)
         state = model(Events(padding, padding, padding, padding)).state
         hidden = jnp.zeros((num_users, self._table.shape[1]), jnp.float32)
-        zeros = jnp.zeros(num_users, jnp.int32)
         return UserStates(state, hidden, length=zeros, last_timestamp=zeros)
 
     def _after_events(
@@ -294,10 +323,89 @@ class Recommender:
             last_timestamp=timestamps[rows, last],
         )
 
-        def keep(new: Array, old: Array) -> Array:
-            return jnp.where((count > 0).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+        return _where(count > 0, after, states)
 
-        return jax.tree.map(keep, after, states)
+    def _after_events_and_requests(
+        self,
+        params: nnx.State,
+        states: UserStates,
+        items: Int[Array, "B T"],
+        timestamps: Int[Array, "B T"],
+    ) -> UserStates:
+        """`_after_events` of a model that is told request times.
+
+        Slot j reads the event before event j, the pending one at first, as of a request at event
+        j's time.
+        """
+        real = items > 0
+        assert states.pending is not None
+        timestamps = jnp.where(real, jnp.maximum(timestamps, states.last_timestamp[:, None]), 0)
+        read = jnp.concatenate([states.pending[:, None], items[:, :-1]], axis=1)
+        times = jnp.concatenate([states.last_timestamp[:, None], timestamps[:, :-1]], axis=1)
+        known = real & (read > 0)
+        positions = states.length[:, None] - 1 + jnp.arange(items.shape[1])
+        fields = (read, times, jnp.ones_like(read), positions, timestamps)
+        events = Events(*(jnp.where(known, field, 0) for field in fields))
+        encoding = nnx.merge(self._graphdef, params, self._rest)(events, states.model)
+        count = jnp.sum(real, axis=1, dtype=jnp.int32)
+        rows, last = jnp.arange(len(count)), jnp.maximum(count - 1, 0)
+        after = UserStates(
+            _where(jnp.any(known, axis=1), encoding.state, states.model),
+            None,
+            length=states.length + count,
+            last_timestamp=timestamps[rows, last],
+            pending=items[rows, last],
+        )
+        return _where(count > 0, after, states)
+
+    def _hidden_at(
+        self, params: nnx.State, states: UserStates, now: Int[Array, "B"]
+    ) -> Float[Array, "B D"]:
+        """The hidden vectors of the pending events, asked for now."""
+        assert states.pending is not None
+        fields = (
+            states.pending,
+            states.last_timestamp,
+            jnp.ones_like(now),
+            states.length - 1,
+            now,
+        )
+        events = Events(*(field[:, None] for field in fields))
+        model = nnx.merge(self._graphdef, params, self._rest)
+        return model(events, states.model).hidden[:, 0].astype(jnp.float32)
+
+    def _requests(
+        self, states: UserStates, now: int | Int[Any, " B"] | None
+    ) -> Int[np.ndarray, " B"] | None:
+        """The time of each user's request, once it is known to fit; None where it is hidden."""
+        if not self._request_time:
+            if now is not None:
+                raise ServingError(
+                    "now is given, but this model was trained with data.request_time='hidden': it "
+                    "cannot read the time of a request; leave now out"
+                )
+            return None
+        if now is None:
+            raise ServingError(
+                "this model was trained with data.request_time='known': give now, the time of the "
+                "request in seconds since the data set's first event"
+            )
+        times = _integers("now", now)
+        if times.shape not in ((), (states.num_users,)):
+            raise ServingError(
+                f"now must be one time, or one a user, [{states.num_users}], not {times.shape}"
+            )
+        times = np.broadcast_to(times, states.num_users)
+        last = np.asarray(states.last_timestamp)
+        bad = np.flatnonzero((times < last) | (times > _LAST_SECOND))
+        if bad.size:
+            row = bad[0]
+            raise ServingError(
+                f"row {row}: now is {times[row]}: it must be at least {last[row]}, the time of the "
+                f"user's last event, and at most {_LAST_SECOND}, in seconds since the data set's "
+                "first event"
+            )
+        return times.astype(np.int32)
 
     def _checked(self, items: np.ndarray, timestamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Items and timestamps [B, T] in int32, once they are known to fit; 0 at padding."""
@@ -322,11 +430,18 @@ class Recommender:
             )
 
 
+def _where(chosen: Bool[Array, "B"], new: Tree, old: Tree) -> Tree:
+    """The leaves of one pytree in the users chosen, and of the other in the rest."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old
+    )
+
+
 def _rows(history: Events) -> tuple[np.ndarray, np.ndarray]:
     """Items and timestamps [B, T] of histories in the form that `start` takes."""
     fields: dict[str, np.ndarray] = {
-        field.name: _integers(field.name, getattr(history, field.name))
-        for field in dataclasses.fields(history)
+        name: _integers(name, getattr(history, name))
+        for name in ("items", "timestamps", "segment_ids", "positions")
     }
     items = fields["items"]
     if items.ndim != 2 or items.shape[1] < 1 or {x.shape for x in fields.values()} != {items.shape}:

@@ -30,18 +30,26 @@ class UserStates:
     A pytree whose every leaf has the users in front: the states of some of them are
     `jax.tree.map(lambda leaf: leaf[rows], states)`.
 
+    A model that is told request times can read an event only once the time of the request after it
+    is known. So its states stay one event behind: the last event is pending until the next one
+    comes, and whoever recommends meanwhile reads it for that once.
+
     Attributes:
-      model: What the model carries (`Encoding.state`).
-      hidden: float32 [B, D], the last event's hidden vector; 0 before any event.
+      model: What the model carries (`Encoding.state`); without the pending event, if there is one.
+      hidden: float32 [B, D], the last event's hidden vector; 0 before any event. None where events
+        are pending.
       length: int32 [B], events so far: the position of the next one.
       last_timestamp: int32 [B], the last event's, in seconds since the data set's first event; 0
         before any.
+      pending: int32 [B], the last event's item; 0 before any event. None for a model that is not
+        told request times.
     """
 
     model: Any
-    hidden: Float[Array, "B D"]
+    hidden: Float[Array, "B D"] | None
     length: Int[Array, "B"]
     last_timestamp: Int[Array, "B"]
+    pending: Int[Array, "B"] | None = None
 
     @property
     def num_users(self) -> int:

@@ -20,9 +20,9 @@ NUM_ITEMS = 40
 ORIGIN = 1_000_000_000
 
 
-def make_model(config, seed=0):
+def make_model(config, seed=0, **told):
     """A model of weights drawn wide: at the initial scale of 0.02 a mistake could hide."""
-    graphdef, params, rest = split_model(config.build(NUM_ITEMS, rngs=nnx.Rngs(seed)))
+    graphdef, params, rest = split_model(config.build(NUM_ITEMS, rngs=nnx.Rngs(seed), **told))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype(p.dtype), params)
     return nnx.merge(graphdef, params, rest)

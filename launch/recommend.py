@@ -88,9 +88,9 @@ def main(_: list[str]) -> None:
         lambda events: run.encode(params, events),
         run.item_table(params),
         top_k=_TOP_K.value,
-        max_length=experiment.data.length,
+        max_length=run.batches.length,
         batch_size=rows_at_once(
-            _BATCH_SIZE.value or experiment.evaluation.batch_size, experiment.data.length
+            _BATCH_SIZE.value or experiment.evaluation.batch_size, run.batches.length
         ),
         filter_seen=_FILTER_SEEN.value,
         rank_next=before != "none",

@@ -91,7 +91,7 @@ class Experiment:
     def __post_init__(self) -> None:
         data, training, evaluation = self.data, self.training, self.evaluation
         check_fields(self.model, "model.")
-        check_fields(data, "data.", counts=("length", "batch_size"))
+        check_fields(data, "data.", counts=("batch_size",))
         check_fields(self.loss, "loss.", counts=("negatives",))
         check_fields(self.optimizer, "optimizer.", rates=("b1", "b2"))
         check_fields(training, "training.", counts=("log_every",))
@@ -123,14 +123,29 @@ class Experiment:
             evaluation.filter_seen,
             "'none', 'all', or these two",
         )
+        require(data.length >= 0, "data.length", data.length, "at least 1, or 0: whole histories")
         # Positions that are learned have an end. A model need not say.
         longest = getattr(self.model, "longest_row", None)
         require(
-            longest is None or data.length <= longest,
+            longest is None or 1 <= data.length <= longest,
             "data.length",
             data.length,
-            f"at most {longest}, the longest row that the model reads (its max_length)",
+            f"at most {longest}, the longest row that the model reads (its max_length)"
+            + ("; 0 stands for whole histories" if not data.length else ""),
         )
+        if data.plan == "prefixes":
+            cut_by = "for the plan 'prefixes', in which every prediction sees a whole row"
+            require(data.stride is None, "data.stride", data.stride, f"unset {cut_by}")
+            require(data.phase == "fixed", "data.phase", data.phase, f"'fixed' {cut_by}")
+        if data.stride is not None:
+            require(
+                1 <= data.stride <= data.length,
+                "data.stride",
+                data.stride,
+                f"in 1..{data.length}, data.length"
+                if data.length
+                else "unset for whole histories (data.length=0)",
+            )
         require(
             getattr(self.model, "causal", True) or data.plan == "prefixes",
             "data.plan",

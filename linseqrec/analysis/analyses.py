@@ -300,7 +300,7 @@ def about(name: str, subjects: Sequence[Subject], settings: Settings) -> dict[st
         "runs": {
             subject.name: {
                 "step": subject.step,
-                "length": subject.run.experiment.data.length,
+                "length": subject.run.batches.length,
             }
             for subject in subjects
         },
@@ -316,7 +316,7 @@ def about(name: str, subjects: Sequence[Subject], settings: Settings) -> dict[st
 
 def caveats(name: str, subjects: Sequence[Subject], settings: Settings) -> list[str]:
     """What is to be known to read an analysis, one line each: of the lengths of its histories."""
-    lengths = {subject.name: subject.run.experiment.data.length for subject in subjects}
+    lengths = {subject.name: subject.run.batches.length for subject in subjects}
     if name == "insertion_probe":
         longest = settings.probe.length
         return [

@@ -88,6 +88,7 @@ class Subject:
           ValueError: If the model has no linear mixer.
         """
         data, dataset = self.run.experiment.data, self.run.source.dataset
+        length = self.run.batches.length
         for start in range(0, len(users), _BATCH):
             part = slice(start, start + _BATCH)
             real = len(users[part])
@@ -95,7 +96,7 @@ class Subject:
             fill = lambda ids: np.pad(ids[part], (0, _BATCH - real), mode="edge")  # noqa: E731, B023
             ends = fill(positions)
             times = np.asarray(dataset.timestamps)[ends] if data.request_time == "known" else None
-            events = gather_histories(dataset, fill(users), ends, data.length, times)
+            events = gather_histories(dataset, fill(users), ends, length, times)
             traced = self._trace(self.params, events)
             yield jax.tree.map(lambda leaf: np.asarray(leaf)[:real], (events, traced))  # noqa: B023
 

@@ -4,6 +4,7 @@ Step → epoch and batch within it → that epoch's shuffle, planned vectorised 
 gather for the whole batch. Any step can be asked for at any time, in any process.
 """
 
+import dataclasses
 import sys
 from typing import Any, Literal
 
@@ -12,11 +13,29 @@ import numpy as np
 
 from linseqrec.data.batch import Batch, gather_rows
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.packing import Epoch, Rows, one_piece_a_row, pack
+from linseqrec.data.packing import one_piece_a_row, pack
 from linseqrec.data.splits import Split
-from linseqrec.data.windows import cut_windows, every_prefix
+from linseqrec.data.windows import Pieces, cut_in_line, cut_windows, every_prefix
 
 Plan = Literal["packed", "windows", "prefixes"]
+Phase = Literal["fixed", "random"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Epoch:
+    """The rows of one epoch, in the order in which they are visited.
+
+    Attributes:
+      pieces: The epoch's pieces, P of them.
+      members: int64 [P], the piece in each place; None where place i holds piece i.
+      firsts: int64 [R], each row's first place.
+      counts: int64 [R], each row's number of places; 0 is a row of padding.
+    """
+
+    pieces: Pieces
+    members: np.ndarray | None
+    firsts: np.ndarray
+    counts: np.ndarray
 
 
 class TrainingBatches(grain.MapDataset[Batch]):
@@ -29,7 +48,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
     Attributes:
       length: T, slots in a row.
       batch_size: Rows in a global batch.
-      rows_per_epoch: Rows that hold events, R.
+      rows_per_epoch: Rows in every epoch, R.
       steps_per_epoch: Batches in every epoch.
       fill: Share of the slots of those rows that hold an event.
     """
@@ -41,6 +60,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         plan: Plan,
         length: int,
         stride: int | None,
+        phase: Phase,
         batch_size: int,
         seed: int,
         process_index: int,
@@ -48,30 +68,34 @@ class TrainingBatches(grain.MapDataset[Batch]):
         request_times: bool,
     ):
         super().__init__()
-        starts = dataset.offsets[:-1]
-        if plan == "prefixes":
-            self._pieces = every_prefix(starts, split.train_end, length)
-        else:
-            self._pieces = cut_windows(starts, split.train_end, length, stride)
-        if not len(self._pieces):
+        starts, ends = np.asarray(dataset.offsets[:-1]), np.asarray(split.train_end)
+        inputs = ends - starts - 1
+        if not (inputs > 0).any():
             raise ValueError(
                 f"split {split.name!r} leaves nothing to train on: none of the {dataset.num_users} "
                 "users has two training events"
             )
+        cut_anew = (inputs > length) & (phase == "random")
+        self._cut_anew = starts[cut_anew], ends[cut_anew]
+        if plan == "prefixes":
+            self._pieces = every_prefix(starts, ends, length)
+        else:
+            self._pieces = cut_windows(starts[~cut_anew], ends[~cut_anew], length, stride)
         lengths = self._pieces.lengths
-        self._rows: Rows = pack(lengths, length) if plan == "packed" else one_piece_a_row(lengths)
-        self._dataset = dataset
-        self._last_only = plan == "prefixes"
+        self._rows = pack(lengths, length) if plan == "packed" else one_piece_a_row(lengths)
+        self._dataset, self._plan, self._stride = dataset, plan, stride
         self._request_times = request_times
         self._seed = seed
         self._process_index = process_index
         self._rows_per_process = batch_size // process_count
-        self._epochs: dict[int, Epoch] = {}
+        self._epochs: dict[int, _Epoch] = {}
         self.length = length
         self.batch_size = batch_size
-        self.rows_per_epoch = len(self._rows)
+        first = self._epoch(0)
+        self.rows_per_epoch = len(first.counts)
         self.steps_per_epoch = -(-self.rows_per_epoch // batch_size)
-        self.fill = float(np.sum(lengths, dtype=np.int64) / (self.rows_per_epoch * length))
+        slots = np.sum(first.pieces.lengths, dtype=np.int64)
+        self.fill = float(slots / (self.rows_per_epoch * length))
 
     def __len__(self) -> int:
         # Grain's own length of a data set repeated without end.
@@ -83,36 +107,36 @@ class TrainingBatches(grain.MapDataset[Batch]):
             return self.slice(index)
         if index < 0:
             raise IndexError(f"steps count from 0, got {index}")
-        members, counts = self._members(int(index))
+        pieces, members, counts = self._members(int(index))
         return gather_rows(
             self._dataset,
-            self._pieces,
+            pieces,
             members,
             counts,
             self.length,
-            last_only=self._last_only,
+            last_only=self._plan == "prefixes",
             request_times=self._request_times,
         )
 
     def users(self, index: int) -> np.ndarray:
         """The users, by index, whose events are in the batch of step `index`."""
-        members, _ = self._members(index)
-        starts = self._pieces.starts[members]
+        pieces, members, _ = self._members(index)
+        starts = pieces.starts[members]
         return np.unique(np.searchsorted(self._dataset.offsets, starts, side="right") - 1)
 
-    def _members(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pieces of a step's batch, row after row, and how many each row holds."""
-        epoch, step = divmod(index, self.steps_per_epoch)
-        order = self._epoch(epoch)
+    def _members(self, index: int) -> tuple[Pieces, np.ndarray, np.ndarray]:
+        """An epoch's pieces, those of a step's batch row after row, how many each row holds."""
+        number, step = divmod(index, self.steps_per_epoch)
+        epoch = self._epoch(number)
         first = step * self.batch_size + self._process_index * self._rows_per_process
-        rows = order.rows[first : first + self._rows_per_process]
+        rows = slice(first, first + self._rows_per_process)
+        held = epoch.counts[rows]
         counts = np.zeros(self._rows_per_process, np.int64)
-        counts[: len(rows)] = self._rows.counts[rows]
-        held = counts[: len(rows)]
-        members = np.arange(held.sum()) + np.repeat(
-            self._rows.firsts[rows] - (np.cumsum(held) - held), held
+        counts[: len(held)] = held
+        places = np.arange(held.sum()) + np.repeat(
+            epoch.firsts[rows] - (np.cumsum(held) - held), held
         )
-        return members if order.pieces is None else order.pieces[members], counts
+        return epoch.pieces, places if epoch.members is None else epoch.members[places], counts
 
     def to_iter_dataset(
         self, read_options: grain.ReadOptions | None = None, *, allow_nones: bool = False
@@ -127,15 +151,39 @@ class TrainingBatches(grain.MapDataset[Batch]):
             read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return super().to_iter_dataset(read_options, allow_nones=allow_nones)
 
-    def _epoch(self, epoch: int) -> Epoch:
-        """The epoch's order; the two last asked for are kept, since prefetching reads ahead."""
-        order = self._epochs.get(epoch)
-        if order is None:
-            order = self._rows.shuffled(self._seed, epoch)
+    def _epoch(self, number: int) -> _Epoch:
+        """An epoch's rows; the two last asked for are kept, since prefetching reads ahead."""
+        epoch = self._epochs.get(number)
+        if epoch is None:
+            epoch = self._planned(number)
             # Replaced, never changed in place: prefetching threads may read it meanwhile.
             kept = sorted(self._epochs.items())[-1:]
-            self._epochs = dict([*kept, (epoch, order)])
-        return order
+            self._epochs = dict([*kept, (number, epoch)])
+        return epoch
+
+    def _planned(self, number: int) -> _Epoch:
+        """An epoch's rows, a function of the seed and the epoch's number alone."""
+        rows, order = self._rows, self._rows.shuffled(self._seed, number)
+        starts, ends = self._cut_anew
+        if not len(starts):
+            return _Epoch(
+                self._pieces, order.pieces, rows.firsts[order.rows], rows.counts[order.rows]
+            )
+        generator = np.random.default_rng((self._seed, number, 1))
+        pieces, counts = cut_in_line(starts, ends, self.length, self._stride, generator)
+        firsts = np.cumsum(counts) - counts
+        if self._plan == "windows":
+            # Where a cut falls between two users there is a piece less: the row stays empty.
+            most = len(starts) + len(counts)
+            firsts, counts = np.arange(most), (np.arange(most) < len(pieces)).astype(np.int64)
+        before = len(self._pieces)
+        firsts = np.concatenate([rows.firsts, before + firsts])
+        counts = np.concatenate([rows.counts, counts])
+        members = np.arange(before + len(pieces))
+        if order.pieces is not None:
+            members[:before] = order.pieces
+        visited = generator.permutation(len(counts))
+        return _Epoch(self._pieces.followed_by(pieces), members, firsts[visited], counts[visited])
 
 
 def training_batches(
@@ -147,6 +195,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     stride: int | None = None,
+    phase: Phase = "fixed",
     process_index: int = 0,
     process_count: int = 1,
     request_times: bool = False,
@@ -163,6 +212,9 @@ def training_batches(
       batch_size: Rows in a global batch.
       seed: Of the shuffles, at least 0.
       stride: Of the windows (see `cut_windows`); None makes them disjoint.
+      phase: Where users longer than a row are cut. "fixed": at the same places in every epoch,
+        counted from their last event; "random": at other places in each epoch (see `cut_in_line`),
+        so that what a prediction sees changes. The number of steps is the same in every epoch.
       process_index: Which slice of each global batch this process reads.
       process_count: Into how many equal slices global batches are divided.
       request_times: Whether events carry the time at which the prediction after each is asked for.
@@ -177,6 +229,10 @@ def training_batches(
         raise ValueError(f'plan must be "packed", "windows" or "prefixes", got {plan!r}')
     if stride is not None and plan == "prefixes":
         raise ValueError("stride has no meaning for prefixes: every prefix is a row")
+    if phase not in ("fixed", "random"):
+        raise ValueError(f'phase must be "fixed" or "random", got {phase!r}')
+    if phase == "random" and plan == "prefixes":
+        raise ValueError("a random phase has no meaning for prefixes: no history is cut")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if seed < 0:
@@ -200,6 +256,7 @@ def training_batches(
         plan,
         length,
         stride,
+        phase,
         batch_size,
         seed,
         process_index,

@@ -3,9 +3,14 @@
 import dataclasses
 from typing import Literal
 
+import numpy as np
+
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
 from linseqrec.data.worlds import World, generate, resized, world_config
+
+# A chunk of the gated delta rule: a row of whole chunks pads none.
+_ROUND_TO = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +30,13 @@ class DataConfig:
       temporal_targets: Which events of a user after a global cut are targets.
       plan: How training events become rows: "packed" (several histories a row), "windows" (one
         history a row), "prefixes" (one target a row: the released RecGRELA).
-      length: T, slots a row; also the longest history that evaluation reads.
+      length: T, slots a row; also the longest history that evaluation reads. 0: whole histories,
+        the longest of the data set rounded up to a multiple of 64. Packed rows then hold many
+        users each, so that a batch of as many events has fewer rows.
+      stride: Predictions a window makes, in 1..`length`; the `length - stride` events before them
+        are context only. None: `length`, disjoint windows.
+      phase: Where a user longer than a row is cut: "fixed", at the same places in every epoch, or
+        "random", at other places in each.
       batch_size: Rows a step, over all devices and accumulation steps.
       request_time: Whether a prediction may use the time at which it is asked for, the target's
         own time in training and evaluation: "hidden" or "known".
@@ -43,8 +54,17 @@ class DataConfig:
     temporal_targets: Literal["last", "first", "all"] = "last"
     plan: Literal["packed", "windows", "prefixes"] = "packed"
     length: int = 200
+    stride: int | None = None
+    phase: Literal["fixed", "random"] = "fixed"
     batch_size: int = 32
     request_time: Literal["hidden", "known"] = "hidden"
+
+    def row_length(self, dataset: Dataset) -> int:
+        """T, the slots of a row: `length`, or what whole histories of a data set need."""
+        if self.length:
+            return self.length
+        longest = int(np.diff(dataset.offsets).max(initial=1))
+        return -(-longest // _ROUND_TO) * _ROUND_TO
 
 
 @dataclasses.dataclass(frozen=True)

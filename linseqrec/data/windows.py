@@ -29,6 +29,14 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def followed_by(self, other: "Pieces") -> "Pieces":
+        """These pieces, then those of `other`."""
+        return Pieces(
+            np.concatenate([self.starts, other.starts]),
+            np.concatenate([self.lengths, other.lengths]),
+            np.concatenate([self.skips, other.skips]),
+        )
+
 
 def cut_windows(
     starts: np.ndarray, ends: np.ndarray, length: int, stride: int | None = None
@@ -67,6 +75,54 @@ def cut_windows(
     oldest = age == counts[users] - 1
     skips = np.where(oldest, 0, end - stride - begin)
     return Pieces(starts[users] + begin, (end - begin).astype(np.int32), skips.astype(np.int32))
+
+
+def cut_in_line(
+    starts: np.ndarray,
+    ends: np.ndarray,
+    length: int,
+    stride: int | None,
+    generator: np.random.Generator,
+) -> tuple[Pieces, np.ndarray]:
+    """Cuts users at random places, so that the same number of rows always holds all of them.
+
+    The users stand one behind another, in random order, around a circle of all their inputs. From a
+    random place on, the circle is cut every `stride` inputs. Each user is cut at a phase that is
+    uniform in 0..stride - 1, and a row holds the end of one user and the beginning of the next.
+    A piece that does not begin its user also reads up to `length - stride` events before it.
+
+    Args:
+      starts: int64 [U], index of each user's first event.
+      ends: int64 [U], index one past each user's last training event; each user has more than
+        `length` inputs (`ends - starts - 1`), so that a row holds pieces of two users at most.
+      length: T, slots in a row.
+      stride: Predictions in a row, in 1..length; None is `length`.
+      generator: Of the order and the first cut.
+
+    Returns:
+      pieces: Every training event is predicted once, except each user's first. Row after row.
+      counts: int64 [R], pieces in each row; R is the number of inputs over `stride`, rounded up.
+
+    Source: ours.
+    """
+    stride = length if stride is None else stride
+    order = generator.permutation(len(starts))
+    inputs = (ends - starts - 1)[order]
+    firsts, total = np.cumsum(inputs) - inputs, int(inputs.sum())
+    origin = int(generator.integers(total))
+    cuts = (origin + np.arange(0, total, stride)) % total
+    places = np.unique(np.concatenate([firsts, cuts]))
+    rows = (places - origin) % total // stride
+    by_row = np.argsort(rows, kind="stable")
+    users = np.searchsorted(firsts, places, side="right") - 1
+    begin, end = places - firsts[users], np.append(places[1:], total) - firsts[users]
+    context = np.minimum(begin, length - stride)
+    pieces = Pieces(
+        (starts[order][users] + begin - context)[by_row],
+        (end - begin + context).astype(np.int32)[by_row],
+        context.astype(np.int32)[by_row],
+    )
+    return pieces, np.bincount(rows)
 
 
 def every_prefix(starts: np.ndarray, ends: np.ndarray, length: int) -> Pieces:

@@ -83,7 +83,7 @@ class Evaluator:
           cutoffs: The ks of the metrics.
           padded_lengths: Widths of the batches, the last `max_length`; a batch takes the smallest
             that holds its histories, and a model compiles once for each. By default `max_length`,
-            and a half and a quarter of it where enough histories are that short.
+            and its half down to its sixteenth where enough histories are that short.
           item_block: Items scored at once; memory is `batch_size * item_block` floats.
           list_size: Length of the recommended lists behind coverage and popularity; 0 for neither.
           item_counts: [N + 1], training events of each item, for the popularity of what is

@@ -21,9 +21,9 @@ Encode = Callable[[Events], Float[Array, "B T D"]]
 
 
 def worthwhile_widths(lengths: Int[np.ndarray, " M"], max_length: int) -> list[int]:
-    """`max_length`, and its half and quarter where they spare enough slots a pass."""
+    """`max_length`, and its half, quarter, ... where they spare enough slots a pass."""
     widths = [max_length]
-    for part in (2, 4):
+    for part in (2, 4, 8, 16):
         width = -(-max_length // part)
         if (lengths <= width).sum() * (widths[-1] - width) >= SLOTS_WORTH_A_COMPILATION:
             widths.append(width)

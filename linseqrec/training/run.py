@@ -132,7 +132,9 @@ class Run:
             source.dataset,
             source.split,
             plan=data.plan,
-            length=data.length,
+            length=data.row_length(source.dataset),
+            stride=data.stride,
+            phase=data.phase,
             batch_size=data.batch_size,
             seed=training.seed,
             process_index=process_index,
@@ -243,7 +245,7 @@ class Run:
         """The evaluator of the validation or test targets, made when first asked for."""
         if split not in self._evaluators:
             config = self.experiment.evaluation
-            length = self.experiment.data.length
+            length = self.batches.length
             devices = 1 if self.mesh is None else self.mesh.shape[sharding.DATA]
             self._evaluators[split] = Evaluator(
                 self.source.dataset,

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
@@ -23,22 +23,30 @@ def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Fl
 
 
 def drop_path(
-    x: Float[Array, "B T D"], rate: float, key: PRNGKeyArray | None
+    x: Float[Array, "B T D"],
+    rate: float,
+    segment_ids: Int[Array, "B T"],
+    key: PRNGKeyArray | None,
 ) -> Float[Array, "B T D"]:
-    """Stochastic depth: drops a residual branch for whole rows (arXiv 1603.09382).
+    """Stochastic depth: drops a residual branch for whole segments (arXiv 1603.09382).
+
+    Each segment of a row draws by itself, so that packing does not tie users together.
 
     Args:
       x: The branch's output.
-      rate: Probability of dropping a row's branch, in [0, 1).
+      rate: Probability of dropping a segment's branch, in [0, 1).
+      segment_ids: In 1..T; 0 is padding, of which nothing is promised.
       key: Randomness; None (evaluation) returns `x`.
 
     Returns:
-      An array like `x`; rows that survive are scaled by 1 / (1 - rate).
+      An array like `x`; segments that survive are scaled by 1 / (1 - rate).
     """
     if key is None or rate == 0.0:
         return x
-    keep = _keep_mask(key, rate, (x.shape[0], 1, 1))
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+    # A row of T slots has at most T segments: segment s reads draw s - 1.
+    draws = _keep_mask(key, rate, segment_ids.shape)
+    keep = jnp.take_along_axis(draws, jnp.maximum(segment_ids - 1, 0), axis=1)
+    return jnp.where(keep[..., None], x / (1.0 - rate), 0).astype(x.dtype)
 
 
 def split_key(key: PRNGKeyArray | None, parts: int) -> list[PRNGKeyArray | None]:

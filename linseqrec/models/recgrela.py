@@ -57,7 +57,7 @@ class RecGRELAConfig:
       heads: Attention heads; they divide the width.
       num_layers: Blocks.
       dropout: Rate on the embeddings and in the feed-forward half.
-      drop_path: Rate at which a row skips a block's attention half.
+      drop_path: Rate at which a segment skips a block's attention half.
       causal: True (ours) sums over the past only and trains on every position; False is the
         released model: bidirectional, padding not masked, one target per row.
       selector: How the two branches are joined (see `RELA`).
@@ -256,6 +256,6 @@ class Block(nnx.Module):
         """Returns the block's output and its attention's state."""
         path_key, hidden_key, output_key = split_key(dropout_key, 3)
         mixed, state = self.attention(self.attention_norm(x), segment_ids, positions, state)
-        x = x + drop_path(mixed, self.config.drop_path, path_key)
+        x = x + drop_path(mixed, self.config.drop_path, segment_ids, path_key)
         fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
         return x + dropout(fed, self.config.dropout, output_key), state

@@ -151,11 +151,19 @@ class PersonalMarkov:
 
         score(j) = r (t[j] + prior n[j]) / sum over j of (t[j] + prior n[j]) + (1 - r) p[j]
 
-    A model of whole histories that stays below it recalls less than counting does. Where nobody
-    repeats, it is `Markov`. Source: ours.
+    A model that reads as much of each history and stays below it recalls less than counting does.
+    Where nobody repeats, it is `Markov`. Source: ours.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, *, last: int = 3, prior: float = 0.05):
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        *,
+        last: int = 3,
+        prior: float = 0.05,
+        max_length: int | None = None,
+    ):
         """Counts transitions, and repeats, among the training events.
 
         Args:
@@ -163,13 +171,17 @@ class PersonalMarkov:
           split: Says which of them train.
           last: How many of the last items speak.
           prior: What an occurrence weighs beside a transition.
+          max_length: The last events of a history that are counted; None counts all of them.
 
         Raises:
           ValueError: A setting out of its range.
         """
         if last < 1 or prior <= 0:
             raise ValueError(f"last and prior must be positive, got {last} and {prior}")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be positive, got {max_length}")
         self._dataset, self._last, self._prior = dataset, last, prior
+        self._max_length = max_length
         self._markov = Markov(dataset, split)
         train = training_events(dataset, split)
         items = np.asarray(dataset.items)[train].astype(np.int64)
@@ -182,6 +194,8 @@ class PersonalMarkov:
         num_slots = self._dataset.num_items + 1
         items = np.asarray(self._dataset.items)
         starts = np.asarray(self._dataset.offsets)[users]
+        if self._max_length is not None:
+            starts = np.maximum(starts, positions - self._max_length)
         lengths = positions - starts
         # Every event of every history, one after another: [sum of lengths].
         rows = np.repeat(np.arange(len(users)), lengths)

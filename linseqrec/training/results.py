@@ -49,6 +49,12 @@ def references(run: Run, split: SplitName) -> dict[str, EvaluationResult]:
     scorers["Markov"] = floors.Markov(dataset, division)
     scorers["Decayed Markov"] = floors.DecayedMarkov(dataset, division)
     scorers["Personal Markov"] = floors.PersonalMarkov(dataset, division)
+    length = run.batches.length
+    if (evaluator.lengths > length).any():
+        # What a model could count that reads no more than ours.
+        scorers[f"Personal Markov, last {length} events"] = floors.PersonalMarkov(
+            dataset, division, max_length=length
+        )
     if run.source.world is not None:
         scorers["Oracle"] = run.source.world.oracle_scores
     return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}

@@ -18,6 +18,7 @@ from absl import flags
 from launch import flags as launch_flags
 from launch.program import cache_compilations, run_program
 from linseqrec.config import flatten
+from linseqrec.evaluation.result import selected_by
 from linseqrec.evaluation.table import results_table
 from linseqrec.sharding import make_mesh
 from linseqrec.training import distributed
@@ -93,7 +94,8 @@ def main(argv: list[str]) -> None:
     if not distributed.is_first():
         return
     write_figures([workdir], workdir / "figures")
-    print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}\n")
+    print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}, ", end="")
+    print(f"selected by {selected_by(experiment.evaluation.filter_seen)}\n")
     print(results_table(results["test"]))
     print(f"written to {workdir}: results.json, metrics.jsonl, ranks/, figures/")
 

@@ -3,10 +3,24 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from linseqrec.evaluation.ranks import in_words
+
+SELECTION_METRIC = "NDCG@10"
+
+
+def selected_by(filter_seen: Sequence[str]) -> str:
+    """What selects a run's checkpoint, in words.
+
+    Args:
+      filter_seen: The run's filters of seen items; the first one selects.
+    """
+    return f"validation {SELECTION_METRIC}, seen items {in_words(filter_seen[0])}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,10 @@ from linseqrec.training import workdir
 MOST_DRAWN = len(figures.COLOURS)
 
 
-def drawn(configurations: Sequence[Configuration], metric: str) -> list[Configuration]:
-    """Those that a figure has room for: the best in validation, in the order given."""
+def drawn(configurations: Sequence[Configuration], metric: str, which: str) -> list[Configuration]:
+    """Those that a figure has room for: the best in validation under a filter, in their order."""
 
     def score(configuration: Configuration) -> float:
-        which = configuration.runs[0].protocol["filter_seen"][0]
         return float(
             np.mean(
                 [

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from linseqrec.evaluation.ranks import in_words
+from linseqrec.evaluation.result import selected_by
 from linseqrec.reports.comparisons import num_samples
 from linseqrec.reports.configurations import Configuration, differing_fields
 from linseqrec.reports.report import Report
@@ -24,7 +25,8 @@ def _results(report: Report) -> Iterator[str]:
     runs = [run for configuration in report.configurations for run in configuration.runs]
     yield (
         f"{len(report.configurations)} configurations, {len(runs)} runs. Mean ± standard deviation "
-        "over seeds (a single seed has none); floors have no seeds."
+        "over seeds (a single seed has none); floors have no seeds. The tables are in the order of "
+        f"test {report.metrics[0]}, seen items {in_words(report.filters[0])}. {_selection(report)}"
     )
     protocol = runs[0].protocol
     for which in report.filters:
@@ -46,6 +48,18 @@ def _results(report: Report) -> Iterator[str]:
             f"{protocol['candidates']} ({protocol['num_items']:,}) ranked, {protocol['ties']} ties."
         )
         yield _table(["configuration", "seeds", *report.metrics], rows, text_columns=1)
+
+
+def _selection(report: Report) -> str:
+    """What selected the checkpoints, by configuration where it was not the same for all."""
+    selected: dict[str, list[str]] = {}
+    for configuration in report.configurations:
+        how = selected_by(configuration.experiment.evaluation.filter_seen)
+        selected.setdefault(how, []).append(configuration.label)
+    if len(selected) == 1:
+        return f"Checkpoints are selected by {next(iter(selected))}."
+    each = (f"{how} ({', '.join(labels)})" for how, labels in selected.items())
+    return f"Checkpoints are selected by {'; '.join(each)}."
 
 
 def _mean_and_deviation(configuration: Configuration, which: str, metric: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from linseqrec.evaluation.figures import save_figure
 from linseqrec.evaluation.metrics import check_metric
+from linseqrec.evaluation.ranks import in_words
 from linseqrec.reports import figures
 from linseqrec.reports.markdown import markdown
 from linseqrec.reports.report import Report
@@ -28,12 +29,13 @@ def write_report(report: Report, folder: Path, *, drawn: str = "NDCG@10") -> lis
     """
     check_metric(drawn)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = figures.drawn(report.configurations, drawn)
+    shown = figures.drawn(report.configurations, drawn, report.filters[0])
     title = report.title
     if any(len(configuration.runs) > 1 for configuration in shown):
         title += "; means over seeds"
     if len(shown) < len(report.configurations):
-        title += f"; the {len(shown)} best of {len(report.configurations)} in validation"
+        title += f"; the {len(shown)} best of {len(report.configurations)} by validation {drawn}"
+        title += f", seen items {in_words(report.filters[0])}"
     pictures = {
         "learning_curves.png": figures.curves(shown, report.filters, drawn, title),
         "by_length.png": figures.by_length(shown, report.filters, drawn, f"{title}; test"),

@@ -11,15 +11,13 @@ import jax
 from tqdm import tqdm
 
 from linseqrec.data.requests import original_ids
-from linseqrec.evaluation.result import EvaluationResult
+from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
 from linseqrec.training import distributed, throughput, workdir
 from linseqrec.training.checkpoint import Checkpoints, Progress
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.profiler import Profiler
 from linseqrec.training.run import Run
 from linseqrec.training.step import TrainState
-
-SELECTION_METRIC = "NDCG@10"
 
 
 class NonFiniteError(RuntimeError):
@@ -223,7 +221,8 @@ def _report(run: Run, step: int, result: EvaluationResult, progress: Progress) -
         for name, metrics in result.metrics_by_filter.items()
     )
     epoch = step / run.batches.steps_per_epoch
-    tqdm.write(f"step {step} epoch {epoch:.1f} validation {scores}; best step {progress.best_step}")
+    best = f"best step {progress.best_step} by {selected_by(tuple(result.metrics_by_filter))}"
+    tqdm.write(f"step {step} epoch {epoch:.1f} validation {scores}; {best}")
 
 
 class Meter:

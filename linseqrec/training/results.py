@@ -9,7 +9,7 @@ from typing import Any
 from linseqrec.evaluation import figures, floors
 from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.ranks import in_words
-from linseqrec.evaluation.result import EvaluationResult
+from linseqrec.evaluation.result import EvaluationResult, selected_by
 from linseqrec.training import distributed, workdir
 from linseqrec.training.run import Run, SplitName
 from linseqrec.training.step import TrainState
@@ -83,6 +83,7 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
         "title": f"{run.experiment.name} on {data_title(run)}",
         "step": int(state.step),
         "epoch": int(state.step) / run.batches.steps_per_epoch,
+        "selected_by": selected_by(run.experiment.evaluation.filter_seen),
         "environment": workdir.environment(),
         "split": run.source.split.description,
     }

@@ -28,5 +28,5 @@ def get_config() -> Experiment:
             learning_rate=2e-3, schedule="cosine", final_fraction=0.05, warmup_steps=300
         ),
         training=TrainingConfig(num_epochs=30, evaluate_every=2),
-        evaluation=EvaluationConfig(filter_seen=("none", "all")),
+        evaluation=EvaluationConfig(filter_seen=("all", "none")),
     )

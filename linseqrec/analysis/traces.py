@@ -93,7 +93,7 @@ def _of_delta(mixer: nnx.Module, outputs: Any) -> list[MixerTrace]:
     calls, inputs = outputs["__call__"].get_value(), outputs["inputs"].get_value()
     own = {name: outputs[name].get_value() for name in ("coverage", "removal") if name in outputs}
     if isinstance(mixer, TemporalDeltaMixer) and mixer.spike_gate is not None:
-        own["spike"] = [share for share, _ in outputs["share"].get_value()]
+        own["spike"] = [jax.nn.sigmoid(write.spike) for write, _ in outputs["late"].get_value()]
     traces = []
     for index, ((first, *_), (_, state)) in enumerate(zip(inputs, calls, strict=True)):
         gates = {name: each[index] for name, each in own.items()}

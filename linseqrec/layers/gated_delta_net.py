@@ -99,15 +99,22 @@ class GatedDelta(nnx.Module):
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         past: Float[Array, "B W-1 E"] | None,
+        question: Float[Array, "B T D"] | None = None,
     ) -> tuple[
         Float[Array, "B T H K"],
         Float[Array, "B T H K"],
         Float[Array, "B T H V"],
         Float[Array, "B W-1 E"],
     ]:
-        """Queries and keys, not yet of unit length, values, and the convolution's state."""
-        mixed, convolution = self.convolution(self.query_key_value(x), segment_ids, past)
-        keys = self.heads * self.key_width
+        """Queries and keys, not yet of unit length, values, and the convolution's state.
+
+        Queries are those of `question`; None: of x, as keys and values are.
+        """
+        mixed, keys = self.query_key_value(x), self.heads * self.key_width
+        if question is not None:
+            asked = self.query_key_value(question)[..., :keys]
+            mixed = jnp.concatenate([asked, mixed[..., keys:]], axis=-1)
+        mixed, convolution = self.convolution(mixed, segment_ids, past)
         query, key, value = (
             part.reshape(*x.shape[:2], self.heads, -1)
             for part in jnp.split(mixed, [keys, 2 * keys], axis=-1)

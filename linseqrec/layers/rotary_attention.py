@@ -25,6 +25,9 @@ class RotaryAttention(nnx.Module):
     What it carries are the keys and values of the last `window - 1` events: a short window makes it
     the recent past's layer, a window as long as the histories makes it full causal attention with a
     cache of fixed capacity. A row that a window does not cut is computed as without one.
+
+    With `behind`, event t asks the `window` events up to t - behind, at their own positions and
+    times; where a history has none so old it reads 0.
     """
 
     def __init__(
@@ -33,12 +36,13 @@ class RotaryAttention(nnx.Module):
         heads: int,
         *,
         window: int,
+        behind: int = 0,
         timed: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Args: `window` is how many events one sees, itself included."""
-        self.heads, self.window = heads, window
+        """Args: `window` is how many events one sees, the last of them `behind` before it."""
+        self.heads, self.window, self.behind = heads, window, behind
         self.query_key_value = dense(width, 3 * width, dtype=dtype, rngs=rngs)
         self.output = dense(width, width, dtype=dtype, rngs=rngs)
         self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else None
@@ -58,9 +62,9 @@ class RotaryAttention(nnx.Module):
           segment_ids: One id from 1 per history; 0 is padding.
           positions: Positions for the rotation; a carried history's go on.
           gaps: Days since the event before, float32; where timed.
-          state: Keys (rotated) and values [B, window - 1, H, K] of the last events before each
-            row's first segment and, where timed, their seconds [B, window - 1] relative to the last
-            one; None is no past.
+          state: Keys (rotated) and values [B, window - 1 + behind, H, K] of the last events before
+            each row's first segment and, where timed, their seconds [B, window - 1 + behind]
+            relative to the last one; None is no past.
 
         Returns:
           The mixed values, and the state after each row's last segment.
@@ -70,7 +74,7 @@ class RotaryAttention(nnx.Module):
             part.reshape(shape) for part in jnp.split(self.query_key_value(x), 3, axis=-1)
         )
         query, key = rotary(query, positions), rotary(key, positions)
-        kept, own = self.window - 1, [key, value]
+        kept, own = self.window - 1 + self.behind, [key, value]
         if self.log_horizon is not None:
             assert gaps is not None, "timed attention reads gaps"
             # Seconds of each row's own clock: only differences within a history are read.
@@ -82,7 +86,13 @@ class RotaryAttention(nnx.Module):
         if self.log_horizon is not None:
             fading = Fading(seen[2], jnp.exp(-self.log_horizon[...]) / SECONDS_A_DAY)
         mixed = softmax_attention(
-            query, seen[0], seen[1], fading=fading, window=self.window, segment_ids=ids
+            query,
+            seen[0],
+            seen[1],
+            fading=fading,
+            window=self.window,
+            behind=self.behind,
+            segment_ids=ids,
         )
         state = last_slots(past, past_ids, kept)
         if self.log_horizon is not None:

@@ -1,7 +1,7 @@
 """TADN: a gated delta memory whose decay knows the time (HyTRec, arXiv 2602.18283)."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,33 @@ from linseqrec.layers.dense import gate_logits
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, unit
 from linseqrec.layers.time_gaps import initial_log_horizon, log_fading
 from linseqrec.ops.linear_attention import LinearAttentionState
+from linseqrec.ops.recent import Recent, delayed
 from linseqrec.ops.running_mean import running_mean
 
-Gate = Literal["write", "erase", "beta", "none"]
+Gate = Literal["write", "retention", "erase", "beta", "none"]
 
 # The least erase gate: it divides the values (see `TemporalDeltaMixer`).
 _LEAST_ERASE = 0.01
+# What the bias of a retention gate starts at: half of a memory is left after 280 events.
+_TRUST = 6.0
+
+
+class Write(NamedTuple):
+    """What an event does to the memory, before the gate and the time between events.
+
+    Attributes:
+      key: Of unit length, in the compute dtype.
+      value: In the compute dtype.
+      log_decay: float32, of the content alone.
+      beta: float32.
+      spike: float32, the logits of the gate s; None without a gate.
+    """
+
+    key: Float[Array, "B T H K"]
+    value: Float[Array, "B T H V"]
+    log_decay: Float[Array, "B T H"]
+    beta: Float[Array, "B T H"]
+    spike: Float[Array, "B T H"] | None
 
 
 @jax.tree_util.register_dataclass
@@ -29,11 +50,14 @@ class TemporalDeltaState:
       memory: [B, H, K, V], float32.
       convolution: The last `kernel - 1` inputs of the short convolution, [B, W - 1, 3 D].
       mean: Sum [B, 1, 1, D] and count [B, 1, 1] of the history's inputs; None without a gate.
+      pending: The last `delay` events' `Write`s, which the memory has still to take; None without a
+        delay.
     """
 
     memory: Float[Array, "B H K V"]
     convolution: Float[Array, "B W-1 E"]
     mean: LinearAttentionState | None
+    pending: Recent | None
 
 
 class TemporalDeltaMixer(GatedDelta):
@@ -54,15 +78,24 @@ class TemporalDeltaMixer(GatedDelta):
 
     The rule writes S += k (β v - β Sᵀk)ᵀ: β v is written, β Sᵀk erased. What `gate` weighs by s:
 
-        "write"   v <- s v: the write is s β, the erase β.
-        "erase"   the erase is s β, the write β. The rule has one β, so β <- s β and v <- v / s:
-                  a write without an erase cannot be said without a division. Hence s is kept away
-                  from 0: s = 0.01 + 0.99 σ(..).
-        "beta"    β <- s β: both.
-        "none"    nothing; there is no gate.
+        "write"      v <- s v: the write is s β, the erase β.
+        "retention"  α <- s α: how far the past is trusted, beside β, the write's strength.
+        "erase"      the erase is s β, the write β. The rule has one β, so β <- s β and v <- v / s:
+                     a write without an erase cannot be said without a division. Hence s is kept
+                     away from 0: s = 0.01 + 0.99 σ(..).
+        "beta"       β <- s β: both.
+        "none"       nothing; there is no gate.
 
     Δ is what the caller takes for the days since the event before (`gaps_taken`); without `timed`
     there is no T, and Δ is not read.
+
+    With `delay` the memory is so many events late: event t reads it as event t - delay left it,
+    faded until now. k, v, β, s and the decay by W_α are event j = t - delay's at the step that
+    writes it, Δ is event t's own, and so that the time from j to t counts too,
+    v <- exp(-(τ_t - τ_j) / T) v. The rule is linear in memory and values together, so this is
+    exactly exp(-(τ_t - τ_j) / T) times the memory that event j left without a delay. Of the last
+    `delay` events only the question enters: q, that is event t and the taps of the convolution
+    before it, and the output gate.
     """
 
     def __init__(
@@ -72,12 +105,13 @@ class TemporalDeltaMixer(GatedDelta):
         *,
         gate: Gate = "write",
         timed: bool = True,
+        delay: int = 0,
         kernel: int = 4,
         chunk_size: int = 64,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args: `heads` divide the width; `kernel` is the convolution's taps."""
+        """Args: `heads` divide the width; `kernel` is the convolution's taps; `delay` in events."""
         super().__init__(
             width,
             heads,
@@ -88,10 +122,12 @@ class TemporalDeltaMixer(GatedDelta):
             dtype=dtype,
             rngs=rngs,
         )
-        self.gate = gate
+        self.gate, self.delay = gate, delay
         self.spike_gate = (
             None if gate == "none" else gate_logits(2 * width, heads, bias=True, rngs=rngs)
         )
+        if gate == "retention":
+            self.spike_gate.bias = nnx.Param(jnp.full((heads,), _TRUST))
         self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else None
 
     def __call__(
@@ -100,21 +136,29 @@ class TemporalDeltaMixer(GatedDelta):
         segment_ids: Int[Array, "B T"],
         gaps: Float[Array, "B T"],
         state: TemporalDeltaState | None = None,
+        *,
+        question: Float[Array, "B T D"] | None = None,
+        age: Float[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], TemporalDeltaState]:
         """Mixes a row's events over time.
 
         Args:
-          x: Normalised inputs.
+          x: Normalised inputs: what the memory is written from.
           segment_ids: One id from 1 per history; 0 is padding.
           gaps: Days before each event, float32.
           state: The past of each row's first segment; None is no past.
+          question: Normalised inputs that q and the output gate are made of; None: x.
+          age: Days since the event `delay` before, float32; where timed and delayed.
 
         Returns:
           The mixed values, and the state after each row's last segment.
         """
-        inputs, convolution, mean = self.inputs(x, segment_ids, gaps, state)
+        inputs, convolution, mean, pending = self.inputs(
+            x, segment_ids, gaps, state, question=question, age=age
+        )
         output, memory = self.remember(inputs, segment_ids, None if state is None else state.memory)
-        return self.emit(output, x), TemporalDeltaState(memory, convolution, mean)
+        state = TemporalDeltaState(memory, convolution, mean, pending)
+        return self.emit(output, x if question is None else question), state
 
     def inputs(
         self,
@@ -122,49 +166,73 @@ class TemporalDeltaMixer(GatedDelta):
         segment_ids: Int[Array, "B T"],
         gaps: Float[Array, "B T"],
         state: TemporalDeltaState | None,
-    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"], LinearAttentionState | None]:
+        *,
+        question: Float[Array, "B T D"] | None = None,
+        age: Float[Array, "B T"] | None = None,
+    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"], LinearAttentionState | None, Recent | None]:
         """What goes into the rule, and the state of all but the memory, in its order."""
         query, key, value, convolution = self.project(
-            x, segment_ids, None if state is None else state.convolution
+            x, segment_ids, None if state is None else state.convolution, question
         )
-        log_decay, beta = self.gates(x)
+        spike, mean = self.spike_logits(x, segment_ids, None if state is None else state.mean)
+        write, pending = self.late(
+            Write(unit(key), value, *self.gates(x), spike),
+            segment_ids,
+            None if state is None else state.pending,
+        )
+        value, log_decay, beta = self._weigh(write)
         if self.log_horizon is not None:
             log_decay = log_decay + log_fading(gaps, self.log_horizon[...])
-        share, mean = self.share(x, segment_ids, None if state is None else state.mean)
-        value, beta = self._weigh(value, beta, share)
+            if self.delay:
+                assert age is not None, "a memory that is late and fades reads ages"
+                left = jnp.exp(log_fading(age, self.log_horizon[...]))
+                value = (left[..., None] * value).astype(value.dtype)
         query = unit(query) * self.key_width**-0.5
-        return DeltaInputs(query, unit(key), value, log_decay, beta), convolution, mean
+        inputs = DeltaInputs(query, write.key, value, log_decay, beta)
+        return inputs, convolution, mean, pending
 
-    def share(
+    def spike_logits(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         state: LinearAttentionState | None,
     ) -> tuple[Float[Array, "B T H"] | None, LinearAttentionState | None]:
-        """The gate s, and the sums that the next call's mean goes on from."""
+        """What s is the sigmoid of, and the sums that the next call's mean goes on from."""
         if self.spike_gate is None:
             return None, None
         mean, state = running_mean(x, segment_ids=segment_ids, initial_state=state)
-        return jax.nn.sigmoid(self.spike_gate(jnp.concatenate([x, x - mean], axis=-1))), state
+        return self.spike_gate(jnp.concatenate([x, x - mean], axis=-1)), state
+
+    def late(
+        self, write: Write, segment_ids: Int[Array, "B T"], pending: Recent | None
+    ) -> tuple[Write, Recent | None]:
+        """The writes of the events `delay` before, 0 where there are none; and the last ones."""
+        if not self.delay:
+            return write, None
+        return delayed(write, self.delay, segment_ids=segment_ids, recent=pending)
 
     def _weigh(
-        self, value: Float[Array, "B T H V"], beta: Float[Array, "B T H"], share: Array | None
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
-        """Values and β as the gate has them."""
-        if share is None:
-            return value, beta
+        self, write: Write
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], Float[Array, "B T H"]]:
+        """Values, the logarithm of α and β as the gate has them."""
+        value, log_decay, beta = write.value, write.log_decay, write.beta
+        if write.spike is None:
+            return value, log_decay, beta
+        if self.gate == "retention":
+            return value, log_decay + jax.nn.log_sigmoid(write.spike), beta
+        share = jax.nn.sigmoid(write.spike)
         if self.gate == "write":
-            return (share[..., None] * value).astype(value.dtype), beta
+            return (share[..., None] * value).astype(value.dtype), log_decay, beta
         if self.gate == "erase":
             share = _erase_share(share)
-            return (value / share[..., None]).astype(value.dtype), share * beta
-        return value, share * beta
+            return (value / share[..., None]).astype(value.dtype), log_decay, share * beta
+        return value, log_decay, share * beta
 
     def written(
         self, beta: Float[Array, "B T H"], share: Float[Array, "B T H"] | None
     ) -> Float[Array, "B T H"]:
         """How much of its value each event writes, of the β that the rule was given and s."""
-        if share is None or self.gate == "beta":
+        if share is None or self.gate in ("retention", "beta"):
             return beta
         return share * beta if self.gate == "write" else beta / _erase_share(share)
 

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.segments import at_last_event, segment_runs
+from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
+from linseqrec.ops.segments import at_last_event, keep, segment_runs
 
 # What stands for the time before an event: the days since the one before; the same in another order
 # or 1, its controls; or nothing.
@@ -98,8 +99,36 @@ def gaps_taken(
     return gaps if time == "gaps" else jnp.zeros_like(gaps)
 
 
+def days_since(
+    gaps: Float[Array, "B T"],
+    events: int,
+    *,
+    segment_ids: Int[Array, "B T"],
+    recent: Recent | None = None,
+) -> tuple[Float[Array, "B T"], Recent]:
+    """The days that have passed at each event since the one `events` before it.
+
+    They are sums of so many gaps, of which none is lost behind years of others, as it would be in a
+    difference of two sums over the row.
+
+    Args:
+      gaps: float32 [B, T], days before each event.
+      events: How far back; at least 1.
+      segment_ids: [B, T], 0 = padding; the events of one segment are contiguous.
+      recent: The last `events` gaps before the row's first segment; None is no past.
+
+    Returns:
+      float32 [B, T], 0 where a history is younger and at padding; and the last `events` gaps of the
+      row's last segment.
+    """
+    longer, ids = after_recent(gaps, segment_ids, recent, events)
+    _, same = slots_back(longer, ids, segment_ids, [events])
+    sums = jax.lax.reduce_window(longer, 0.0, jax.lax.add, (1, events), (1, 1), "valid")[:, 1:]
+    return keep(same[:, :, 0], sums), last_slots(longer, ids, events)
+
+
 def log_fading(gaps: Float[Array, "B T"], log_horizon: Float[Array, "H"]) -> Float[Array, "B T H"]:
-    """The logarithm of exp(-gap / T), what the days before an event leave of a memory.
+    """The logarithm of exp(-gap / T), what so many days leave of a memory.
 
     Args:
       gaps: float32 [B, T], days.

@@ -3,23 +3,36 @@
     x = Drop(√D E[items])
     short = blocks(x) of causal attention in windows that reach K events together, rotary positions
     long  = blocks(x) of [TADN × r, causal attention × s] repeated, "r:s" the ratio
-    long_t <- long_{t-K} within the history; a learned vector where t < K
     f = σ(W_f [long; short] + b_f);  z = LN(f ⊙ short + (1 - f) ⊙ long);  scores = z E^T
 
     per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(SwiGLU(RMSNorm(H)))
 
-TADN is `layers/temporal_delta.py`, attention `layers/rotary_attention.py`. The decomposition is
-exact at every position: for the prediction after event t, the short branch sees the events from
-t - K + 1 on, and the long branch those up to t - K. So a row trains on all of its positions, and
-the model streams: its state holds the layers' states and the last K outputs of the long branch.
+TADN is `layers/temporal_delta.py`, attention `layers/rotary_attention.py`. For the prediction after
+event t, the short branch sees the events from t - K + 1 on, and what the long branch remembers are
+the events up to t - K, exactly at every position. What it is asked is the field `question`:
+
+    "delayed"  the question of event t - K, that is the branch's own output of K events ago:
+                   long_t <- long_{t-K} within the history; a learned vector where t < K
+    "present"  that of event t, in each layer: mixers have a memory K events late, which fades with
+               the time up to now (`TemporalDeltaMixer`), or keys up to t - K. Of the last K events
+               there enter event t, by the residual, and the taps of the TADN layers' convolutions
+               before it, W - 1 events a layer.
+    "short"    that of the short branch: the long branch is a stream without delay, and one more
+               TADN layer reads a late memory of it, without a residual:
+                   long <- Drop(TADN(RMSNorm(long), question RMSNorm(short)))
+               The question is the short branch's output at event t, and at the W - 1 before it.
+
+Where the present asks, each branch is normed before the fusion: RMSNorm(long), RMSNorm(short).
+So a row trains on all of its positions, and the model streams: its state holds the layers' states
+and what K events have still to be heard of.
 
 Source: arXiv 2602.18283, of which the abstract was at hand and not the equations. From the paper:
 long-term preferences in a linear branch and the K most recent events in a softmax branch; the long
 branch's sparsely interleaved softmax layers, at best 3 to 1; that its linear layers decay over time
 and gate the past against the fresh signal. Ours: every equation, that is the windows that keep the
-short branch within K, the delay, the null vector, the fusion, the frame of blocks and norms, all of
-TADN's gates, rotary positions, and the bound `attention_window` on the interleaved layers, without
-which their cache would grow with the history.
+short branch within K, the delays, the null vector, the fusion, the frame of blocks and norms, all
+of TADN's gates, rotary positions, and the bound `attention_window` on the interleaved layers,
+without which their cache would grow with the history.
 
 The parameters by name, with i a block from 0, kernels [in, out]:
 
@@ -39,7 +52,10 @@ The parameters by name, with i a block from 0, kernels [in, out]:
     attention, long/i/mixer/ and short/i/mixer/:
       query_key_value/{kernel [D, 3D], bias}, output/{kernel [D, D], bias}
       log_horizon [H]                                    log T in days, where it is timed
-    null [D]                                             what the long branch says where t < K
+    null [D]                                             "delayed": the long branch where t < K
+    reading/{memory_norm,question_norm}/scale            "short": RMSNorm of the layer's two inputs
+    reading/mixer/                                       its TADN, as above
+    {long,short}_norm/scale                              not "delayed": RMSNorm before the fusion
     fusion/{kernel [2D, D], bias}                        W_f of [long; short], b_f
     norm/{scale,bias}                                    LN
 """
@@ -61,13 +77,15 @@ from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.rotary_attention import RotaryAttention
 from linseqrec.layers.swiglu import SwiGLU
-from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer
-from linseqrec.layers.time_gaps import Time, gaps_in_days, gaps_taken
+from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer, TemporalDeltaState
+from linseqrec.layers.time_gaps import Time, days_since, gaps_in_days, gaps_taken
 from linseqrec.models.encoding import Encoding
 from linseqrec.ops.recent import Recent, delayed
 
 # A block's: `TemporalDeltaState` of TADN, `Recent` of softmax attention, None before any event.
 BlockState = Any
+
+Question = Literal["delayed", "present", "short"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +100,14 @@ class HyTRecConfig:
       num_layers: The long branch's blocks, a multiple of the ratio's sum.
       ratio: "r:s", TADN blocks to softmax blocks of the long branch, in that order: "3:1", "7:1",
         "1:1", "1:0", "0:1".
-      attention_window: The most events, the current one included, that the long branch's softmax
+      attention_window: The most events, the last one included, that the long branch's softmax
         blocks see: full causal attention for histories up to it, and the size of their cache.
+      question: What the long branch is asked, of its events up to t - K: "delayed", the question of
+        event t - K; "present", that of event t, in each layer; "short", the short branch's output,
+        in one more layer that reads the long branch (see the module's docstring).
       branches: "both"; "short" or "long" alone, without fusion, for the ablation. The long branch
-        alone stays K events behind; with `short_events=0` it is a plain stack over all events.
+        alone stays K events behind; with `short_events=0` it is a plain stack over all events,
+        whatever the question.
       gate: What TADN's write gate weighs (see `TemporalDeltaMixer`).
       time: What the decay takes for the days between events: "gaps" themselves; "positions" 1 at
         every event; "shuffled" the gaps of each history in another order (see `shuffled_gaps`),
@@ -106,6 +128,7 @@ class HyTRecConfig:
     num_layers: int = 4
     ratio: str = "3:1"
     attention_window: int = 1024
+    question: Question = "delayed"
     branches: Literal["both", "long", "short"] = "both"
     gate: Gate = "write"
     time: Time = "gaps"
@@ -136,6 +159,11 @@ class HyTRecConfig:
             raise ConfigError(
                 f"short_events {self.short_events} must be at least 1; 0 is for branches='long'"
             )
+        if self.branches == "long" and self.question == "short" and self.short_events:
+            raise ConfigError(
+                "question='short' needs the short branch, which branches='long' has not: set "
+                "short_events=0, or another question"
+            )
         if self.time == "none" and self.timed_attention:
             raise ConfigError("timed_attention=True fades nothing with time='none'")
         if self.time in ("shuffled", "positions") and not self.reads_time:
@@ -144,7 +172,7 @@ class HyTRecConfig:
                 f"ratio={self.ratio!r} no block reads the time, unless timed_attention=True"
             )
         long, short = self.block_windows()
-        if self.gate != "write" and None not in long:
+        if self.gate != "write" and None not in long and not self.reads_long:
             raise ConfigError(
                 f"gate={self.gate!r} changes nothing: with branches={self.branches!r} and "
                 f"ratio={self.ratio!r} there is no TADN block"
@@ -156,15 +184,31 @@ class HyTRecConfig:
             )
 
     @property
-    def delays(self) -> bool:
-        """Whether the long branch stays behind, so that there is a time when it says nothing."""
-        return self.branches != "short" and self.short_events > 0
+    def answers_late(self) -> bool:
+        """Whether the long branch's output is delayed, so that at first it says nothing."""
+        return self.question == "delayed" and self.branches != "short" and self.short_events > 0
+
+    @property
+    def delay(self) -> int:
+        """By how many events the memory in each of the long branch's layers is late."""
+        return self.short_events if self.question == "present" else 0
+
+    @property
+    def reads_long(self) -> bool:
+        """Whether there is a layer in which the short branch asks the long one."""
+        return self.question == "short" and self.branches == "both"
 
     @property
     def reads_time(self) -> bool:
         """Whether any block's memory fades with the time between events."""
         long, _ = self.block_windows()
-        return self.time != "none" and (None in long or self.timed_attention)
+        return self.time != "none" and (None in long or self.reads_long or self.timed_attention)
+
+    @property
+    def reads_age(self) -> bool:
+        """Whether a late memory fades with the time that it is late."""
+        long, _ = self.block_windows()
+        return self.time != "none" and (self.reads_long or (self.delay > 0 and None in long))
 
     @property
     def reads_timestamps(self) -> list[str]:
@@ -204,14 +248,18 @@ class HyTRecState:
     Attributes:
       long: One state a block of the long branch; empty without the branch.
       short: One state a block of the short branch; empty without the branch.
-      delay: The last K outputs of the long branch, [B, K, D]; None without it.
+      reading: Of the layer in which the short branch asks; None without it.
+      delay: The last K outputs of the long branch, [B, K, D], where its answer is late; else None.
+      gaps: The last K gaps in days, [B, K], where a late memory fades; else None.
       length: int32 [B], events so far: the position of the next one.
       last_timestamp: int32 [B], seconds; -1 where no event came before.
     """
 
     long: list[BlockState]
     short: list[BlockState]
+    reading: TemporalDeltaState | None
     delay: Recent | None
+    gaps: Recent | None
     length: Int[Array, "B"]
     last_timestamp: Int[Array, "B"]
 
@@ -231,10 +279,16 @@ class HyTRec(nnx.Module):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         long, short = config.block_windows()
-        self.long = nnx.List([Block(config, window, rngs=rngs) for window in long])
+        self.long = nnx.List(
+            [Block(config, window, delay=config.delay, rngs=rngs) for window in long]
+        )
         self.short = nnx.List([Block(config, window, rngs=rngs) for window in short])
-        if config.delays:
+        if config.answers_late:
             self.null = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
+        self.reading = Reading(config, rngs=rngs) if config.reads_long else None
+        normed = config.branches == "both" and config.question != "delayed"
+        make = lambda: rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)  # noqa: E731
+        self.long_norm, self.short_norm = (make(), make()) if normed else (None, None)
         self.fusion = (
             dense(2 * width, width, dtype=dtype, rngs=rngs) if config.branches == "both" else None
         )
@@ -264,7 +318,7 @@ class HyTRec(nnx.Module):
         """
         if state is not None and self.config.time == "shuffled":
             raise ValueError("HyTRec with time='shuffled' reads whole rows: it carries no state")
-        embedding_key, long_key, short_key = split_key(dropout_key, 3)
+        embedding_key, long_key, short_key, reading_key = split_key(dropout_key, 4)
         x = self.embedding(events.items) * self.config.width**0.5
         x = self.request_time.enter(x, events)
         x = dropout(x, self.config.dropout, embedding_key)
@@ -272,11 +326,19 @@ class HyTRec(nnx.Module):
             events.timestamps, events.segment_ids, None if state is None else state.last_timestamp
         )
         gaps = gaps_taken(self.config.time, gaps, events.segment_ids)
+        age, last_gaps = None, None
+        if self.config.reads_age:
+            age, last_gaps = days_since(
+                gaps,
+                self.config.short_events,
+                segment_ids=events.segment_ids,
+                recent=None if state is None else state.gaps,
+            )
         long_past, short_past = (None, None) if state is None else (state.long, state.short)
-        long, long_states = _through(self.long, x, events, gaps, long_past, long_key)
-        short, short_states = _through(self.short, x, events, gaps, short_past, short_key)
-        delay = None
-        if self.config.delays:
+        long, long_states = _through(self.long, x, events, gaps, age, long_past, long_key)
+        short, short_states = _through(self.short, x, events, gaps, None, short_past, short_key)
+        delay, reading = None, None
+        if self.config.answers_late:
             long, delay = delayed(
                 long,
                 self.config.short_events,
@@ -284,6 +346,13 @@ class HyTRec(nnx.Module):
                 segment_ids=events.segment_ids,
                 recent=None if state is None else state.delay,
             )
+        if self.reading is not None:
+            past = None if state is None else state.reading
+            long, reading = self.reading(
+                long, short, events, gaps, age, past, dropout_key=reading_key
+            )
+        if self.long_norm is not None and self.short_norm is not None:
+            long, short = self.long_norm(long), self.short_norm(short)
         if self.fusion is not None:
             fusion = jax.nn.sigmoid(self.fusion(jnp.concatenate([long, short], axis=-1)))
             fused = fusion * short + (1 - fusion) * long
@@ -293,7 +362,9 @@ class HyTRec(nnx.Module):
         if self.config.time == "shuffled":
             return Encoding(hidden, {}, None)
         length = history_lengths(events, None if state is None else state.length)
-        state = HyTRecState(long_states, short_states, delay, length, last_timestamp)
+        state = HyTRecState(
+            long_states, short_states, reading, delay, last_gaps, length, last_timestamp
+        )
         return Encoding(hidden, {}, state)
 
     def item_table(self) -> Float[Array, "N+1 D"]:
@@ -304,26 +375,18 @@ class HyTRec(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm block: TADN (`window=None`) or softmax attention, then SwiGLU."""
 
-    def __init__(self, config: HyTRecConfig, window: int | None, *, rngs: nnx.Rngs):
+    def __init__(self, config: HyTRecConfig, window: int | None, *, delay: int = 0, rngs: nnx.Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.rate = config.dropout
         self.mixer_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.mixer = (
-            TemporalDeltaMixer(
-                width,
-                config.heads,
-                gate=config.gate,
-                timed=config.time != "none",
-                kernel=config.kernel,
-                chunk_size=config.chunk_size,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            _temporal_delta(config, delay, rngs=rngs)
             if window is None
             else RotaryAttention(
                 width,
                 config.heads,
                 window=window,
+                behind=delay,
                 timed=config.timed_attention,
                 dtype=dtype,
                 rngs=rngs,
@@ -339,6 +402,7 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         events: Events,
         gaps: Float[Array, "B T"],
+        age: Float[Array, "B T"] | None,
         state: BlockState,
         *,
         dropout_key: PRNGKeyArray | None,
@@ -347,7 +411,7 @@ class Block(nnx.Module):
         mixer_key, hidden_key, output_key = split_key(dropout_key, 3)
         h, ids = self.mixer_norm(x), events.segment_ids
         if isinstance(self.mixer, TemporalDeltaMixer):
-            mixed, state = self.mixer(h, ids, gaps, state)
+            mixed, state = self.mixer(h, ids, gaps, state, age=age)
         else:
             mixed, state = self.mixer(h, ids, events.positions, gaps, state)
         x = x + dropout(mixed, self.rate, mixer_key)
@@ -355,11 +419,60 @@ class Block(nnx.Module):
         return x + dropout(fed, self.rate, output_key), state
 
 
+class Reading(nnx.Module):
+    """The layer in which the short branch asks a memory of the long branch's states up to t - K."""
+
+    def __init__(self, config: HyTRecConfig, *, rngs: nnx.Rngs):
+        self.rate = config.dropout
+        make = lambda: rms_norm(  # noqa: E731
+            config.width, epsilon=1e-6, dtype=jnp.dtype(config.dtype), rngs=rngs
+        )
+        self.memory_norm, self.question_norm = make(), make()
+        self.mixer = _temporal_delta(config, config.short_events, rngs=rngs)
+
+    def __call__(
+        self,
+        long: Float[Array, "B T D"],
+        short: Float[Array, "B T D"],
+        events: Events,
+        gaps: Float[Array, "B T"],
+        age: Float[Array, "B T"] | None,
+        state: TemporalDeltaState | None,
+        *,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], TemporalDeltaState]:
+        """Returns what the short branch reads, 0 where t < K, and the mixer's state."""
+        mixed, state = self.mixer(
+            self.memory_norm(long),
+            events.segment_ids,
+            gaps,
+            state,
+            question=self.question_norm(short),
+            age=age,
+        )
+        return dropout(mixed, self.rate, dropout_key), state
+
+
+def _temporal_delta(config: HyTRecConfig, delay: int, *, rngs: nnx.Rngs) -> TemporalDeltaMixer:
+    return TemporalDeltaMixer(
+        config.width,
+        config.heads,
+        gate=config.gate,
+        timed=config.time != "none",
+        delay=delay,
+        kernel=config.kernel,
+        chunk_size=config.chunk_size,
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+    )
+
+
 def _through(
     blocks: nnx.List,
     x: Float[Array, "B T D"],
     events: Events,
     gaps: Float[Array, "B T"],
+    age: Float[Array, "B T"] | None,
     past: list[BlockState] | None,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "B T D"], list[BlockState]]:
@@ -367,6 +480,6 @@ def _through(
     past = [None] * len(blocks) if past is None else past
     states = []
     for block, before, own in zip(blocks, past, split_key(key, len(blocks)), strict=True):
-        x, after = block(x, events, gaps, before, dropout_key=own)
+        x, after = block(x, events, gaps, age, before, dropout_key=own)
         states.append(after)
     return x, states

@@ -94,11 +94,11 @@ def last_slots(values: Any, segment_ids: Int[Array, "B S+T"], slots: int) -> Rec
 
 
 def slots_back(
-    longer: Float[Array, "B S+T D"],
+    longer: Any,
     ids: Int[Array, "B S+T"],
     segment_ids: Int[Array, "B T"],
     slots: Sequence[int],
-) -> tuple[Float[Array, "B T W D"], Bool[Array, "B T W"]]:
+) -> tuple[Any, Bool[Array, "B T W"]]:
     """What stands so many slots before each slot of a row.
 
     Args:
@@ -108,36 +108,41 @@ def slots_back(
       slots: How far back, W numbers from 0 to S.
 
     Returns:
-      The values [B, T, W, D], and where they are of the same history as the slot's own event.
+      The values [B, T, W, ...], and where they are of the same history as the slot's own event.
     """
     runs, time = segment_runs(ids), segment_ids.shape[1]
     kept = ids.shape[1] - time
     back = lambda x: jnp.stack([x[:, kept - n : kept - n + time] for n in slots], axis=2)  # noqa: E731
     same = (back(ids) > 0) & (segment_ids > 0)[..., None] & (back(runs) == runs[:, kept:, None])
-    return back(longer), same
+    return jax.tree.map(back, longer), same
 
 
 def delayed(
-    x: Float[Array, "B T D"],
+    x: Any,
     events: int,
-    fill: Float[Array, "D"],
+    fill: Float[Array, "D"] | None = None,
     *,
     segment_ids: Int[Array, "B T"],
     recent: Recent | None = None,
-) -> tuple[Float[Array, "B T D"], Recent]:
+) -> tuple[Any, Recent]:
     """Shifts each segment to the right: y_t = x_{t - events}, within t's own segment.
 
     Args:
-      x: [B, T, D].
+      x: [B, T, ...] or a pytree of such.
       events: By how many; 0 or more.
-      fill: [D], what stands where a history is younger; also at padding.
+      fill: [D], what stands where a history is younger; also at padding. None: 0.
       segment_ids: [B, T], 0 = padding.
       recent: The last `events` inputs before the row's first segment; None is no past.
 
     Returns:
-      y [B, T, D] in x's dtype, and the last `events` inputs of the row's last segment.
+      y like x, and the last `events` inputs of the row's last segment.
     """
     longer, ids = after_recent(x, segment_ids, recent, events)
     before, same = slots_back(longer, ids, segment_ids, [events])
-    y = jnp.where(same, before[:, :, 0], fill.astype(x.dtype))
-    return y, last_slots(longer, ids, events)
+
+    def late(before: Shaped[Array, "B T 1 ..."]) -> Shaped[Array, "B T ..."]:
+        if fill is None:
+            return keep(same[:, :, 0], before[:, :, 0])
+        return jnp.where(same, before[:, :, 0], fill.astype(before.dtype))
+
+    return jax.tree.map(late, before), last_slots(longer, ids, events)

@@ -59,6 +59,7 @@ def softmax_attention(
     fading: Fading | None = None,
     causal: bool = True,
     window: int | None = None,
+    behind: int = 0,
     segment_ids: Int[Array, "B S"] | None = None,
     implementation: Implementation | None = None,
     scale: float | None = None,
@@ -66,9 +67,9 @@ def softmax_attention(
 ) -> Float[Array, "B T H V"]:
     """Averages values with weights softmax(scale <q_t, k_s> - faded) over the slots s t may see.
 
-    Those are the slots of t's own segment, up to t where causal, and from t - window + 1 on where
-    there is a window. Source: arXiv 1706.03762. Memory slots, if given, stand beside those in the
-    same softmax, each query's own.
+    Those are the slots of t's own segment, up to t - behind where causal, and `window` of them
+    where there is a window. Source: arXiv 1706.03762. Memory slots, if given, stand beside those in
+    the same softmax, each query's own. A query that sees no slot at all reads 0.
 
     Args:
       query: [B, T, H, K], any float dtype.
@@ -79,7 +80,9 @@ def softmax_attention(
       fading: What the scores lose with the keys' age, in float32 (float64 for float64). None:
         nothing.
       causal: Whether slots after t are hidden.
-      window: How many slots t sees, itself included; causal only. None: all.
+      window: How many slots t sees, from t - behind - window + 1 to t - behind; causal only. None:
+        all.
+      behind: How many slots the last one that t sees stands before t; causal only.
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
       implementation: None picks: "banded" where a window is shorter than T, else "blockwise".
         "blockwise" takes a block of queries at a time, "banded" (window only) shows each block no
@@ -93,21 +96,27 @@ def softmax_attention(
       [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.
 
     Raises:
-      ValueError: shapes that do not match, a window that is not causal or not positive, an unknown
-        implementation, "banded" without a window, or "dense" with memory slots.
+      ValueError: shapes that do not match, a window that is not causal or not positive, slots
+        behind that are not causal or negative, an unknown implementation, "banded" without a
+        window, or "dense" with memory slots.
     """
     _check_shapes(query, key, value, fading, segment_ids)
     _check_memory(query, value, memory)
     time, past = query.shape[1], key.shape[1] - query.shape[1]
     if window is not None and (not causal or window < 1):
         raise ValueError(f"a window is causal and at least 1, got {window} with causal={causal}")
+    if behind < 0 or (behind and not causal):
+        raise ValueError(
+            f"behind is at least 0, and 0 without causal=True; got {behind} with causal={causal}"
+        )
+    reach = None if window is None else window + behind
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     if implementation is None:
-        implementation = "banded" if window is not None and window < time else "blockwise"
+        implementation = "banded" if reach is not None and reach < time else "blockwise"
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
-    # Padding makes up a run of its own, 0: it may see itself, so that no softmax is empty.
+    # Padding makes up a run of its own, 0; what it reads is set to 0 at the end.
     runs = jnp.ones_like(key, shape=key.shape[:2], dtype=jnp.int32)
     if segment_ids is not None:
         real = segment_ids > 0
@@ -119,21 +128,25 @@ def softmax_attention(
             memory = memory._replace(slots=keep(real, memory.slots))
     if implementation == "blockwise":
         output = _blockwise(
-            query, key, value, memory, fading, runs, causal, window, scale, block_size
+            query, key, value, memory, fading, runs, causal, reach, behind, scale, block_size
         )
     elif implementation == "banded":
-        if window is None:
+        if reach is None:
             raise ValueError("implementation 'banded' needs a window")
-        window = min(window, key.shape[1])
-        output = _banded(query, key, value, memory, fading, runs, window, scale, block_size)
+        reach = min(reach, key.shape[1])
+        output = _banded(query, key, value, memory, fading, runs, reach, behind, scale, block_size)
     elif implementation == "dense":
         if memory is not None:
             raise ValueError("implementation 'dense' takes no memory slots")
-        output = _dense(query, key, value, fading, runs, causal, window, scale)
+        output = _dense(query, key, value, fading, runs, causal, reach, behind, scale)
     else:
         raise ValueError(
             f"implementation {implementation!r}: choose None, 'blockwise', 'banded' or 'dense'"
         )
+    if behind and memory is None:
+        # A softmax over nothing is one over all slots alike.
+        sees = jnp.pad(runs, ((0, 0), (behind, 0)), constant_values=-1)[:, past : past + time]
+        output = keep(sees == runs[:, past:], output)
     return output if segment_ids is None else keep(real, output)
 
 
@@ -188,15 +201,16 @@ def _visible(
     query_runs: Int[Array, "B Tq"],
     key_runs: Int[Array, "B Tk"],
     causal: bool,
-    window: int | None,
+    reach: int | None,
+    behind: int,
 ) -> Bool[Array, "B 1 Tq Tk"]:
-    """Which key each query sees."""
+    """Which key each query sees: those from `behind` slots before it on, and less than `reach`."""
     visible = query_runs[:, :, None] == key_runs[:, None, :]
     distance = query_slots[:, None] - key_slots[None, :]
     if causal:
-        visible = visible & (distance >= 0)
-    if window is not None:
-        visible = visible & (distance < window)
+        visible = visible & (distance >= behind)
+    if reach is not None:
+        visible = visible & (distance < reach)
     return visible[:, None]
 
 
@@ -273,7 +287,8 @@ def _blockwise(
     fading: Fading | None,
     runs: Int[Array, "B S"],
     causal: bool,
-    window: int | None,
+    reach: int | None,
+    behind: int,
     scale: float,
     block_size: int,
 ) -> Float[Array, "B T H V"]:
@@ -307,7 +322,7 @@ def _blockwise(
         ) -> Array:
             query, query_runs, slots, memory_slots, times = block
             key_slots = jnp.arange(keys.shape[2])
-            visible = _visible(slots, key_slots, query_runs, key_runs, causal, window)
+            visible = _visible(slots, key_slots, query_runs, key_runs, causal, reach, behind)
             own = _with_slots(memory, memory_slots)
             return _attend(query, keys, values, own, fades, times, visible, scale)
 
@@ -324,19 +339,20 @@ def _banded(
     memory: MemorySlots | None,
     fading: Fading | None,
     runs: Int[Array, "B S"],
-    window: int,
+    reach: int,
+    behind: int,
     scale: float,
     block_size: int,
 ) -> Float[Array, "B T H V"]:
-    """Spans of four windows or more, or the row, each behind the window - 1 slots before it.
+    """Spans of four reaches or more, or the row, each behind the reach - 1 slots before it.
 
     A loop slides one block of queries along all spans at once, over the keys that the block
-    reaches. So a query meets fewer than window + block_size keys, and what the gradient of a step's
-    slices costs is bounded by the window, not by T.
+    reaches. So a query meets fewer than reach + block_size keys, and what the gradient of a step's
+    slices costs is bounded by the reach, not by T.
     """
     time = query.shape[1]
     size = min(block_size, time)
-    count = max(1, time // max(4 * window, size))
+    count = max(1, time // max(4 * reach, size))
     length = -(-time // (count * size)) * size
 
     def in_spans(x: Array, axis: int, halo: int = 0, fill: int = 0) -> Array:
@@ -355,7 +371,7 @@ def _banded(
         # Batch first: a batch that is divided over devices stays so.
         return jnp.swapaxes(spans, 0, 1).reshape(-1, *spans.shape[2:])
 
-    halo = window - 1
+    halo = reach - 1
     queries = _to_blocks(in_spans(jnp.swapaxes(query, 1, 2), 2), size, 2)
     keys, values = (in_spans(jnp.swapaxes(x, 1, 2), 2, halo) for x in (key, value))
     all_times = None if fading is None else in_spans(fading.times, 1, halo)
@@ -367,7 +383,9 @@ def _banded(
         seen = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, halo + size, axis)  # noqa: E731
         key_runs = seen(all_runs, 1)
         key_slots = jnp.arange(-halo, size)
-        visible = _visible(key_slots[halo:], key_slots, key_runs[:, halo:], key_runs, True, window)
+        visible = _visible(
+            key_slots[halo:], key_slots, key_runs[:, halo:], key_runs, True, reach, behind
+        )
         fades, times = None, None
         if fading is not None:
             fades = fading._replace(times=seen(all_times, 1))
@@ -388,12 +406,13 @@ def _dense(
     fading: Fading | None,
     runs: Int[Array, "B S"],
     causal: bool,
-    window: int | None,
+    reach: int | None,
+    behind: int,
     scale: float,
 ) -> Float[Array, "B T H V"]:
     slots = jnp.arange(key.shape[1])
     past = key.shape[1] - query.shape[1]
-    visible = _visible(slots[past:], slots, runs[:, past:], runs, causal, window)
+    visible = _visible(slots[past:], slots, runs[:, past:], runs, causal, reach, behind)
     bias = None
     if fading is not None:
         dtype = jnp.promote_types(query.dtype, jnp.float32)

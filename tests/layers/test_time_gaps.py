@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from linseqrec.layers.time_gaps import gaps_in_days, shuffled_gaps
+from linseqrec.layers.time_gaps import days_since, gaps_in_days, shuffled_gaps
 from tests.ops.layouts import LAYOUT
 
 DAY = 86_400
@@ -85,3 +85,31 @@ def test_shuffling_depends_on_positions_only():
     packed = np.zeros(ids.shape, np.float32)
     packed[0, 6:15] = gaps[0]
     np.testing.assert_array_equal(shuffled_gaps(packed, ids)[0, 6:15], alone)
+
+
+@pytest.mark.parametrize("events", [1, 3, 6, 25])
+def test_days_since_an_earlier_event_are_differences_of_times(events):
+    """In packed rows, in two parts of a history, and as exact behind years of others as alone."""
+    times = random_times(LAYOUT)
+    gaps, _ = gaps_in_days(times, LAYOUT)
+    days, recent = days_since(gaps, events, segment_ids=LAYOUT)
+    expected = np.zeros(LAYOUT.shape)
+    for b, ids in enumerate(LAYOUT):
+        for t in range(events, len(ids)):
+            if ids[t] and ids[t] == ids[t - events]:
+                expected[b, t] = (int(times[b, t]) - int(times[b, t - events])) / DAY
+    np.testing.assert_allclose(days, expected, rtol=1e-6)
+    first, carried = days_since(gaps[:, :8], events, segment_ids=LAYOUT[:, :8])
+    # Rows whose history goes on across the cut.
+    going = np.flatnonzero((LAYOUT[:, 7] == LAYOUT[:, 8]) & (LAYOUT[:, 8] > 0))
+    second, last = days_since(gaps[:, 8:], events, segment_ids=LAYOUT[:, 8:], recent=carried)
+    for row in going:
+        np.testing.assert_allclose(first[row], expected[row, :8], rtol=1e-6)
+        own = LAYOUT[row, 8:] == LAYOUT[row, 8]
+        np.testing.assert_allclose(second[row][own], expected[row, 8:][own], rtol=1e-6)
+        np.testing.assert_allclose(last.values[row], recent.values[row], rtol=1e-6)
+    assert len(going) > 1
+    years = np.concatenate([np.full((5, 6), 3650.0, np.float32), gaps], axis=1)
+    behind = np.concatenate([np.full((5, 6), 9), LAYOUT], axis=1)
+    later, _ = days_since(years, events, segment_ids=behind)
+    np.testing.assert_array_equal(later[:, 6:], days)

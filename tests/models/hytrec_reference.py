@@ -18,14 +18,20 @@ def hytrec(config, p, items, seconds):
             assert len(array) == config.feed_forward * config.width
     x = np.sqrt(config.width) * p["embedding/table"][items].astype(np.float64)
     linear, softmax = map(int, config.ratio.split(":"))
+    late = config.short_events
+    delay = late if config.question == "present" else 0
     long = x
     for i in range(config.num_layers):
         name = f"long/{i}"
         if i % (linear + softmax) < linear:
-            mixer = lambda h, n=name: temporal_delta(config, p, f"{n}/mixer", h, seconds)  # noqa: E731
+            mixer = lambda h, n=name: temporal_delta(  # noqa: E731
+                config, p, f"{n}/mixer", h, seconds, delay=delay
+            )
         else:
             most = config.attention_window
-            mixer = lambda h, n=name, w=most: attention(config, p, f"{n}/mixer", h, w, seconds)  # noqa: E731
+            mixer = lambda h, n=name, w=most: attention(  # noqa: E731
+                config, p, f"{n}/mixer", h, w, seconds, behind=delay
+            )
         long = block(p, name, long, mixer)
     short, left = x, config.short_events - 1
     for i in range(config.short_layers):
@@ -39,10 +45,23 @@ def hytrec(config, p, items, seconds):
             short,
             lambda h, n=name, w=window: attention(config, p, f"{n}/mixer", h, w, seconds),
         )
+    if config.question == "delayed":
+        long = np.array([p["null"] if t < late else long[t - late] for t in range(time)])
+    else:
+        if config.question == "short":
+            long = temporal_delta(
+                config,
+                p,
+                "reading/mixer",
+                rms(p, "reading/memory_norm", long, 1e-6),
+                seconds,
+                delay=late,
+                question=rms(p, "reading/question_norm", short, 1e-6),
+            )
+        long, short = rms(p, "long_norm", long, 1e-6), rms(p, "short_norm", short, 1e-6)
     hidden = np.zeros((time, config.width))
     for t in range(time):
-        past = t - config.short_events
-        l = p["null"] if past < 0 else long[past]  # noqa: E741
+        l = long[t]  # noqa: E741
         f = sigmoid(dense(p, "fusion", np.concatenate([l, short[t]])))
         z = f * short[t] + (1 - f) * l
         z = (z - z.mean()) / np.sqrt(z.var() + 1e-6)
@@ -58,7 +77,7 @@ def block(p, name, x, mixer):
     return x + dense(p, f"{name}/feed_forward/contract", inner)
 
 
-def attention(config, p, name, x, window, seconds):
+def attention(config, p, name, x, window, seconds, behind=0):
     q, k, v = np.split(dense(p, f"{name}/query_key_value", x), 3, axis=-1)
     output = np.zeros_like(v)
     days = np.asarray(seconds, np.int64) / DAY
@@ -67,8 +86,8 @@ def attention(config, p, name, x, window, seconds):
         scores = (rotated_q @ rotated_k.conj().T).real / np.sqrt(len(head))
         if config.timed_attention:
             scores -= (days[:, None] - days) / np.exp(p[f"{name}/log_horizon"][h])
-        for t in range(len(x)):
-            seen = slice(max(0, t - window + 1), t + 1)
+        for t in range(behind, len(x)):
+            seen = slice(max(0, t - behind - window + 1), t - behind + 1)
             weights = np.exp(scores[t, seen] - scores[t, seen].max())
             output[t, head] = weights / weights.sum() @ v[seen, head]
     return dense(p, f"{name}/output", output)
@@ -81,9 +100,15 @@ def turn(x):
     return pairs * np.exp(1j * np.arange(len(x))[:, None] * rates)
 
 
-def temporal_delta(config, p, name, x, seconds):
-    """TADN; `config` needs heads, gate and time."""
+def temporal_delta(config, p, name, x, seconds, delay=0, question=None):
+    """TADN; `config` needs heads, gate and time.
+
+    With a delay event t reads the memory that event t - delay left, faded over the time between.
+    """
+    question = x if question is None else question
     mixed = dense(p, f"{name}/query_key_value", x)
+    asked = dense(p, f"{name}/query_key_value", question)
+    mixed = np.concatenate([asked[:, : x.shape[1]], mixed[:, x.shape[1] :]], axis=1)
     taps = p[f"{name}/convolution/weight"]
     mixed = silu(
         np.array(
@@ -97,10 +122,12 @@ def temporal_delta(config, p, name, x, seconds):
     log_decay = -np.exp(p[f"{name}/log_rate"]) * np.log1p(
         np.exp(dense(p, f"{name}/decay_gate", x) + p[f"{name}/step_bias"])
     )
+    fading = np.zeros_like(log_decay)
     if config.time != "none":
         gaps = np.diff(np.asarray(seconds, np.int64), prepend=seconds[0]) / DAY
         gaps = np.clip(gaps, 0, 3650) if config.time == "gaps" else np.ones(len(x))
-        log_decay = log_decay - gaps[:, None] / np.exp(p[f"{name}/log_horizon"])
+        fading = -gaps[:, None] / np.exp(p[f"{name}/log_horizon"])
+    log_decay = log_decay + fading
     share = np.ones_like(beta)
     if config.gate != "none":
         means = np.array([x[: t + 1].mean(0) for t in range(len(x))])
@@ -112,18 +139,24 @@ def temporal_delta(config, p, name, x, seconds):
         erase = (0.01 + 0.99 * share) * beta
     if config.gate == "beta":
         erase = share * beta
+    if config.gate == "retention":
+        log_decay = log_decay + np.log(share)
 
     output = np.zeros_like(x)
     for h, part in enumerate(np.split(np.arange(x.shape[1]), config.heads)):
         q, k, v = (array[:, part] for array in np.split(mixed, 3, axis=-1))
         q, k = (y / np.sqrt((y**2).sum(-1, keepdims=True) + 1e-6) for y in (q, k))
-        memory = np.zeros((len(part), len(part)))
+        memories, memory = [], np.zeros((len(part), len(part)))
         for t in range(len(x)):
             memory = memory * np.exp(log_decay[t, h])
             change = write[t, h] * v[t] - erase[t, h] * (memory.T @ k[t])
             memory = memory + np.outer(k[t], change)
-            output[t, part] = rms(p, f"{name}/norm", memory.T @ q[t] / np.sqrt(len(part)), 1e-5)
-    gated = output * silu(dense(p, f"{name}/output_gate", x))
+            memories.append(memory)
+        for t in range(delay, len(x)):
+            left = np.exp(fading[t - delay + 1 : t + 1, h].sum())
+            read = left * memories[t - delay].T @ q[t] / np.sqrt(len(part))
+            output[t, part] = rms(p, f"{name}/norm", read, 1e-5)
+    gated = output * silu(dense(p, f"{name}/output_gate", question))
     return dense(p, f"{name}/output", gated)
 
 

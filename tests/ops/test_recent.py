@@ -65,6 +65,18 @@ def test_the_delay_is_each_historys_own_and_goes_on(events, before):
     np.testing.assert_array_equal(after.length[empty], recent.length[empty])
 
 
+def test_several_arrays_are_delayed_alike_and_0_stands_where_nothing_was():
+    x, ids = random_rows(), LAYOUT
+    several = {"scalar": x[..., 0], "matrix": np.stack([x, -x], axis=-1), "none": None}
+    y, recent = jit(lambda x: delayed(x, 3, segment_ids=ids))(several)
+    expected = np.where(by_loops(x, ids, 3, [[]] * ROWS) == FILL, 0, by_loops(x, ids, 3, [[]] * 5))
+    np.testing.assert_array_equal(y["scalar"], expected[..., 0])
+    np.testing.assert_array_equal(y["matrix"], np.stack([expected, -expected], axis=-1))
+    alone = delayed(x, 3, FILL, segment_ids=ids)[1]
+    np.testing.assert_array_equal(recent.values["matrix"][..., 0], alone.values)
+    np.testing.assert_array_equal(recent.length, alone.length)
+
+
 def test_a_state_of_another_size_is_refused():
     recent = last_slots(*after_recent(random_rows(), LAYOUT, None, 4), 4)
     with pytest.raises(ValueError, match="3 slots are kept, but the state has 4"):

@@ -18,7 +18,8 @@ SCALE = 0.9  # unlike the default: scores large enough that a wrong one shows
 TIMES = np.cumsum(np.random.default_rng(4).integers(1, 500, LAYOUT.shape), axis=1, dtype=np.int32)
 
 # Implementation, block size, window, causal: ten blocks in four parts, one block, windows within a
-# block, of exactly one block, in two spans, and longer than the row.
+# block, of exactly one block, in two spans, and longer than the row. Last, how many slots behind,
+# where not 0: fewer than a segment has, and more.
 FORMS = [
     ("dense", 64, None, True),
     ("dense", 64, None, False),
@@ -33,6 +34,13 @@ FORMS = [
     ("banded", 1, 4, True),
     ("banded", 64, 6, True),
     ("banded", 1, 50, True),
+    ("dense", 64, None, True, 2),
+    ("dense", 64, 3, True, 1),
+    ("blockwise", 4, None, True, 3),
+    ("blockwise", 4, 3, True, 5),
+    ("banded", 2, 3, True, 2),
+    ("banded", 5, 1, True, 8),
+    ("banded", 1, 50, True, 1),
 ]
 
 
@@ -62,7 +70,7 @@ def times_of(form):
 
 @partial(jax.jit, static_argnames="form")
 def apply(form, inputs, segment_ids=None):
-    implementation, block_size, window, causal = form
+    implementation, block_size, window, causal, behind = parts(form)
     inputs = dict(inputs)
     rate = inputs.pop("rate", None)
     return softmax_attention(
@@ -73,13 +81,19 @@ def apply(form, inputs, segment_ids=None):
         block_size=block_size,
         window=window,
         causal=causal,
+        behind=behind,
         scale=SCALE,
     )
 
 
+def parts(form):
+    return (*form, 0)[:5]
+
+
 def sees(form, ids, t, s):
-    _, _, window, causal = form
-    return ids[t] == ids[s] != 0 and (not causal or s <= t) and (window is None or t - s < window)
+    _, _, window, causal, behind = parts(form)
+    last = t - behind
+    return ids[t] == ids[s] != 0 and (not causal or s <= last) and (not window or last - s < window)
 
 
 def by_loops(form, inputs, segment_ids):
@@ -91,7 +105,7 @@ def by_loops(form, inputs, segment_ids):
     for b, ids in enumerate(segment_ids):
         for t in np.flatnonzero(ids):
             seen = [s for s in range(len(ids)) if sees(form, ids, t, s)]
-            for h in range(q.shape[2]):
+            for h in range(q.shape[2]) if seen else ():
                 scores = SCALE * np.array([q[b, t, h] @ k[b, s, h] for s in seen])
                 if rate[h]:
                     scores -= rate[h] * (times[b, t] - times[b, seen])
@@ -182,6 +196,9 @@ GRADIENTS = [
     ("banded", 2, 2, True),
     ("banded", 5, 3, True),
     ("banded", 1, 4, True),
+    ("dense", 64, None, True, 2),
+    ("blockwise", 4, None, True, 3),
+    ("banded", 2, 3, True, 2),
 ]
 
 
@@ -214,15 +231,17 @@ def test_bfloat16(form):
 
 @in_all([form for form in FORMS if form[3]])
 def test_nothing_reads_the_future_nor_beyond_the_window(form):
-    inputs, window = random_inputs(), form[2]
+    inputs, (_, _, window, _, behind) = random_inputs(), parts(form)
+    # A query that sees one slot reads its value, whatever it asks.
+    names = ("key", "value") if behind else ("query", "key", "value")
     before = np.asarray(apply(form, inputs))
     for t in range(SLOTS):
         changed = {name: array.copy() for name, array in inputs.items()}
-        for array in (changed[name] for name in ("query", "key", "value")):
+        for array in (changed[name] for name in names):
             array[:, t] += np.arange(1, 1 + array[0, t].size).reshape(array[0, t].shape)
         differs = np.any(np.asarray(apply(form, changed)) != before, axis=(0, 2, 3))
-        reach = SLOTS if window is None else min(t + window, SLOTS)
-        expected = (np.arange(SLOTS) >= t) & (np.arange(SLOTS) < reach)
+        after = np.arange(SLOTS) - t - behind
+        expected = (after >= 0) & (after < (window or SLOTS))
         np.testing.assert_array_equal(differs, expected)
 
 
@@ -368,6 +387,8 @@ def test_refuses_what_does_not_fit():
     for wrong, message in [
         ({"window": 0}, "window"),
         ({"window": 3, "causal": False}, "window"),
+        ({"behind": -1}, "behind is at least 0"),
+        ({"behind": 1, "causal": False}, "behind is at least 0, and 0 without causal=True"),
         ({"implementation": "banded"}, "needs a window"),
         ({"implementation": "flash"}, "'flash'"),
         ({"block_size": 0}, "block_size"),

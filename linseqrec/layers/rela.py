@@ -42,6 +42,17 @@ class RELA(nnx.Module):
     `selector="silu"` adds the two branches and lets G choose (the published form);
     `"convex"` (ours, for the gated rank selector of the latest abstract) mixes them with a learned
     gate g = σ(W_s x + b_s) first: g ⊙ o + (1 − g) ⊙ S.
+
+    The released form sums the denominator over all N slots of a row. A past event therefore weighs
+    about 1/N, however short the history is, and o says how often something happened. The causal
+    form sums over the events up to m: o is a running mean, which says how large a share it had.
+    `denominator_events=N` (ours) gives the causal form the released denominator. It counts the
+    N − m slots that the history has not filled yet, each with the features φ(0) = 1:
+
+        o_m = Σ_{n≤m} ⟨q̃_m, k̃_n⟩ v_n / (Σ_{n≤m} ⟨φ(q_m), φ(k_n)⟩ + max(N − m, 0) ⟨φ(q_m), 1⟩ + ε)
+
+    with m = 1 for a history's first event. In the released code such a slot holds the padding
+    item's own key. From event N on, o is the running mean again.
     """
 
     def __init__(
@@ -57,6 +68,7 @@ class RELA(nnx.Module):
         rotation: bool = True,
         value_projection: bool = False,
         kernel: int = 4,
+        denominator_events: int | None = None,
         epsilon: float = 1e-6,
         deviation: float | None = None,
         dtype: jnp.dtype = jnp.float32,
@@ -65,6 +77,7 @@ class RELA(nnx.Module):
         """Args: `deviation` is that of fresh kernels (see `dense`)."""
         self.width, self.heads, self.causal = width, heads, causal
         self.epsilon, self.rotation, self.dtype = epsilon, rotation, dtype
+        self.denominator_events = denominator_events
         make = lambda outputs: dense(  # noqa: E731
             width, outputs, deviation=deviation, dtype=dtype, rngs=rngs
         )
@@ -89,7 +102,7 @@ class RELA(nnx.Module):
           x: Normalised inputs.
           segment_ids: One id from 1 per history; 0 is padding. The released form (`causal=False`)
             does not look at them: it sums over every slot.
-          positions: Positions for the rotation.
+          positions: Positions within the history, from 0: for the rotation and the denominator.
           state: The past of each row's first segment; None is no past. Causal form only.
 
         Returns:
@@ -123,6 +136,9 @@ class RELA(nnx.Module):
         value = mixed if self.value is None else self.value(mixed)
         # The released code divides by the number of slots throughout, so its ε counts once a slot.
         epsilon = self.epsilon if self.causal else self.epsilon * mixed.shape[1]
+        if self.denominator_events is not None:
+            unfilled = jnp.maximum(self.denominator_events - 1 - positions, 0)
+            epsilon += unfilled[..., None] * jnp.sum(query, axis=-1, dtype=jnp.float32)
         attended, after = linear_attention(
             rotated_query,
             rotated_key,

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields
+from linseqrec.config_checks import ConfigError, check_fields, require
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.dense import layer_norm
 from linseqrec.layers.dropout import drop_path, dropout, split_key
@@ -68,6 +68,9 @@ class RecGRELAConfig:
         sinusoids) are added to the embeddings in its stead.
       value_projection: Whether the values are projected once more (published: no).
       max_length: The longest row that learned positions can serve.
+      denominator_events: Events over which the causal form's attention averages, whatever the
+        history's length (ours, see `RELA`); None divides by the weights of the events so far. 200
+        is the released form's row.
       epsilon: Of the attention's denominator, and, `norm_epsilon`, of the layer norms.
       norm_epsilon: See `epsilon`.
       dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
@@ -86,6 +89,7 @@ class RecGRELAConfig:
     positions: Literal["rotary", "none", "learned", "absolute"] = "rotary"
     value_projection: bool = False
     max_length: int = 200
+    denominator_events: int | None = None
     epsilon: float = 1e-6
     norm_epsilon: float = 1e-12
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -99,6 +103,13 @@ class RecGRELAConfig:
             )
         if self.selector == "convex" and not self.shortcut:
             raise ConfigError("selector 'convex' mixes in the shortcut: it needs shortcut=True")
+        events = self.denominator_events
+        require(
+            events is None or (self.causal and events >= 1),
+            "denominator_events",
+            events,
+            "None, or at least 1 with causal=True (the released form sums all slots of a row)",
+        )
 
     @property
     def longest_row(self) -> int | None:
@@ -227,6 +238,7 @@ class Block(nnx.Module):
             shortcut=config.shortcut,
             rotation=config.positions == "rotary",
             value_projection=config.value_projection,
+            denominator_events=config.denominator_events,
             epsilon=config.epsilon,
             deviation=config.deviation,
             dtype=dtype,

@@ -56,7 +56,7 @@ def linear_attention(
     denominator_key: Float[Array, "B T H Kd"] | None = None,
     causal: bool = True,
     segment_ids: Int[Array, "B T"] | None = None,
-    epsilon: float = 1e-6,
+    epsilon: float | Float[Array, "B T H"] = 1e-6,
     initial_state: LinearAttentionState | None = None,
     implementation: Implementation | None = None,
     chunk_size: int = 64,
@@ -79,8 +79,8 @@ def linear_attention(
       causal: False sums over the whole segment, later slots included.
       segment_ids: [B, T], 0 = padding. None: every slot of a row is of one segment, padding
         included (which is what the released RecGRELA does, with causal=False).
-      epsilon: Added to the denominator. The released RecGRELA adds 1e-6 to a mean over T slots:
-        1e-6 * T here.
+      epsilon: Added to the denominator, one number or [B, T, H]. The released RecGRELA adds 1e-6 to
+        a mean over T slots: 1e-6 * T here.
       initial_state: The sums over what went before, for the first segment of the row. None: zeros.
       implementation: None picks: "full" where not causal, else "recurrent" for T = 1 and "chunked"
         beyond. "recurrent" is the definition, a step at a time; "chunked" scans over chunks and
@@ -98,6 +98,10 @@ def linear_attention(
     """
     x = _Features(query, key, value, denominator_query, denominator_key)
     _check_shapes(x, segment_ids)
+    if jnp.ndim(epsilon) and jnp.shape(epsilon) != query.shape[:3]:
+        raise ValueError(
+            f"epsilon must be a number or [B, T, H] = {query.shape[:3]}, got {jnp.shape(epsilon)}"
+        )
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     implementation = _pick(implementation, causal, query.shape[1])

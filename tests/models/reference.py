@@ -155,6 +155,10 @@ def rela(config, arrays, name, h, positions, visible):
         scores = np.einsum("bmd,bnd->bmn", turned(q)[..., head], turned(k)[..., head])
         if config.causal:
             norms = np.einsum("bmd,bnd,bmn->bm", q[..., head], k[..., head], visible)
+            if config.denominator_events is not None:
+                # Every history fills N slots: those that it has not reached hold a key of 0.
+                empty = np.maximum(config.denominator_events - visible.sum(-1), 0)
+                norms = norms + empty * (q[..., head] @ elu_plus_one(np.zeros(len(head))))
             numerator = np.einsum("bmn,bmn,bnd->bmd", scores, visible, v[..., head])
         else:
             # As the released code has it: K and V over the root of N, the mean key below.

@@ -12,9 +12,10 @@ from flax import nnx
 from linseqrec.config import ConfigError, Experiment
 from linseqrec.data.source import DataConfig
 from linseqrec.layers import feed_forward
+from linseqrec.layers.rela import RELA
 from linseqrec.models import recgrela
 from linseqrec.models.recgrela import RecGRELAConfig
-from linseqrec.models.weights import parameter_arrays
+from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models import reference
 from tests.models.reference import (
     assert_states_equal,
@@ -95,6 +96,42 @@ def test_the_logits_are_the_equations(config):
     assert_logits(model, reference.recgrela(config, arrays, events), events, where)
 
 
+@pytest.mark.parametrize("events", [5, 12, 200])
+def test_a_fixed_denominator_counts_the_slots_that_a_history_has_not_filled(events):
+    """5 and 12 slots are filled within the row of 20; 200 never are."""
+    config = dataclasses.replace(SMALL, denominator_events=events)
+    model, arrays = random_model(config)
+    batch = ragged()
+    expected = reference.recgrela(config, arrays, batch)
+    assert_logits(model, expected, batch, batch.items > 0)
+    without = reference.recgrela(SMALL, arrays, batch)
+    young = (batch.items > 0) & (batch.positions < events - 1)
+    assert (np.abs(expected - without)[young].max(-1) > 1e-3).all()
+
+
+def test_a_fixed_denominator_divides_as_the_released_form_does():
+    """Where padding holds a key of 0 the released form's last event has the same attention."""
+    history, time = random_histories([7])[0], 20
+    padded = make_events([[history]], time)
+    table = np.random.default_rng(0).normal(size=(time, SMALL.width)).astype(np.float32)
+    x = table * (padded.segment_ids[0] > 0)[:, None]
+    outputs = {}
+    for causal in (True, False):
+        layer = RELA(
+            SMALL.width,
+            SMALL.heads,
+            causal=causal,
+            denominator_events=time if causal else None,
+            shortcut=False,
+            rngs=nnx.Rngs(0),
+        )
+        arrays = reference.randomise(layer)
+        # Without biases a slot of zeros has the key and the value 0.
+        load_parameters(layer, {k: v * (not k.endswith("bias")) for k, v in arrays.items()})
+        outputs[causal], _ = layer(x[None], padded.segment_ids, padded.positions)
+    np.testing.assert_allclose(outputs[True][0, 6], outputs[False][0, 6], atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_published_setting_has_the_published_number_of_parameters(causal):
     make = lambda: RecGRELAConfig(causal=causal).build(3_416, rngs=nnx.Rngs(0))  # noqa: E731
@@ -127,6 +164,8 @@ def test_each_switch_changes_what_it_names(causal, switch):
         (dict(width=18), "width 18 must be even and a multiple of heads 4"),
         (dict(width=15, heads=3), "width 15 must be even"),
         (dict(selector="convex", shortcut=False), "needs shortcut=True"),
+        (dict(denominator_events=0), "denominator_events is 0: it must be None, or at least 1"),
+        (dict(denominator_events=9, causal=False), "denominator_events is 9.*causal=True"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(wrong, message):
@@ -232,6 +271,7 @@ def test_dropout_stands_where_the_equations_have_it(monkeypatch):
 
 STREAMING = {
     "published": SMALL,
+    "fixed denominator": dataclasses.replace(SMALL, denominator_events=12),
     "learned positions, no shortcut": dataclasses.replace(
         SMALL, positions="learned", shortcut=False
     ),

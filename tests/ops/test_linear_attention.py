@@ -63,7 +63,7 @@ def apply(form, inputs, segment_ids=None, initial_state=None):
     )
 
 
-def by_loops(inputs, segment_ids=None, state=None, *, causal=True):
+def by_loops(inputs, segment_ids=None, state=None, *, causal=True, epsilon=EPSILON):
     """The definition, a slot at a time in float64."""
     x = {name: np.asarray(array, np.float64) for name, array in inputs.items()}
     batch, time, heads, _ = x["query"].shape
@@ -71,6 +71,7 @@ def by_loops(inputs, segment_ids=None, state=None, *, causal=True):
     if segment_ids is None:
         segment_ids = np.ones((batch, time), int)
     output = np.zeros(x["value"].shape)
+    epsilon = np.broadcast_to(np.float64(epsilon), (batch, time, heads))
     shape = (batch, heads, x["key"].shape[-1], x["value"].shape[-1])
     final = (np.zeros(shape), np.zeros((batch, heads, key_of.shape[-1])))
     if state is not None:
@@ -79,7 +80,7 @@ def by_loops(inputs, segment_ids=None, state=None, *, causal=True):
         ids = segment_ids[b]
         for h in range(heads):
             for m in np.flatnonzero(ids):
-                numerator, denominator = np.zeros(x["value"].shape[-1]), EPSILON
+                numerator, denominator = np.zeros(x["value"].shape[-1]), epsilon[b, m, h]
                 if state is not None and ids[m] == ids[ids > 0][0]:
                     numerator = x["query"][b, m, h] @ np.float64(state[0][b, h])
                     denominator += query_of[b, m, h] @ np.float64(state[1][b, h])
@@ -156,6 +157,23 @@ def test_equals_the_definition_without_segments(form, time, separate):
     assert_close(output, expected, 1e-5)
     for actual, wanted in zip(final, expected_final, strict=True):
         assert_close(actual, wanted, 1e-5)
+
+
+@in_all(FORMS)
+def test_epsilon_may_be_one_number_a_reading(form):
+    inputs, (implementation, chunk_size) = random_inputs(*LAYOUT.shape), form
+    epsilon = np.random.default_rng(2).uniform(1, 9, (*LAYOUT.shape, HEADS)).astype(np.float32)
+    causal = implementation != "full"
+    output, _ = linear_attention(
+        **inputs,
+        segment_ids=LAYOUT,
+        epsilon=epsilon,
+        causal=causal,
+        implementation=implementation,
+        chunk_size=chunk_size,
+    )
+    expected, _ = by_loops(inputs, LAYOUT, causal=causal, epsilon=epsilon)
+    assert_close(output, expected, 1e-5)
 
 
 @partial(jax.jit, static_argnames="form")
@@ -346,3 +364,5 @@ def test_refuses_what_does_not_fit():
         linear_attention(**inputs, initial_state=random_state(3))
     with pytest.raises(ValueError, match="chunk_size"):
         linear_attention(**inputs, chunk_size=0)
+    with pytest.raises(ValueError, match="epsilon"):
+        linear_attention(**inputs, epsilon=np.ones(6))

@@ -135,10 +135,11 @@ class RELA(nnx.Module):
         query, key, rotated_query, rotated_key = self.features(mixed, positions)
         value = mixed if self.value is None else self.value(mixed)
         # The released code divides by the number of slots throughout, so its ε counts once a slot.
-        epsilon = self.epsilon if self.causal else self.epsilon * mixed.shape[1]
+        slots = 1 if self.causal else mixed.shape[1]
+        epsilon: float | Array = self.epsilon * slots
         if self.denominator_events is not None:
             unfilled = jnp.maximum(self.denominator_events - 1 - positions, 0)
-            epsilon += unfilled[..., None] * jnp.sum(query, axis=-1, dtype=jnp.float32)
+            epsilon = epsilon + unfilled[..., None] * jnp.sum(query, axis=-1, dtype=jnp.float32)
         attended, after = linear_attention(
             rotated_query,
             rotated_key,

@@ -34,7 +34,10 @@ def stop_at(monkeypatch, run, step):
     monkeypatch.setitem(run.__dict__, "train_step", stopping)
 
 
-def test_a_stopped_run_ends_as_an_unbroken_one(experiment, make_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("plan", ["packed", "prefixes"])
+def test_a_stopped_run_ends_as_an_unbroken_one(experiment, make_run, tmp_path, monkeypatch, plan):
+    data = dataclasses.replace(experiment.data, plan=plan, batch_size=8 if plan == "packed" else 32)
+    experiment = dataclasses.replace(experiment, data=data)
     whole = make_run(experiment)
     expected, best = train(whole, tmp_path / "whole")
 

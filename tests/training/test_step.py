@@ -72,6 +72,22 @@ def test_accumulation_equals_the_whole_batch(experiment, make_run, parts):
         np.testing.assert_allclose(second, first, atol=2e-5)
 
 
+def test_prefixes_train_a_causal_model_on_the_gradient_of_windows(experiment, make_run):
+    """Where no history is longer than a row each target has the same context under both plans."""
+    model = {"dropout": 0.0, "drop_path": 0.0, "denominator_events": 12}
+    one_batch = {"length": 20, "batch_size": 512}
+    windows = make_run(experiment, model=model, data=one_batch | {"plan": "windows"})
+    prefixes = make_run(experiment, model=model, data=one_batch | {"plan": "prefixes"})
+    assert windows.batches.steps_per_epoch == prefixes.batches.steps_per_epoch == 1
+    assert prefixes.batches.rows_per_epoch > 5 * windows.batches.rows_per_epoch
+    one, one_metrics = windows.train_step(windows.initial_state(), windows.batches[0])
+    many, many_metrics = prefixes.train_step(prefixes.initial_state(), prefixes.batches[0])
+    for name in ("loss", "gradient_norm", "update_norm", "targets"):
+        np.testing.assert_allclose(many_metrics[name], one_metrics[name], rtol=1e-5)
+    for first, second in zip(leaves(one.params), leaves(many.params), strict=True):
+        np.testing.assert_allclose(second, first, atol=2e-5)
+
+
 def test_non_finite_gradient_changes_nothing_and_halts(experiment, make_run):
     run = make_run(experiment)
     state, _ = run.train_step(run.initial_state(), run.batches[0])

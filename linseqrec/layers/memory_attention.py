@@ -72,7 +72,7 @@ class MemoryAttention(nnx.Module):
         self.convolution = (
             None if kernel is None else ShortConvolution(3 * width, kernel, bias=False, rngs=rngs)
         )
-        if self.convolution is not None:
+        if self.convolution is not None and kernel is not None:
             self.convolution.weight[...] = lookup_taps(kernel, *sizes)
         self.memory_key_value = None if slot_width is None else make(slot_width, 2 * width)
         self.output = make(width, width)

@@ -44,16 +44,24 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+TOLD = [f"{name}, told" for name in MODELS if name not in ("recgrela convex", "recgrela learned")]
+READ_TIMES = ("hytrec", "hytrec timed", "sinkrec")
+
+
+@pytest.fixture(scope="module", params=[*MODELS, *TOLD])
 def encode(request):
-    """A model as a function from rows of histories to hidden states, weights drawn wide."""
-    model = MODELS[request.param].build(NUM_ITEMS, rngs=nnx.Rngs(0))
+    """A model as a function from rows of histories to hidden states, weights drawn wide.
+
+    A model that is told request times reads the next event's time, and a day after the last event.
+    """
+    name, told = request.param.removesuffix(", told"), request.param in TOLD
+    model = MODELS[name].build(NUM_ITEMS, rngs=nnx.Rngs(0), request_time=told)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     # At the initial scale of 0.02 a leak would hide below the tolerance.
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype(p.dtype), params)
     forward = jax.jit(lambda events: nnx.merge(graphdef, params, rest)(events).hidden)
-    return lambda events: np.asarray(forward(events))
+    return lambda events: np.asarray(forward(asked(events) if told else events))
 
 
 def events(*rows):
@@ -66,15 +74,26 @@ def events(*rows):
             item += [0] if history is None else list(history)
             segment += [0 if history is None else index + 1] * length
             position += [0] if history is None else list(range(length))
-            # Gaps of hours to weeks, years after the neighbour before, noise at padding.
+            # Gaps of hours to weeks, and noise at padding. A history begins at the same time
+            # wherever it stands, years from its neighbours.
             hours = np.cumsum([2 ** (1 + 5 * slot % 8) for slot in range(length)])
-            time += list((index + 1) * 10**8 + 3600 * hours)
+            time += list((1 + 2 * length % 7) * 10**8 + 3600 * hours)
         items.append(item)
         times.append(time)
         segments.append(segment)
         positions.append(position)
     fields = [np.array(field, np.int32) for field in (items, times, segments, positions)]
     return Events(*fields)
+
+
+def asked(rows):
+    """Rows with request times, unless they have some."""
+    if rows.request_times is not None:
+        return rows
+    ids, times = rows.segment_ids, rows.timestamps
+    goes_on = np.pad(ids[:, 1:] == ids[:, :-1], ((0, 0), (0, 1)))
+    requests = np.where(goes_on, np.roll(times, -1, axis=1), times + 86_400)
+    return dataclasses.replace(rows, request_times=requests.astype(np.int32))
 
 
 def history(length, seed):
@@ -95,11 +114,27 @@ def test_future_times_are_not_read(encode, request):
     one = events([history(17, 0)])
     times = one.timestamps.copy()
     times[0, 9:] += 30 * 86_400
+    # Request times stay as they are.
+    one = asked(one)
     first, second = encode(one), encode(dataclasses.replace(one, timestamps=times))
     np.testing.assert_array_equal(first[0, :9], second[0, :9])
     difference = np.abs(first[0, 9:] - second[0, 9:]).max(axis=1)
-    if request.node.callspec.params["encode"] in ("hytrec", "hytrec timed", "sinkrec"):
+    if request.node.callspec.params["encode"] in (*READ_TIMES, *TOLD):
         assert difference.max() > 1e-4
+    else:
+        assert difference.max() == 0
+
+
+def test_a_request_is_told_to_its_own_event_and_later_ones_only(encode, request):
+    """An hour later at event 9: models that are told none do not see it at all."""
+    one = asked(events([history(17, 0)]))
+    times = one.request_times.copy()
+    times[0, 9] += 3_600
+    first, second = encode(one), encode(dataclasses.replace(one, request_times=times))
+    np.testing.assert_array_equal(first[0, :9], second[0, :9])
+    difference = np.abs(first[0, 9:] - second[0, 9:]).max(axis=1)
+    if request.node.callspec.params["encode"] in TOLD:
+        assert difference[0] > 1e-3 and difference[1] > 1e-4
     else:
         assert difference.max() == 0
 

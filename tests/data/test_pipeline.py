@@ -128,6 +128,22 @@ def test_packed_rows_predict_what_single_windows_do(stride):
 
 
 @pytest.mark.parametrize("plan", PLANS)
+def test_a_request_comes_at_the_time_of_the_next_event(plan):
+    dataset, split = make([3, 40, 9, 1, 0, 2, 17])
+    options = dict(plan=plan, length=7, batch_size=4, seed=0)
+    hidden = training_batches(dataset, split, **options)
+    known = training_batches(dataset, split, **options, request_times=True)
+    for step in range(known.steps_per_epoch):
+        events = known[step].events
+        # An item is its event's number from 1, and so the index of the event after it.
+        times = np.where(events.items > 0, dataset.timestamps[events.items] - dataset.origin, 0)
+        np.testing.assert_array_equal(events.request_times, times)
+        assert events.request_times.dtype == np.int32
+        bare = dataclasses.replace(events, request_times=None)
+        assert same(dataclasses.replace(known[step], events=bare), hidden[step])
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_held_out_events_are_never_read(plan):
     dataset, _ = make([3, 12, 1, 2, 30])
     split = leave_one_out(dataset)
@@ -225,7 +241,7 @@ def test_memory_mapped_events_become_plain_arrays(plan, tmp_path):
         np.save(tmp_path / name, getattr(dataset, name))
         mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
     from_disk = Dataset(**mapped, num_items=dataset.num_items, card=dataset.card)
-    options = dict(plan=plan, length=6, batch_size=4, seed=0)
+    options = dict(plan=plan, length=6, batch_size=4, seed=0, request_times=True)
     batch = training_batches(from_disk, split, **options)[1]
     assert same(batch, training_batches(dataset, split, **options)[1])
     assert {type(leaf) for leaf in jax.tree.leaves(batch)} == {np.ndarray}

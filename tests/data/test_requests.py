@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from linseqrec.data.dataset import Dataset, write_dataset
-from linseqrec.data.requests import RequestError, find_users, histories_before, original_ids
+from linseqrec.data.requests import (
+    RequestError,
+    find_users,
+    histories_before,
+    original_ids,
+    request_times,
+)
 from linseqrec.data.splits import from_folds, leave_one_out
 
 
@@ -55,6 +61,27 @@ def test_who_has_no_history_is_named(tmp_path):
     strangers = [f"s{number}" for number in range(12)]
     with pytest.raises(RequestError, match="no such users in the data set: s0, .*s9 and 2 more$"):
         find_users(["ann", *strangers], user_ids)
+
+
+def test_a_list_is_asked_for_at_the_target_s_time_or_now():
+    dataset, ends = small(), np.array([3, 8])
+    times = dict(known=True, now=None)
+    np.testing.assert_array_equal(request_times(dataset, "test", ends, **times), [3, 8])
+    asked = request_times(dataset, "none", ends + 1, known=True, now=8)
+    np.testing.assert_array_equal(asked, [8, 8])
+    for before in ("validation", "none"):
+        assert request_times(dataset, before, ends, known=False, now=None) is None
+    for before, known, now, message in [
+        ("none", True, None, "now is not given, .*'known': it must be .* from 8, the last event"),
+        ("none", True, 7, "now is 7, .* from 8"),
+        ("none", True, 2**31, f"now is {2**31}, .* to {2**31 - 1}$"),
+        ("none", False, 9, "now is 9, but this run's data.request_time is 'hidden': leave it out"),
+        ("test", True, 9, "now is 9, but a list before a test target is asked for at the target's"),
+    ]:
+        with pytest.raises(RequestError, match=message):
+            request_times(
+                dataset, before, ends + 1 if before == "none" else ends, known=known, now=now
+            )
 
 
 def test_in_memory_the_ids_are_the_numbers():

@@ -14,6 +14,7 @@ OTHER = changed(training={"seed": 1})
         ({"digest": "1"}, r"data \(items, timestamps, offsets differ"),
         ({"split": {"targets": "last"}}, "their split differ"),
         ({"protocol": {"ties": "pessimistic"}}, "their ties differ"),
+        ({"protocol": {"request_time": "known"}}, "their request time differ"),
         ({"protocol": {"num_items": 999}}, "their candidate set differ"),
         ({"first": 500}, "other test targets"),
         (
@@ -37,4 +38,6 @@ def test_neither_the_order_of_filters_nor_the_model_s_window_matters(make_run, t
     make_run("a")
     make_run("b", changed(OTHER, evaluation={"filter_seen": ("all", "none")}))
     make_run("c", changed(OTHER, data={"length": 20}), protocol={"max_length": 20})
+    # A run of before there were request times was not told any.
+    make_run("d", changed(training={"seed": 3}), protocol={"request_time": "hidden"})
     check_comparable(find_runs([tmp_path])[0])

@@ -1,11 +1,13 @@
 """Figures of runs that have ended: every run is in them, whatever it is called."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
 from linseqrec.evaluation.metrics import MetricError
+from linseqrec.evaluation.table import results_table
 from linseqrec.training import results, workdir
 from linseqrec.training.loop import train
 
@@ -46,6 +48,26 @@ def test_runs_of_one_name_are_all_drawn(experiment, make_run, tmp_path, saved):
         assert labels[:2] == names and labels[2] == "Popularity"
         grey = [line.lines[0].get_color() for line in figure.axes[0].containers]
         assert results.figures.REFERENCE not in grey[:2] and len(set(grey[2:])) == 1
+
+
+def test_known_request_times_stand_in_every_title_and_protocol(
+    experiment, make_run, tmp_path, saved
+):
+    run = make_run(
+        dataclasses.replace(experiment, note="times imputed"),
+        training={"num_epochs": 1},
+        data={"request_time": "known"},
+    )
+    state, _ = train(run, tmp_path)
+    held = results.write_results(run, state, tmp_path)
+    assert held["title"].endswith("; split leave_one_out; request time known; times imputed")
+    for split in ("validation", "test"):
+        for summary in held[split].values():
+            assert summary["protocol"]["request_time"] == "known"
+    assert "mean ties, request time known:" in results_table(held["test"])
+    results.write_figures([tmp_path], tmp_path)
+    for figure in saved.values():
+        assert figure.get_suptitle().count("request time known; times imputed") == 1
 
 
 def test_what_cannot_be_drawn_leaves_no_figure(experiment, make_run, tmp_path, saved):

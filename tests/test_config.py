@@ -104,7 +104,24 @@ def test_a_value_outside_its_choices_names_the_nearest():
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"data": DataConfig(length=0)}, "data.length is 0: it must be at least 1"),
+        ({"data": DataConfig(length=-1)}, "data.length is -1: it must be at least 1, or 0: whole"),
+        ({"data": DataConfig(stride=0)}, "^data.stride is 0: it must be in 1..200, data.length"),
+        ({"data": DataConfig(stride=201)}, "^data.stride is 201: it must be in 1..200"),
+        ({"data": DataConfig(length=0, stride=9)}, "data.stride is 9: .* unset for whole hist"),
+        (
+            {"data": DataConfig(plan="prefixes", stride=9)},
+            "^data.stride is 9: it must be unset for the plan 'prefixes'",
+        ),
+        (
+            {"data": DataConfig(plan="prefixes", phase="random")},
+            "^data.phase is 'random': it must be 'fixed' for the plan 'prefixes'",
+        ),
+        ({"data": DataConfig(phase="rand")}, "^data.phase is 'rand'.*did you mean 'random'"),
+        (
+            {"model": SASRecConfig(max_length=50), "data": DataConfig(length=0)},
+            "data.length is 0: it must be at most 50, the longest row that the model reads .*; 0 "
+            "stands for whole histories",
+        ),
         ({"data": DataConfig(batch_size=0)}, "data.batch_size is 0"),
         ({"data": DataConfig(split="fold")}, "^data.split is 'fold'.*did you mean 'folds'"),
         ({"loss": LossConfig(kind="ful")}, "^loss.kind is 'ful'.*did you mean 'full'"),

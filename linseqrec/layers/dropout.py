@@ -35,7 +35,7 @@ def drop_path(
     Args:
       x: The branch's output.
       rate: Probability of dropping a segment's branch, in [0, 1).
-      segment_ids: In 1..T; 0 is padding, of which nothing is promised.
+      segment_ids: In 1..T; 0 is padding, which goes with segment 1: the released RecGRELA reads it.
       key: Randomness; None (evaluation) returns `x`.
 
     Returns:

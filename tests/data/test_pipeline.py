@@ -16,6 +16,14 @@ from tests.real_logs import real_log
 
 ORIGIN = 5_000_000_000  # beyond int32: timestamps must be subtracted before they are cast
 PLANS = ("packed", "windows", "prefixes")
+# The options of all ways to make rows.
+WAYS = [
+    *({"plan": plan} for plan in PLANS),
+    {"plan": "packed", "phase": "random"},
+    {"plan": "packed", "phase": "random", "stride": 4},
+    {"plan": "windows", "phase": "random"},
+]
+ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
 
 
 def make(counts, held_out=2):
@@ -116,6 +124,86 @@ def test_an_epoch_makes_every_prediction_once(counts, plan, length, batch_size, 
         assert an_epoch(dataset, batches, epoch) == expected
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 30), min_size=1, max_size=6),
+    plan=st.sampled_from(PLANS[:2]),
+    length=st.integers(1, 8),
+    batch_size=st.integers(1, 5),
+    seed=st.integers(0, 3),
+    data=st.data(),
+)
+def test_random_phases_make_every_prediction_once(counts, plan, length, batch_size, seed, data):
+    stride = data.draw(st.one_of(st.none(), st.integers(1, length)))
+    dataset, split = make(counts)
+    options = dict(plan=plan, length=length, batch_size=batch_size, seed=seed, stride=stride)
+    fixed = expected_predictions(dataset, split, length, plan, stride)
+    if not fixed:
+        return
+    batches = training_batches(dataset, split, **options, phase="random")
+    context_of = {target: context for context, target in fixed}
+    for epoch in (0, 1):
+        found = an_epoch(dataset, batches, epoch)
+        assert collections.Counter(target for _, target in found.elements()) == dict.fromkeys(
+            context_of, 1
+        )
+        for context, target in found:
+            start = int(dataset.offsets[np.searchsorted(dataset.offsets, target, "right") - 1])
+            # The events just before the target, all of one user, the more of them the better.
+            assert context == tuple(range(context[0], target)) and start <= context[0]
+            assert context[0] == start or len(context) > length - (stride or length)
+            # Who fits into a row is not cut.
+            user = np.searchsorted(dataset.offsets, target, "right") - 1
+            if split.train_end[user] - start - 1 <= length:
+                assert context == context_of[target]
+
+
+def test_random_phases_change_what_a_target_sees_and_not_how_many_steps():
+    dataset, split = make([40, 40, 9, 5, 23, 61])
+    options = dict(length=10, batch_size=3)
+    batches = training_batches(dataset, split, **options, seed=0, phase="random")
+    other = training_batches(dataset, split, **options, seed=1, phase="random")
+    epochs = [an_epoch(dataset, batches, epoch) for epoch in range(6)]
+    assert an_epoch(dataset, other) != epochs[0]
+    contexts = {}
+    for epoch in epochs:
+        for context, target in epoch.elements():
+            contexts.setdefault(target, set()).add(context)
+    long = np.repeat(np.diff(dataset.offsets) - 3 > 10, np.diff(dataset.offsets))
+    seen = {target: len(found) for target, found in contexts.items()}
+    assert {seen[target] for target in seen if not long[target]} == {1}
+    # A user's second event has only the first before it.
+    moved = [seen[t] > 1 for t in seen if long[t] and t - 1 not in dataset.offsets]
+    assert np.mean(moved) > 0.95
+    # Two users of equal length are not cut alike.
+    alike = [
+        {t - 2 for (t,) in found} == {t - 42 for (t,) in second}
+        for found, second in (
+            (
+                {(t,) for context, t in epoch if len(context) == 1 and t < 40},
+                {(t,) for context, t in epoch if len(context) == 1 and 40 <= t < 80},
+            )
+            for epoch in epochs
+        )
+    ]
+    assert not all(alike)
+
+
+def test_random_phases_take_as_many_rows_as_their_events_need():
+    counts = np.random.default_rng(0).lognormal(4.5, 1.0, 400).astype(int) + 3
+    dataset, split = make(counts)
+    options = dict(length=100, batch_size=8, seed=0)
+    fixed = training_batches(dataset, split, **options)
+    batches = training_batches(dataset, split, **options, phase="random")
+    assert abs(batches.rows_per_epoch - fixed.rows_per_epoch) < 0.02 * fixed.rows_per_epoch
+    assert batches.fill > 0.97
+    for epoch in range(3):
+        first = epoch * batches.steps_per_epoch
+        steps = [batches[first + step].weights for step in range(batches.steps_per_epoch)]
+        assert sum((weights > 0).sum() for weights in steps) == np.maximum(counts - 3, 0).sum()
+        assert [weights.any(axis=1).all() for weights in steps[:-1]] == [True] * (len(steps) - 1)
+
+
 @pytest.mark.parametrize("stride", [None, 3])
 def test_packed_rows_predict_what_single_windows_do(stride):
     dataset, split = make([3, 40, 9, 1, 0, 2, 17, 5, 4, 4, 6])
@@ -127,10 +215,10 @@ def test_packed_rows_predict_what_single_windows_do(stride):
     assert an_epoch(dataset, packed) == an_epoch(dataset, single)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_a_request_comes_at_the_time_of_the_next_event(plan):
+@ways
+def test_a_request_comes_at_the_time_of_the_next_event(way):
     dataset, split = make([3, 40, 9, 1, 0, 2, 17])
-    options = dict(plan=plan, length=7, batch_size=4, seed=0)
+    options = dict(**way, length=7, batch_size=4, seed=0)
     hidden = training_batches(dataset, split, **options)
     known = training_batches(dataset, split, **options, request_times=True)
     for step in range(known.steps_per_epoch):
@@ -143,11 +231,11 @@ def test_a_request_comes_at_the_time_of_the_next_event(plan):
         assert same(dataclasses.replace(known[step], events=bare), hidden[step])
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_held_out_events_are_never_read(plan):
+@ways
+def test_held_out_events_are_never_read(way):
     dataset, _ = make([3, 12, 1, 2, 30])
     split = leave_one_out(dataset)
-    batches = training_batches(dataset, split, plan=plan, length=7, batch_size=3, seed=0)
+    batches = training_batches(dataset, split, **way, length=7, batch_size=3, seed=0)
     held_out = {*(split.validation.positions + 1), *(split.test.positions + 1)}
     assert len(held_out) == 6
     seen = set()
@@ -158,10 +246,10 @@ def test_held_out_events_are_never_read(plan):
     assert seen - {0} == set(range(1, dataset.num_events + 1)) - held_out - {1, 16}
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_any_step_alone_is_that_step_in_sequence(plan):
+@ways
+def test_any_step_alone_is_that_step_in_sequence(way):
     dataset, split = make([9, 30, 4, 12, 7, 7])
-    options = dict(plan=plan, length=6, batch_size=4, seed=3)
+    options = dict(**way, length=6, batch_size=4, seed=3)
     batches = training_batches(dataset, split, **options)
     steps = 3 * batches.steps_per_epoch + 1
     iterator = iter(batches)
@@ -171,10 +259,10 @@ def test_any_step_alone_is_that_step_in_sequence(plan):
         assert same(batches[step], in_sequence[step])
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_epochs_and_seeds_have_their_own_order(plan):
+@ways
+def test_epochs_and_seeds_have_their_own_order(way):
     dataset, split = make([9, 30, 4, 12, 7, 7])
-    options = dict(plan=plan, length=6, batch_size=100)
+    options = dict(**way, length=6, batch_size=100)
     batches = training_batches(dataset, split, **options, seed=0)
     assert batches.steps_per_epoch == 1
     other = training_batches(dataset, split, **options, seed=1)
@@ -183,13 +271,13 @@ def test_epochs_and_seeds_have_their_own_order(plan):
     assert len(items) == 4
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@ways
 @pytest.mark.parametrize(
     "read_options", [None, grain.ReadOptions(num_threads=2, prefetch_buffer_size=5)]
 )
-def test_an_iterator_resumes_where_it_was_saved(plan, read_options):
+def test_an_iterator_resumes_where_it_was_saved(way, read_options):
     dataset, split = make([9, 30, 4, 12, 7, 7])
-    options = dict(plan=plan, length=6, batch_size=3, seed=3)
+    options = dict(**way, length=6, batch_size=3, seed=3)
     batches = training_batches(dataset, split, **options)
     # Once in the middle of an epoch, once at the end of one.
     for taken in (batches.steps_per_epoch + 1, 2 * batches.steps_per_epoch):
@@ -205,10 +293,10 @@ def test_an_iterator_resumes_where_it_was_saved(plan, read_options):
         assert all(same(next(again), batch) for batch in rest)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_the_slices_of_the_processes_are_the_global_batch(plan):
+@ways
+def test_the_slices_of_the_processes_are_the_global_batch(way):
     dataset, split = make([9, 30, 4, 12, 7, 7, 1])
-    options = dict(plan=plan, length=6, batch_size=6, seed=3)
+    options = dict(**way, length=6, batch_size=6, seed=3)
     whole = training_batches(dataset, split, **options)
     parts = [
         training_batches(dataset, split, **options, process_index=index, process_count=3)
@@ -222,10 +310,11 @@ def test_the_slices_of_the_processes_are_the_global_batch(plan):
     assert {part.steps_per_epoch for part in parts} == {whole.steps_per_epoch}
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_the_last_batch_of_an_epoch_is_filled_with_padding(plan):
+# With random phases the plan "windows" may leave a row empty anywhere.
+@pytest.mark.parametrize("way", WAYS[:-1], ids=lambda way: "-".join(map(str, way.values())))
+def test_the_last_batch_of_an_epoch_is_filled_with_padding(way):
     dataset, split = make([9, 30, 4])
-    batches = training_batches(dataset, split, plan=plan, length=6, batch_size=4, seed=0)
+    batches = training_batches(dataset, split, **way, length=6, batch_size=4, seed=0)
     empty = batches.steps_per_epoch * 4 - batches.rows_per_epoch
     assert 0 < empty < 4
     last = batches[batches.steps_per_epoch - 1]
@@ -233,15 +322,15 @@ def test_the_last_batch_of_an_epoch_is_filled_with_padding(plan):
     assert last.events.items[:-empty].any(axis=1).all()
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_memory_mapped_events_become_plain_arrays(plan, tmp_path):
+@ways
+def test_memory_mapped_events_become_plain_arrays(way, tmp_path):
     dataset, split = make([9, 30, 4])
     mapped = {}
     for name in ("items", "timestamps", "offsets"):
         np.save(tmp_path / name, getattr(dataset, name))
         mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
     from_disk = Dataset(**mapped, num_items=dataset.num_items, card=dataset.card)
-    options = dict(plan=plan, length=6, batch_size=4, seed=0, request_times=True)
+    options = dict(**way, length=6, batch_size=4, seed=0, request_times=True)
     batch = training_batches(from_disk, split, **options)[1]
     assert same(batch, training_batches(dataset, split, **options)[1])
     assert {type(leaf) for leaf in jax.tree.leaves(batch)} == {np.ndarray}
@@ -257,6 +346,9 @@ def test_memory_mapped_events_become_plain_arrays(plan, tmp_path):
         (dict(length=0), "length must be at least 1, got 0"),
         (dict(stride=9), "stride must be between 1 and length=8, got 9"),
         (dict(plan="prefixes", stride=2), "stride has no meaning for prefixes"),
+        (dict(phase="rand"), 'phase must be "fixed" or "random", got \'rand\''),
+        (dict(phase="random", stride=9), "stride must be between 1 and length=8, got 9"),
+        (dict(plan="prefixes", phase="random"), "a random phase has no meaning for prefixes"),
         (dict(plan="sliding"), 'plan must be "packed", "windows" or .*got \'sliding\''),
         (dict(batch_size=0), "batch_size must be at least 1, got 0"),
         (dict(process_count=3), "batch of 4 rows does not divide over 3 processes"),

@@ -109,15 +109,17 @@ def test_decayed_markov_is_its_formula(make_split):
             DecayedMarkov(dataset, split, **bad)
 
 
+@pytest.mark.parametrize("max_length", [None, 12])
 @pytest.mark.parametrize("make_split", SPLITS)
-def test_personal_markov_is_its_formula(make_split):
+def test_personal_markov_is_its_formula(make_split, max_length):
     dataset = make_dataset()
     split = make_split(dataset)
     sequences = training_sequences(dataset, split)
     repeats = sum(item in s[:index] for s in sequences for index, item in enumerate(s))
     rate = repeats / sum(map(len, sequences))
     assert 0.3 < rate < 0.9
-    floor, markov = PersonalMarkov(dataset, split, last=2, prior=0.3), Markov(dataset, split)
+    floor = PersonalMarkov(dataset, split, last=2, prior=0.3, max_length=max_length)
+    markov = Markov(dataset, split)
     assert floor.repeat_rate == pytest.approx(rate, rel=1e-12)
     # Every position of three users too: histories of no event, and of fewer than speak.
     first = np.arange(dataset.offsets[1], dataset.offsets[4])
@@ -126,7 +128,7 @@ def test_personal_markov_is_its_formula(make_split):
     scores = floor(users, positions)
     recalled = 0
     for row, (user, position) in enumerate(zip(users, positions, strict=True)):
-        history = dataset.items[dataset.offsets[user] : position].tolist()
+        history = dataset.items[dataset.offsets[user] : position].tolist()[-(max_length or 1000) :]
         own = np.zeros(ITEMS + 1)
         for item in history:
             own[item] += 0.3
@@ -143,6 +145,21 @@ def test_personal_markov_is_its_formula(make_split):
     for bad in ({"last": 0}, {"prior": 0.0}):
         with pytest.raises(ValueError, match="last and prior must be positive"):
             PersonalMarkov(dataset, split, **bad)
+    with pytest.raises(ValueError, match="max_length must be positive, got 0"):
+        PersonalMarkov(dataset, split, max_length=0)
+
+
+def test_a_length_that_holds_every_history_changes_nothing():
+    dataset = make_dataset()
+    split = leave_one_out(dataset)
+    users, positions = split.test.users, split.test.positions
+    longest = int((positions - dataset.offsets[users]).max())
+    whole, within, shorter = (
+        PersonalMarkov(dataset, split, max_length=length)(users, positions)
+        for length in (None, longest, longest - 1)
+    )
+    np.testing.assert_array_equal(within, whole)
+    assert ((shorter != whole).any(axis=1) == (positions - dataset.offsets[users] == longest)).all()
 
 
 def test_where_nobody_repeats_personal_markov_is_markov():

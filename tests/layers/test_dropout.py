@@ -23,15 +23,37 @@ def test_dropout_zeroes_at_its_rate_and_scales_the_rest(rate):
         np.testing.assert_allclose(spread, rate * (1 - rate) / x.shape[axis], rtol=0.2)
 
 
-def test_drop_path_drops_rows_and_keeps_the_mean():
-    x = jnp.ones((4_000, 3, 2))
-    y = np.asarray(drop_path(x, 0.2, KEY))
-    assert (y == y[:, :1, :1]).all()
+def test_drop_path_drops_segments_and_keeps_the_mean():
+    segments = np.tile(np.array([1, 1, 1, 2, 2, 3, 0, 0]), (4_000, 1))
+    x = jnp.ones((4_000, 8, 2))
+    y = np.asarray(drop_path(x, 0.2, jnp.asarray(segments), KEY))
     np.testing.assert_allclose(np.unique(y), [0, 1.25])
-    assert abs(y.mean() - 1) < 4 * 1.25 * np.sqrt(0.16 / 4_000)
+    kept = []
+    for segment in (1, 2, 3):
+        inside = y[:, segments[0] == segment]
+        assert (inside == inside[:, :1, :1]).all()
+        kept.append(inside[:, 0, 0] > 0)
+        assert abs(inside.mean() - 1) < 4 * 1.25 * np.sqrt(0.16 / 4_000)
+    # Independent of each other: correlations of 4,000 pairs are below 4 / sqrt(4,000).
+    assert np.abs(np.corrcoef(kept) - np.eye(3)).max() < 4 / np.sqrt(4_000)
 
 
-@pytest.mark.parametrize("drop", [dropout, drop_path])
+def test_drop_path_is_the_same_wherever_a_segment_ends():
+    """A segment's draw follows from its number: neither its length nor padding moves it."""
+    one = jnp.asarray(np.repeat([[1, 2, 3, 4, 0, 0, 0, 0]], 64, 0))
+    other = jnp.asarray(np.repeat([[1, 1, 1, 2, 3, 3, 4, 0]], 64, 0))
+    x = jnp.ones((64, 8, 1))
+    first, second = (drop_path(x, 0.5, segments, KEY)[..., 0] for segments in (one, other))
+    np.testing.assert_array_equal(first[:, [0, 1, 2, 3]], second[:, [2, 3, 5, 6]])
+    # The released RecGRELA has one segment a row, whose padding it reads.
+    np.testing.assert_array_equal(first[:, 0], first[:, 7])
+
+
+def drop_paths(x, rate, key):
+    return drop_path(x, rate, jnp.ones(x.shape[:2], jnp.int32), key)
+
+
+@pytest.mark.parametrize("drop", [dropout, drop_paths])
 def test_noise_is_the_keys_and_none_in_evaluation(drop):
     x = jnp.ones((64, 4, 8), jnp.bfloat16)
     noisy = drop(x, 0.5, KEY)

@@ -219,7 +219,7 @@ def test_noise_is_a_function_of_the_key():
     assert (np.abs(first - other).max(axis=(1, 2)) > 0.1).all()
 
 
-def test_drop_path_drops_whole_rows_of_the_attention_half_at_its_rate():
+def test_drop_path_drops_whole_segments_of_the_attention_half_at_its_rate():
     config = dataclasses.replace(SMALL, drop_path=0.4)
     model, arrays = random_model(config)
     rows = 256
@@ -235,6 +235,15 @@ def test_drop_path_drops_whole_rows_of_the_attention_half_at_its_rate():
     assert (distance.min(axis=1) < 1e-4).all()
     rates = kept[:, distance.argmin(axis=1)].mean(axis=1)
     np.testing.assert_allclose(rates, 0.6, atol=4 * math.sqrt(0.24 / rows))
+
+    # Two users in a row draw each for himself.
+    packed = make_events([[history[0], history[0]]] * rows, 10)
+    hidden = run(model, packed, dropout_key=jax.random.key(0)).hidden
+    halves = np.asarray(hidden @ model.item_table().T).reshape(rows, 2, 1, 5, -1)
+    distance = np.abs(halves - cases).max((3, 4))
+    assert (distance.min(axis=2) < 1e-4).all()
+    cases_drawn = distance.argmin(axis=2)
+    assert abs((cases_drawn[:, 0] == cases_drawn[:, 1]).mean() - 0.2704) < 4 * math.sqrt(0.2 / rows)
 
 
 def test_dropout_stands_where_the_equations_have_it(monkeypatch):

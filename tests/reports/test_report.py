@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from linseqrec.evaluation.metrics import MetricError
+from linseqrec.evaluation.ranks import in_words
 from linseqrec.reports import figures
 from linseqrec.reports.errors import ReportError
 from linseqrec.reports.markdown import markdown
@@ -52,7 +53,7 @@ def test_tables_hold_mean_and_deviation_over_seeds_and_floors_once(ranks, tmp_pa
         "20 % of timestamps imputed\n"
     )
     for which in ("none", "all"):
-        section = text.split("items not filtered" if which == "none" else "items filtered")[1]
+        section = text.split(f"## Seen items {in_words(which)}")[1]
         for rate in RATES:
             cells = []
             for metric in ("HR@10", "NDCG@10"):
@@ -69,6 +70,34 @@ def test_tables_hold_mean_and_deviation_over_seeds_and_floors_once(ranks, tmp_pa
     assert "3 configurations, 9 runs" in text
     means = [each.by_seed("none", "HR@10").mean() for each in report.configurations]
     assert means == sorted(means, reverse=True)
+
+
+def test_a_report_says_what_selected_and_what_orders(ranks, make_run, tmp_path):
+    text = markdown(make_report([tmp_path / "sweep"]))
+    assert "in the order of test HR@10, seen items not filtered." in text
+    assert "Checkpoints are selected by validation NDCG@10, seen items not filtered." in text
+    make_run("sweep/other", changed(name="Other", evaluation={"filter_seen": ("all", "none")}))
+    text = markdown(make_report([tmp_path / "sweep"]))
+    assert "validation NDCG@10, seen items filtered (Other)" in text
+    assert "validation NDCG@10, seen items not filtered (SASRec" in text
+
+
+def test_a_figure_draws_the_best_under_the_filter_that_it_names(make_run, tmp_path, monkeypatch):
+    """Runs that select under other filters are ordered by one filter, the report's."""
+    monkeypatch.setattr(figures, "MOST_DRAWN", 1)
+    good, bad = np.full(TARGETS, 2.0), np.full(TARGETS, 9.0)
+    filters = {"evaluation": {"filter_seen": ("all", "none")}}
+    make_run("a", changed(name="A"), {"none": good, "all": bad})
+    make_run("b", changed(name="B", **filters), {"all": good - 1, "none": bad})
+    report = make_report([tmp_path])
+    assert report.filters[0] == "none"
+    shown = figures.drawn(report.configurations, "NDCG@10", report.filters[0])
+    assert [configuration.label for configuration in shown] == ["A"]
+    titles = []
+    monkeypatch.setattr(figures, "curves", lambda *given: titles.append(given[-1]))
+    monkeypatch.setattr("linseqrec.reports.write.save_figure", lambda figure, path: path)
+    write_report(report, tmp_path / "report")
+    assert titles[0].endswith("the 1 best of 2 by validation NDCG@10, seen items not filtered")
 
 
 def test_p_values_are_those_of_resampling_users_with_holm_s_correction(ranks, tmp_path):

@@ -9,7 +9,7 @@ from linseqrec.config import from_json, to_json
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints
 from linseqrec.training.loop import NonFiniteError, train
-from linseqrec.training.results import write_figures, write_results
+from linseqrec.training.results import references, write_figures, write_results
 
 
 def records(folder):
@@ -34,21 +34,27 @@ def stop_at(monkeypatch, run, step):
     monkeypatch.setitem(run.__dict__, "train_step", stopping)
 
 
-@pytest.mark.parametrize("plan", ["packed", "prefixes"])
-def test_a_stopped_run_ends_as_an_unbroken_one(experiment, make_run, tmp_path, monkeypatch, plan):
-    data = dataclasses.replace(experiment.data, plan=plan, batch_size=8 if plan == "packed" else 32)
-    experiment = dataclasses.replace(experiment, data=data)
-    whole = make_run(experiment)
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"length": 6, "stride": 4, "phase": "random"},
+        {"plan": "prefixes", "batch_size": 32},
+    ],
+    ids=["fixed", "random", "prefixes"],
+)
+def test_a_stopped_run_ends_as_an_unbroken_one(experiment, make_run, tmp_path, monkeypatch, data):
+    whole = make_run(experiment, data=data)
     expected, best = train(whole, tmp_path / "whole")
 
-    broken = make_run(experiment)
+    broken = make_run(experiment, data=data)
     steps = broken.batches.steps_per_epoch
     stop_at(monkeypatch, broken, 2 * steps + 2)
     with pytest.raises(Stopped):
         train(broken, tmp_path / "broken")
     # It had gone on after its last checkpoint: those records must not appear twice.
     assert records(tmp_path / "broken")[-1]["step"] > 2 * steps
-    resumed, resumed_best = train(make_run(experiment), tmp_path / "broken")
+    resumed, resumed_best = train(make_run(experiment, data=data), tmp_path / "broken")
 
     assert resumed_best == best
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
@@ -87,6 +93,45 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(experiment, make_
         assert {checkpoints.resolve("best"), checkpoints.resolve("latest")} == {best, max(scores)}
         with pytest.raises(CheckpointError, match=f"no checkpoint '7' .* steps {best}"):
             checkpoints.resolve("7")
+
+
+@pytest.mark.parametrize("filters", [("none", "all"), ("all", "none")])
+def test_the_first_filter_selects_and_is_named(experiment, make_run, tmp_path, capsys, filters):
+    run = make_run(
+        experiment,
+        optimizer={"learning_rate": 0.03},
+        training={"num_epochs": 12},
+        evaluation={"filter_seen": filters},
+    )
+    state, best = train(run, tmp_path)
+    scores = {
+        name: {
+            record["step"]: record[f"validation/{name}/NDCG@10"]
+            for record in records(tmp_path)
+            if f"validation/{name}/NDCG@10" in record
+        }
+        for name in filters
+    }
+    chosen = {name: max(values, key=values.__getitem__) for name, values in scores.items()}
+    assert chosen["none"] != chosen["all"] and best == chosen[filters[0]]
+    words = "seen items filtered" if filters[0] == "all" else "seen items not filtered"
+    assert f"best step {best} by validation NDCG@10, {words}\n" in capsys.readouterr().out
+    results = write_results(run, state, tmp_path)
+    assert results["selected_by"] == f"validation NDCG@10, {words}"
+
+
+@pytest.mark.parametrize(("length", "named"), [(6, True), (64, False)])
+def test_counting_within_the_length_stands_beside_counting_all(experiment, make_run, length, named):
+    run = make_run(experiment, data={"length": length})
+    found = references(run, "test")
+    assert [name for name in found if name.startswith("Personal")] == ["Personal Markov"] + [
+        f"Personal Markov, last {length} events"
+    ] * named
+    if named:
+        within, whole = found[f"Personal Markov, last {length} events"], found["Personal Markov"]
+        long = run.evaluator("test").lengths > length
+        assert (within.ranks["none"] != whole.ranks["none"])[long].any()
+        np.testing.assert_array_equal(within.ranks["none"][~long], whole.ranks["none"][~long])
 
 
 def test_non_finite_loss_stops_the_run_with_its_step(experiment, make_run, tmp_path, monkeypatch):
@@ -139,6 +184,7 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
     results = write_results(run, state, tmp_path)
     assert results == json.loads((tmp_path / "results.json").read_text())
     assert results["step"] == best
+    assert results["selected_by"] == "validation NDCG@10, seen items not filtered"
     floors = {"Popularity", "Markov", "Decayed Markov", "Personal Markov"}
     assert floors | {"recgrela"} <= set(results["test"])
 

@@ -1,10 +1,11 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.source import Source
+from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.evaluation import queries
 from linseqrec.models.hytrec import HyTRecConfig
@@ -47,6 +48,39 @@ def test_a_run_evaluates_long_histories_in_smaller_batches_with_the_same_result(
     assert shapes == {(3, 16)}
     for name, ranks in whole.ranks.items():
         np.testing.assert_array_equal(ranks, parts.ranks[name])
+
+
+def test_whole_histories_are_read_whole(make_run, experiment, source):
+    """`length=0` evaluates as a length does that holds every history, from the first event on."""
+    data = {"batch_size": 2}
+    whole = make_run(experiment, data=data | {"length": 0})
+    assert whole.batches.length == 64 > np.diff(source.dataset.offsets).max()
+    # Each user is in one piece.
+    pieces = whole.batches._epoch(0).pieces
+    np.testing.assert_array_equal(
+        np.sort(pieces.lengths), np.sort(np.diff(source.dataset.offsets) - 3)
+    )
+    long = make_run(experiment, data=data | {"length": 64})
+    short = make_run(experiment, data=data | {"length": 4})
+    # Fresh parameters are small, and the context hardly matters.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), whole.initial_params)
+    ranks = {
+        name: run.evaluate(params, "test").ranks["none"]
+        for name, run in {"whole": whole, "long": long, "short": short}.items()
+    }
+    np.testing.assert_array_equal(ranks["whole"], ranks["long"])
+    assert (ranks["whole"] != ranks["short"]).any()
+    assert whole.evaluate(params, "test").protocol["max_length"] == 64
+
+
+@pytest.mark.parametrize(("longest", "length"), [(1, 64), (63, 64), (64, 64), (65, 128)])
+def test_whole_histories_fill_chunks_of_the_delta_rule(longest, length):
+    dataset = Dataset.from_arrays(
+        np.ones(longest + 1, int), np.arange(longest + 1), [0, 1, longest + 1]
+    )
+    assert DataConfig(length=0).row_length(dataset) == length
+    assert DataConfig(length=5).row_length(dataset) == 5
 
 
 def test_a_log_without_times_trains_no_model_that_reads_them(experiment):

@@ -52,7 +52,8 @@ def test_gates_that_a_mixer_lacks_are_not_read():
 
 
 @pytest.mark.parametrize(
-    "gate, written", [("write", 0.1), ("erase", 0.5), ("beta", 0.1), ("none", 0.5)]
+    "gate, written",
+    [("write", 0.1), ("retention", 0.5), ("erase", 0.5), ("beta", 0.1), ("none", 0.5)],
 )
 def test_what_hytrec_writes_is_told_from_what_it_erases(gate, written):
     """s = .2 and a gate of .5 by their biases; into an empty memory goes k (written v)ᵀ."""

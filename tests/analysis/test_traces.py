@@ -36,6 +36,20 @@ MODELS = {
         ["long/0"],
         lambda state: [state.long[0].memory],
     ),
+    "hytrec asked by the present": (
+        HyTRecConfig(
+            width=16, short_layers=1, num_layers=2, ratio="1:1", short_events=1, question="present"
+        ),
+        ["long/0"],
+        lambda state: [state.long[0].memory],
+    ),
+    "hytrec asked by the short branch": (
+        HyTRecConfig(
+            width=16, short_layers=1, num_layers=2, ratio="1:1", short_events=1, question="short"
+        ),
+        ["long/0", "reading"],
+        lambda state: [state.long[0].memory, state.reading.memory],
+    ),
     "sinkrec": (
         SinkRecConfig(width=16, key_width=8, value_width=8, dilations=(1,), levels=1, codes=4),
         ["blocks/0 loop 1", "blocks/0 loop 2"],

@@ -113,6 +113,36 @@ def test_an_event_moves_the_short_branch_for_k_events_and_the_long_one_from_then
     np.testing.assert_array_equal(moved[~seen], 0)
 
 
+@pytest.mark.parametrize(
+    "fields, asking",
+    [
+        (dict(kernel=1), {"present": 1, "short": 1}),
+        (dict(kernel=3, num_layers=4), {"present": 5, "short": 3}),
+        (dict(kernel=1, ratio="0:1"), {"present": 1, "short": 1}),
+    ],
+    ids=["one tap", "three taps in two layers", "softmax only"],
+)
+@pytest.mark.parametrize("question", ["present", "short"])
+def test_of_the_last_k_events_only_the_question_enters_the_long_reading(question, fields, asking):
+    """Where the short branch sees its own event only: `asking` events, and those from K = 7 on."""
+    config = dataclasses.replace(SMALL, question=question, short_events=7, **fields)
+    model, arrays = random_model(config)
+    blind = [name for name in arrays if name.startswith("short/") and "/mixer/output/" in name]
+    load_parameters(model, arrays | {name: 0 * arrays[name] for name in blind})
+    [history] = random_histories([14])
+    rows = [history] + [
+        [*history[:s], history[s] % 50 + 1, *history[s + 1 :]] for s in range(len(history))
+    ]
+    hidden = np.asarray(run(model, timed_events([[row] for row in rows], 14)).hidden)
+    moved = np.abs(hidden[1:] - hidden[0]).max(axis=2)
+    after = np.arange(14) - np.arange(14)[:, None]
+    # Before event K, and two taps later in the second layer, taps ask memories that are empty.
+    through_taps = (after > 0) & (after < asking[question])
+    seen = (after == 0) | (through_taps & (np.arange(14) >= 9)) | (after >= 7)
+    assert moved[seen].min() > 1e-6
+    np.testing.assert_array_equal(moved[~seen & ~through_taps], 0)
+
+
 def test_windows_reach_k_events():
     for events in range(1, 40):
         for layers in range(1, 6):
@@ -150,9 +180,23 @@ def test_each_control_takes_away_what_it_names():
     assert everything - names(time="none") == {"long/0/mixer/log_horizon"}
     horizons = {f"{block}/mixer/log_horizon" for block in ("long/1", "short/0", "short/1")}
     assert names(timed_attention=True) - everything == horizons
+    normed = {"long_norm/scale", "short_norm/scale"}
+    asked = {question: names(question=question) for question in ("present", "short")}
+    assert everything - asked["present"] == {"null"} and asked["present"] - everything == normed
+    assert top(asked["short"] - asked["present"]) == {"reading"}
+    for question in asked:
+        alone = names(question=question, branches="short")
+        assert alone == names(branches="short")
+        plain = dict(branches="long", short_events=0)
+        assert names(question=question, **plain) == names(**plain)
     gate = {f"long/0/mixer/spike_gate/{kind}" for kind in ("kernel", "bias")}
     assert everything - names(gate="none") == gate
-    for same in (dict(gate="erase"), dict(gate="beta"), dict(time="positions")):
+    for same in (
+        dict(gate="erase"),
+        dict(gate="beta"),
+        dict(gate="retention"),
+        dict(time="positions"),
+    ):
         assert names(**same) == everything
 
 
@@ -189,6 +233,18 @@ def test_without_a_gap_the_model_is_that_without_time(timed):
     np.testing.assert_allclose(run(model, events).hidden, run(timeless, events).hidden, atol=1e-5)
     apart = timed_events([random_histories([12])], 12)
     assert np.abs(run(model, apart).hidden - run(timeless, apart).hidden).max() > 1e-4
+
+
+@pytest.mark.parametrize("question", ["present", "short"])
+def test_a_branch_alone_is_the_same_whatever_the_question(question):
+    events = timed_events([random_histories([9])], 9)
+    for alone in (dict(branches="short"), dict(branches="long", short_events=0)):
+        config = dataclasses.replace(SMALL, **alone)
+        (first, _), (second, _) = (
+            random_model(dataclasses.replace(config, question=each))
+            for each in ("delayed", question)
+        )
+        np.testing.assert_array_equal(run(first, events).hidden, run(second, events).hidden)
 
 
 def test_the_long_branch_alone_without_delay_reads_every_event():
@@ -242,6 +298,8 @@ def test_noise_is_a_function_of_the_key():
         (dict(kernel=0), "kernel is 0"),
         (dict(gate="writ"), "gate is 'writ'.*did you mean 'write'"),
         (dict(branches="shrt"), "branches is 'shrt'.*did you mean 'short'"),
+        (dict(question="presnt"), "question is 'presnt'.*did you mean 'present'"),
+        (dict(question="short", branches="long"), "question='short' needs the short branch"),
         (dict(ratio="0:0"), "ratio '0:0' must be two counts, not both 0"),
         (dict(ratio="3-1"), "ratio '3-1' must be two counts"),
         (dict(short_events=0), "short_events 0 must be at least 1"),
@@ -269,6 +327,10 @@ STREAMING = {
     ),
     "0:1": dataclasses.replace(LINEAR, ratio="0:1", attention_window=4),
     "timed": dataclasses.replace(LINEAR, ratio="0:1", attention_window=4, timed_attention=True),
+    "present": dataclasses.replace(
+        SMALL, question="present", attention_window=4, timed_attention=True, gate="retention"
+    ),
+    "short": dataclasses.replace(SMALL, question="short", attention_window=4),
 }
 
 
@@ -284,10 +346,10 @@ def streamed(model, events, parts):
     return np.concatenate(hidden, axis=1), state
 
 
-@pytest.mark.parametrize("ratio", STREAMING)
-def test_event_by_event_and_in_uneven_parts_equals_the_whole_row(ratio):
+@pytest.mark.parametrize("name", STREAMING)
+def test_event_by_event_and_in_uneven_parts_equals_the_whole_row(name):
     """Rows end at different times: what comes after its last event leaves a row's state alone."""
-    model, _ = random_model(STREAMING[ratio])
+    model, _ = random_model(STREAMING[name])
     lengths = [16, 7, 1, 0]
     events = timed_events([[history] for history in random_histories(lengths)], 16)
     whole, real, times = run(model, events), events.items > 0, random_times(64)
@@ -308,13 +370,17 @@ def test_bfloat16_goes_on_from_a_state_as_well():
     assert np.sqrt(np.mean((hidden - whole) ** 2) / np.mean(whole**2)) < 0.02
 
 
-def test_the_state_goes_on_into_the_first_history_of_a_row_only():
-    model, _ = random_model(SMALL)
-    first, second = random_histories([9, 6])
+@pytest.mark.parametrize("question", ["delayed", "present", "short"])
+@pytest.mark.parametrize("length", [6, 3], ids=["longer than K", "younger than K"])
+def test_the_state_goes_on_into_the_first_history_of_a_row_only(question, length):
+    model, _ = random_model(dataclasses.replace(SMALL, question=question))
+    first, second = random_histories([9, length])
     alone = run(model, timed_events([[first], [second]], 16))
     past = run(model, timed_events([[first[:4]], []], 16)).state
     rows = [[first[4:], second], [second]]
     packed = run(model, timed_events(rows, 16, start=3, goes_on_from=[4, 0]), past)
     np.testing.assert_allclose(packed.hidden[0, 3:8], alone.hidden[0, 4:9], atol=2e-5)
-    np.testing.assert_allclose(packed.hidden[0, 8:14], alone.hidden[1, :6], atol=2e-5)
+    np.testing.assert_allclose(
+        packed.hidden[0, 8 : 8 + length], alone.hidden[1, :length], atol=2e-5
+    )
     assert_states_equal(packed.state, jax.tree.map(lambda x: x[jnp.array([1, 1])], alone.state))

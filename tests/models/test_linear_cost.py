@@ -20,6 +20,12 @@ LINEAR = {
     "hytrec timed": HyTRecConfig(
         width=8, heads=2, num_layers=2, ratio="1:1", attention_window=64, timed_attention=True
     ),
+    "hytrec asked by the present": HyTRecConfig(
+        width=8, heads=2, num_layers=2, ratio="1:1", attention_window=64, question="present"
+    ),
+    "hytrec asked by the short branch": HyTRecConfig(
+        width=8, heads=2, num_layers=2, ratio="1:1", attention_window=64, question="short"
+    ),
     "sinkrec": SinkRecConfig(width=8, heads=2, loops=1, codes=16, attention_window=64),
 }
 

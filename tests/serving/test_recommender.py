@@ -108,6 +108,26 @@ def test_ten_thousand_events_carried_are_ten_thousand_encoded(model, recommender
             ratio="1:0",
             timed_attention=True,  # else what is read of the last K events does not know of times
         ),
+        HyTRecConfig(
+            width=8,
+            heads=1,
+            short_events=5,
+            short_layers=1,
+            num_layers=1,
+            question="present",
+            ratio="1:0",
+            timed_attention=True,
+        ),
+        HyTRecConfig(
+            width=8,
+            heads=1,
+            short_events=5,
+            short_layers=1,
+            num_layers=1,
+            question="short",
+            ratio="1:0",
+            timed_attention=True,
+        ),
         SinkRecConfig(
             width=8,
             heads=1,
@@ -120,7 +140,8 @@ def test_ten_thousand_events_carried_are_ten_thousand_encoded(model, recommender
         ),
         RecGRELAConfig(width=8, heads=1, num_layers=1, positions="absolute"),
     ],
-    ids=["hytrec's long branch", "hytrec", "sinkrec", "recgrela, by positions"],
+    ids=["hytrec's long branch", "hytrec", "hytrec asked by the present"]
+    + ["hytrec asked by the short branch", "sinkrec", "recgrela, by positions"],
 )
 def test_models_that_read_times_or_positions_go_on_counting(config):
     """From no event at all, in chunks of 8, and then one by one: within 3e-5."""

@@ -126,7 +126,7 @@ class TemporalDeltaMixer(GatedDelta):
         self.spike_gate = (
             None if gate == "none" else gate_logits(2 * width, heads, bias=True, rngs=rngs)
         )
-        if gate == "retention":
+        if self.spike_gate is not None and gate == "retention":
             self.spike_gate.bias = nnx.Param(jnp.full((heads,), _TRUST))
         self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else None
 

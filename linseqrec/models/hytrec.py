@@ -288,7 +288,8 @@ class HyTRec(nnx.Module):
         self.reading = Reading(config, rngs=rngs) if config.reads_long else None
         normed = config.branches == "both" and config.question != "delayed"
         make = lambda: rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)  # noqa: E731
-        self.long_norm, self.short_norm = (make(), make()) if normed else (None, None)
+        self.long_norm = make() if normed else None
+        self.short_norm = make() if normed else None
         self.fusion = (
             dense(2 * width, width, dtype=dtype, rngs=rngs) if config.branches == "both" else None
         )

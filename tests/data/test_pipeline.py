@@ -189,6 +189,15 @@ def test_random_phases_change_what_a_target_sees_and_not_how_many_steps():
     assert not all(alike)
 
 
+def test_rows_of_long_users_come_among_the_others():
+    dataset, split = make([40] * 20 + [8] * 40)
+    batches = training_batches(dataset, split, length=10, batch_size=4, seed=0, phase="random")
+    long = [bool((batches.users(step) < 20).any()) for step in range(batches.steps_per_epoch)]
+    short = [bool((batches.users(step) >= 20).any()) for step in range(batches.steps_per_epoch)]
+    half = len(long) // 2
+    assert all(any(part) for kind in (long, short) for part in (kind[:half], kind[half:]))
+
+
 def test_random_phases_take_as_many_rows_as_their_events_need():
     counts = np.random.default_rng(0).lognormal(4.5, 1.0, 400).astype(int) + 3
     dataset, split = make(counts)

@@ -102,6 +102,17 @@ def test_a_line_predicts_every_event_once_in_rows_that_are_full(case, seed):
     assert pieces.lengths.dtype == pieces.skips.dtype == np.int32
 
 
+def test_a_user_who_is_alone_is_cut_elsewhere_each_time():
+    found = set()
+    for draw in range(100):
+        pieces, held = cut_in_line(
+            np.array([5]), np.array([26]), 6, None, np.random.default_rng(draw)
+        )
+        found.add(tuple(sorted(pieces.starts)))
+        assert len(held) == 4 and 5 in pieces.starts
+    assert len(found) > 10
+
+
 def test_where_a_user_is_cut_is_uniform_and_his_own():
     """Over 1,500 draws each phase of a user is as often as any other, whatever a neighbour's is."""
     counts = np.random.default_rng(1).integers(8, 60, 150)

@@ -26,7 +26,9 @@ class MixerTrace:
         sum over all of the row's slots, padding included.
       gates: Of a gated delta memory, float32 by name: "kept", α; "written", how much of its value
         an event writes, gates and all; and where the mixer has them "spike", TADN's σ(W_s ..),
-        "coverage", c, and "removal", λ. Of other mixers empty.
+        "coverage", c, and "removal", λ. Of a late memory they are those of the event
+        that it takes, 0 where none is, but for the gap in α, the present event's. Of other mixers
+        empty.
       attended: What RecGRELA's linear attention read, heads side by side; None of other mixers.
       augmented: The same once its local branch has joined; None of other mixers, or without it.
     """

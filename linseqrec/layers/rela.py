@@ -10,10 +10,15 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import dense
 from linseqrec.layers.short_convolution import ShortConvolution
+from linseqrec.ops.convolution import short_convolution
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.rotary import rotary
 
 Selector = Literal["silu", "convex"]
+
+# Standard deviation and minus the mean of the numbers that φ is taken of in a fresh lookup.
+# Untrained, a head of width 64 finds one event among 120 in 41 % of cases; with 2 and 2 in 18 %.
+_SHARPNESS, _SPARSITY = 3.0, 4.0
 
 
 @jax.tree_util.register_dataclass
@@ -24,10 +29,12 @@ class RELAState:
     Attributes:
       attention: Sums over the past: Σ k vᵀ [B, H, K, V] and Σ φ(k) [B, H, K], float32.
       convolution: The last `kernel - 1` inputs of the local branch, [B, W - 1, D]; None without it.
+      previous: The last event's X, [B, 1, D], for the next key of a lookup; None without it.
     """
 
     attention: LinearAttentionState
     convolution: Array | None
+    previous: Array | None
 
 
 class RELA(nnx.Module):
@@ -53,6 +60,16 @@ class RELA(nnx.Module):
 
     with m = 1 for a history's first event. In the released code such a slot holds the padding
     item's own key. From event N on, o is the running mean again.
+
+    `lookup=True` (ours, causal form only) starts each head as the question "what followed this item
+    before?", whose answer is an item's own vector. Starting values alone cannot ask it: the key of
+    an event and its value are the same item. Two learned taps a feature, c_0 = 1 and c_1 = 0 at the
+    start, therefore give event n the key of the event before it,
+
+        k_n = W_k (c_0 ⊙ X_{n−1} + c_1 ⊙ X_n) + b_k
+
+    The other starting values are in `_start_as_lookup`. A lookup needs `rotation=False`: rotated,
+    a key that is many events old no longer matches its query.
     """
 
     def __init__(
@@ -69,6 +86,7 @@ class RELA(nnx.Module):
         value_projection: bool = False,
         kernel: int = 4,
         denominator_events: int | None = None,
+        lookup: bool = False,
         epsilon: float = 1e-6,
         deviation: float | None = None,
         dtype: jnp.dtype = jnp.float32,
@@ -88,6 +106,34 @@ class RELA(nnx.Module):
         self.output = make(width)
         self.selector = make(width) if selector == "convex" else None
         self.shortcut = ShortConvolution(width, kernel, rngs=rngs) if shortcut else None
+        taps = jnp.stack([jnp.ones(width), jnp.zeros(width)])
+        self.key_taps = nnx.Param(taps) if lookup else None
+        if lookup:
+            self._start_as_lookup(rngs)
+
+    def _start_as_lookup(self, rngs: nnx.Rngs) -> None:
+        """Sets what a lookup starts with.
+
+        - W_k = W_q: an item's key is the query that finds it.
+        - Columns of W_q of length `_SHARPNESS`, and biases of −`_SPARSITY`: φ is nearly 0 for most
+          features, and large for a few. Near φ(0) = 1 all items have the same features.
+        - W_2 = I and W_3 = ½ I: what is read is an item's normalised vector, which the tied scores
+          understand. The local branch starts with the current event alone.
+        - b_1 = 1: the output gate starts open. SiLU(0) is 0, and passes nothing on.
+        """
+        width = self.width
+        query = _SHARPNESS / width**0.5 * jax.random.normal(rngs.params(), (width, width))
+        self.query_key.kernel = nnx.Param(jnp.concatenate([query, query], axis=1))
+        self.query_key.bias = nnx.Param(jnp.full(2 * width, -_SPARSITY))
+        for layer, gain in ((self.input_gate, 1.0), (self.value, 1.0), (self.output, 0.5)):
+            if layer is not None:
+                layer.kernel = nnx.Param(gain * jnp.eye(width))
+        if self.gate is not None:
+            self.gate.bias = nnx.Param(jnp.ones(width))
+        if self.shortcut is not None:
+            taps = self.shortcut.weight.shape
+            self.shortcut.weight = nnx.Param(jnp.zeros(taps).at[-1].set(1))
+            self.shortcut.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(
         self,
@@ -109,8 +155,16 @@ class RELA(nnx.Module):
           The mixed values, and the state after each row's last segment (None if not causal).
         """
         mixed = x if self.input_gate is None else self.input_gate(x)
+        keyed, previous = None, None
+        if self.key_taps is not None:
+            keyed, previous = short_convolution(
+                mixed,
+                self.key_taps[...].astype(mixed.dtype),
+                segment_ids=segment_ids,
+                state=None if state is None else state.previous,
+            )
         attended, attention = self.attend(
-            mixed, segment_ids, positions, None if state is None else state.attention
+            mixed, segment_ids, positions, None if state is None else state.attention, keyed
         )
         output, convolution = attended, None
         if self.shortcut is not None:
@@ -122,7 +176,8 @@ class RELA(nnx.Module):
             output = self.augment(x, attended, local)
         if self.gate is not None:
             output = jax.nn.silu(self.gate(x)) * output
-        return self.output(output), RELAState(attention, convolution) if self.causal else None
+        after = RELAState(attention, convolution, previous) if self.causal else None
+        return self.output(output), after
 
     def attend(
         self,
@@ -130,9 +185,13 @@ class RELA(nnx.Module):
         segment_ids: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         past: LinearAttentionState | None,
+        keyed: Float[Array, "B T D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LinearAttentionState]:
-        """The linear attention's branch o, heads side by side, and its sums over the past."""
-        query, key, rotated_query, rotated_key = self.features(mixed, positions)
+        """The linear attention's branch o, heads side by side, and its sums over the past.
+
+        `keyed` is what keys are made of; None is `mixed`.
+        """
+        query, key, rotated_query, rotated_key = self.features(mixed, positions, keyed)
         value = mixed if self.value is None else self.value(mixed)
         # The released code divides by the number of slots throughout, so its ε counts once a slot.
         slots = 1 if self.causal else mixed.shape[1]
@@ -154,10 +213,15 @@ class RELA(nnx.Module):
         return attended.reshape(mixed.shape), after
 
     def features(
-        self, mixed: Float[Array, "B T D"], positions: Int[Array, "B T"]
+        self,
+        mixed: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        keyed: Float[Array, "B T D"] | None = None,
     ) -> tuple[Float[Array, "B T H K"], ...]:
-        """φ(q), φ(k), q̃ and k̃, in heads."""
+        """φ(q), φ(k), q̃ and k̃, in heads; keys of `keyed`, where it is given."""
         query, key = jnp.split(jax.nn.elu(self.query_key(mixed)) + 1, 2, axis=-1)
+        if keyed is not None:
+            _, key = jnp.split(jax.nn.elu(self.query_key(keyed)) + 1, 2, axis=-1)
         rotated = (
             (rotary(query, positions), rotary(key, positions)) if self.rotation else (query, key)
         )

@@ -24,8 +24,9 @@ with i the block from 0, kernels [in, out], each dense layer with a bias beside 
     blocks/i/feed_forward/expand/kernel [D, 4D]     W_4
     blocks/i/feed_forward/contract/kernel [4D, D]   W_5
 
-Switches add `positions/table` (learned positions), `attention/value/kernel` (value projection)
-and `attention/selector/kernel` (W_s of the convex selector).
+Switches add `positions/table` (learned positions), `attention/value/kernel` (value projection),
+`attention/selector/kernel` (W_s of the convex selector) and `attention/key_taps` [2, D] (lookup;
+row 1 is the current event).
 """
 
 import dataclasses
@@ -71,6 +72,8 @@ class RecGRELAConfig:
       denominator_events: Events over which the causal form's attention averages, whatever the
         history's length (ours, see `RELA`); None divides by the weights of the events so far. 200
         is the released form's row.
+      lookup: Whether the causal form's heads start as "what followed this item before" (ours, see
+        `RELA`), with positions="none": for logs in which people repeat themselves.
       epsilon: Of the attention's denominator, and, `norm_epsilon`, of the layer norms.
       norm_epsilon: See `epsilon`.
       dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
@@ -90,6 +93,7 @@ class RecGRELAConfig:
     value_projection: bool = False
     max_length: int = 200
     denominator_events: int | None = None
+    lookup: bool = False
     epsilon: float = 1e-6
     norm_epsilon: float = 1e-12
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -109,6 +113,12 @@ class RecGRELAConfig:
             "denominator_events",
             events,
             "None, or at least 1 with causal=True (the released form sums all slots of a row)",
+        )
+        require(
+            not self.lookup or (self.causal and self.positions != "rotary"),
+            "lookup",
+            self.lookup,
+            "False, or causal=True with positions='none' (the rotation blurs a lookup)",
         )
 
     @property
@@ -239,6 +249,7 @@ class Block(nnx.Module):
             rotation=config.positions == "rotary",
             value_projection=config.value_projection,
             denominator_events=config.denominator_events,
+            lookup=config.lookup,
             epsilon=config.epsilon,
             deviation=config.deviation,
             dtype=dtype,

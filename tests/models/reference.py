@@ -146,8 +146,14 @@ def recgrela(config, arrays, events, *, path=None, drop=lambda x: x):
 def rela(config, arrays, name, h, positions, visible):
     time, width, heads = h.shape[1], config.width, config.heads
     x = dense(arrays, f"{name}/input_gate", h) if config.input_gate else h
-    qk = dense(arrays, f"{name}/query_key", x)
-    q, k = elu_plus_one(qk[..., :width]), elu_plus_one(qk[..., width:])
+    keyed = x
+    if config.lookup:
+        # The event before is visible where there is one of the same history.
+        before = np.diagonal(visible, -1, 1, 2)[..., None] * x[:, :-1]
+        older, current = arrays[f"{name}/key_taps"]
+        keyed = older * np.pad(before, ((0, 0), (1, 0), (0, 0))) + current * x
+    q = elu_plus_one(dense(arrays, f"{name}/query_key", x)[..., :width])
+    k = elu_plus_one(dense(arrays, f"{name}/query_key", keyed)[..., width:])
     turned = (lambda y: rotate(y, positions)) if config.positions == "rotary" else lambda y: y
     v = dense(arrays, f"{name}/value", x) if config.value_projection else x
     output = np.zeros_like(x)

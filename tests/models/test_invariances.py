@@ -24,6 +24,9 @@ MODELS = {
     "recgrela fixed denominator": RecGRELAConfig(
         width=16, heads=2, num_layers=2, denominator_events=12
     ),
+    "recgrela lookup": RecGRELAConfig(
+        width=16, heads=2, num_layers=2, positions="none", lookup=True
+    ),
     "recgrela learned": RecGRELAConfig(width=16, heads=2, num_layers=2, positions="learned"),
     "hytrec": HyTRecConfig(
         width=16, heads=2, short_events=5, short_layers=1, num_layers=2, ratio="1:1"

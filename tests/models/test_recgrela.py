@@ -96,6 +96,33 @@ def test_the_logits_are_the_equations(config):
     assert_logits(model, reference.recgrela(config, arrays, events), events, where)
 
 
+def test_a_lookup_is_the_equations():
+    config = dataclasses.replace(SMALL, positions="none", lookup=True)
+    model, arrays = random_model(config)
+    events = ragged()
+    assert_logits(model, reference.recgrela(config, arrays, events), events, events.items > 0)
+
+
+@pytest.mark.parametrize("gap", [20, 100])
+def test_a_fresh_lookup_reads_what_followed_the_last_item_before(gap):
+    """Untrained: of 200 items, the one that followed the last item `gap` events ago."""
+    rng = np.random.default_rng(0)
+    items = rng.permuted(np.tile(np.arange(200), (64, 1)), axis=1)[:, :120]
+    asked = 119 - gap
+    items[:, 119] = items[:, asked]
+    vectors = rng.normal(size=(200, 64)).astype(np.float32)
+    ids, positions = np.ones_like(items), np.tile(np.arange(120), (64, 1))
+    first = {}
+    for lookup in (True, False):
+        layer = RELA(64, 1, rotation=False, lookup=lookup, shortcut=False, rngs=nnx.Rngs(0))
+        # The gate would multiply what is read by noise of its own.
+        layer.gate = None
+        output, _ = layer(vectors[items], ids, positions)
+        best = np.argmax(np.asarray(output[:, 119]) @ vectors.T, axis=1)
+        first[lookup] = np.mean(best == items[:, asked + 1])
+    assert first[True] > 0.25 and first[False] < 0.1
+
+
 @pytest.mark.parametrize("events", [5, 12, 200])
 def test_a_fixed_denominator_counts_the_slots_that_a_history_has_not_filled(events):
     """5 and 12 slots are filled within the row of 20; 200 never are."""
@@ -166,6 +193,11 @@ def test_each_switch_changes_what_it_names(causal, switch):
         (dict(selector="convex", shortcut=False), "needs shortcut=True"),
         (dict(denominator_events=0), "denominator_events is 0: it must be None, or at least 1"),
         (dict(denominator_events=9, causal=False), "denominator_events is 9.*causal=True"),
+        (
+            dict(lookup=True),
+            "lookup is True: it must be False, or causal=True with positions='none'",
+        ),
+        (dict(lookup=True, causal=False, positions="none"), "lookup is True"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(wrong, message):
@@ -281,6 +313,7 @@ def test_dropout_stands_where_the_equations_have_it(monkeypatch):
 STREAMING = {
     "published": SMALL,
     "fixed denominator": dataclasses.replace(SMALL, denominator_events=12),
+    "lookup": dataclasses.replace(SMALL, positions="none", lookup=True),
     "learned positions, no shortcut": dataclasses.replace(
         SMALL, positions="learned", shortcut=False
     ),

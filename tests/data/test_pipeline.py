@@ -1,6 +1,7 @@
 """Training batches, decoded slot by slot and held against a loop over training events."""
 
 import collections
+import dataclasses
 
 import grain
 import jax

@@ -9,6 +9,8 @@ best one. What to look at first, by what the log's card says:
 - a small log (some 100,000 events or fewer) overfits: `--config.model.dropout=0.3`;
 - half of the users have far more events than are read: `--config.data.length=400`, which SASRec
   (and RecGRELA with learned positions) is told as well, `--config.model.max_length=400`;
+- some users have thousands of events, and the model is a linear one: `--config.data.length=0` packs
+  and reads whole histories; make `--config.data.batch_size` smaller, since rows are longer;
 - no user repeats an item: the metrics with seen items filtered are the ones to select by,
   `--config.evaluation.filter_seen=all --config.evaluation.filter_seen=none`.
 """

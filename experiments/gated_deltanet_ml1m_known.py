@@ -1,0 +1,32 @@
+r"""Gated DeltaNet on MovieLens-1M, told the time at which each prediction is asked for.
+
+To know the request time is another task than to predict without it: results of the two stand in
+tables of their own. All test targets have genuine times; 20 % of the others are imputed. Run it by:
+
+    python -m launch.prepare --input=logs/ml-1m/ratings.tsv.gz --output=data/ml-1m-times
+    python -m launch.train --config=experiments/gated_deltanet_ml1m_known.py \
+        --workdir=runs/gated_deltanet_ml1m_known
+
+Result (one seed, 2026-11, 42 minutes of a core): test HR@10 / NDCG@10 .3690 / .2229 with seen items
+filtered, .3065 / .1718 with them not filtered; decayed Markov .2490 / .1434 and .2015 / .1116.
+"""
+
+import dataclasses
+
+from experiments import gated_deltanet_ml1m
+from linseqrec.config import Experiment
+
+
+def get_config() -> Experiment:
+    experiment = gated_deltanet_ml1m.get_config()
+    return dataclasses.replace(
+        experiment,
+        note="20 % of timestamps imputed",
+        # Chunks of 32 are faster on a CPU.
+        model=dataclasses.replace(experiment.model, dropout=0.2, chunk_size=32),
+        data=dataclasses.replace(
+            experiment.data, folder="data/ml-1m-times", request_time="known"
+        ),
+        optimizer=dataclasses.replace(experiment.optimizer, learning_rate=2e-3),
+        training=dataclasses.replace(experiment.training, num_epochs=16),
+    )

@@ -6,11 +6,14 @@ includes the validation event, is an input; nothing is learned from it.
 """
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split
 
 SECONDS_PER_DAY = 86_400
+# Where the waits of `TimedMarkov` begin, in seconds; the first are shorter.
+_WAITS = (1, 60)
 
 
 def training_events(dataset: Dataset, split: Split) -> np.ndarray:
@@ -93,7 +96,15 @@ class DecayedMarkov:
     Source: ours.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, *, last: int = 10, decay: float = 0.7):
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        *,
+        last: int = 10,
+        decay: float = 0.7,
+        among: np.ndarray | None = None,
+    ):
         """Counts the transitions between neighbouring training events of a user.
 
         Args:
@@ -101,6 +112,7 @@ class DecayedMarkov:
           split: Says which of them train.
           last: How many of the last items speak.
           decay: The weight of each further item back, in (0, 1].
+          among: bool [E], count transitions to these events only; None counts all.
 
         Raises:
           ValueError: A setting out of its range.
@@ -109,7 +121,7 @@ class DecayedMarkov:
             raise ValueError(f"last must be positive, decay in (0, 1], got {last} and {decay}")
         self._dataset = dataset
         self._weights = decay ** np.arange(last)
-        self._offsets, self._next, counts = _transitions(dataset, split)
+        self._offsets, self._next, counts = _transitions(dataset, split, among)
         scale = np.sqrt(np.maximum(item_counts(dataset, split), 1))
         self._values = counts / np.repeat(scale, np.diff(self._offsets))
 
@@ -136,9 +148,44 @@ class DecayedMarkov:
 class Markov(DecayedMarkov):
     """First-order Markov: what most often followed the last item in training."""
 
-    def __init__(self, dataset: Dataset, split: Split):
+    def __init__(self, dataset: Dataset, split: Split, *, among: np.ndarray | None = None):
+        """Counts the transitions, as `DecayedMarkov`."""
         # With one item speaking, the scale of its row changes no rank: these are the plain counts.
-        super().__init__(dataset, split, last=1, decay=1.0)
+        super().__init__(dataset, split, last=1, decay=1.0, among=among)
+
+
+class TimedMarkov:
+    """`Markov` where request times are known: what followed the last item after as long, above all.
+
+    With `w` one of three waits (the same second, less than a minute, longer), `c_w[i, j]` how often
+    item j directly followed item i after such a wait in training, and `c` the sum over the waits:
+
+        score(j) = c_w[i, j] + 0.1 c[i, j],  w the time from the last item i to the request
+
+    Events of one second are one basket, or one page of ratings. Source: ours.
+    """
+
+    def __init__(self, dataset: Dataset, split: Split):
+        """Counts the transitions between neighbouring training events of a user, by their wait."""
+        self._times = np.asarray(dataset.timestamps)
+        waits = self._wait(np.arange(dataset.num_events))
+        self._all = Markov(dataset, split)
+        self._by_wait = [
+            Markov(dataset, split, among=waits == wait) for wait in range(len(_WAITS) + 1)
+        ]
+
+    def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Scores float64 [B, N + 1], of requests at the targets' own times."""
+        waits = self._wait(positions)
+        scores = 0.1 * self._all(users, positions)
+        for wait, markov in enumerate(self._by_wait):
+            rows = np.flatnonzero(waits == wait)
+            scores[rows] += markov(users[rows], positions[rows])
+        return scores
+
+    def _wait(self, positions: np.ndarray) -> np.ndarray:
+        seconds = self._times[positions] - self._times[np.maximum(positions - 1, 0)]
+        return np.searchsorted(_WAITS, seconds, side="right")
 
 
 class PersonalMarkov:
@@ -153,6 +200,9 @@ class PersonalMarkov:
 
     A model that reads as much of each history and stays below it recalls less than counting does.
     Where nobody repeats, it is `Markov`. Source: ours.
+
+    Told request times (`timed`), an event j of the history weighs 1 + 20 exp(-(d / 1.5 h)^2) times
+    as much in t and n, with d the time of day between it and the request, and p is `TimedMarkov`'s.
     """
 
     def __init__(
@@ -163,6 +213,7 @@ class PersonalMarkov:
         last: int = 3,
         prior: float = 0.05,
         max_length: int | None = None,
+        timed: bool = False,
     ):
         """Counts transitions, and repeats, among the training events.
 
@@ -172,6 +223,7 @@ class PersonalMarkov:
           last: How many of the last items speak.
           prior: What an occurrence weighs beside a transition.
           max_length: The last events of a history that are counted; None counts all of them.
+          timed: Whether requests come at the targets' own times.
 
         Raises:
           ValueError: A setting out of its range.
@@ -181,8 +233,8 @@ class PersonalMarkov:
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be positive, got {max_length}")
         self._dataset, self._last, self._prior = dataset, last, prior
-        self._max_length = max_length
-        self._markov = Markov(dataset, split)
+        self._max_length, self._timed = max_length, timed
+        self._markov = TimedMarkov(dataset, split) if timed else Markov(dataset, split)
         train = training_events(dataset, split)
         items = np.asarray(dataset.items)[train].astype(np.int64)
         users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))[train]
@@ -200,9 +252,13 @@ class PersonalMarkov:
         # Every event of every history, one after another: [sum of lengths].
         rows = np.repeat(np.arange(len(users)), lengths)
         events = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(rows))
+        near = np.ones(len(rows))
+        if self._timed:
+            times = np.asarray(self._dataset.timestamps)
+            near = _near_in_the_day(times[events], times[positions][rows])
         own = np.bincount(
             rows * num_slots + items[events],
-            weights=np.full(len(rows), self._prior),
+            weights=self._prior * near,
             minlength=len(users) * num_slots,
         )
         for back in range(1, self._last + 1):
@@ -210,7 +266,7 @@ class PersonalMarkov:
             followed = (events + back < positions[rows]) & (items[events] == speaking)
             own += np.bincount(
                 rows[followed] * num_slots + items[events[followed] + back],
-                weights=np.full(followed.sum(), 1 / back),
+                weights=near[np.flatnonzero(followed) + back] / back,
                 minlength=len(users) * num_slots,
             )
         rate = self.repeat_rate
@@ -219,14 +275,27 @@ class PersonalMarkov:
         )
 
 
+def _near_in_the_day(
+    times: Int[np.ndarray, " E"], requests: Int[np.ndarray, " E"]
+) -> Float[np.ndarray, " E"]:
+    """What events weigh in requests, from 1 half a day apart to 21 at the same time of day."""
+    apart = (times - requests) % SECONDS_PER_DAY
+    apart = np.minimum(apart, SECONDS_PER_DAY - apart)
+    return 1 + 20 * np.exp(-((apart / 5_400) ** 2))
+
+
 def _shares(scores: np.ndarray) -> np.ndarray:
     """Each row over its sum; a row of zeros stays one."""
     total = scores.sum(axis=1, keepdims=True)
     return scores / np.where(total > 0, total, 1)
 
 
-def _transitions(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _transitions(
+    dataset: Dataset, split: Split, among: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How often each item followed each other in training, as a sparse matrix by rows.
+
+    Of the events that followed, those `among` the given ones, bool [E]; None: all.
 
     Returns:
       offsets int64 [N + 2], so that item i's transitions are `offsets[i] : offsets[i + 1]`; the
@@ -240,7 +309,7 @@ def _transitions(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray
     follows = train.copy()
     beginnings = np.asarray(dataset.offsets[:-1])
     follows[beginnings[beginnings < len(follows)]] = False
-    second = np.flatnonzero(follows)
+    second = np.flatnonzero(follows if among is None else follows & among)
     pairs, counts = np.unique(items[second - 1] * num_slots + items[second], return_counts=True)
     row_sizes = np.bincount(pairs // num_slots, minlength=num_slots)
     return np.concatenate([[0], np.cumsum(row_sizes)]), pairs % num_slots, counts

@@ -55,6 +55,9 @@ def references(run: Run, split: SplitName) -> dict[str, EvaluationResult]:
         scorers[f"Personal Markov, last {length} events"] = floors.PersonalMarkov(
             dataset, division, max_length=length
         )
+    if run.experiment.data.request_time == "known":
+        scorers["Timed Markov"] = floors.TimedMarkov(dataset, division)
+        scorers["Timed Personal Markov"] = floors.PersonalMarkov(dataset, division, timed=True)
     if run.source.world is not None:
         scorers["Oracle"] = run.source.world.oracle_scores
     return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}

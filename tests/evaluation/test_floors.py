@@ -14,6 +14,7 @@ from linseqrec.evaluation.floors import (
     PersonalMarkov,
     Popularity,
     RecentPopularity,
+    TimedMarkov,
     item_counts,
 )
 from tests.real_logs import real_log
@@ -147,6 +148,69 @@ def test_personal_markov_is_its_formula(make_split, max_length):
             PersonalMarkov(dataset, split, **bad)
     with pytest.raises(ValueError, match="max_length must be positive, got 0"):
         PersonalMarkov(dataset, split, max_length=0)
+
+
+def make_timed_dataset():
+    """Events at once, seconds, minutes and hours apart."""
+    dataset = make_dataset()
+    waits = np.random.default_rng(1).choice([0, 1, 59, 60, 5_000, 90_000], dataset.num_events)
+    users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))
+    firsts = np.cumsum(waits)[dataset.offsets[:-1]]
+    times = 10**9 + np.cumsum(waits) - firsts[users]
+    return Dataset.from_arrays(dataset.items, times, dataset.offsets, num_items=ITEMS)
+
+
+def wait_of(times):
+    """Which of the waits a pair of times is."""
+    seconds = times[1] - times[0]
+    return 0 if seconds == 0 else 1 if seconds < 60 else 2
+
+
+def test_timed_markov_is_its_formula():
+    dataset = make_timed_dataset()
+    split = leave_one_out(dataset)
+    follows, occurs = np.zeros((3, ITEMS + 1, ITEMS + 1)), item_counts(dataset, split)
+    for start, end in zip(dataset.offsets[:-1], split.train_end, strict=True):
+        for event in range(start + 1, end):
+            wait = wait_of(dataset.timestamps[event - 1 : event + 1])
+            follows[wait, dataset.items[event - 1], dataset.items[event]] += 1
+    assert (follows.sum((1, 2)) > 50).all()
+    users, positions = split.test.users, split.test.positions
+    floor = TimedMarkov(dataset, split)
+    scores = floor(users, positions)
+    waits = [wait_of(dataset.timestamps[position - 1 : position + 1]) for position in positions]
+    assert set(waits) == {0, 1, 2}
+    for row, (position, wait) in enumerate(zip(positions, waits, strict=True)):
+        last = dataset.items[position - 1]
+        expected = follows[wait, last] + 0.1 * follows[:, last].sum(0)
+        scale = max(occurs[last], 1) ** 0.5
+        np.testing.assert_allclose(scores[row] * scale, expected, rtol=1e-12)
+    np.testing.assert_array_equal(floor(users[3:4], positions[3:4])[0], scores[3])
+
+
+def test_timed_personal_markov_is_its_formula():
+    dataset = make_timed_dataset()
+    split = leave_one_out(dataset)
+    users, positions = split.test.users, split.test.positions
+    floor = PersonalMarkov(dataset, split, last=2, prior=0.3, timed=True)
+    scores, markov = floor(users, positions), TimedMarkov(dataset, split)(users, positions)
+    for row, (user, position) in enumerate(zip(users, positions, strict=True)):
+        history = np.arange(dataset.offsets[user], position)
+        own = np.zeros(ITEMS + 1)
+
+        def weight(event, position=position):
+            hours = (dataset.timestamps[event] - dataset.timestamps[position]) / 3_600 % 24
+            return 1 + 20 * np.exp(-((min(hours, 24 - hours) / 1.5) ** 2))
+
+        for event in history:
+            own[dataset.items[event]] += 0.3 * weight(event)
+            for back in (1, 2):
+                speaks = event - back >= history[0]
+                if speaks and dataset.items[event - back] == dataset.items[position - back]:
+                    own[dataset.items[event]] += weight(event) / back
+        rate, others = floor.repeat_rate, markov[row] / max(markov[row].sum(), 1e-9)
+        expected = rate * own / own.sum() + (1 - rate) * others
+        np.testing.assert_allclose(scores[row], expected, rtol=1e-9, atol=1e-15)
 
 
 def test_a_length_that_holds_every_history_changes_nothing():

@@ -141,11 +141,19 @@ class GatedDelta(nnx.Module):
         )
 
     def emit(
-        self, output: Float[Array, "B T H V"], x: Float[Array, "B T D"]
+        self,
+        output: Float[Array, "B T H V"],
+        x: Float[Array, "B T D"],
+        left: Float[Array, "B T H"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """What was read, normalised, gated and mixed over the heads."""
-        gate = jax.nn.silu(self.output_gate(x))
-        return self.output(self.norm(output).reshape(gate.shape) * gate)
+        """What was read, normalised, weighed by what is `left` of it, gated, mixed over the heads.
+
+        The norm takes out of a reading how much the memory has faded; `left` comes after it.
+        """
+        gate, read = jax.nn.silu(self.output_gate(x)), self.norm(output)
+        if left is not None:
+            read = (left[..., None] * read).astype(read.dtype)
+        return self.output(read.reshape(gate.shape) * gate)
 
 
 class GatedDeltaMixer(GatedDelta):

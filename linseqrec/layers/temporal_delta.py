@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import gate_logits
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, unit
-from linseqrec.layers.time_gaps import initial_log_horizon, log_fading
+from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.recent import Recent, delayed
 from linseqrec.ops.running_mean import running_mean
@@ -87,7 +87,8 @@ class TemporalDeltaMixer(GatedDelta):
         "none"       nothing; there is no gate.
 
     Δ is what the caller takes for the days since the event before (`gaps_taken`); without `timed`
-    there is no T, and Δ is not read.
+    there is no T, and Δ is not read. Where request times are known, the fading runs on to the
+    request: RMSNorm(o) is multiplied by exp(-(request - τ_t) / T).
 
     With `delay` the memory is so many events late: event t reads it as event t - delay left it,
     faded until now. k, v, β, s and the decay by W_α are event j = t - delay's at the step that
@@ -139,6 +140,7 @@ class TemporalDeltaMixer(GatedDelta):
         *,
         question: Float[Array, "B T D"] | None = None,
         age: Float[Array, "B T"] | None = None,
+        wait: Float[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], TemporalDeltaState]:
         """Mixes a row's events over time.
 
@@ -149,6 +151,7 @@ class TemporalDeltaMixer(GatedDelta):
           state: The past of each row's first segment; None is no past.
           question: Normalised inputs that q and the output gate are made of; None: x.
           age: Days since the event `delay` before, float32; where timed and delayed.
+          wait: Days from each event to the request after it, float32; None where it is hidden.
 
         Returns:
           The mixed values, and the state after each row's last segment.
@@ -158,7 +161,8 @@ class TemporalDeltaMixer(GatedDelta):
         )
         output, memory = self.remember(inputs, segment_ids, None if state is None else state.memory)
         state = TemporalDeltaState(memory, convolution, mean, pending)
-        return self.emit(output, x if question is None else question), state
+        left = left_at_request(wait, None if self.log_horizon is None else self.log_horizon[...])
+        return self.emit(output, x if question is None else question, left), state
 
     def inputs(
         self,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from linseqrec.layers.conditional_memory import MemoryReading
 from linseqrec.layers.dense import dense, gate_logits
 from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, GatedDeltaState, unit
-from linseqrec.layers.time_gaps import initial_log_horizon, log_fading
+from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
 
 WriteGate = Literal["memory", "input", "none"]
 
@@ -31,6 +31,9 @@ class TemporalRelationDelta(GatedDelta):
     out of the reading: Sᵀ(q − λ k^m) = Sᵀq − λ Sᵀk^m. No gate reads the state, so that the chunked
     form stays exact, and c = λ = Δ = 0 is Gated DeltaNet. Temporal addressing and decay, purified
     writing and purified reading are the paper's; its equations are not public, and these are ours.
+
+    Where request times are known, the temporal decay runs on to the request: RMSNorm(o) is
+    multiplied by exp(−(request − t) / T).
 
     Attributes:
       log_horizon: log T, float32 [H], T in days.
@@ -119,6 +122,7 @@ class TemporalRelationDelta(GatedDelta):
         gaps: Float[Array, "B T"] | None = None,
         gap_features: Float[Array, "B T F"] | None = None,
         memory: MemoryReading | None = None,
+        wait: Float[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
         """Mixes a row's events over time.
 
@@ -129,6 +133,8 @@ class TemporalRelationDelta(GatedDelta):
           gaps: Days since the last event; for temporal decay.
           gap_features: φ; for temporal addressing.
           memory: The memory's reading of the events; for gates that ask for it.
+          wait: Days from each event to the request after it, to which temporal decay runs on; None
+            where it is hidden.
 
         Returns:
           The mixed values, and the state after each row's last segment.
@@ -142,7 +148,8 @@ class TemporalRelationDelta(GatedDelta):
             memory=memory,
         )
         output, after = self.remember(inputs, segment_ids, None if state is None else state.memory)
-        return self.emit(output, x), GatedDeltaState(after, convolution)
+        left = left_at_request(wait, None if self.log_horizon is None else self.log_horizon[...])
+        return self.emit(output, x, left), GatedDeltaState(after, convolution)
 
     def inputs(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from linseqrec.events import Events
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
 from linseqrec.ops.segments import at_last_event, keep, segment_runs
 
@@ -125,6 +126,35 @@ def days_since(
     _, same = slots_back(longer, ids, segment_ids, [events])
     sums = jax.lax.reduce_window(longer, 0.0, jax.lax.add, (1, events), (1, 1), "valid")[:, 1:]
     return keep(same[:, :, 0], sums), last_slots(longer, ids, events)
+
+
+def waits_in_days(events: Events) -> Float[Array, "B T"] | None:
+    """The time from each event to the request after it, in days, clipped to ten years.
+
+    Returns:
+      float32 [B, T], from 0 to 3650; None where request times are hidden.
+    """
+    if events.request_times is None:
+        return None
+    seconds = jnp.asarray(events.request_times) - events.timestamps
+    return jnp.clip(seconds.astype(jnp.float32) / SECONDS_A_DAY, 0.0, MOST_DAYS)
+
+
+def left_at_request(
+    wait: Float[Array, "B T"] | None, log_horizon: Float[Array, "H"] | None
+) -> Float[Array, "B T H"] | None:
+    """exp(-wait / T), what is left of a reading when its request comes.
+
+    Args:
+      wait: float32 [B, T], days from each event to its request; None where it is hidden.
+      log_horizon: [H], log T, T in days; None where nothing fades.
+
+    Returns:
+      [B, T, H]; None for all of it.
+    """
+    if wait is None or log_horizon is None:
+        return None
+    return jnp.exp(log_fading(wait, log_horizon))
 
 
 def log_fading(gaps: Float[Array, "B T"], log_horizon: Float[Array, "H"]) -> Float[Array, "B T H"]:

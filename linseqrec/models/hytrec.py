@@ -78,7 +78,7 @@ from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.rotary_attention import RotaryAttention
 from linseqrec.layers.swiglu import SwiGLU
 from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer, TemporalDeltaState
-from linseqrec.layers.time_gaps import Time, days_since, gaps_in_days, gaps_taken
+from linseqrec.layers.time_gaps import Time, days_since, gaps_in_days, gaps_taken, waits_in_days
 from linseqrec.models.encoding import Encoding
 from linseqrec.ops.recent import Recent, delayed
 
@@ -109,9 +109,10 @@ class HyTRecConfig:
         alone stays K events behind; with `short_events=0` it is a plain stack over all events,
         whatever the question.
       gate: What TADN's write gate weighs (see `TemporalDeltaMixer`).
-      time: What the decay takes for the days between events: "gaps" themselves; "positions" 1 at
-        every event; "shuffled" the gaps of each history in another order (see `shuffled_gaps`),
-        which takes whole histories and so carries no state; "none" nothing: there is no T.
+      time: What the decay takes for the days between events: "gaps" themselves, and from the last
+        event to a known request time; "positions" 1 at every event; "shuffled" the gaps of each
+        history in another order (see `shuffled_gaps`), which takes whole histories and so carries
+        no state; "none" nothing: there is no T.
       timed_attention: Whether the softmax blocks' weights fade with that time, too (see
         `RotaryAttention`). Without it the model knows of no time in the last K events.
       kernel: Taps of TADN's short convolution.
@@ -378,7 +379,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: HyTRecConfig, window: int | None, *, delay: int = 0, rngs: nnx.Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
-        self.rate = config.dropout
+        self.rate, self.waits = config.dropout, config.time == "gaps"
         self.mixer_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.mixer = (
             _temporal_delta(config, delay, rngs=rngs)
@@ -412,7 +413,8 @@ class Block(nnx.Module):
         mixer_key, hidden_key, output_key = split_key(dropout_key, 3)
         h, ids = self.mixer_norm(x), events.segment_ids
         if isinstance(self.mixer, TemporalDeltaMixer):
-            mixed, state = self.mixer(h, ids, gaps, state, age=age)
+            wait = waits_in_days(events) if self.waits else None
+            mixed, state = self.mixer(h, ids, gaps, state, age=age, wait=wait)
         else:
             mixed, state = self.mixer(h, ids, events.positions, gaps, state)
         x = x + dropout(mixed, self.rate, mixer_key)
@@ -424,7 +426,7 @@ class Reading(nnx.Module):
     """The layer in which the short branch asks a memory of the long branch's states up to t - K."""
 
     def __init__(self, config: HyTRecConfig, *, rngs: nnx.Rngs):
-        self.rate = config.dropout
+        self.rate, self.waits = config.dropout, config.time == "gaps"
         make = lambda: rms_norm(  # noqa: E731
             config.width, epsilon=1e-6, dtype=jnp.dtype(config.dtype), rngs=rngs
         )
@@ -450,6 +452,7 @@ class Reading(nnx.Module):
             state,
             question=self.question_norm(short),
             age=age,
+            wait=waits_in_days(events) if self.waits else None,
         )
         return dropout(mixed, self.rate, dropout_key), state
 

@@ -69,7 +69,7 @@ from linseqrec.layers.memory_attention import MemoryAttention, MemoryAttentionSt
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.swiglu import SwiGLU
 from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta, WriteGate
-from linseqrec.layers.time_gaps import gaps_in_days
+from linseqrec.layers.time_gaps import gaps_in_days, waits_in_days
 from linseqrec.models.encoding import Encoding
 from linseqrec.ops.recent import Recent
 
@@ -305,6 +305,7 @@ class SinkRec(nnx.Module):
                 gaps=gaps,
                 gap_features=gap_features,
                 memory=memory,
+                wait=waits_in_days(events),
                 dropout_key=key,
             )
             states.append(after)
@@ -384,6 +385,7 @@ class Block(nnx.Module):
         gaps: Float[Array, "B T"],
         gap_features: Float[Array, "B T F"] | None,
         memory: MemoryReading | None,
+        wait: Float[Array, "B T"] | None,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B T D"], LoopState]:
         """Returns the block's output, and the state of its attention and recurrence."""
@@ -404,6 +406,7 @@ class Block(nnx.Module):
             gaps=gaps,
             gap_features=gap_features,
             memory=memory,
+            wait=wait,
         )
         x = x + dropout(mixed, self.rate, mixer_key)
         fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)

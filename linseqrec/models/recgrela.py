@@ -73,7 +73,8 @@ class RecGRELAConfig:
         history's length (ours, see `RELA`); None divides by the weights of the events so far. 200
         is the released form's row.
       lookup: Whether the causal form's heads start as "what followed this item before" (ours, see
-        `RELA`), with positions="none": for logs in which people repeat themselves.
+        `RELA`), for logs in which people repeat themselves. It needs positions="none". One head
+        of the full width finds single events best.
       epsilon: Of the attention's denominator, and, `norm_epsilon`, of the layer norms.
       norm_epsilon: See `epsilon`.
       dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.

@@ -60,6 +60,8 @@ def test_what_hytrec_writes_is_told_from_what_it_erases(gate, written):
     config = HyTRecConfig(width=8, heads=2, num_layers=1, ratio="1:0", gate=gate, short_layers=1)
     model = config.build(5, rngs=nnx.Rngs(0))
     mixer = model.long[0].mixer
+    # A fresh lookup's first key is 0, of the event before the history.
+    mixer.convolution.weight[...] = np.ones_like(mixer.convolution.weight[...])
     mixer.write_strength.kernel[...] = 0 * mixer.write_strength.kernel[...]
     if gate != "none":
         mixer.spike_gate.kernel[...] = 0 * mixer.spike_gate.kernel[...]

@@ -7,6 +7,7 @@ from flax import nnx
 
 from linseqrec.analysis.traces import is_recurrent, linear_mixers, trace
 from linseqrec.events import Events
+from linseqrec.layers.gated_delta_net import GatedDelta
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
@@ -62,6 +63,7 @@ MODELS = {
 def test_memories_are_the_states_and_keys_what_wrote_them(name):
     config, names, memories = MODELS[name]
     model = config.build(5, rngs=nnx.Rngs(0))
+    write_at_once(model)
     graphdef, params = nnx.split(model)
     read = jax.jit(
         lambda params, events: (
@@ -74,6 +76,14 @@ def test_memories_are_the_states_and_keys_what_wrote_them(name):
     for traced, memory in zip(traces.values(), memories(encoding.state), strict=True):
         np.testing.assert_array_equal(traced.memory, memory)
         check_keys_wrote(traced)
+
+
+def write_at_once(model):
+    """Draws the taps anew: a fresh lookup's first keys are 0, of events before the history."""
+    for _, mixer in linear_mixers(model):
+        if isinstance(mixer, GatedDelta):
+            weight = mixer.convolution.weight
+            weight[...] = np.random.default_rng(0).normal(size=weight.shape).astype(np.float32)
 
 
 def check_keys_wrote(traced):
@@ -89,6 +99,7 @@ def check_keys_wrote(traced):
 def test_shuffled_gaps_write_memories_though_none_is_carried():
     config = HyTRecConfig(width=16, short_layers=1, num_layers=2, ratio="1:1", time="shuffled")
     model = config.build(5, rngs=nnx.Rngs(0))
+    write_at_once(model)
     assert model(EVENTS).state is None
     traces = trace(model, EVENTS)
     assert list(traces) == ["long/0"]

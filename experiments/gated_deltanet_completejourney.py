@@ -12,8 +12,6 @@ docs/data.md says where the log is from. Run it by:
         --workdir=runs/gated_deltanet_completejourney
 
 With `--config.data.request_time=known` the model is told when the next purchase is made.
-
-Result (RESULT_PLACEHOLDER
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

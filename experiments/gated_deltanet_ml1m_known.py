@@ -24,9 +24,7 @@ def get_config() -> Experiment:
         note="20 % of timestamps imputed",
         # Chunks of 32 are faster on a CPU.
         model=dataclasses.replace(experiment.model, dropout=0.2, chunk_size=32),
-        data=dataclasses.replace(
-            experiment.data, folder="data/ml-1m-times", request_time="known"
-        ),
+        data=dataclasses.replace(experiment.data, folder="data/ml-1m-times", request_time="known"),
         optimizer=dataclasses.replace(experiment.optimizer, learning_rate=2e-3),
         training=dataclasses.replace(experiment.training, num_epochs=16),
     )

@@ -8,9 +8,9 @@ decay over elapsed time is judged on. Run it by:
 and its controls by adding `--config.model.time=shuffled`, `positions` or `none`,
 `--config.model.branches=short`, or `--config.model.branches=long --config.model.short_events=0`.
 
-Result (one seed, 2026-11, 8 minutes of a core): test HR@10 / NDCG@10 .5155 / .3128, not filtered;
-the long branch alone .5395 / .3267, and without time .5135 / .3079; with `timed_attention` .5390 /
-.3252. RESULTS.md has all arms, and what they say.
+Result (commit 87d02f1, with earlier starting values; one seed, 2026-11, 8 minutes of a core): test
+HR@10 / NDCG@10 .5155 / .3128, not filtered; the long branch alone .5395 / .3267, and without time
+.5135 / .3079; with `timed_attention` .5390 / .3252.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

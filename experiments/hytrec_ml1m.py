@@ -9,10 +9,10 @@ Run it by:
     python -m launch.prepare --input=logs/ml-1m/ratings.tsv.gz --output=data/ml-1m-times
     python -m launch.train --config=experiments/hytrec_ml1m.py --workdir=runs/hytrec_ml1m
 
-Result (2026-11, some 80 minutes on a core of a shared CPU): test HR@10 / NDCG@10 .2550 / .1396 with
-seen items not filtered, .3235 / .1881 with them filtered, epoch 28 of 30; on another processor
-.2528 / .1386 and .3217 / .1865: below Gated DeltaNet (.3392 / .1995 filtered) at every history
-length.
+Result (commit 87d02f1, with earlier starting values; 2026-11, some 80 minutes on a core of a shared
+CPU): test HR@10 / NDCG@10 .2550 / .1396 with seen items not filtered, .3235 / .1881 with them
+filtered, epoch 28 of 30; on another processor .2528 / .1386 and .3217 / .1865: below Gated DeltaNet
+(.3392 / .1995 filtered) at every history length.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -9,9 +9,9 @@ model that sees the last few hundred events has not seen them. Run it by:
 and its controls by adding `--config.model.time=shuffled`, `positions` or `none`,
 `--config.model.branches=short`, or `--config.model.branches=long --config.model.short_events=0`.
 
-Result (one seed, 2026-11, a quarter of an hour of a core): test HR@10 / NDCG@10 .2533 / .1457, not
-filtered; the long branch alone .2700 / .1514, the short one .2540 / .1431; Markov .2340 / .1371,
-oracle .4820 / .3505. RESULTS.md has what follows from it.
+Result (commit 87d02f1, with earlier starting values; one seed, 2026-11, a quarter of an hour of a
+core): test HR@10 / NDCG@10 .2533 / .1457, not filtered; the long branch alone .2700 / .1514, the
+short one .2540 / .1431; Markov .2340 / .1371, oracle .4820 / .3505.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -9,9 +9,10 @@ Run it by:
     python -m launch.train --config=experiments/recgrela_foursquare.py \
         --workdir=runs/recgrela_foursquare
 
-Result (seeds 0, 1 and 2, 2026-11, some 12 minutes of a core each): test HR@10 / NDCG@10 .5823 +-
-.0039 / .4074 +- .0031, not filtered, of 1,083 targets; seed 0 .5854 / .4042, epoch 24 of 40, where
-validation NDCG@10 was best. Personal Markov .5882 / .4161, decayed Markov .5319 / .3807.
+Result (commit 87d02f1, with earlier starting values; seeds 0, 1 and 2, 2026-11, some 12 minutes of
+a core each): test HR@10 / NDCG@10 .5823 +- .0039 / .4074 +- .0031, not filtered, of 1,083 targets;
+seed 0 .5854 / .4042, epoch 24 of 40, where validation NDCG@10 was best. Personal Markov .5882 /
+.4161, decayed Markov .5319 / .3807.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -6,8 +6,9 @@ Run it by:
     python -m launch.train --config=experiments/recgrela_ml100k.py \
         --workdir=runs/recgrela_ml100k
 
-Result (one seed, 2026-11): test HR@10 / NDCG@10 .2131 / .1126 with seen items filtered, .1357 /
-.0612 without, of 943 targets; decayed Markov .1951 / .1042 and .1357 / .0693.
+Result (commit 87d02f1, with earlier starting values; one seed, 2026-11): test HR@10 / NDCG@10 .2131
+/ .1126 with seen items filtered, .1357 / .0612 without, of 943 targets; decayed Markov .1951 /
+.1042 and .1357 / .0693.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -4,8 +4,9 @@ The protocol and budget of `recgrela_ml100k.py`; run it by:
 
     python -m launch.train --config=experiments/sasrec_ml100k.py --workdir=runs/sasrec_ml100k
 
-Result (one seed, 2026-11): test HR@10 / NDCG@10 .2036 / .1075 with seen items filtered, .1326 /
-.0573 without, of 943 targets; RecGRELA .2131 / .1126 and .1357 / .0612.
+Result (commit 87d02f1, with earlier starting values; one seed, 2026-11): test HR@10 / NDCG@10 .2036
+/ .1075 with seen items filtered, .1326 / .0573 without, of 943 targets; RecGRELA .2131 / .1126 and
+.1357 / .0612.
 """
 
 import dataclasses

@@ -5,12 +5,13 @@ Run it by:
     python -m launch.prepare --input=logs/ml-1m/ml-1m.txt.gz --output=data/ml-1m
     python -m launch.train --config=experiments/sasrec_ml1m.py --workdir=runs/sasrec_ml1m
 
-Result (2026-11, one core of a shared CPU, 12 to 30 minutes): test HR@10 / NDCG@10 .3126 / .1812
-with seen items filtered, .2407 / .1224 without, selected on the filtered NDCG@10 of every third
-epoch; as it is here, with `--config.data.folder=data/ml-1m-times`, the same sequences numbered
-otherwise, .3124 / .1806 and .2422 / .1241. It is the second setting tried: with dropout 0.2,
-learning rate 1e-3 and 40 epochs validation NDCG@10 was .1809 against .1896 here (test .3000 / .1709
-filtered), since batches of 3,200 events are small for that setting to be trained to its end.
+Result (commit 87d02f1, with earlier starting values; 2026-11, one core of a shared CPU, 12 to 30
+minutes): test HR@10 / NDCG@10 .3126 / .1812 with seen items filtered, .2407 / .1224 without,
+selected on the filtered NDCG@10 of every third epoch; as it is here, with
+`--config.data.folder=data/ml-1m-times`, the same sequences numbered otherwise, .3124 / .1806 and
+.2422 / .1241. It is the second setting tried: with dropout 0.2, learning rate 1e-3 and 40 epochs
+validation NDCG@10 was .1809 against .1896 here (test .3000 / .1709 filtered), since batches of
+3,200 events are small for that setting to be trained to its end.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

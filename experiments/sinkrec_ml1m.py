@@ -7,12 +7,12 @@ Run it by:
     python -m launch.prepare --input=logs/ml-1m/ratings.tsv.gz --output=data/ml-1m-times
     python -m launch.train --config=experiments/sinkrec_ml1m.py --workdir=runs/sinkrec_ml1m
 
-Result (2026-11, 77 minutes, the last 33 on two cores): test HR@10 / NDCG@10 .3439 / .2016 with seen
-items filtered, .2752 / .1512 not, epoch 28 of 30, where validation NDCG@10 not filtered was best;
-on another processor .3462 / .2052 and .2770 / .1528, of one pass (`--config.model.loops=1`) .3387 /
-.1986 and .2697 / .1458. An earlier form, without `attention_convolution`, its quantisation loss
-summed over features and its reconstruction loss not taken relative to the windows, had .3505 /
-.2075 and .2785 / .1544.
+Result (commit 87d02f1, with earlier starting values; 2026-11, 77 minutes, the last 33 on two
+cores): test HR@10 / NDCG@10 .3439 / .2016 with seen items filtered, .2752 / .1512 not, epoch 28 of
+30, where validation NDCG@10 not filtered was best; on another processor .3462 / .2052 and .2770 /
+.1528, of one pass (`--config.model.loops=1`) .3387 / .1986 and .2697 / .1458. An earlier form,
+without `attention_convolution`, its quantisation loss summed over features and its reconstruction
+loss not taken relative to the windows, had .3505 / .2075 and .2785 / .1544.
 """
 
 import dataclasses

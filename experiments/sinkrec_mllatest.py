@@ -7,10 +7,10 @@ Run it by:
     python -m launch.train --config=experiments/sinkrec_mllatest.py \
         --workdir=runs/sinkrec_mllatest
 
-Result (one seed, 2026-11, 18 minutes of a core): test HR@10 / NDCG@10 .0984 / .0507 with seen items
-filtered, .0672 / .0306 not, epoch 24 of 40, where validation NDCG@10 was best; of one pass
-(`--config.model.loops=1`) .1016 / .0535 and .0689 / .0326; the decayed Markov floor .1082 / .0598
-filtered, .0852 / .0481 not. Of 610 targets: +-.012.
+Result (commit 87d02f1, with earlier starting values; one seed, 2026-11, 18 minutes of a core): test
+HR@10 / NDCG@10 .0984 / .0507 with seen items filtered, .0672 / .0306 not, epoch 24 of 40, where
+validation NDCG@10 was best; of one pass (`--config.model.loops=1`) .1016 / .0535 and .0689 / .0326;
+the decayed Markov floor .1082 / .0598 filtered, .0852 / .0481 not. Of 610 targets: +-.012.
 """
 
 import dataclasses

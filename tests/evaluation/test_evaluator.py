@@ -121,7 +121,7 @@ def test_short_histories_are_read_in_narrow_batches_where_it_pays(monkeypatch):
         widths.append(events.items.shape[1])
         return encode(events)
 
-    for worth, expected in ((250_000, {80}), (100, {80, 40, 20}), (500, {80, 40})):
+    for worth, expected in ((250_000, {80}), (100, {80, 40, 20, 10}), (500, {80, 40})):
         monkeypatch.setattr(queries, "SLOTS_WORTH_A_COMPILATION", worth)
         widths.clear()
         Evaluator(dataset, targets, max_length=80, batch_size=4).run(watch, TABLE)

@@ -201,8 +201,9 @@ class PersonalMarkov:
     A model that reads as much of each history and stays below it recalls less than counting does.
     Where nobody repeats, it is `Markov`. Source: ours.
 
-    Told request times (`timed`), an event j of the history weighs 1 + 20 exp(-(d / 1.5 h)^2) times
-    as much in t and n, with d the time of day between it and the request, and p is `TimedMarkov`'s.
+    Told request times (`timed`), an event of the history that is at least half a day old weighs
+    1 + 20 exp(-(d / 1.5 h)^2) times as much in t and n, with d how far its time of day is from the
+    request's; and p is `TimedMarkov`'s.
     """
 
     def __init__(
@@ -278,10 +279,14 @@ class PersonalMarkov:
 def _near_in_the_day(
     times: Int[np.ndarray, " E"], requests: Int[np.ndarray, " E"]
 ) -> Float[np.ndarray, " E"]:
-    """What events weigh in requests, from 1 half a day apart to 21 at the same time of day."""
+    """What events weigh in requests, from 1 at another time of day to 21 at the same.
+
+    Events of the last half day weigh 1: they are near because they are of the same session.
+    """
     apart = (times - requests) % SECONDS_PER_DAY
     apart = np.minimum(apart, SECONDS_PER_DAY - apart)
-    return 1 + 20 * np.exp(-((apart / 5_400) ** 2))
+    earlier = requests - times >= SECONDS_PER_DAY // 2
+    return 1 + 20 * earlier * np.exp(-((apart / 5_400) ** 2))
 
 
 def _shares(scores: np.ndarray) -> np.ndarray:

@@ -199,7 +199,10 @@ def test_timed_personal_markov_is_its_formula():
         own = np.zeros(ITEMS + 1)
 
         def weight(event, position=position):
-            hours = (dataset.timestamps[event] - dataset.timestamps[position]) / 3_600 % 24
+            hours = (dataset.timestamps[position] - dataset.timestamps[event]) / 3_600
+            if hours < 12:
+                return 1
+            hours %= 24
             return 1 + 20 * np.exp(-((min(hours, 24 - hours) / 1.5) ** 2))
 
         for event in history:

@@ -1,5 +1,6 @@
 """What a model is told of the time at which its prediction is asked for."""
 
+import dataclasses
 import math
 
 import jax
@@ -43,6 +44,10 @@ class RequestTime(nnx.Module):
             for outputs in (width, 2 * width)
         )
 
+    def told(self, events: Events) -> Events:
+        """The events as the model's other layers may read them: with their request times."""
+        return events
+
     def enter(self, x: Float[Array, "B T D"], events: Events) -> Float[Array, "B T D"]:
         """The embedded events x, told of their requests.
 
@@ -70,6 +75,10 @@ class RequestTime(nnx.Module):
 
 class HiddenRequestTime(nnx.Module):
     """Stands for `RequestTime` where request times are hidden: tells a model nothing."""
+
+    def told(self, events: Events) -> Events:
+        """The events without request times, should they carry some."""
+        return dataclasses.replace(events, request_times=None)
 
     def enter(self, x: Float[Array, "B T D"], events: Events) -> Float[Array, "B T D"]:
         """The embedded events as they are."""

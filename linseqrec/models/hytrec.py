@@ -320,6 +320,7 @@ class HyTRec(nnx.Module):
         """
         if state is not None and self.config.time == "shuffled":
             raise ValueError("HyTRec with time='shuffled' reads whole rows: it carries no state")
+        events = self.request_time.told(events)
         embedding_key, long_key, short_key, reading_key = split_key(dropout_key, 4)
         x = self.embedding(events.items) * self.config.width**0.5
         x = self.request_time.enter(x, events)

@@ -277,7 +277,7 @@ class SinkRec(nnx.Module):
           Hidden states [B, T, D]; the losses "vq" and "reconstruction", weighted, and the memory's
           metrics; the state after each row's last history.
         """
-        config = self.config
+        config, events = self.config, self.request_time.told(events)
         embedding_key, *loop_keys = split_key(dropout_key, 1 + config.loops)
         gaps, last_timestamp = gaps_in_days(
             events.timestamps, events.segment_ids, None if state is None else state.last_timestamp

@@ -222,6 +222,16 @@ def _faded(
     return ages.astype(dtype)[:, None] * fading.rate.astype(dtype)[:, None, None]
 
 
+def _query_times(fading: Fading, past: int, behind: int) -> Int[Array, "B Tq"]:
+    """Each query's time as that of the last key it sees: a softmax is the same, and rounds less.
+
+    Counted from the query itself, all keys that stand far behind it would be years old, and the
+    minutes between them lost.
+    """
+    times = fading.times
+    return jnp.pad(times, ((0, 0), (behind, 0)))[:, past : times.shape[1]]
+
+
 def _attend(
     query: Float[Array, "B H Tq K"],
     key: Float[Array, "B H Tk K"],
@@ -300,7 +310,9 @@ def _blockwise(
     queries, query_runs = _to_blocks(query, size, 2), _to_blocks(runs[:, past:], size, 1, -1)
     slots = _to_blocks(jnp.arange(past, total), size, 0)
     memory_slots = None if memory is None else _to_blocks(memory.slots, size, 1)
-    times = None if fading is None else _to_blocks(fading.times[:, past:], size, 1)
+    times = None
+    if fading is not None:
+        times = _to_blocks(_query_times(fading, past, 0 if memory else behind), size, 1)
     count = len(queries)
 
     # A causal block needs no keys beyond its end, but a loop's body has one shape: so up to four
@@ -389,7 +401,9 @@ def _banded(
         fades, times = None, None
         if fading is not None:
             fades = fading._replace(times=seen(all_times, 1))
-            times = fades.times[:, halo:]
+            # As in `_query_times`; a halo of fewer slots than `behind` holds no visible key.
+            first = max(halo - (0 if memory else behind), 0)
+            times = fades.times[:, first : first + size]
         own = _with_slots(memory, slots)
         return _attend(query, seen(keys, 2), seen(values, 2), own, fades, times, visible, scale)
 
@@ -416,7 +430,7 @@ def _dense(
     bias = None
     if fading is not None:
         dtype = jnp.promote_types(query.dtype, jnp.float32)
-        bias = -_faded(fading, fading.times[:, past:], dtype)
+        bias = -_faded(fading, _query_times(fading, past, behind), dtype)
     # JAX wants one width: features of zeros change no score, and values of zeros are cut off.
     width = value.shape[-1]
     common = max(query.shape[-1], width)

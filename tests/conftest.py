@@ -22,6 +22,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 # Grain reads absl's flags.
@@ -29,6 +31,17 @@ flags.FLAGS.mark_as_parsed()
 
 # Minutes of other processes, each: begun last, one would keep a worker when the others are done.
 _LONG = ("test_kill.py", "test_multidevice.py", "test_processes.py", "test_full_disk.py")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drops a module's compiled programs when it is done.
+
+    Each holds memory mappings. A worker that kept the programs of the whole suite reached Linux's
+    limit of 65,530 (vm.max_map_count), and loading one more was a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

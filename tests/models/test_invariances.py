@@ -67,7 +67,11 @@ MODELS = {
 }
 
 
-TOLD = [f"{name}, told" for name in MODELS if name not in ("recgrela convex", "recgrela learned")]
+# One configuration of each system is told request times, too.
+TOLD = [
+    f"{name}, told"
+    for name in ("recgrela", "gated deltanet", "hytrec asked by the present", "sasrec", "sinkrec")
+]
 
 
 @pytest.fixture(scope="module", params=[*MODELS, *TOLD])

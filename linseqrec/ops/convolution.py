@@ -48,13 +48,14 @@ def short_convolution(
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     if bias is not None:
         _check("bias", bias.shape, (width,))
-    if state is None:
-        state = jnp.zeros_like(x, shape=(batch, taps - 1, width), dtype=dtype)
-    _check("state", state.shape, (batch, taps - 1, width))
-    state = state.astype(dtype)
+    if state is not None:
+        _check("state", state.shape, (batch, taps - 1, width))
+        state = state.astype(dtype)
 
     inputs = x.astype(dtype)
     if segment_ids is None:
+        if state is None:
+            state = jnp.zeros_like(inputs, shape=(batch, taps - 1, width))
         inputs = jnp.concatenate([state, inputs], axis=1)
         y = jnp.zeros((), dtype) if bias is None else bias
         for w in range(taps):
@@ -68,9 +69,11 @@ def short_convolution(
     runs = jnp.concatenate([before, runs], axis=1)
     inputs = keep(real, inputs)
     inputs = jnp.pad(inputs, ((0, 0), (taps - 1, 0), (0, 0)))
-    # The carried inputs stand right before the row's first event, behind any padding on its left.
-    first = jnp.argmax(real, axis=1)
-    inputs = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(inputs, state, first, 0)
+    if state is not None:
+        # It stands right before the row's first event, behind any padding on its left. Training has
+        # none: the gradient of this write would be a scatter.
+        put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
+        inputs = put(inputs, state, jnp.argmax(real, axis=1), 0)
     y = jnp.zeros((), dtype) if bias is None else bias
     for w in range(taps):
         same = runs[:, w : w + time] == runs[:, taps - 1 :]

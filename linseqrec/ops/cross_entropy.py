@@ -11,8 +11,8 @@ back. Tokens are therefore taken block by block, and each block meets the catalo
 - **twice**, where it does not: catalogue block by catalogue block, first for an online logsumexp,
   then again for the gradients.
 
-Tokens of weight 0 are skipped, not multiplied by zero: the loop runs over the blocks that the
-others fill. Where the table is split over devices, each takes two passes over its own rows, and
+Where more than one block of tokens is needed, those of weight 0 are skipped: they go to the end of a
+queue, and the loop runs over the blocks that the others fill. Where the table is split over devices, each takes two passes over its own rows, and
 what they agree on between the two is one logsumexp a token: no row of the table travels.
 Everything here is ours; the online logsumexp is Milakov and Gimelshein's (arXiv 1805.02867).
 """
@@ -267,11 +267,20 @@ def _run(
     """
     tokens, width = hidden.shape
     size = blocks.token
-    slots = -(-tokens // size) * size
-    queue = _queue(weights, slots)
     table = table.astype(hidden.dtype)
     one_pass = blocks.catalogue >= table.shape[0] and part is None
     block = _one_pass if one_pass else functools.partial(_two_passes, blocks.catalogue, part)
+
+    def zeros(*shape: int) -> Array:
+        return _vary_like(weights[0], jnp.zeros(shape, jnp.float32))
+
+    if size == tokens:
+        # A loop whose end depends on the weights would make an accelerator wait for the host.
+        table_gradient = zeros(width, table.shape[0]) if differentiate else None
+        nll, gradients = block(hidden, table, targets, weights, table_gradient)
+        return jnp.where(weights != 0, nll, 0), gradients
+    slots = -(-tokens // size) * size
+    queue = _queue(weights, slots)
 
     def step(index: Array, carry: tuple[Array, _Gradients | None]) -> Any:
         nll, gradients = carry
@@ -287,9 +296,6 @@ def _run(
         return nll, new._replace(
             hidden=lax.dynamic_update_slice(gradients.hidden, new.hidden, (start, 0))
         )
-
-    def zeros(*shape: int) -> Array:
-        return _vary_like(weights[0], jnp.zeros(shape, jnp.float32))
 
     nll, gradients = lax.fori_loop(
         0,

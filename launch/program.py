@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ _FOR_THE_USER = (
     WorldError,
     app.UsageError,
 )
+_CACHE_BYTES = 4 * 2**30
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,13 +62,27 @@ def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = 
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
 
 
-def cache_compilations(folder: Path) -> None:
-    """Keeps compiled programs in a folder, so that a run that goes on need not compile again.
+def cache_compilations() -> None:
+    """Keeps compiled programs for all runs of this user on this machine.
 
-    `JAX_COMPILATION_CACHE_DIR`, where it is set, is used instead.
+    They stand in `~/.cache/linseqrec/HOST` (`$XDG_CACHE_HOME` for `~/.cache`), which nobody else may
+    read or write: they are native code. The least recently used ones go from 4 GiB on. Several
+    processes of one run must all find a program or none, so that they keep none here.
+    `JAX_COMPILATION_CACHE_DIR`, where it is set, is used instead, by several processes too.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+        if jax.process_count() > 1:
+            return
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # Another machine of the same home may have another processor.
+        folder = home / "linseqrec" / platform.node()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        except OSError:  # a home that cannot be written, or a folder of somebody else
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
     # Without these, what compiled in under a second, most of a small run, is not kept.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

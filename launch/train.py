@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         return
     workdir = Path(_WORKDIR.value)
     meet()
-    cache_compilations(workdir / "compilations")
+    cache_compilations()
     with Preemption(_GRACE.value, alone=jax.process_count() == 1) as preemption:
         with preemption.interruptible():
             run = Run.of(experiment, mesh=make_mesh(experiment.mesh))

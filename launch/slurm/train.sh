@@ -40,6 +40,10 @@ fi
 # JAX would give a task of SLURM the one GPU that has the task's local rank.
 JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-1} - 1)))
 export JAX_LOCAL_DEVICE_IDS
+# Where all tasks find what was compiled before. It is native code: in nobody else's reach.
+JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/linseqrec/slurm}
+export JAX_COMPILATION_CACHE_DIR
+(umask 077 && mkdir -p "$JAX_COMPILATION_CACHE_DIR")
 
 # A preemption may send SIGTERM to this shell as well, which must live to queue the job again. The
 # tasks get their own. It is ignored, not trapped: a trap interrupts `wait`, and bash then loses the

@@ -4,11 +4,14 @@ One process a program: their flags would meet in one.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from tests.launch.programs import SMALL, program
+from tests.launch.programs import ROOT, SMALL, TINY, program
 
 
 def test_a_run_leaves_what_is_promised(trained):
@@ -42,6 +45,28 @@ def test_evaluate_reproduces_the_reported_metrics(arguments, devices, trained):
     for system, summary in results["test"].items():
         assert written[system]["metrics"] == summary["metrics"], system
         assert written[system]["buckets"] == summary["buckets"], system
+
+
+def test_runs_share_what_was_compiled_outside_of_their_workdirs(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    held = []
+    for name in ("a", "b"):
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.train", *TINY, f"--workdir={tmp_path / name}"]
+            + ["--config.training.num_epochs=0.01"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / "cache/linseqrec").iterdir()
+        held.append({path.name for path in folder.glob("*-cache")})
+        native = [path for path in (tmp_path / name).rglob("*") if "cache" in path.name]
+        assert not native, "the workdir holds data alone"
+    assert held[0] == held[1], "the second run compiled anew"
+    assert len(held[0]) > 1 and folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_same_command_prints_the_results_again(trained):

@@ -2,10 +2,12 @@
 
 import ctypes
 import errno
+import importlib.util
 import os
 import platform
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import jax
@@ -55,9 +57,11 @@ def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = 
 
     Args:
       main: Given the arguments that are no flags: the program's name alone.
-      keep_freed_memory: Whether glibc keeps what is freed, which makes training on a CPU faster.
+      keep_freed_memory: Whether glibc keeps what is freed, which makes training on a CPU faster; on
+        an accelerator it never does.
     """
-    if keep_freed_memory:
+    _admit_cpu()
+    if keep_freed_memory and _runs_on_cpu():
         _keep_freed_memory()
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
 
@@ -86,6 +90,24 @@ def cache_compilations() -> None:
     # Without these, what compiled in under a second, most of a small run, is not kept.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _admit_cpu() -> None:
+    """Makes JAX's CPU a device, too, where `JAX_PLATFORMS` names accelerators alone.
+
+    A model that is divided over devices is made in the host's memory.
+    """
+    platforms = jax.config.jax_platforms
+    if platforms and "cpu" not in platforms.split(","):
+        jax.config.update("jax_platforms", f"{platforms},cpu")
+
+
+def _runs_on_cpu() -> bool:
+    """Whether JAX will have no accelerator; starts no backend, which must not be up yet."""
+    platforms = jax.config.jax_platforms
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return not entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
 
 
 def _keep_freed_memory() -> None:

@@ -69,8 +69,8 @@ def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = 
 def cache_compilations() -> None:
     """Keeps compiled programs for all runs of this user on this machine.
 
-    They stand in `~/.cache/linseqrec/HOST` (`$XDG_CACHE_HOME` for `~/.cache`), which nobody else may
-    read or write: they are native code. The least recently used ones go from 4 GiB on. Several
+    They stand in `~/.cache/linseqrec/HOST` (`$XDG_CACHE_HOME` for `~/.cache`), which nobody else
+    may read or write: they are native code. The least recently used ones go from 4 GiB on. Several
     processes of one run must all find a program or none, so that they keep none here.
     `JAX_COMPILATION_CACHE_DIR`, where it is set, is used instead, by several processes too.
     """

@@ -11,9 +11,10 @@ back. Tokens are therefore taken block by block, and each block meets the catalo
 - **twice**, where it does not: catalogue block by catalogue block, first for an online logsumexp,
   then again for the gradients.
 
-Where more than one block of tokens is needed, those of weight 0 are skipped: they go to the end of a
-queue, and the loop runs over the blocks that the others fill. Where the table is split over devices, each takes two passes over its own rows, and
-what they agree on between the two is one logsumexp a token: no row of the table travels.
+Where more than one block of tokens is needed, those of weight 0 are skipped: they go to the end of
+a queue, and the loop runs over the blocks that the others fill. Where the table is split over
+devices, each takes two passes over its own rows, and what they agree on between the two is one
+logsumexp a token: no row of the table travels.
 Everything here is ours; the online logsumexp is Milakov and Gimelshein's (arXiv 1805.02867).
 """
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from linseqrec.layers.dense import dense, gate_logits, rms_norm
 from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.layers.starting_values import (
+    LINEAR,
     copy_kernel,
     lookup_decay,
     lookup_kernel,
@@ -85,7 +86,7 @@ class GatedDelta(nnx.Module):
         self.query_key_value = make(mixed)
         self.query_key_value.kernel[...] = lookup_kernel(width, *sizes, rngs=rngs)
         self.convolution = ShortConvolution(mixed, kernel, bias=False, rngs=rngs)
-        self.convolution.weight[...] = lookup_taps(kernel, *sizes)
+        self.convolution.weight[...] = lookup_taps(kernel, *sizes, size=LINEAR)
         self.decay_gate = gate_logits(width, heads, rngs=rngs)
         self.write_strength = gate_logits(width, heads, rngs=rngs)
         self.output_gate = make(heads * value_width)

@@ -6,8 +6,11 @@ and queries and keys are compared in unrelated bases: there is nothing to find, 
 long to make it. So a mixer with a short convolution starts as a lookup:
 
     taps        head h compares x_{t-h} with x_{s-1-h}: its query is one event, its key the event
-                before. Its value is the current event.
-    W_k = W_q   queries and keys are compared in the same basis.
+                before. Its value is the current event. Before a delta memory they are 1/4: SiLU is
+                nearly linear there, and keys of unrelated items point nowhere in common. With taps
+                of 1 their cosines have a mean of .12, and each write wears off all the others.
+    W_k = W_q   queries and keys are compared in the same basis. Its columns are orthonormal (its
+                rows, where K > D): keys are no more alike than the items are.
     copy        W_v has orthonormal columns and W_o = W_vᵀ / 2: what a head reads is added to the
                 residual as an item's own vector, which the tied scores understand.
     decays      half of a memory is left after 200 events (odd heads: 2,000).
@@ -28,6 +31,8 @@ from jaxtyping import Array, Float
 _HALF_LIVES = (200.0, 2_000.0)
 # Of what a head reads, the share that it adds to the residual.
 _COPIED = 0.5
+# Taps before a delta memory, whose keys are scaled to length 1 and whose readings are normalised.
+LINEAR = 0.25
 
 
 def lookup_kernel(
@@ -43,12 +48,13 @@ def lookup_kernel(
       rngs: Randomness.
 
     Returns:
-      float32 [D, H (2 K + V)]; a head's value columns are orthonormal (its rows, where V > D).
+      float32 [D, H (2 K + V)]; a head's columns are orthonormal (its rows, where K or V > D; those
+      of queries are then longer, so that inputs of rms 1 make queries of rms 1).
     """
-    query = jax.random.normal(rngs.params(), (width, heads * key_width)) / math.sqrt(width)
     orthogonal = nnx.initializers.orthogonal()
-    values = [orthogonal(rngs.params(), (width, value_width)) for _ in range(heads)]
-    return jnp.concatenate([query, query, *values], axis=1)
+    draw = lambda outputs: [orthogonal(rngs.params(), (width, outputs)) for _ in range(heads)]  # noqa: E731
+    query = max(1.0, math.sqrt(key_width / width)) * jnp.concatenate(draw(key_width), axis=1)
+    return jnp.concatenate([query, query, *draw(value_width)], axis=1)
 
 
 def copy_kernel(
@@ -59,7 +65,7 @@ def copy_kernel(
 
 
 def lookup_taps(
-    kernel: int, heads: int, key_width: int, value_width: int
+    kernel: int, heads: int, key_width: int, value_width: int, *, size: float = 1.0
 ) -> Float[Array, "W H*(2K+V)"]:
     """Weights of the short convolution of a lookup, one tap a channel.
 
@@ -68,6 +74,7 @@ def lookup_taps(
       heads: H; head h is shifted by h events, as far as the taps reach, then from 0 again.
       key_width: K, a head's.
       value_width: V, a head's.
+      size: Of the taps.
 
     Returns:
       float32 [W, H (2 K + V)]; the last row multiplies the current event.
@@ -81,7 +88,7 @@ def lookup_taps(
             jnp.zeros(heads * value_width, jnp.int32),
         ]
     )
-    return jax.nn.one_hot(kernel - 1 - back, kernel, axis=0)
+    return size * jax.nn.one_hot(kernel - 1 - back, kernel, axis=0)
 
 
 def lookup_decay(heads: int) -> tuple[Float[Array, "H"], Float[Array, "H"]]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer
+from linseqrec.layers.gated_delta_net import GatedDeltaMixer, unit
 from linseqrec.layers.memory_attention import MemoryAttention
 from linseqrec.layers.temporal_delta import TemporalDeltaMixer
 from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
@@ -44,6 +44,18 @@ MIXERS = {
         WIDTH, 2, window=64, slot_width=None, kernel=4, rngs=RNGS
     ),
 }
+
+
+def test_fresh_keys_are_as_alike_as_their_items():
+    mixer = GatedDeltaMixer(WIDTH, 1, key_width=WIDTH, value_width=64, rngs=RNGS)
+    _, keys, _, _ = mixer.project(ITEMS[None], jnp.ones((1, len(ITEMS)), jnp.int32), None)
+    # The key of an event is the item before it.
+    cosines, wanted = (
+        (x @ x.T)[~np.eye(len(x), dtype=bool)]
+        for x in (np.asarray(unit(keys))[0, 1:, 0], np.asarray(unit(jnp.asarray(ITEMS)))[:-1])
+    )
+    assert abs(cosines.mean()) < 0.03, "keys of unrelated items point nowhere in common"
+    assert np.abs(cosines - wanted).max() < 0.1
 
 
 @pytest.mark.parametrize("shift", [0, 1])

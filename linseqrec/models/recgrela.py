@@ -129,8 +129,12 @@ class RecGRELAConfig:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of fresh kernels and embeddings: the released 0.02, or `dense`'s."""
-        return None if self.causal else 0.02
+        """Standard deviation of fresh kernels and embeddings; None for `dense`'s.
+
+        Released: 0.02. A lookup takes it, too: beside `dense`'s its readings are lost in the noise
+        of the other layers (RESULTS.md).
+        """
+        return None if self.causal and not self.lookup else 0.02
 
     def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "RecGRELA":
         """Makes the model with fresh parameters; see `ModelConfig.build`."""

@@ -237,6 +237,15 @@ def test_fresh_parameters_are_drawn_as_in_the_released_code():
             assert abs(array.mean()) < error and abs(array.std() - 0.02) < error, name
 
 
+def test_a_lookup_has_little_noise_of_other_layers_beside_it():
+    config = RecGRELAConfig(num_layers=1, lookup=True, positions="none", heads=1)
+    arrays = parameter_arrays(config.build(300, rngs=nnx.Rngs(0)))
+    others = [name for name in arrays if name.endswith(("expand/kernel", "/gate/kernel", "table"))]
+    for name in others:
+        assert abs(arrays[name].std() - 0.02) < 0.001, name
+    assert len(others) == 3
+
+
 # ----------------------------------------------------------------------------------------- noise
 
 

@@ -7,6 +7,9 @@ from importlib.metadata import version
 
 # The suite is written for a CPU, and must not take an accelerator that something else is using.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Triton's kernels are interpreted where there is no GPU; Triton reads this when it is imported.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # A batched solve in NumPy slows down a thousandfold when OpenBLAS threads fight over busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Compiling is most of the suite's time, and the workers compile much the same programs. Without the
@@ -45,8 +48,13 @@ def forget_programs():
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest tests first."""
+    """Puts the longest tests first, and leaves those for a GPU out where there is none."""
     items.sort(key=lambda item: item.path.name not in _LONG)
+    for item in items:
+        if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+            item.add_marker(
+                pytest.mark.skip(reason="needs a GPU: JAX_PLATFORMS=cuda pytest -m gpu")
+            )
 
 
 # Simulated devices want a process of their own (`tests/test_multidevice.py` starts it).

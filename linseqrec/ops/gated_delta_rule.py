@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from linseqrec.ops import gated_delta_rule_triton
 from linseqrec.ops.chunks import fill_chunks, from_chunks, runs_to_chunks, to_chunks
 from linseqrec.ops.segments import keep, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 
-Implementation = Literal["recurrent", "chunked", "associative"]
+Implementation = Literal["recurrent", "chunked", "associative", "triton"]
 
 # A log-decay that forgets everything in any float dtype, and is finite: masks multiply it by 0.
 _FORGET = -1e3
@@ -56,6 +57,7 @@ def gated_delta_rule(
     All arithmetic is float32 (float64 for float64 inputs), and bfloat16 inputs are widened a chunk
     at a time. Matrix products of float32 inputs are exact to float32 on every backend; those of
     bfloat16 inputs may round operands to TF32 on a GPU, or take three bfloat16 passes on a TPU.
+    "triton" rounds what it multiplies to bfloat16 if the inputs are, and sums in float32.
 
     Args:
       q: [B, T, H, K], any float dtype.
@@ -66,11 +68,14 @@ def gated_delta_rule(
       segment_ids: [B, T], 0 = padding; a new positive id starts from a zero state. None: a row is
         one segment without padding.
       initial_state: [B, H, K, V], the state before the row's first segment. None: zeros.
-      implementation: None picks "recurrent" for T = 1 and "chunked" beyond. "recurrent" is the
-        definition, a step at a time; "chunked" takes a chunk at a time in dense products and scans
-        over chunks; "associative" takes all chunks at once and combines their transitions
-        S -> A S + B in logarithmic depth.
-      chunk_size: The most slots in a chunk; a row is cut into equal ones.
+      implementation: None picks "recurrent" for T = 1; beyond, "triton" on CUDA where it can run,
+        and otherwise "chunked". "recurrent" is the definition, a step at a time; "chunked" takes a
+        chunk at a time in dense products and scans over chunks; "associative" takes all chunks at
+        once and combines their transitions S -> A S + B in logarithmic depth; "triton" runs kernels
+        of its own on an NVIDIA GPU (Hopper or later, extra `cuda`), for K and V up to 128 and
+        inputs in bfloat16 or float32. XLA cannot split a kernel over devices: with several, None
+        picks "triton" only inside `jax.shard_map`.
+      chunk_size: The most slots in a chunk; a row is cut into equal ones. "triton" has 64.
 
     Returns:
       output: [B, T, H, V] in v's dtype; exactly 0 at padding, whatever stands there.
@@ -78,13 +83,46 @@ def gated_delta_rule(
         a row without events returns its initial state.
 
     Raises:
-      ValueError: shapes that do not match, or an unknown implementation.
+      ValueError: shapes that do not match, an unknown implementation, or "triton" for inputs or on
+        a machine that it does not fit.
+      NotImplementedError: "triton" in a program for another platform than CUDA, when JAX lowers it.
     """
+    arguments = (q, k, v, log_decay, beta, segment_ids, initial_state)
+    _check_shapes(*arguments)
+    _check_chunk_size(chunk_size)
+    if implementation is None and q.shape[1] == 1:
+        implementation = "recurrent"
+    if implementation not in (None, "triton"):
+        return _by_xla(*arguments, implementation=implementation, chunk_size=chunk_size)
+    unfit = gated_delta_rule_triton.unfit(q.shape[-1], v.shape[-1], jnp.result_type(q, k, v))
+    if implementation == "triton":
+        if unfit is not None:
+            raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
+        return gated_delta_rule_triton.gated_delta_rule(*arguments)
+    chunked = functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size)
+    if unfit is not None or not gated_delta_rule_triton.on_one_device(q):
+        return chunked(*arguments)
+    # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
+    # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
+    return jax.lax.platform_dependent(
+        *arguments, cuda=gated_delta_rule_triton.gated_delta_rule, default=chunked
+    )
+
+
+def _by_xla(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    beta: Array,
+    segment_ids: Array | None,
+    initial_state: Array | None,
+    *,
+    implementation: str,
+    chunk_size: int,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     x, runs = _prepare(q, k, v, log_decay, beta, segment_ids)
     state = _initial_state(x, initial_state)
-    if implementation is None:
-        implementation = "recurrent" if q.shape[1] == 1 else "chunked"
-    _check_chunk_size(chunk_size)
     if implementation == "recurrent":
         output, state = _recurrent(x, runs, state)
     elif implementation == "chunked":
@@ -93,8 +131,8 @@ def gated_delta_rule(
         output, state = _associative(x, runs, state, chunk_size)
     else:
         raise ValueError(
-            f"implementation {implementation!r}: choose None, 'recurrent', 'chunked' or "
-            "'associative'"
+            f"implementation {implementation!r}: choose None, 'recurrent', 'chunked', "
+            "'associative' or 'triton'"
         )
     return output.astype(v.dtype), state
 
@@ -135,8 +173,9 @@ def sequence_parallel_gated_delta_rule(
     Raises:
       ValueError: shapes that do not match.
     """
-    x, runs = _prepare(q, k, v, log_decay, beta, segment_ids)
+    _check_shapes(q, k, v, log_decay, beta, segment_ids, initial_state)
     _check_chunk_size(chunk_size)
+    x, runs = _prepare(q, k, v, log_decay, beta, segment_ids)
     carried = None
     if segment_ids is not None:
         # Integers, 1 / (H K) of the inputs: gathered, they say all about segments across devices.
@@ -156,10 +195,15 @@ def _check_chunk_size(chunk_size: int) -> None:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
 
 
-def _prepare(
-    q: Array, k: Array, v: Array, log_decay: Array, beta: Array, segment_ids: Array | None
-) -> tuple[_Inputs, Int[Array, "B T"]]:
-    """The inputs checked and 0 at padding, which then changes nothing; the runs (see segments)."""
+def _check_shapes(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    beta: Array,
+    segment_ids: Array | None,
+    initial_state: Array | None,
+) -> None:
     slots = q.shape[:3]
     if q.ndim != 4 or k.shape != q.shape or v.ndim != 4 or v.shape[:3] != slots:
         raise ValueError(
@@ -170,6 +214,15 @@ def _prepare(
             raise ValueError(f"{name} must be [B, T, H] = {slots}, got {array.shape}")
     if segment_ids is not None and segment_ids.shape != slots[:2]:
         raise ValueError(f"segment_ids must be [B, T] = {slots[:2]}, got {segment_ids.shape}")
+    state = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    if initial_state is not None and initial_state.shape != state:
+        raise ValueError(f"initial_state must be [B, H, K, V] = {state}, got {initial_state.shape}")
+
+
+def _prepare(
+    q: Array, k: Array, v: Array, log_decay: Array, beta: Array, segment_ids: Array | None
+) -> tuple[_Inputs, Int[Array, "B T"]]:
+    """The inputs 0 at padding, which then changes nothing; the runs (see segments)."""
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
     x = _Inputs(
@@ -180,7 +233,7 @@ def _prepare(
         beta=beta.astype(wide),
     )
     if segment_ids is None:
-        return x, jnp.ones_like(q, shape=slots[:2], dtype=jnp.int32)
+        return x, jnp.ones_like(q, shape=q.shape[:2], dtype=jnp.int32)
     real = segment_ids > 0
     return jax.tree.map(lambda a: keep(real, a), x), segment_runs(segment_ids)
 
@@ -191,11 +244,7 @@ def _initial_state(x: _Inputs, given: Array | None) -> Float[Array, "B H K V"]:
     first = jax.tree.map(lambda a: a[:, 0], x)
     reads = (first.query + first.key) * (first.log_decay + first.beta)[..., None]
     zeros = jnp.zeros_like(reads[..., None] * first.value[..., None, :], dtype=x.beta.dtype)
-    if given is None:
-        return zeros
-    if given.shape != zeros.shape:
-        raise ValueError(f"initial_state must be [B, H, K, V] = {zeros.shape}, got {given.shape}")
-    return zeros + given.astype(zeros.dtype)
+    return zeros if given is None else zeros + given.astype(zeros.dtype)
 
 
 # ------------------------------------------------------------------------------- building blocks

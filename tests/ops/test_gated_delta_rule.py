@@ -1,5 +1,6 @@
 """The gated delta rule against its definition in float64, tolerances by relative RMS."""
 
+import types
 from functools import partial
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from linseqrec.ops import gated_delta_rule_triton
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from tests.ops.closeness import assert_close, projected, relative_rms
 from tests.ops.layouts import LAYOUT, packed, segment_layouts
@@ -63,18 +65,29 @@ def decays_of(kind, random, shape):
     return np.full(shape, kind, float)
 
 
-def make(batch, time, *, keys="random", decay="mild", beta=None, heads=HEADS, seed=0):
+def make(
+    batch,
+    time,
+    *,
+    keys="random",
+    decay="mild",
+    beta=None,
+    heads=HEADS,
+    widths=(KEY, VALUE),
+    seed=0,
+):
     """Inputs by name, float32, and an initial state."""
+    key, value = widths
     random = np.random.default_rng(seed)
     shape = (batch, time, heads)
     inputs = {
-        "q": unit(random.normal(size=(*shape, KEY))),
-        "k": keys_of(keys, random, (*shape, KEY)),
-        "v": random.normal(size=(*shape, VALUE)),
+        "q": unit(random.normal(size=(*shape, key))),
+        "k": keys_of(keys, random, (*shape, key)),
+        "v": random.normal(size=(*shape, value)),
         "log_decay": decays_of(decay, random, shape),
         "beta": random.uniform(0, 2, shape) if beta is None else np.full(shape, beta),
     }
-    state = random.normal(size=(batch, heads, KEY, VALUE))
+    state = random.normal(size=(batch, heads, key, value))
     return {name: x.astype(np.float32) for name, x in inputs.items()}, state.astype(np.float32)
 
 
@@ -449,6 +462,33 @@ def test_the_default_is_the_step_for_one_event_and_chunks_beyond():
         expected = apply(form, inputs, None, state)
         for got, wanted in zip(apply((None, 64), inputs, None, state), expected, strict=True):
             np.testing.assert_array_equal(got, wanted)
+
+
+def test_triton_runs_or_says_why_not(monkeypatch):
+    inputs, _ = make(2, 6)
+
+    def refusal(change, **options):
+        with pytest.raises((ValueError, NotImplementedError)) as error:
+            gated_delta_rule(**(inputs | change), implementation="triton", **options)
+        return str(error.value)
+
+    wide = {name: np.zeros((2, 6, 2, 129), np.float32) for name in ("q", "k")}
+    assert "K and V must be at most 128, got 129 and 24" in refusal(wide)
+    half = {name: inputs[name].astype(np.float16) for name in ("q", "k", "v")}
+    assert "q, k and v must be bfloat16 or float32, got float16" in refusal(half)
+    with monkeypatch.context() as patch:
+        patch.setattr(gated_delta_rule_triton, "_PACKAGES", ("no_such_package",))
+        assert "no_such_package is not installed: pip install 'linseqrec[cuda]'" in refusal({})
+    with monkeypatch.context() as patch:
+        # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
+        patch.setattr(gated_delta_rule_triton, "_PACKAGES", ())
+        patch.setattr(
+            gated_delta_rule_triton,
+            "_kernels",
+            lambda: types.SimpleNamespace(chunk_forward=None, scan_forward=None),
+        )
+        message = refusal({})
+        assert "'triton' of gated_delta_rule runs on CUDA only, not on cpu" in message
 
 
 def test_refuses_what_does_not_fit():

@@ -2,12 +2,18 @@
 
 On a CPU in float32, also against PyTorch's `scaled_dot_product_attention` where that is installed
 (the fastest attention on a CPU); on a GPU in bfloat16, against cuDNN's attention. Then how time and
-memory grow with the length, and what one streaming step costs early and late.
+memory grow with the length, and what one streaming step costs early and late. Where Triton is
+installed, with or without a GPU, also what its compiler makes of the gated delta rule's kernels.
 """
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+import math
+import pathlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -19,6 +25,7 @@ from jaxtyping import Array
 from linseqrec.benchmarks.measuring import Row, compare, growth_exponent, temporary_bytes
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.ops import gated_delta_rule_triton
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from linseqrec.ops.linear_attention import linear_attention
 from linseqrec.ops.softmax_attention import softmax_attention
@@ -41,6 +48,8 @@ def rows(repeats: int) -> Iterator[Row]:
     for name, operation in (("gated delta rule", _rule("chunked", 64)), ("linear attention", _sum)):
         yield from _growth(repeats, name, operation)
     yield from _streaming(repeats)
+    for size in _GPU_SIZES:
+        yield from compiled_kernels(size, "bfloat16")
 
 
 def _rule(implementation: Any, chunk_size: int) -> Operation:
@@ -66,14 +75,18 @@ def _blockwise(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> A
     return softmax_attention(q, k, v, implementation="blockwise")
 
 
-def _operations(time: int) -> dict[str, Operation]:
+def _operations(time: int, width: int) -> dict[str, Operation]:
     # The first is what ratios refer to.
     operations: dict[str, Operation] = {
         f"chunked, {size}": _rule("chunked", size) for size in (64, 32)
     }
     operations["associative, 64"] = _rule("associative", 64)
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and gated_delta_rule_triton.unfit(width, width, jnp.bfloat16) is None:
+        operations["triton"] = _rule("triton", 64)
     if time <= _SHORT:
         operations["recurrent"] = _rule("recurrent", 64)
+    if time <= _SHORT or on_gpu:
         operations["jax.nn.dot_product_attention"] = _dot_product
     operations["blockwise attention"] = _blockwise
     return operations
@@ -102,7 +115,7 @@ def _differentiated(operation: Operation) -> Callable[..., Any]:
 
 def _forms(repeats: int, size: tuple[int, int, int, int], dtype: Any) -> Iterator[Row]:
     arguments = _inputs(size, dtype)
-    operations = _operations(size[1])
+    operations = _operations(size[1], size[3])
     batch, time, heads, width = size
     of_size = f"B {batch}, T {time:,}, H {heads}, K = V = {width}, {jnp.dtype(dtype).name}"
     forward = {name: jax.jit(operation) for name, operation in operations.items()}
@@ -189,3 +202,110 @@ def _repeat(function: Callable[[], Any], times: int) -> Any:
 def _history(events: int) -> Events:
     slots = np.arange(events, dtype=np.int32)[None]
     return Events(1 + slots % 1_000, slots, np.ones_like(slots), slots)
+
+
+def compiled_kernels(
+    size: tuple[int, int, int, int], dtype: str, *, segments: bool = False
+) -> Iterator[Row]:
+    """What Triton makes of the gated delta rule's kernels for a Hopper GPU; needs none.
+
+    A launch moves `moved_bytes`: every array once, of which a scan reads some again from cache.
+    `stack_bytes` is what a thread's registers did not hold.
+
+    Args:
+      size: B, T, H and K = V.
+      dtype: Of q, k and v: "bfloat16" or "float32".
+      segments: Whether there are segments.
+
+    Yields:
+      A row a launch of forward and backward, and their sum; none where Triton is not installed or
+      set to interpret kernels.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        return
+    case = f"Triton kernels, B {size[0]}, T {size[1]:,}, H {size[2]}, K = V = {size[3]}, {dtype}"
+    figures: list[Row] = []
+
+    def launch(
+        kernel: Any,
+        arrays: Sequence[jax.ShapeDtypeStruct],
+        sizes: Sequence[int],
+        outputs: Sequence[gated_delta_rule_triton.Shape],
+        *,
+        grid: tuple[int],
+        warps: int,
+        stages: int,
+        **constants: Any,
+    ) -> list[jax.ShapeDtypeStruct]:
+        results = [jax.ShapeDtypeStruct(*x) for x in outputs]
+        every = [*arrays, *results]
+        figure = {
+            "programs": grid[0],
+            "moved_bytes": sum(x.dtype.itemsize * math.prod(x.shape) for x in every),
+            **_compiled(kernel, arrays, len(sizes), results, warps, stages, constants),
+        }
+        figures.append(Row(case, kernel.fn.__name__, extra=figure))
+        return results
+
+    batch, time, heads, width = size
+    array = jax.ShapeDtypeStruct
+    rows, gates = array((batch, time, heads, width), dtype), array((batch, time, heads), "float32")
+    state = array((batch, heads, width, width), "float32")
+    inputs = (rows, rows, rows, gates, gates, array((batch, time), "int32"))
+    initial: tuple[Any, ...] = (*inputs, state)
+    _, _, *kept = gated_delta_rule_triton.forward(launch, *initial, segments=segments, save=True)
+    saved: tuple[Any, ...] = (*inputs, *kept, rows, state)
+    gated_delta_rule_triton.backward(launch, *saved, segments=segments)
+    moved = sum(int(row.extra["moved_bytes"]) for row in figures)
+    yield from figures
+    yield Row(case, "all", extra={"launches": len(figures), "moved_bytes": moved})
+
+
+def _compiled(
+    kernel: Any,
+    arrays: Sequence[jax.ShapeDtypeStruct],
+    sizes: int,
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    warps: int,
+    stages: int,
+    constants: Mapping[str, Any],
+) -> dict[str, int]:
+    """Registers and stack of a thread, shared memory of a block, and tensor-core instructions."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32"}
+    types = [
+        *(pointers[x.dtype.name] for x in arrays),
+        *["i32"] * sizes,
+        *(pointers[x.dtype.name] for x in outputs),
+        *["constexpr"] * len(constants),
+    ]
+    # As JAX's arrays are.
+    aligned = {
+        (index,): [["tt.divisibility", 16]] for index, x in enumerate(types) if x.startswith("*")
+    }
+    signature = dict(zip(kernel.arg_names, types, strict=True))
+    source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=aligned)
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    tools = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        pathlib.Path(file.name).write_bytes(compiled.asm["cubin"])
+        command = [str(tools / "cuobjdump"), "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump -res-usage printed no registers: {usage!r}")
+    ptx = compiled.asm["ptx"]
+    return {
+        "registers": int(found[1]),
+        "stack_bytes": int(found[2]),
+        "shared_bytes": int(compiled.metadata.shared),
+        "tensor_core_instructions": ptx.count("wgmma.mma_async") + ptx.count("mma.sync"),
+    }

@@ -1,0 +1,104 @@
+"""The Triton kernels compiled for a Hopper GPU, and the program that calls them, without a GPU.
+
+In processes of their own: where there is no GPU, Triton interprets kernels in this one.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from jax._src.lib import gpu_triton
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed (extra cuda)"
+)
+needs_jax_triton = pytest.mark.skipif(
+    importlib.util.find_spec("jax_triton") is None
+    or not hasattr(gpu_triton, "get_compute_capability"),
+    reason="jax_triton or JAX's CUDA plugin is not installed (extra cuda)",
+)
+
+
+def printed_by(program):
+    """What a Python program prints, as JSON, with kernels that are compiled."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_triton
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_bfloat16_kernels_keep_all_in_registers_and_use_tensor_cores(width):
+    figures = printed_by(f"""
+import json
+from linseqrec.benchmarks.ops import compiled_kernels
+rows = compiled_kernels((1, 256, 2, {width}), "bfloat16", segments=True)
+print(json.dumps({{row.variant: dict(row.extra) for row in rows}}))
+""")
+    assert figures.pop("all")["launches"] == len(figures) == 4
+    for name, figure in figures.items():
+        assert figure["stack_bytes"] == 0, (name, figure)
+        assert figure["tensor_core_instructions"] > 0, (name, figure)
+        # What a block may have of a Hopper's shared memory.
+        assert figure["shared_bytes"] <= 227 * 1024, (name, figure)
+
+
+@needs_jax_triton
+def test_lowers_for_cuda_within_shard_map_and_leaves_other_platforms_as_they_are():
+    text = printed_by("""
+import functools, json
+import jax, jax.numpy as jnp
+from linseqrec.ops.gated_delta_rule import gated_delta_rule
+
+jax.config.update("jax_num_cpu_devices", 2)
+mesh = jax.make_mesh(
+    (2, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+)
+P = jax.sharding.PartitionSpec
+slots = P("data", None, "model")
+
+def step(implementation, q, k, v, log_decay, beta, ids):
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(*[slots] * 5, P("data")),
+        out_specs=(slots, P("data", "model")),
+    )
+    def sharded(*x):
+        return gated_delta_rule(*x[:5], segment_ids=x[5], implementation=implementation)
+
+    def loss(*x):
+        output, state = jax.checkpoint(sharded)(*x, ids)
+        return jnp.sum(output.astype(jnp.float32)) + jnp.sum(state)
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))(q, k, v, log_decay, beta)
+
+row = jax.ShapeDtypeStruct((2, 70, 2, 32), jnp.bfloat16)
+gate = jax.ShapeDtypeStruct((2, 70, 2), jnp.float32)
+ids = jax.ShapeDtypeStruct((2, 70), jnp.int32)
+text = {}
+for name, platform in ((None, "cuda"), ("triton", "cuda"), (None, "cpu"), ("chunked", "cpu")):
+    traced = jax.jit(functools.partial(step, name)).trace(row, row, row, gate, gate, ids)
+    lowered = traced.lower(lowering_platforms=(platform,))
+    text[f"{name} {platform}"] = lowered.as_text()
+    if platform == "cpu":
+        memory = lowered.compile().memory_analysis()
+        text[f"{name} {platform} bytes"] = memory.temp_size_in_bytes
+rows = (row, row, row, gate, gate)
+lowered = jax.jit(gated_delta_rule).trace(*rows).lower(lowering_platforms=("cuda",))
+text["None cuda, not within shard_map"] = lowered.as_text()
+print(json.dumps(text))
+""")
+    assert "triton" not in text["None cuda, not within shard_map"]
+    for name in ("None cuda", "triton cuda"):
+        # Forward, forward again for jax.checkpoint, and backward, in two kernels each.
+        assert text[name].count("@triton_kernel_call_ffi") == 6
+        assert "stablehlo.while" not in text[name]
+    assert "triton" not in text["None cpu"] and "stablehlo.while" in text["None cpu"]
+    # What the branch for CUDA would keep for the gradient takes no memory.
+    assert text["None cpu bytes"] <= 1.01 * text["chunked cpu bytes"]

@@ -68,13 +68,14 @@ def gated_delta_rule(
       segment_ids: [B, T], 0 = padding; a new positive id starts from a zero state. None: a row is
         one segment without padding.
       initial_state: [B, H, K, V], the state before the row's first segment. None: zeros.
-      implementation: None picks "recurrent" for T = 1; beyond, "triton" on CUDA where it can run,
-        and otherwise "chunked". "recurrent" is the definition, a step at a time; "chunked" takes a
-        chunk at a time in dense products and scans over chunks; "associative" takes all chunks at
-        once and combines their transitions S -> A S + B in logarithmic depth; "triton" runs kernels
-        of its own on an NVIDIA GPU (Hopper or later, extra `cuda`), for K and V up to 128 and
-        inputs in bfloat16 or float32. XLA cannot split a kernel over devices: with several, None
-        picks "triton" only inside `jax.shard_map`.
+      implementation: None picks "recurrent" for T = 1 and "chunked" beyond; with LINSEQREC_TRITON=1
+        in the environment, "triton" on CUDA where it can run. "recurrent" is the definition, a step
+        at a time; "chunked" takes a chunk at a time in dense products and scans over chunks;
+        "associative" takes all chunks at once and combines their transitions S -> A S + B in
+        logarithmic depth; "triton" runs kernels of its own on an NVIDIA GPU (Hopper or data-centre
+        Blackwell, extra `cuda`), for K and V up to 128 and inputs in bfloat16 or float32. XLA
+        cannot split a kernel over devices: with several, None picks "triton" only inside
+        `jax.shard_map`.
       chunk_size: The most slots in a chunk; a row is cut into equal ones. "triton" has 64.
 
     Returns:
@@ -100,7 +101,8 @@ def gated_delta_rule(
             raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
         return gated_delta_rule_triton.gated_delta_rule(*arguments)
     chunked = functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size)
-    if unfit is not None or not gated_delta_rule_triton.on_one_device(q):
+    wanted = gated_delta_rule_triton.by_default() and gated_delta_rule_triton.on_one_device(q)
+    if not wanted or unfit is not None:
         return chunked(*arguments)
     # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
     # GPU that runs a program on its CPU, and on one without that lowers for CUDA.

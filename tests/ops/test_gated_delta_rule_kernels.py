@@ -25,6 +25,7 @@ needs_jax_triton = pytest.mark.skipif(
 def printed_by(program):
     """What a Python program prints, as JSON, with kernels that are compiled."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["LINSEQREC_TRITON"] = "1"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -51,7 +52,7 @@ print(json.dumps({{row.variant: dict(row.extra) for row in rows}}))
 @needs_jax_triton
 def test_lowers_for_cuda_within_shard_map_and_leaves_other_platforms_as_they_are():
     text = printed_by("""
-import functools, json
+import functools, json, os
 import jax, jax.numpy as jnp
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 
@@ -92,9 +93,13 @@ for name, platform in ((None, "cuda"), ("triton", "cuda"), (None, "cpu"), ("chun
 rows = (row, row, row, gate, gate)
 lowered = jax.jit(gated_delta_rule).trace(*rows).lower(lowering_platforms=("cuda",))
 text["None cuda, not within shard_map"] = lowered.as_text()
+del os.environ["LINSEQREC_TRITON"]
+traced = jax.jit(functools.partial(step, None)).trace(row, row, row, gate, gate, ids)
+text["None cuda, not asked for"] = traced.lower(lowering_platforms=("cuda",)).as_text()
 print(json.dumps(text))
 """)
-    assert "triton" not in text["None cuda, not within shard_map"]
+    for name in ("not within shard_map", "not asked for"):
+        assert "triton" not in text[f"None cuda, {name}"]
     for name in ("None cuda", "triton cuda"):
         # Forward, forward again for jax.checkpoint, and backward, in two kernels each.
         assert text[name].count("@triton_kernel_call_ffi") == 6

@@ -97,14 +97,14 @@ def _admit_cpu() -> None:
 
     A model that is divided over devices is made in the host's memory.
     """
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms and "cpu" not in platforms.split(","):
         jax.config.update("jax_platforms", f"{platforms},cpu")
 
 
 def _runs_on_cpu() -> bool:
     """Whether JAX will have no accelerator; starts no backend, which must not be up yet."""
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms:
         return platforms.split(",")[0] == "cpu"
     return not entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None

@@ -384,11 +384,8 @@ def test_a_row_does_not_know_its_batch(form):
             assert relative_rms(got, wanted[one]) < 1e-6
 
 
-@in_all([("recurrent", 64), ("chunked", 7), ("associative", 7)])
-def test_under_vmap_shard_map_and_remat(form):
-    inputs, state = make(*LAYOUT.shape)
-    arguments = inputs, LAYOUT, state
-    expected = apply_and_differentiate(form, *arguments)
+def assert_same_in_shard_map_and_remat(form, arguments, expected):
+    """Outputs and gradients; arguments are inputs, segment ids and a state."""
     mesh = jax.make_mesh(
         (1, 1),
         ("data", "model"),
@@ -414,6 +411,14 @@ def test_under_vmap_shard_map_and_remat(form):
 
     for actual in transformed(*arguments):
         assert_all_close(actual, expected, 1e-6)
+
+
+@in_all([("recurrent", 64), ("chunked", 7), ("associative", 7)])
+def test_under_vmap_shard_map_and_remat(form):
+    inputs, state = make(*LAYOUT.shape)
+    arguments = inputs, LAYOUT, state
+    expected = apply_and_differentiate(form, *arguments)
+    assert_same_in_shard_map_and_remat(form, arguments, expected)
     twice = jax.tree.map(lambda x: np.stack([x, x]), arguments)
     mapped = jax.vmap(partial(apply_and_differentiate, form))(*twice)
     assert_all_close(mapped, jax.tree.map(lambda x: np.stack([x, x]), expected), 1e-6)

@@ -13,12 +13,13 @@ import pytest
 
 from linseqrec.ops import gated_delta_rule_triton
 from tests.ops import triton_interpreter
-from tests.ops.closeness import projected, relative_rms
+from tests.ops.closeness import relative_rms
 from tests.ops.layouts import LAYOUT
 from tests.ops.test_gated_delta_rule import (
     apply,
     apply_and_differentiate,
     assert_all_close,
+    assert_same_in_shard_map_and_remat,
     by_loops,
     expected_of,
     make,
@@ -175,31 +176,7 @@ def test_under_vmap_shard_map_and_remat():
     inputs, state = make(*layout.shape, heads=1)
     arguments = inputs, layout, state
     expected = apply_and_differentiate(TRITON, *arguments)
-    mesh = jax.make_mesh(
-        (1, 1),
-        ("data", "model"),
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        devices=jax.devices()[:1],
-    )
-    spec = jax.sharding.PartitionSpec
-    slots, state_spec = spec("data", None, "model"), spec("data", "model")
-    sharded = jax.shard_map(
-        partial(apply, TRITON),
-        mesh=mesh,
-        in_specs=(slots, spec("data"), state_spec),
-        out_specs=(slots, state_spec),
-    )
-
-    @jax.jit
-    def transformed(inputs, ids, state):
-        results = []
-        for run in (sharded, jax.checkpoint(partial(apply, TRITON))):
-            loss = lambda x, state, run=run: projected(run(x, ids, state))  # noqa: E731
-            results.append((run(inputs, ids, state), jax.grad(loss, (0, 1))(inputs, state)))
-        return results
-
-    for actual in transformed(*arguments):
-        assert_all_close(actual, expected, 1e-6)
+    assert_same_in_shard_map_and_remat(TRITON, arguments, expected)
     # A mapped input beside one that is not: the ids are shared.
     twice = jax.tree.map(lambda x: np.stack([x, 0.5 * x]), (inputs, state))
     mapped = jax.vmap(partial(apply_and_differentiate, TRITON), (0, None, 0))

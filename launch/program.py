@@ -81,9 +81,9 @@ def cache_compilations() -> None:
         # Another machine of the same home may have another processor.
         folder = home / "linseqrec" / platform.node()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
-        except OSError:  # a home that cannot be written, or a folder of somebody else
+            folder.mkdir(0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)  # fails, as it should, where somebody else made it
+        except OSError:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)

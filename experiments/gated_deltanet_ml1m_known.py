@@ -7,9 +7,10 @@ tables of their own. All test targets have genuine times; 20 % of the others are
     python -m launch.train --config=experiments/gated_deltanet_ml1m_known.py \
         --workdir=runs/gated_deltanet_ml1m_known
 
-Result (one seed, 2026-11, 42 minutes of a core): test HR@10 / NDCG@10 .3690 / .2229 with seen items
-filtered, .3065 / .1718 with them not filtered; decayed Markov .2490 / .1434 and .2015 / .1116. With
-`--config.data.request_time=hidden`, all else the same, .3291 / .1936 and .2596 / .1403.
+Result (commit 6b567ae, before keys started orthonormal; one seed, 2026-11, 42 minutes of a core):
+test HR@10 / NDCG@10 .3690 / .2229 with seen items filtered, .3065 / .1718 with them not filtered;
+decayed Markov .2490 / .1434 and .2015 / .1116. With `--config.data.request_time=hidden`, all else
+the same, .3291 / .1936 and .2596 / .1403.
 """
 
 import dataclasses

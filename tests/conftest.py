@@ -48,13 +48,8 @@ def forget_programs():
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest tests first, and leaves those for a GPU out where there is none."""
+    """Puts the longest tests first."""
     items.sort(key=lambda item: item.path.name not in _LONG)
-    for item in items:
-        if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
-            item.add_marker(
-                pytest.mark.skip(reason="needs a GPU: JAX_PLATFORMS=cuda pytest -m gpu")
-            )
 
 
 # Simulated devices want a process of their own (`tests/test_multidevice.py` starts it).

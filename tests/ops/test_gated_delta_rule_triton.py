@@ -26,22 +26,16 @@ from tests.ops.test_gated_delta_rule import (
 )
 
 TRITON = ("triton", 64)
-NO_INTERPRETER = triton_interpreter.why_not()
+ON_GPU = jax.default_backend() == "gpu"
+if not ON_GPU and triton_interpreter.why_not():
+    pytest.skip(triton_interpreter.why_not(), allow_module_level=True)
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 
-@pytest.fixture(
-    autouse=True,
-    params=[
-        pytest.param(
-            "interpreted",
-            marks=pytest.mark.skipif(bool(NO_INTERPRETER), reason=str(NO_INTERPRETER)),
-        ),
-        pytest.param("gpu", marks=pytest.mark.gpu),
-    ],
-)
-def kernels(request, monkeypatch):
-    """Runs the kernels on the GPU, or has Triton's interpreter run them."""
-    if request.param == "interpreted":
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """Has Triton's interpreter run the kernels where there is no GPU."""
+    if not ON_GPU:
         monkeypatch.setattr(gated_delta_rule_triton, "_PACKAGES", ("triton",))
         monkeypatch.setattr(gated_delta_rule_triton, "launch", triton_interpreter.launch)
 

@@ -7,28 +7,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def fill_chunks(x: Array, chunk_size: int, mode: str = "constant") -> tuple[Array, int]:
-    """Lengthens rows to the fewest equal chunks of at most `chunk_size` slots.
+def fill(x: Array, length: int, mode: str = "constant") -> Array:
+    """Lengthens rows [B, T, ...] to `length` slots.
 
     Args:
       x: [B, T, ...].
-      chunk_size: The most slots in a chunk.
-      mode: What fills up the last chunk: zeros ("constant") or the last slot ("edge").
+      length: At least T.
+      mode: What the new slots hold: zeros ("constant") or what the last slot holds ("edge").
 
     Returns:
-      [B, N C, ...], and N.
+      [B, length, ...].
     """
-    time = x.shape[1]
-    count = max(1, -(-time // chunk_size))
-    filled = -(-time // count) * count
-    if filled == time:
-        return x, count
-    return jnp.pad(x, ((0, 0), (0, filled - time), *((0, 0),) * (x.ndim - 2)), mode=mode), count
+    if length == x.shape[1]:
+        return x
+    ahead = ((0, 0), (0, length - x.shape[1]), *((0, 0),) * (x.ndim - 2))
+    return jnp.pad(x, ahead, mode=mode)
 
 
 def to_chunks(x: Array, chunk_size: int, mode: str = "constant") -> Float[Array, "N B C ..."]:
-    """Cuts [B, T, ...] into chunks [N, B, C, ...]; arguments as in `fill_chunks`."""
-    x, count = fill_chunks(x, chunk_size, mode)
+    """Cuts rows [B, T, ...] into the fewest equal chunks of at most `chunk_size` slots.
+
+    The last is filled as `fill` does in this mode.
+    """
+    count = max(1, -(-x.shape[1] // chunk_size))
+    x = fill(x, -(-x.shape[1] // count) * count, mode)
     return jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
 
 

@@ -5,19 +5,23 @@ Axes: B batch, T time, H heads, K key width, V value width, C chunk, N chunks.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from linseqrec.ops import gated_delta_rule_triton
-from linseqrec.ops.chunks import fill_chunks, from_chunks, runs_to_chunks, to_chunks
+from linseqrec.ops.chunks import fill, from_chunks, runs_to_chunks, to_chunks
 from linseqrec.ops.segments import keep, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 
 Implementation = Literal["recurrent", "chunked", "associative", "triton"]
 
+# Numbers that the chunked form makes at once: on a CPU, and elsewhere.
+_CACHED, _AT_ONCE = 2_000_000, 100_000_000
+# Slots in the tiles of matrix units.
+_TILE = 16
 # A log-decay that forgets everything in any float dtype, and is finite: masks multiply it by 0.
 _FORGET = -1e3
 
@@ -75,7 +79,8 @@ def gated_delta_rule(
         and inputs in bfloat16 or float32. None picks "recurrent" for T = 1 and "chunked" beyond;
         with LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can run. XLA cannot
         split a kernel over devices: with several, None picks it only inside `jax.shard_map`.
-      chunk_size: The most slots in a chunk; a row is cut into equal ones. "triton" has 64.
+      chunk_size: The most slots in a chunk, rounded up to a tile of 16 on accelerators; a row is
+        cut into equal ones. "triton" has 64.
 
     Returns:
       output: [B, T, H, V] in v's dtype; exactly 0 at padding, whatever stands there.
@@ -295,9 +300,9 @@ def _recurrent(
 #     O = diag(e^G) Q S + (D * Q Kᵀ) U
 #     S' = e^G_C S + (diag(e^(G_C - G)) K)ᵀ U
 #
-# G_r - G_i is the sum over the slots between, never a difference of two sums, which loses decays
-# over days of absence. A segment's boundary is a mask: D_ri is 0 where r and i are of different
-# runs, and e^G is 0 where the slot is not of the run that the carried state belongs to.
+# G is summed in two floats: the difference of two sums in one loses decays over days of absence.
+# A segment's boundary is a mask: D_ri is 0 where r and i are of different runs, and e^G is 0 where
+# the slot is not of the run that the carried state belongs to.
 
 
 class _Chunk(NamedTuple):
@@ -318,137 +323,212 @@ class _Chunk(NamedTuple):
     writes: Array
 
 
+def _sum_in_two_floats(x: Float[Array, "... C"]) -> tuple[Array, Array]:
+    """Cumulative sums to twice a float's digits: an exact sum of rounded terms, and of the rest."""
+    size = x.shape[-1]
+    up_to = jnp.tril(jnp.ones((size, size), x.dtype))
+    # Rounded to the last digit of a number that no sum of C terms exceeds, terms add up exactly.
+    large = 2 * size * jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    rounded = (x + large) - large
+    high, low = (_einsum("rj,...j->...r", up_to, part) for part in (rounded, x - rounded))
+    return high, low
+
+
 def _chunk(
     x: _Inputs, runs: Int[Array, "... B C"], carried: Int[Array, "... B"], dot: Callable[..., Array]
 ) -> _Chunk:
     up_to = jnp.tril(jnp.ones((runs.shape[-1],) * 2, bool))
-    earlier = jnp.tril(up_to, -1)
-    steps = jnp.where(earlier, x.log_decay[..., :, None], 0)
-    between = _einsum("rj,...ji->...ri", up_to.astype(steps.dtype), steps)
     same = (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
-    decay = jnp.where(up_to & same, jnp.exp(between), 0)
-    since_start = jnp.exp(between[..., 0] + x.log_decay[..., :1])
+    high, low = _sum_in_two_floats(x.log_decay)
+    between = high[..., :, None] - high[..., None, :] + (low[..., :, None] - low[..., None, :])
+    # Above the diagonal exp would overflow, and 0 times its infinity poison gradients.
+    decay = jnp.where(up_to & same, jnp.exp(jnp.where(up_to, between, 0)), 0)
+    since_start = jnp.exp(high + low)
     return _Chunk(
         decay=decay,
         scores=decay * dot("...rk,...ik->...ri", x.query, x.key),
-        gram=jnp.where(earlier, decay * dot("...rk,...ik->...ri", x.key, x.key), 0),
+        gram=jnp.tril(decay * dot("...rk,...ik->...ri", x.key, x.key), -1),
         reads=jnp.where((runs == carried[..., None])[..., None, :], since_start, 0),
         writes=decay[..., -1, :],
     )
 
 
-def _slots(x: Array, chunk: Array, size: int) -> Float[Array, "B H C ..."]:
-    """One chunk of [B, T, H, ...]."""
-    return jnp.swapaxes(jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1), 1, 2)
+# A group of chunks is worked on at once, but for the state, which goes through them one by one. Its
+# chunks of all rows are one axis, P = G B: those of the first chunk first.
 
 
-def _put(x: Float[Array, "B T H ..."], slots: Array, chunk: Array) -> Array:
-    """Writes one chunk [B, H, C, ...] into [B, T, H, ...]."""
-    slots = jnp.swapaxes(slots, 1, 2).astype(x.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(x, slots, chunk * slots.shape[1], axis=1)
+def _group(x: Array, index: Array, chunks: int, size: int) -> Shaped[Array, "P ..."]:
+    """One group of chunks of [B, T, H, ...], heads before time; of [B, T], [P, C]."""
+    slots = jax.lax.dynamic_slice_in_dim(x, index * chunks * size, chunks * size, axis=1)
+    slots = slots.reshape(x.shape[0], chunks, size, *x.shape[2:])
+    slots = jnp.swapaxes(slots, 0, 1).reshape(-1, size, *x.shape[2:])
+    return slots if x.ndim == 2 else jnp.swapaxes(slots, 1, 2)
+
+
+def _put(x: Float[Array, "B T H ..."], group: Float[Array, "P H C ..."], index: Array) -> Array:
+    """Writes one group into [B, T, H, ...]."""
+    batch, heads, size = x.shape[0], *group.shape[1:3]
+    slots = jnp.swapaxes(group, 1, 2).reshape(-1, batch, size, heads, *group.shape[3:])
+    slots = jnp.swapaxes(slots, 0, 1).reshape(batch, -1, *x.shape[2:]).astype(x.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(x, slots, index * slots.shape[1], axis=1)
+
+
+def _runs(
+    runs: Int[Array, "B T"], index: Array, chunks: int, size: int
+) -> tuple[Int[Array, "P C"], Int[Array, "P"]]:
+    """The runs of a group's slots, and of the state before each of its chunks."""
+    slots, start = _group(runs, index, chunks, size), index * chunks * size
+    before = jax.lax.dynamic_index_in_dim(runs, jnp.maximum(start - 1, 0), 1, keepdims=False)
+    before = jnp.where(start == 0, 1, before)
+    return slots, jnp.concatenate([before, slots[: -before.shape[0], -1]])
+
+
+def _one_by_one(
+    step: Callable[[Array, Any], tuple[Array, Any]],
+    state: Float[Array, "B H K V"],
+    group: Any,
+    *,
+    reverse: bool = False,
+) -> tuple[Float[Array, "B H K V"], Any]:
+    """`jax.lax.scan` of the state over the chunks of a group, whose arrays are [P, H, ...]."""
+    batch = state.shape[0]
+    if jax.tree.leaves(group)[0].shape[0] == batch:
+        return step(state, group)
+    chunks = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), group)
+    state, made = jax.lax.scan(step, state, chunks, reverse=reverse)
+    return state, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
+
+
+def _cut(x: _Inputs, chunk_size: int) -> tuple[int, int, int]:
+    """Groups of a row, chunks of a group, and slots of a chunk."""
+    batch, time, heads, key_width = x.key.shape
+    count = max(1, -(-time // chunk_size))
+    floats = batch * heads * chunk_size * (4 * chunk_size + key_width + x.value.shape[-1])
+    if jax.default_backend() == "cpu":
+        # All at once while it is in cache; else chunk by chunk, each in cache.
+        group, tile = (count if count * floats <= _CACHED else 1), 1
+    else:
+        group, tile = max(1, _AT_ONCE // floats), _TILE
+    groups = -(-count // group)
+    chunks = -(-count // groups)
+    size = -(-time // (groups * chunks))
+    return groups, chunks, -(-size // tile) * tile
 
 
 def _in_chunks(
     x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], chunk_size: int
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     time = runs.shape[1]
-    filled = jax.tree.map(lambda a: fill_chunks(a, chunk_size)[0], x)
-    runs, count = fill_chunks(runs, chunk_size, "edge")
-    output, state = _chunked(filled, runs, state, count)
+    groups, chunks, size = _cut(x, chunk_size)
+    length = groups * chunks * size
+    filled = jax.tree.map(lambda a: fill(a, length), x)
+    output, state = _chunked(filled, fill(runs, length, "edge"), state, groups, chunks)
     return output[:, :time], state
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _chunked(
-    x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], count: int
+    x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], groups: int, chunks: int
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    return _chunked_forward(x, runs, state, count, keep=False)[0]
+    return _chunked_forward(x, runs, state, groups, chunks, keep=False)[0]
 
 
 class _Kept(NamedTuple):
-    """What the gradient reads again, [N, B, H, ...]: T (C + V) + N K V numbers a head."""
+    """What the gradient reads again, [groups, P, H, ...]: T (C + V) + N K V numbers a head."""
 
     state: Array
     inverse: Array
     update: Array
 
 
-def _carried(runs: Int[Array, "B T"], chunk: Array, size: int) -> Int[Array, "B"]:
-    """The run that the state before a chunk belongs to."""
-    before = jax.lax.dynamic_index_in_dim(runs, jnp.maximum(chunk * size - 1, 0), 1, False)
-    return jnp.where(chunk == 0, 1, before)
-
-
 def _chunked_forward(
     x: _Inputs,
     runs: Int[Array, "B T"],
     state: Float[Array, "B H K V"],
-    count: int,
+    groups: int,
+    chunks: int,
     *,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array], tuple]:
-    size, dot = runs.shape[1] // count, _einsum_for(x.query.dtype)
-    # Chunks are cut out of the rows and written back within the loop, while they are in cache:
+    size, dot = runs.shape[1] // (groups * chunks), _einsum_for(x.query.dtype)
+    # Groups are cut out of the rows and written back within the loop, while they are in cache:
     # transposing whole rows to [N, B, H, C, ...] beforehand took a quarter of the time on a CPU.
 
-    def step(carry: tuple[Array, Array], chunk: Array) -> tuple[tuple[Array, Array], _Kept | None]:
+    def step(carry: tuple[Array, Array], group: Array) -> tuple[tuple[Array, Array], _Kept | None]:
         state, output = carry
-        now = _widen(jax.tree.map(lambda a: _slots(a, chunk, size), x))
-        now_runs = jax.lax.dynamic_slice_in_dim(runs, chunk * size, size, axis=1)
-        this = _chunk(now, now_runs, _carried(runs, chunk, size), dot)
-        reads = this.reads[..., None]
-        missing = now.value - reads * dot("bhck,bhkv->bhcv", now.key, state)
+        now = _widen(jax.tree.map(lambda a: _group(a, group, chunks, size), x))
+        this = _chunk(now, *_runs(runs, group, chunks, size), dot)
         inverse = inverse_unit_lower(now.beta[..., None] * this.gram)
-        update = dot("bhrc,bhcv->bhrv", inverse, now.beta[..., None] * missing)
-        read = reads * dot("bhck,bhkv->bhcv", now.query, state)
-        read = read + dot("bhrc,bhcv->bhrv", this.scores, update)
-        written = dot("bhck,bhcv->bhkv", now.key, this.writes[..., None] * update)
-        after = this.reads[..., -1, None, None] * state + written
-        kept = _Kept(state, inverse, update) if keep else None
-        return (after, _put(output, read, chunk)), kept
 
-    (final, output), kept = jax.lax.scan(step, (state, jnp.zeros_like(x.value)), jnp.arange(count))
+        def write(state: Array, chunk: tuple) -> tuple[Array, tuple[Array, Array]]:
+            x, reads, writes, inverse = chunk
+            missing = x.value - reads[..., None] * dot("bhck,bhkv->bhcv", x.key, state)
+            update = dot("bhrc,bhcv->bhrv", inverse, x.beta[..., None] * missing)
+            written = dot("bhck,bhcv->bhkv", x.key, writes[..., None] * update)
+            return reads[..., -1, None, None] * state + written, (state, update)
+
+        state, (before, update) = _one_by_one(write, state, (now, this.reads, this.writes, inverse))
+        read = this.reads[..., None] * dot("...ck,...kv->...cv", now.query, before)
+        read = read + dot("...rc,...cv->...rv", this.scores, update)
+        return (state, _put(output, read, group)), _Kept(before, inverse, update) if keep else None
+
+    (final, output), kept = jax.lax.scan(step, (state, jnp.zeros_like(x.value)), jnp.arange(groups))
     return (output, final), (x, runs, kept)
 
 
 def _chunked_backward(
-    count: int, residuals: tuple[_Inputs, Array, _Kept], cotangents: tuple[Array, Array]
+    groups: int,
+    chunks: int,
+    residuals: tuple[_Inputs, Array, _Kept],
+    cotangents: tuple[Array, Array],
 ) -> tuple[_Inputs, None, Float[Array, "B H K V"]]:
     x, runs, kept = residuals
     d_output, d_final = cotangents
-    size, dot = runs.shape[1] // count, _einsum_for(x.query.dtype)
+    size, dot = runs.shape[1] // (groups * chunks), _einsum_for(x.query.dtype)
     up_to = jnp.tril(jnp.ones((size, size), x.beta.dtype))
     earlier = jnp.tril(up_to, -1)
 
     def step(carry: tuple[Array, _Inputs], now: tuple[Array, _Kept]) -> tuple[tuple, None]:
-        (d_state, d_x), (chunk, (state, inverse, update)) = carry, now
-        slots = _widen(jax.tree.map(lambda a: _slots(a, chunk, size), x))
-        slot_runs = jax.lax.dynamic_slice_in_dim(runs, chunk * size, size, axis=1)
+        (d_state, d_x), (group, (state, inverse, update)) = carry, now
+        slots = _widen(jax.tree.map(lambda a: _group(a, group, chunks, size), x))
         q, k, v, _, beta = slots
-        decay, scores, gram, reads, writes = _chunk(
-            slots, slot_runs, _carried(runs, chunk, size), dot
-        )
-        d_read = _slots(d_output, chunk, size).astype(state.dtype)
+        decay, scores, gram, reads, writes = _chunk(slots, *_runs(runs, group, chunks, size), dot)
+        d_read = _group(d_output, group, chunks, size).astype(state.dtype)
 
-        # S' = reads_C S + Kᵀ diag(writes) U and O = diag(reads) Q S + scores U
-        from_key = dot("bhck,bhkv->bhcv", k, d_state)
-        d_update = dot("bhrc,bhrv->bhcv", scores, d_read) + writes[..., None] * from_key
-        d_writes = jnp.sum(update * from_key, axis=-1)
-        d_scores = dot("bhrv,bhcv->bhrc", d_read, update)
+        # S' = reads_C S + Kᵀ diag(writes) U and O = diag(reads) Q S + scores U;
         # (I + diag(beta) gram) U = diag(beta) (V - diag(reads) K S)
-        d_right = dot("bhrc,bhrv->bhcv", inverse, d_update)
-        d_missing = beta[..., None] * d_right
-        d_lower = -earlier * dot("bhrv,bhcv->bhrc", d_right, update)
+        def back(d_state: Array, chunk: tuple) -> tuple[Array, tuple]:
+            from_read, from_state, k, beta, reads, writes, inverse = chunk
+            from_key = dot("bhck,bhkv->bhcv", k, d_state)
+            d_update = from_read + writes[..., None] * from_key
+            d_right = dot("bhrc,bhrv->bhcv", inverse, d_update)
+            d_missing = (reads * beta)[..., None] * d_right
+            before = reads[..., -1, None, None] * d_state + from_state
+            return before - dot("bhck,bhcv->bhkv", k, d_missing), (d_state, from_key, d_right)
+
+        from_read = dot("...rc,...rv->...cv", scores, d_read)
+        from_state = dot("...ck,...cv->...kv", q, reads[..., None] * d_read)
+        d_before, (d_state, from_key, d_right) = _one_by_one(
+            back,
+            d_state,
+            (from_read, from_state, k, beta, reads, writes, inverse),
+            reverse=True,
+        )
+        d_scores = dot("...rv,...cv->...rc", d_read, update)
+        d_lower = -earlier * dot("...rv,...cv->...rc", d_right, update)
         d_gram = beta[..., None] * d_lower
         # <dO, Q S> and <dR, K S>, a slot
-        to_query = dot("bhcv,bhkv->bhck", d_read, state)
-        to_key = dot("bhcv,bhkv->bhck", d_right, state)
+        to_query = dot("...cv,...kv->...ck", d_read, state)
+        to_key = dot("...cv,...kv->...ck", d_right, state)
         recalled = jnp.sum(k * to_key, axis=-1)
         d_beta = jnp.sum(gram * d_lower, axis=-1) + jnp.sum(v * d_right, axis=-1) - reads * recalled
         d_reads = jnp.sum(q * to_query, axis=-1) - beta * recalled
         d_reads = d_reads.at[..., -1].add(jnp.sum(state * d_state, axis=(-2, -1)))
+        d_writes = jnp.sum(update * from_key, axis=-1)
 
-        # Of exp(between): whatever it multiplies, its own product with that is in hand.
+        # Of exp: its own product with whatever it multiplies, which is in hand. Of a log-decay: the
+        # sum over the pairs of slots that it stands between. A difference of sums, as forward,
+        # would leave a rounding error where forgetting leaves no gradient.
         d_between = d_scores * scores + d_gram * gram
         d_between = d_between.at[..., -1, :].add(d_writes * writes)
         d_start = d_reads * reads
@@ -458,25 +538,20 @@ def _chunked_backward(
         d_log_decay = d_log_decay.at[..., 0].add(jnp.sum(d_start, axis=-1))
 
         d_scores, d_gram = decay * d_scores, decay * d_gram
-        d_query = dot("bhrc,bhck->bhrk", d_scores, k) + reads[..., None] * to_query
+        d_query = dot("...rc,...ck->...rk", d_scores, k) + reads[..., None] * to_query
         d_key = (
-            dot("bhrc,bhrk->bhck", d_scores, q)
-            + dot("bhrc,bhck->bhrk", d_gram + jnp.swapaxes(d_gram, -1, -2), k)
-            + dot("bhcv,bhkv->bhck", writes[..., None] * update, d_state)
+            dot("...rc,...rk->...ck", d_scores, q)
+            + dot("...rc,...ck->...rk", d_gram + jnp.swapaxes(d_gram, -1, -2), k)
+            + dot("...cv,...kv->...ck", writes[..., None] * update, d_state)
             - (beta * reads)[..., None] * to_key
         )
-        d_state = (
-            reads[..., -1, None, None] * d_state
-            + dot("bhck,bhcv->bhkv", q, reads[..., None] * d_read)
-            - dot("bhck,bhcv->bhkv", k, reads[..., None] * d_missing)
-        )
-        d_slots = _Inputs(d_query, d_key, d_missing, d_log_decay, d_beta)
-        return (d_state, jax.tree.map(lambda a, d: _put(a, d, chunk), d_x, d_slots)), None
+        d_slots = _Inputs(d_query, d_key, beta[..., None] * d_right, d_log_decay, d_beta)
+        return (d_before, jax.tree.map(lambda a, d: _put(a, d, group), d_x, d_slots)), None
 
     (d_state, d_x), _ = jax.lax.scan(
         step,
         (d_final, jax.tree.map(jnp.zeros_like, x)),
-        (jnp.arange(count), kept),
+        (jnp.arange(groups), kept),
         reverse=True,
     )
     return d_x, None, d_state

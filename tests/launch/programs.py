@@ -2,12 +2,11 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 import time
 
 from linseqrec.training import workdir
 from linseqrec.training.preemption import EXIT_CODE
+from tests.launch.forked import Program
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
@@ -34,38 +33,25 @@ TINY = [
 ]
 
 
-def program(name, *arguments, devices=1):
+def start(name, *arguments, devices=1):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    return subprocess.run(
-        [sys.executable, "-m", f"launch.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = os.environ | {"XLA_FLAGS": flags}
+    return Program(f"launch.{name}", [*map(str, arguments)], cwd=ROOT, env=environment)
+
+
+def program(name, *arguments, devices=1):
+    return start(name, *arguments, devices=devices).end()
 
 
 def last_step(folder):
     return max((int(record["step"]) for record in workdir.read_metrics(folder)), default=0)
 
 
-def start(arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.train", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def killed(arguments, folder, moment, number):
     """Trains, and kills the program at a moment; returns False where it ended before."""
     before = last_step(folder)
-    process = start(arguments)
-    while process.poll() is None and not moment(folder, before):
+    process = start("train", *arguments)
+    while process.runs() and not moment(folder, before):
         time.sleep(0.02)
     process.send_signal(number)
-    process.wait()
-    return process.returncode in (-number, EXIT_CODE)
+    return process.end().returncode in (-number, EXIT_CODE)

@@ -1,25 +1,9 @@
 """`python -m launch.prepare`, as a user runs it."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from linseqrec.data.dataset import Dataset
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "launch.prepare", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+from tests.launch.programs import program
 
 
 @pytest.fixture
@@ -35,7 +19,8 @@ def log(tmp_path):
 def test_a_log_becomes_a_folder_and_its_card_is_printed(log, tmp_path):
     folder = tmp_path / "set"
     columns = "--columns=user=who,item=what,timestamp=when,rating=stars,fold=part"
-    ended = run(
+    ended = program(
+        "prepare",
         f"--input={log}",
         f"--output={folder}",
         "--format=csv",
@@ -65,7 +50,7 @@ def test_columns_by_position(tmp_path):
     path = tmp_path / "log.tsv"
     path.write_text("9\tu\ti\n8\tu\tj\n")
     columns = "--columns=user=1,item=2,timestamp=0"
-    ended = run(f"--input={path}", f"--output={tmp_path / 'set'}", columns)
+    ended = program("prepare", f"--input={path}", f"--output={tmp_path / 'set'}", columns)
     assert ended.returncode == 0, ended.stderr
     assert Dataset.open(tmp_path / "set").timestamps.tolist() == [8, 9]
 
@@ -86,7 +71,9 @@ def test_columns_by_position(tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_said_in_words(log, tmp_path, arguments, message):
-    ended = run(f"--input={log}", f"--output={tmp_path / 'set'}", "--format=csv", *arguments)
+    ended = program(
+        "prepare", f"--input={log}", f"--output={tmp_path / 'set'}", "--format=csv", *arguments
+    )
     assert ended.returncode == 1 and not ended.stdout
     assert ended.stderr.startswith("error: ") and message in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -94,6 +81,6 @@ def test_what_cannot_be_done_is_said_in_words(log, tmp_path, arguments, message)
 
 
 def test_help_says_what_the_dialects_are():
-    lines = [" ".join(line.split()) for line in run("--help").stdout.splitlines()]
+    lines = [" ".join(line.split()) for line in program("prepare", "--help").stdout.splitlines()]
     assert "movielens-dat: MovieLens ratings.dat: user::item::rating::seconds" in lines
     assert "tsv: Tabs and a header" in lines

@@ -1,11 +1,8 @@
 """Two processes that train one run: the run of a process alone, however they are stopped."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,7 +10,7 @@ import pytest
 from linseqrec.training import distributed, workdir
 from linseqrec.training.distributed import DistributedError
 from linseqrec.training.preemption import EXIT_CODE
-from tests.launch.programs import ROOT, TINY, program
+from tests.launch.programs import TINY, program, start
 
 SHORT = [
     *TINY,
@@ -32,28 +29,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(arguments, number, port, devices=2):
-    """One of two processes, each with two simulated devices."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    address = [f"--coordinator=localhost:{port}", "--process_count=2", f"--process_id={number}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.train", *map(str, arguments), *address],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def start_both(arguments):
-    port = free_port()
-    return [start(arguments, number, port) for number in (0, 1)]
+    """Two processes, each with two simulated devices."""
+    both = [f"--coordinator=localhost:{free_port()}", "--process_count=2"]
+    return [
+        start("train", *arguments, *both, f"--process_id={number}", devices=2) for number in (0, 1)
+    ]
 
 
 def ended(processes):
-    said = [process.communicate() for process in processes]
-    return [process.returncode for process in processes], said
+    done = [process.end() for process in processes]
+    return [each.returncode for each in done], [(each.stdout, each.stderr) for each in done]
 
 
 def test_two_processes_stopped_and_resumed_end_as_one_alone(prepared, tmp_path):
@@ -67,7 +53,7 @@ def test_two_processes_stopped_and_resumed_end_as_one_alone(prepared, tmp_path):
     arguments += [f"--workdir={together}"]
     processes = start_both(arguments)
     while not any(record["step"] >= 10 for record in workdir.read_metrics(together)):
-        assert all(process.poll() is None for process in processes), ended(processes)
+        assert all(process.runs() for process in processes), ended(processes)
         time.sleep(0.01)
     # The scheduler tells one of them; the other learns it from that one, and both save.
     processes[1].send_signal(signal.SIGTERM)

@@ -11,25 +11,26 @@ import numpy as np
 from flax import nnx
 
 from linseqrec.events import Events
-from linseqrec.models.weights import load_parameters, parameter_arrays
+from linseqrec.models.weights import load_parameters, parameter_path
 
 
 def random_model(config, *, num_items=50, seed=0):
     """A model whose every parameter matters: (model, its arrays)."""
-    model = config.build(num_items, rngs=nnx.Rngs(0))
+    # Its first parameters would be drawn by dozens of small programs, for nothing.
+    model = nnx.eval_shape(lambda: config.build(num_items, rngs=nnx.Rngs(0)))
     return model, randomise(model, seed=seed)
 
 
 def randomise(model, *, seed=0):
     """Draws every parameter of a model or a layer anew, wide; returns the arrays."""
     rng, arrays = np.random.default_rng(seed), {}
-    for name, array in parameter_arrays(model).items():
-        draw = rng.normal(size=array.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param)):
+        name, draw = parameter_path(path), rng.normal(size=leaf.shape)
         kind = name.rsplit("/")[-1]
         if kind == "scale":
             arrays[name] = 1 + 0.2 * draw
         elif kind == "kernel":
-            arrays[name] = draw / math.sqrt(len(array))
+            arrays[name] = draw / math.sqrt(len(draw))
         else:
             arrays[name] = 0.4 * draw
     load_parameters(model, arrays)

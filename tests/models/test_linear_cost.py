@@ -32,7 +32,8 @@ LINEAR = {
 
 def largest_array(config, length):
     """Elements of the largest array between a history of this length and its gradient."""
-    graphdef, params, rest = nnx.split(config.build(40, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    model = nnx.eval_shape(lambda: config.build(40, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params, row):
         events = Events(items=row, timestamps=row, segment_ids=row, positions=row)

@@ -15,7 +15,7 @@ from linseqrec.training.run import Run
 from tests.launch.programs import TINY, killed, last_step, program
 
 # LINSEQREC_KILLS=500 makes a soak of it.
-KILLS = int(os.environ.get("LINSEQREC_KILLS", 10))
+KILLS = int(os.environ.get("LINSEQREC_KILLS", 6))
 
 
 def saving(folder):

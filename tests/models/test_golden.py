@@ -61,8 +61,8 @@ MODELS = {
 NUMBERS = ("loss", "gradient_norm", "update_norm")
 
 
-def first_steps(name):
-    """Loss, gradient norm and update norm of a model's first two steps, dropout included."""
+def small_run(name):
+    """A run of a small model on twenty histories."""
     model, plan = MODELS[name]
     rng = np.random.default_rng(0)
     offsets = np.arange(0, 241, 12)
@@ -70,7 +70,7 @@ def first_steps(name):
     # Gaps of minutes to months.
     times = np.cumsum(86_400 * rng.gamma(0.3, 10, 240)).astype(np.int64)
     dataset = Dataset.from_arrays(items, times, offsets, 50)
-    run = Run.of(
+    return Run.of(
         Experiment(
             model=model,
             data=DataConfig(length=24, batch_size=4, plan=plan),
@@ -79,6 +79,11 @@ def first_steps(name):
         ),
         Source(dataset, leave_one_out(dataset), None),
     )
+
+
+def first_steps(name):
+    """Loss, gradient norm and update norm of a model's first two steps, dropout included."""
+    run = small_run(name)
     state, steps = run.initial_state(), []
     for index in range(2):
         state, metrics = run.train_step(state, run.batches[index])
@@ -96,6 +101,17 @@ def test_the_first_steps_are_the_recorded_ones(name):
     recorded = json.loads((GOLDEN / "steps.json").read_text())[name]
     for step, expected in zip(first_steps(name), recorded, strict=True):
         assert step == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_step_lowers_for_accelerators(name):
+    run = small_run(name)
+    traced = run.train_step.trace(jax.eval_shape(run.initial_state), run.batches[0])
+    for platform in ("cuda", "tpu"):
+        lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+        # Nothing is left to a callback or to a library of the CPU.
+        assert "callback" not in lowered
+        assert "lapack" not in lowered
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

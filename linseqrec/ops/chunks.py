@@ -3,8 +3,58 @@
 Axes: B batch, T time, C chunk, N chunks.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+# Numbers that an operation makes at once: on a CPU, where they are to stay in cache, and elsewhere.
+_CACHED, _AT_ONCE = 2_000_000, 100_000_000
+# Slots in the tiles of matrix units.
+_TILE = 16
+
+
+class Cut(NamedTuple):
+    """How a row is cut: groups of chunks, and chunks of slots.
+
+    Attributes:
+      groups: Groups in a row, taken one after the other.
+      chunks: Chunks in a group, taken at once.
+      size: Slots in a chunk.
+    """
+
+    groups: int
+    chunks: int
+    size: int
+
+    @property
+    def length(self) -> int:
+        """Slots in a row that is cut so, at least T."""
+        return self.groups * self.chunks * self.size
+
+
+def cut(time: int, chunk_size: int, numbers: int) -> Cut:
+    """Cuts rows into the fewest equal chunks, and these into groups that the backend takes at once.
+
+    Args:
+      time: T.
+      chunk_size: The most slots in a chunk, rounded up to whole tiles on accelerators.
+      numbers: That the operation makes of a chunk.
+
+    Returns:
+      The cut; its chunks are as many as are needed, or a few more, so that groups are equal.
+    """
+    count = max(1, -(-time // chunk_size))
+    if jax.default_backend() == "cpu":
+        # All at once while it is in cache; else chunk by chunk, each in cache.
+        group, tile = (count if count * numbers <= _CACHED else 1), 1
+    else:
+        group, tile = max(1, _AT_ONCE // numbers), _TILE
+    groups = -(-count // group)
+    chunks = -(-count // groups)
+    size = -(-time // (groups * chunks))
+    return Cut(groups, chunks, -(-size // tile) * tile)
 
 
 def fill(x: Array, length: int, mode: str = "constant") -> Array:

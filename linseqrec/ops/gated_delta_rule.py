@@ -12,16 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from linseqrec.ops import gated_delta_rule_triton
-from linseqrec.ops.chunks import fill, from_chunks, runs_to_chunks, to_chunks
+from linseqrec.ops.chunks import cut, fill, from_chunks, runs_to_chunks, to_chunks
 from linseqrec.ops.segments import keep, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 
 Implementation = Literal["recurrent", "chunked", "associative", "triton"]
 
-# Numbers that the chunked form makes at once: on a CPU, and elsewhere.
-_CACHED, _AT_ONCE = 2_000_000, 100_000_000
-# Slots in the tiles of matrix units.
-_TILE = 16
 # A log-decay that forgets everything in any float dtype, and is finite: masks multiply it by 0.
 _FORGET = -1e3
 
@@ -399,30 +395,15 @@ def _one_by_one(
     return state, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
 
 
-def _cut(x: _Inputs, chunk_size: int) -> tuple[int, int, int]:
-    """Groups of a row, chunks of a group, and slots of a chunk."""
-    batch, time, heads, key_width = x.key.shape
-    count = max(1, -(-time // chunk_size))
-    floats = batch * heads * chunk_size * (4 * chunk_size + key_width + x.value.shape[-1])
-    if jax.default_backend() == "cpu":
-        # All at once while it is in cache; else chunk by chunk, each in cache.
-        group, tile = (count if count * floats <= _CACHED else 1), 1
-    else:
-        group, tile = max(1, _AT_ONCE // floats), _TILE
-    groups = -(-count // group)
-    chunks = -(-count // groups)
-    size = -(-time // (groups * chunks))
-    return groups, chunks, -(-size // tile) * tile
-
-
 def _in_chunks(
     x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], chunk_size: int
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    time = runs.shape[1]
-    groups, chunks, size = _cut(x, chunk_size)
-    length = groups * chunks * size
-    filled = jax.tree.map(lambda a: fill(a, length), x)
-    output, state = _chunked(filled, fill(runs, length, "edge"), state, groups, chunks)
+    batch, time, heads, width = x.key.shape
+    slot = 4 * chunk_size + width + x.value.shape[-1]
+    rows = cut(time, chunk_size, batch * heads * chunk_size * slot)
+    filled = jax.tree.map(lambda a: fill(a, rows.length), x)
+    filled_runs = fill(runs, rows.length, "edge")
+    output, state = _chunked(filled, filled_runs, state, rows.groups, rows.chunks)
     return output[:, :time], state
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops.chunks import from_chunks, runs_to_chunks, to_chunks
+from linseqrec.ops.chunks import cut, fill, from_chunks, runs_to_chunks, to_chunks
 from linseqrec.ops.segments import keep, segment_runs
 
 Implementation = Literal["recurrent", "chunked", "associative", "full"]
@@ -311,20 +311,20 @@ def _advance(
 def _chunked(
     x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState, chunk_size: int
 ) -> tuple[_Fraction, LinearAttentionState]:
-    def step(carry: _Carry, chunk: tuple[_Features, Array | None]) -> tuple[_Carry, _Fraction]:
-        (state, run), (x, runs) = carry, chunk
-        fraction = _add(_within(x, runs, causal=True), _read_of(run, x, runs, state))
-        return _advance(carry, chunk), fraction
-
-    first, chunk_runs = None, None
+    batch, time, heads, width = x.key.shape
+    rows = cut(time, chunk_size, batch * heads * chunk_size * (chunk_size + 2 * width))
+    # [groups, G, B, H, C, ...]
+    grouped = lambda a: a.reshape(rows.groups, rows.chunks, *a.shape[1:])  # noqa: E731
+    filled = jax.tree.map(lambda a: fill(a, rows.length), x)
+    groups = jax.tree.map(grouped, _split(filled, rows.size))
+    first, group_runs = None, None
     if runs is not None:
-        first, chunk_runs = jnp.ones_like(runs[:, 0]), runs_to_chunks(runs, chunk_size)
+        first = jnp.ones_like(runs[:, 0])
+        group_runs = grouped(to_chunks(fill(runs, rows.length, "edge"), rows.size))
     (state, _), fraction = jax.lax.scan(
-        jax.checkpoint(step, prevent_cse=False),
-        (state, first),
-        (_split(x, chunk_size), chunk_runs),
+        jax.checkpoint(_at_once, prevent_cse=False), (state, first), (groups, group_runs)
     )
-    return _join(fraction, x.query.shape[1]), state
+    return _join(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), fraction), time), state
 
 
 def _full_in_segments(
@@ -360,27 +360,40 @@ def _full_in_segments(
 def _associative(
     x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState, chunk_size: int
 ) -> tuple[_Fraction, LinearAttentionState]:
-    if runs is None:
-        runs = jnp.ones_like(x.query[:, :, 0, 0], dtype=jnp.int32)
-    chunks, chunk_runs = _split(x, chunk_size), runs_to_chunks(runs, chunk_size)
-    last = chunk_runs[:, :, -1]
-    # The initial state stands before the chunks' own, as one more chunk of the first run.
+    first, chunk_runs = None, None
+    if runs is not None:
+        first, chunk_runs = jnp.ones_like(runs[:, 0]), runs_to_chunks(runs, chunk_size)
+    (state, _), fraction = _at_once((state, first), (_split(x, chunk_size), chunk_runs))
+    return _join(fraction, x.query.shape[1]), state
+
+
+def _at_once(
+    carry: _Carry, chunks: tuple[_Features, Int[Array, "N B C"] | None]
+) -> tuple[_Carry, _Fraction]:
+    """All chunks [N, B, H, C, ...]: the states between them in logarithmic depth."""
+    x, runs = chunks
+    if x.query.shape[0] == 1:
+        one = jax.tree.map(lambda a: a[0], chunks)
+        (state, run), (now, now_runs) = carry, one
+        read = _read_of(run, now, now_runs, state)
+        fraction = _add(_within(now, now_runs, causal=True), read)
+        return _advance(carry, one), jax.tree.map(lambda a: a[None], fraction)
+    last = None if runs is None else runs[:, :, -1]
+    # What was before stands before the chunks' own states, as one more chunk.
     states, ends = jax.tree.map(
         lambda first, others: jnp.concatenate([first[None], others]),
-        (state, jnp.ones_like(last[0])),
-        (_sums_of(last, chunks, chunk_runs), last),
+        carry,
+        (_sums_of(last, x, runs), last),
     )
 
-    Carried = tuple[LinearAttentionState, Array]
+    def combine(earlier: _Carry, later: _Carry) -> _Carry:
+        (past, past_run), (state, run) = earlier, later
+        if past_run is not None and run is not None:
+            # Runs never decrease along the row: equal at both ends, they are equal all between.
+            past = jax.tree.map(lambda s, goes_on=past_run == run: keep(goes_on, s), past)
+        return jax.tree.map(jnp.add, past, state), run
 
-    def combine(earlier: Carried, later: Carried) -> Carried:
-        # Runs never decrease along the row: equal at both ends, they are equal all between.
-        goes_on = earlier[1] == later[1]
-        return jax.tree.map(lambda a, b: b + keep(goes_on, a), earlier[0], later[0]), later[1]
-
-    states, _ = jax.lax.associative_scan(combine, (states, ends))
-    before, final = jax.tree.map(lambda a: a[:-1], states), jax.tree.map(lambda a: a[-1], states)
-    fraction = _add(
-        _within(chunks, chunk_runs, causal=True), _read_of(ends[:-1], chunks, chunk_runs, before)
-    )
-    return _join(fraction, x.query.shape[1]), final
+    states, ends = jax.lax.associative_scan(combine, (states, ends))
+    before, after = (jax.tree.map(lambda a, k=k: a[k], (states, ends)) for k in (slice(-1), -1))
+    fraction = _add(_within(x, runs, causal=True), _read_of(before[1], x, runs, before[0]))
+    return after, fraction

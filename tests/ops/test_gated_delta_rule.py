@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from linseqrec.ops import gated_delta_rule as rule
 from linseqrec.ops import gated_delta_rule_triton
+from linseqrec.ops.chunks import Cut
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from tests.ops.closeness import assert_close, projected, relative_rms
 from tests.ops.layouts import LAYOUT, packed, segment_layouts
@@ -272,7 +273,7 @@ def test_any_chunks(implementation, chunk_size, segment_ids, seed):
 @pytest.mark.parametrize(("groups", "chunks", "size"), [(4, 1, 5), (1, 4, 5), (2, 3, 4)])
 def test_any_groups_of_chunks(monkeypatch, groups, chunks, size):
     # Which one is used depends on the backend and on what fits.
-    monkeypatch.setattr(rule, "_cut", lambda x, chunk_size: (groups, chunks, size))
+    monkeypatch.setattr(rule, "cut", lambda *_: Cut(groups, chunks, size))
     inputs, state = make(*LAYOUT.shape, keys="duplicates", decay="gaps")
     expected, slopes = expected_of(inputs, LAYOUT, state)
     # A chunk size of its own keeps JAX from taking another test's program.
@@ -280,14 +281,6 @@ def test_any_groups_of_chunks(monkeypatch, groups, chunks, size):
     actual, actual_slopes = apply_and_differentiate(form, inputs, LAYOUT, state)
     assert_all_close(actual, expected, 2e-6)
     assert_all_close(actual_slopes, slopes, 1e-5)
-
-
-def test_chunks_on_an_accelerator_are_whole_tiles(monkeypatch):
-    monkeypatch.setattr(rule.jax, "default_backend", lambda: "tpu")
-    x = rule._Inputs(*(jnp.zeros((16, 200, 2, width)) for width in (32, 32, 32)), None, None)
-    assert rule._cut(x, 64) == (1, 4, 64)
-    monkeypatch.setattr(rule, "_AT_ONCE", 2 * 16 * 2 * 64 * (4 * 64 + 2 * 32))
-    assert rule._cut(x, 64) == (2, 2, 64)
 
 
 @pytest.mark.parametrize("time", [1, 2, 15, 17, 65])

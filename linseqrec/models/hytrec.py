@@ -129,7 +129,7 @@ class HyTRecConfig:
     num_layers: int = 4
     ratio: str = "3:1"
     attention_window: int = 1024
-    question: Question = "delayed"
+    question: Question = "present"
     branches: Literal["both", "long", "short"] = "both"
     gate: Gate = "write"
     time: Time = "gaps"

@@ -68,13 +68,14 @@ def gated_delta_rule(
       segment_ids: [B, T], 0 = padding; a new positive id starts from a zero state. None: a row is
         one segment without padding.
       initial_state: [B, H, K, V], the state before the row's first segment. None: zeros.
-      implementation: "recurrent" is the definition, a step at a time. "chunked" takes a chunk at a
-        time in dense products and scans over chunks. "associative" takes all chunks at once and
-        combines their transitions S -> A S + B in logarithmic depth. "triton" runs kernels of its
-        own on an NVIDIA GPU (Hopper or data-centre Blackwell, extra `cuda`), for K and V up to 128
-        and inputs in bfloat16 or float32. None picks "recurrent" for T = 1 and "chunked" beyond;
-        with LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can run. XLA cannot
-        split a kernel over devices: with several, None picks it only inside `jax.shard_map`.
+      implementation: "recurrent" is the definition, a step at a time. "chunked" makes what is local
+        to a chunk in dense products, for a group of chunks at once (see `chunks.cut`), and takes
+        the state through them one by one. "associative" takes all chunks at once and combines their
+        transitions S -> A S + B in logarithmic depth. "triton" runs kernels of its own on an NVIDIA
+        GPU (Hopper or data-centre Blackwell, extra `cuda`), for K and V up to 128 and inputs in
+        bfloat16 or float32. None picks "recurrent" for T = 1 and "chunked" beyond; with
+        LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can run. XLA cannot split a
+        kernel over devices: with several, None picks it only inside `jax.shard_map`.
       chunk_size: The most slots in a chunk, rounded up to a tile of 16 on accelerators; a row is
         cut into equal ones. "triton" has 64.
 

@@ -83,11 +83,12 @@ def linear_attention(
         a mean over T slots: 1e-6 * T here.
       initial_state: The sums over what went before, for the first segment of the row. None: zeros.
       implementation: None picks: "full" where not causal, else "recurrent" for T = 1 and "chunked"
-        beyond. "recurrent" is the definition, a step at a time; "chunked" scans over chunks and
-        keeps only the states between them for the gradient; "associative" takes all chunks at once
-        and combines their states in logarithmic depth. "full" is for causal=False, and the only
-        one there.
-      chunk_size: The most slots in a chunk; a row is cut into equal ones.
+        beyond. "recurrent" is the definition, a step at a time; "associative" takes all chunks at
+        once and combines their states in logarithmic depth; "chunked" does so by groups of chunks
+        (see `chunks.cut`) and keeps only the states between groups for the gradient. "full" is for
+        causal=False, and the only one there.
+      chunk_size: The most slots in a chunk; a row is cut into equal ones. "chunked" rounds it up to
+        a tile of 16 on accelerators.
 
     Returns:
       output: [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.

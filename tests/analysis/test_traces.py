@@ -33,7 +33,7 @@ MODELS = {
         lambda state: [layer.attention.key_value for layer in state.layers],
     ),
     "hytrec": (
-        HyTRecConfig(width=16, short_layers=1, num_layers=2, ratio="1:1"),
+        HyTRecConfig(width=16, short_layers=1, num_layers=2, ratio="1:1", question="delayed"),
         ["long/0"],
         lambda state: [state.long[0].memory],
     ),

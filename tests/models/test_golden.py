@@ -45,7 +45,13 @@ MODELS = {
     ),
     "hytrec_timed": (
         HyTRecConfig(
-            width=16, heads=2, short_events=5, num_layers=2, ratio="1:1", timed_attention=True
+            width=16,
+            heads=2,
+            short_events=5,
+            num_layers=2,
+            ratio="1:1",
+            question="delayed",
+            timed_attention=True,
         ),
         "packed",
     ),

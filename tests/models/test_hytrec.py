@@ -23,7 +23,14 @@ from tests.models.reference import (
 
 # Two layers of windows of 3 events reach exactly the last 5.
 SMALL = HyTRecConfig(
-    width=12, heads=3, short_events=5, short_layers=2, num_layers=2, ratio="1:1", dropout=0.0
+    width=12,
+    heads=3,
+    short_events=5,
+    short_layers=2,
+    num_layers=2,
+    ratio="1:1",
+    question="delayed",
+    dropout=0.0,
 )
 LINEAR = dataclasses.replace(SMALL, num_layers=1, ratio="1:0", short_layers=1)
 

@@ -29,7 +29,13 @@ MODELS = {
     ),
     "recgrela learned": RecGRELAConfig(width=16, heads=2, num_layers=2, positions="learned"),
     "hytrec": HyTRecConfig(
-        width=16, heads=2, short_events=5, short_layers=1, num_layers=2, ratio="1:1"
+        width=16,
+        heads=2,
+        short_events=5,
+        short_layers=1,
+        num_layers=2,
+        ratio="1:1",
+        question="delayed",
     ),
     "hytrec timed": HyTRecConfig(
         width=16,

@@ -106,6 +106,7 @@ def test_ten_thousand_events_carried_are_ten_thousand_encoded(model, recommender
             short_layers=1,
             num_layers=1,
             ratio="1:0",
+            question="delayed",
             timed_attention=True,  # else what is read of the last K events does not know of times
         ),
         HyTRecConfig(

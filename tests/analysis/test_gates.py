@@ -57,7 +57,10 @@ def test_gates_that_a_mixer_lacks_are_not_read():
 )
 def test_what_hytrec_writes_is_told_from_what_it_erases(gate, written):
     """s = .2 and a gate of .5 by their biases; into an empty memory goes k (written v)ᵀ."""
-    config = HyTRecConfig(width=8, heads=2, num_layers=1, ratio="1:0", gate=gate, short_layers=1)
+    # The delayed question: others write an event K events late.
+    config = HyTRecConfig(
+        width=8, heads=2, num_layers=1, ratio="1:0", gate=gate, short_layers=1, question="delayed"
+    )
     model = config.build(5, rngs=nnx.Rngs(0))
     mixer = model.long[0].mixer
     # A fresh lookup's first key is 0, of the event before the history.

@@ -97,7 +97,10 @@ def check_keys_wrote(traced):
 
 
 def test_shuffled_gaps_write_memories_though_none_is_carried():
-    config = HyTRecConfig(width=16, short_layers=1, num_layers=2, ratio="1:1", time="shuffled")
+    # The delayed question: others write an event K events late.
+    config = HyTRecConfig(
+        width=16, short_layers=1, num_layers=2, ratio="1:1", time="shuffled", question="delayed"
+    )
     model = config.build(5, rngs=nnx.Rngs(0))
     write_at_once(model)
     assert model(EVENTS).state is None

@@ -351,49 +351,53 @@ def _chunk(
 
 
 # A group of chunks is worked on at once, but for the state, which goes through them one by one. Its
-# chunks of all rows are one axis, P = G B: those of the first chunk first.
+# arrays are [G, B, H, C, ...]; a group of one chunk has no axis G, which would cost a CPU time.
 
 
-def _group(x: Array, index: Array, chunks: int, size: int) -> Shaped[Array, "P ..."]:
-    """One group of chunks of [B, T, H, ...], heads before time; of [B, T], [P, C]."""
+def _group(x: Array, index: Array, chunks: int, size: int) -> Shaped[Array, "..."]:
+    """One group of chunks of [B, T, H, ...], heads before time; of [B, T], [G, B, C]."""
     slots = jax.lax.dynamic_slice_in_dim(x, index * chunks * size, chunks * size, axis=1)
-    slots = slots.reshape(x.shape[0], chunks, size, *x.shape[2:])
-    slots = jnp.swapaxes(slots, 0, 1).reshape(-1, size, *x.shape[2:])
-    return slots if x.ndim == 2 else jnp.swapaxes(slots, 1, 2)
+    if chunks > 1:
+        slots = slots.reshape(x.shape[0], chunks, size, *x.shape[2:])
+        slots = jnp.moveaxis(slots, 1, 0)
+    time = int(chunks > 1) + 1
+    return slots if x.ndim == 2 else jnp.swapaxes(slots, time, time + 1)
 
 
-def _put(x: Float[Array, "B T H ..."], group: Float[Array, "P H C ..."], index: Array) -> Array:
+def _put(x: Float[Array, "B T H ..."], group: Array, index: Array) -> Array:
     """Writes one group into [B, T, H, ...]."""
-    batch, heads, size = x.shape[0], *group.shape[1:3]
-    slots = jnp.swapaxes(group, 1, 2).reshape(-1, batch, size, heads, *group.shape[3:])
-    slots = jnp.swapaxes(slots, 0, 1).reshape(batch, -1, *x.shape[2:]).astype(x.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(x, slots, index * slots.shape[1], axis=1)
+    grouped = group.ndim > x.ndim
+    slots = jnp.swapaxes(group, 1 + grouped, 2 + grouped)
+    if grouped:
+        slots = jnp.moveaxis(slots, 0, 1).reshape(x.shape[0], -1, *x.shape[2:])
+    start = index * slots.shape[1]
+    return jax.lax.dynamic_update_slice_in_dim(x, slots.astype(x.dtype), start, axis=1)
 
 
 def _runs(
     runs: Int[Array, "B T"], index: Array, chunks: int, size: int
-) -> tuple[Int[Array, "P C"], Int[Array, "P"]]:
+) -> tuple[Int[Array, "... B C"], Int[Array, "... B"]]:
     """The runs of a group's slots, and of the state before each of its chunks."""
     slots, start = _group(runs, index, chunks, size), index * chunks * size
     before = jax.lax.dynamic_index_in_dim(runs, jnp.maximum(start - 1, 0), 1, keepdims=False)
     before = jnp.where(start == 0, 1, before)
-    return slots, jnp.concatenate([before, slots[: -before.shape[0], -1]])
+    if chunks > 1:
+        before = jnp.concatenate([before[None], slots[:-1, :, -1]])
+    return slots, before
 
 
 def _one_by_one(
     step: Callable[[Array, Any], tuple[Array, Any]],
     state: Float[Array, "B H K V"],
     group: Any,
+    chunks: int,
     *,
     reverse: bool = False,
 ) -> tuple[Float[Array, "B H K V"], Any]:
-    """`jax.lax.scan` of the state over the chunks of a group, whose arrays are [P, H, ...]."""
-    batch = state.shape[0]
-    if jax.tree.leaves(group)[0].shape[0] == batch:
+    """`jax.lax.scan` of the state over the chunks of a group."""
+    if chunks == 1:
         return step(state, group)
-    chunks = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), group)
-    state, made = jax.lax.scan(step, state, chunks, reverse=reverse)
-    return state, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
+    return jax.lax.scan(step, state, group, reverse=reverse)
 
 
 def _in_chunks(
@@ -416,7 +420,7 @@ def _chunked(
 
 
 class _Kept(NamedTuple):
-    """What the gradient reads again, [groups, P, H, ...]: T (C + V) + N K V numbers a head."""
+    """What the gradient reads again, of all groups: T (C + V) + N K V numbers a head."""
 
     state: Array
     inverse: Array
@@ -449,7 +453,8 @@ def _chunked_forward(
             written = dot("bhck,bhcv->bhkv", x.key, writes[..., None] * update)
             return reads[..., -1, None, None] * state + written, (state, update)
 
-        state, (before, update) = _one_by_one(write, state, (now, this.reads, this.writes, inverse))
+        local = now, this.reads, this.writes, inverse
+        state, (before, update) = _one_by_one(write, state, local, chunks)
         read = this.reads[..., None] * dot("...ck,...kv->...cv", now.query, before)
         read = read + dot("...rc,...cv->...rv", this.scores, update)
         return (state, _put(output, read, group)), _Kept(before, inverse, update) if keep else None
@@ -494,6 +499,7 @@ def _chunked_backward(
             back,
             d_state,
             (from_read, from_state, k, beta, reads, writes, inverse),
+            chunks,
             reverse=True,
         )
         d_scores = dot("...rv,...cv->...rc", d_read, update)

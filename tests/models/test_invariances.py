@@ -15,6 +15,15 @@ from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 
 NUM_ITEMS = 40
+DELAYED = HyTRecConfig(
+    width=16,
+    heads=2,
+    short_events=5,
+    short_layers=1,
+    num_layers=2,
+    ratio="1:1",
+    question="delayed",
+)
 MODELS = {
     "gated deltanet": GatedDeltaNetConfig(
         width=16, heads=2, num_layers=2, key_width=8, value_width=8, chunk_size=8
@@ -28,44 +37,12 @@ MODELS = {
         width=16, heads=2, num_layers=2, positions="none", lookup=True
     ),
     "recgrela learned": RecGRELAConfig(width=16, heads=2, num_layers=2, positions="learned"),
-    "hytrec": HyTRecConfig(
-        width=16,
-        heads=2,
-        short_events=5,
-        short_layers=1,
-        num_layers=2,
-        ratio="1:1",
-        question="delayed",
+    "hytrec": DELAYED,
+    "hytrec timed": dataclasses.replace(DELAYED, timed_attention=True),
+    "hytrec asked by the present": dataclasses.replace(
+        DELAYED, question="present", timed_attention=True, gate="retention"
     ),
-    "hytrec timed": HyTRecConfig(
-        width=16,
-        heads=2,
-        short_events=5,
-        short_layers=1,
-        num_layers=2,
-        ratio="1:1",
-        timed_attention=True,
-    ),
-    "hytrec asked by the present": HyTRecConfig(
-        width=16,
-        heads=2,
-        short_events=5,
-        short_layers=1,
-        num_layers=2,
-        ratio="1:1",
-        question="present",
-        timed_attention=True,
-        gate="retention",
-    ),
-    "hytrec asked by the short branch": HyTRecConfig(
-        width=16,
-        heads=2,
-        short_events=5,
-        short_layers=1,
-        num_layers=2,
-        ratio="1:1",
-        question="short",
-    ),
+    "hytrec asked by the short branch": dataclasses.replace(DELAYED, question="short"),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
     "sinkrec": SinkRecConfig(
         width=16, heads=2, dilations=(1, 3), levels=2, codes=8, attention_window=6, chunk_size=8

@@ -1,5 +1,7 @@
 """No array of a linear model grows faster than the history, in reading it or in training on it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,20 +14,17 @@ from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 
+DELAYED = HyTRecConfig(
+    width=8, heads=2, num_layers=2, ratio="1:1", attention_window=64, question="delayed"
+)
 LINEAR = {
     "gated deltanet": GatedDeltaNetConfig(width=8, heads=2, num_layers=2),
     "recgrela": RecGRELAConfig(width=8, heads=2, num_layers=1),
     "recgrela released": RecGRELAConfig(width=8, heads=2, num_layers=1, causal=False),
-    "hytrec": HyTRecConfig(width=8, heads=2, num_layers=2, ratio="1:1", attention_window=64),
-    "hytrec timed": HyTRecConfig(
-        width=8, heads=2, num_layers=2, ratio="1:1", attention_window=64, timed_attention=True
-    ),
-    "hytrec asked by the present": HyTRecConfig(
-        width=8, heads=2, num_layers=2, ratio="1:1", attention_window=64, question="present"
-    ),
-    "hytrec asked by the short branch": HyTRecConfig(
-        width=8, heads=2, num_layers=2, ratio="1:1", attention_window=64, question="short"
-    ),
+    "hytrec": DELAYED,
+    "hytrec timed": dataclasses.replace(DELAYED, timed_attention=True),
+    "hytrec asked by the present": dataclasses.replace(DELAYED, question="present"),
+    "hytrec asked by the short branch": dataclasses.replace(DELAYED, question="short"),
     "sinkrec": SinkRecConfig(width=8, heads=2, loops=1, codes=16, attention_window=64),
 }
 

@@ -23,18 +23,20 @@ from tests.serving.test_recommender import (
 )
 
 PLAIN = GatedDeltaNetConfig(width=8, heads=1, num_layers=1, key_width=8, value_width=8)
+HYTREC = HyTRecConfig(
+    width=8,
+    heads=1,
+    short_events=3,
+    short_layers=1,
+    num_layers=2,
+    ratio="1:1",
+    attention_window=6,
+    timed_attention=True,
+)
 CONFIGS = {
     "gated deltanet": PLAIN,
-    "hytrec": HyTRecConfig(
-        width=8,
-        heads=1,
-        short_events=3,
-        short_layers=1,
-        num_layers=2,
-        ratio="1:1",
-        attention_window=6,
-        timed_attention=True,
-    ),
+    "hytrec": HYTREC,
+    "hytrec delayed": dataclasses.replace(HYTREC, question="delayed"),
     "recgrela": RecGRELAConfig(width=8, heads=1, num_layers=1, positions="absolute"),
     "sinkrec": SinkRecConfig(
         width=8,

@@ -22,6 +22,9 @@ MODELS = {
         width=16, heads=2, num_layers=1, key_width=8, value_width=8
     ),
     "hytrec": HyTRecConfig(width=16, short_events=3, short_layers=1, num_layers=1, ratio="1:0"),
+    "hytrec delayed": HyTRecConfig(
+        width=16, short_events=3, short_layers=1, num_layers=1, ratio="1:0", question="delayed"
+    ),
     "recgrela": RecGRELAConfig(width=16, heads=2, num_layers=1),
     "sasrec": SASRecConfig(width=16, num_layers=1),
     "sinkrec": SinkRecConfig(width=16, levels=2, codes=8, attention_window=8),

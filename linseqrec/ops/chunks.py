@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Numbers that an operation makes at once: on a CPU, where they are to stay in cache, and elsewhere.
+# The most numbers that an operation makes at once: on a CPU, where they are to stay in cache, and
+# on accelerators, where they are to fit into memory.
 _CACHED, _AT_ONCE = 2_000_000, 100_000_000
 # Slots in the tiles of matrix units.
 _TILE = 16
@@ -40,7 +41,7 @@ def cut(time: int, chunk_size: int, numbers: int) -> Cut:
     Args:
       time: T.
       chunk_size: The most slots in a chunk, rounded up to whole tiles on accelerators.
-      numbers: That the operation makes of a chunk.
+      numbers: How many the operation makes of one chunk of all rows and heads.
 
     Returns:
       The cut; its chunks are as many as are needed, or a few more, so that groups are equal.

@@ -1,6 +1,6 @@
 """The gated delta rule: a memory that forgets, corrects what it writes, and is read.
 
-Axes: B batch, T time, H heads, K key width, V value width, C chunk, N chunks.
+Axes: B batch, T time, H heads, K key width, V value width, C chunk, N chunks, G chunks of a group.
 """
 
 import functools
@@ -351,7 +351,7 @@ def _chunk(
 
 
 # A group of chunks is worked on at once, but for the state, which goes through them one by one. Its
-# arrays are [G, B, H, C, ...]; a group of one chunk has no axis G, which would cost a CPU time.
+# arrays are [G, B, H, C, ...]. A group of one chunk has no axis G: with it XLA sums slower on CPUs.
 
 
 def _group(x: Array, index: Array, chunks: int, size: int) -> Shaped[Array, "..."]:
@@ -404,6 +404,7 @@ def _in_chunks(
     x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], chunk_size: int
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     batch, time, heads, width = x.key.shape
+    # A slot's rows of D, of the scores, of the Gram matrix and of the inverse; its key and value.
     slot = 4 * chunk_size + width + x.value.shape[-1]
     rows = cut(time, chunk_size, batch * heads * chunk_size * slot)
     filled = jax.tree.map(lambda a: fill(a, rows.length), x)

@@ -313,6 +313,7 @@ def _chunked(
     x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState, chunk_size: int
 ) -> tuple[_Fraction, LinearAttentionState]:
     batch, time, heads, width = x.key.shape
+    # A slot's scores, its key and its value.
     rows = cut(time, chunk_size, batch * heads * chunk_size * (chunk_size + 2 * width))
     # [groups, G, B, H, C, ...]
     grouped = lambda a: a.reshape(rows.groups, rows.chunks, *a.shape[1:])  # noqa: E731
@@ -373,6 +374,7 @@ def _at_once(
 ) -> tuple[_Carry, _Fraction]:
     """All chunks [N, B, H, C, ...]: the states between them in logarithmic depth."""
     x, runs = chunks
+    # On a CPU long rows are taken chunk by chunk: nothing to compose.
     if x.query.shape[0] == 1:
         one = jax.tree.map(lambda a: a[0], chunks)
         (state, run), (now, now_runs) = carry, one

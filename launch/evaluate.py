@@ -6,7 +6,7 @@ r"""Evaluates checkpoints of runs: reproduces the metrics that the runs reported
 
 Each is a row of one table; runs on other data, another split or filter have a table of their own.
 All devices share the work, whatever mesh a run was trained on; a table too large for one of them is
-divided by `--mesh_model`.
+divided by `--mesh_model`, rows too long for one by `--mesh_sequence`.
 Writes each one's `evaluations/SPLIT-STEP-FILTERS.json` (`test-1200-none-all.json`) and the
 per-target ranks beside it, in its workdir.
 """
@@ -43,6 +43,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Users a batch at most; unset: as in the run.", 1
 )
 _MESH_DATA = flags.DEFINE_integer("mesh_data", -1, "Parts of a batch's rows; -1: all devices.")
+_MESH_SEQUENCE = flags.DEFINE_integer("mesh_sequence", 1, "Parts of the slots of each row.")
 _MESH_MODEL = flags.DEFINE_integer("mesh_model", 1, "Parts of the item table's rows.")
 _FLOORS = flags.DEFINE_bool("floors", True, "Whether floors (and a world's oracle) are shown too.")
 flags.register_validator(
@@ -113,7 +114,7 @@ def _run(folder: Path) -> Run:
     return Run.of(
         dataclasses.replace(experiment, evaluation=evaluation),
         workdir.load_data(folder, _DATA.value),
-        mesh=make_mesh(MeshConfig(_MESH_DATA.value, _MESH_MODEL.value)),
+        mesh=make_mesh(MeshConfig(_MESH_DATA.value, _MESH_MODEL.value, _MESH_SEQUENCE.value)),
         trains=False,
     )
 

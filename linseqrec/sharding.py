@@ -1,12 +1,13 @@
 """Devices as a mesh, and where arrays stand on it: rules by name.
 
-The mesh has two axes. Over `data` the rows of a batch are divided, over `model` the rows of the
-item table, the one array that grows with the catalogue; all else stands on every device. What
-divides unevenly is padded with zeros up to the next multiple: whoever reads a placed table is told
-the number of items, and a checkpoint notes the shapes without the padding, so that it fits any
-mesh.
+The mesh has three axes. Over `data` the rows of a batch are divided, over `sequence` the slots of
+each row, and over `model` the rows of the item table, the one array that grows with the catalogue;
+all else stands on every device. A table that divides unevenly is padded with zeros up to the next
+multiple: whoever reads a placed one is told the number of items, and a checkpoint notes the shapes
+without the padding, so that it fits any mesh.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -20,7 +21,7 @@ from linseqrec.models.weights import parameter_path
 
 Tree = TypeVar("Tree")
 
-DATA, MODEL = "data", "model"
+DATA, SEQUENCE, MODEL = "data", "sequence", "model"
 
 # The first that matches the end of an array's name ("params/embedding/table") places it. The
 # optimizer's moments bear their parameter's name, and so stand beside it.
@@ -41,40 +42,62 @@ class MeshConfig:
     Attributes:
       data: Parts that a batch's rows are divided into; -1: as many as the devices allow.
       model: Parts that the item table's rows are divided into.
+      sequence: Parts that the slots of each row are divided into, for histories whose activations
+        do not fit on a device. Delta memories take such a row without gathering it.
     """
 
     data: int = -1
     model: int = 1
+    sequence: int = 1
 
 
 def make_mesh(config: MeshConfig) -> Mesh | None:
     """The mesh of a configuration, over the devices of all processes.
 
     Returns:
-      The mesh, `data` by `model`; None for one device, which needs none.
+      The mesh, `data` by `sequence` by `model`; None for one device, which needs none.
 
     Raises:
       MeshError: If the devices do not suffice or do not divide, or would be left out in a run of
         several processes.
     """
-    count = jax.device_count()
-    data = count // config.model if config.data == -1 and config.model > 0 else config.data
-    used = data * config.model
+    count, each = jax.device_count(), config.sequence * config.model
+    data = count // each if config.data == -1 and each > 0 else config.data
+    used = data * each
     idle = config.data == -1 or jax.process_count() > 1
-    if data < 1 or config.model < 1 or used > count or (idle and used != count):
+    if min(data, config.sequence, config.model) < 1 or used > count or (idle and used != count):
         raise MeshError(
-            f"mesh.data={config.data}, mesh.model={config.model} cannot be laid out on {count} "
-            f"device{'s' if count > 1 else ''}: want mesh.data * mesh.model to be "
-            f"{'' if idle else 'at most '}{count}, or mesh.data=-1 and a mesh.model that divides it"
+            f"mesh.data={config.data}, mesh.sequence={config.sequence}, mesh.model={config.model} "
+            f"cannot be laid out on {count} device{'s' if count > 1 else ''}: want their product "
+            f"to be {'' if idle else 'at most '}{count}, or mesh.data=-1 and a mesh.sequence * "
+            "mesh.model that divides it"
         )
     if used == 1:
         return None
     return jax.make_mesh(
-        (data, config.model),
-        (DATA, MODEL),
-        axis_types=(AxisType.Auto, AxisType.Auto),
+        (data, config.sequence, config.model),
+        (DATA, SEQUENCE, MODEL),
+        axis_types=(AxisType.Auto,) * 3,
         devices=jax.devices()[:used],
     )
+
+
+def check_slots(mesh: Mesh | None, slots: int) -> None:
+    """Refuses rows that the mesh does not divide.
+
+    Args:
+      mesh: The mesh; None divides nothing.
+      slots: Of a row.
+
+    Raises:
+      MeshError: If each device would not get as many slots of each row.
+    """
+    parts = 1 if mesh is None else mesh.shape[SEQUENCE]
+    if slots % parts:
+        raise MeshError(
+            f"mesh.sequence={parts} does not divide rows of {slots} slots; set "
+            f"--config.data.length={-(-slots // parts) * parts}"
+        )
 
 
 def check_rows(mesh: Mesh | None, rows: int, parts: int) -> None:
@@ -93,13 +116,14 @@ def check_rows(mesh: Mesh | None, rows: int, parts: int) -> None:
     data, multiple = mesh.shape[DATA], parts * mesh.shape[DATA]
     if rows % multiple:
         # The most parts that both the devices and the rows divide into; it may be one.
-        fewer = math.gcd(mesh.size, rows // parts)
+        devices = mesh.size // mesh.shape[SEQUENCE]
+        fewer = math.gcd(devices, rows // parts)
         raise MeshError(
             f"data.batch_size is {rows}: it must be a multiple of {multiple} "
             f"(mesh.data={data} x training.accumulation_steps={parts}); set "
             f"--config.data.batch_size={-(-rows // multiple) * multiple}, or keep the batch and "
             f"divide the item table as well: --config.mesh.data={fewer} "
-            f"--config.mesh.model={mesh.size // fewer}"
+            f"--config.mesh.model={devices // fewer}"
         )
 
 
@@ -112,7 +136,7 @@ def rows_read(mesh: Mesh | None) -> tuple[int, int]:
     if mesh is None:
         return 0, 1
     owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
-    parts = np.flatnonzero((owners == jax.process_index()).any(axis=1))
+    parts = np.flatnonzero((owners == jax.process_index()).any(axis=(1, 2)))
     first, size = int(parts[0]), len(parts)
     if parts[-1] - first + 1 != size or first % size or mesh.shape[DATA] % size:
         raise MeshError(
@@ -128,9 +152,36 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-    """A batch, its rows, which that axis counts, divided over `data`."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """An array [rows, ...] divided over `data`."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def by_slots(mesh: Mesh) -> NamedSharding:
+    """An array [rows, slots, ...] divided over `data` and `sequence`."""
+    return NamedSharding(mesh, PartitionSpec(DATA, SEQUENCE))
+
+
+def batch_spec(shape: tuple[int, ...]) -> PartitionSpec:
+    """Of an array [rows, slots, ...]: over `data` and `sequence`; one slot alone is not divided."""
+    return PartitionSpec(DATA, SEQUENCE if shape[1] > 1 else None)
+
+
+def batch_shardings(tree: Tree, mesh: Mesh) -> Tree:
+    """The sharding of each array [rows, slots, ...] of a batch."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, batch_spec(x.shape)), tree)
+
+
+def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Where a model is to be called, so that its layers learn of the mesh (`time_is_split`)."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def time_is_split() -> bool:
+    """Whether the slots of a row stand on several devices, where a model is traced."""
+    return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1) > 1
 
 
 def state_shardings(tree: Tree, mesh: Mesh) -> Tree:
@@ -178,8 +229,30 @@ def place(params: Tree, mesh: Mesh) -> Tree:
     return jax.tree_util.tree_map_with_path(put, params, state_shardings(params, mesh))
 
 
-def place_rows(tree: Tree, mesh: Mesh) -> Tree:
-    """Arrays that every process holds whole, their rows divided over `data`."""
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, by_rows(mesh), lambda index: x[index]), tree
-    )
+def place_batch(tree: Tree, mesh: Mesh) -> Tree:
+    """A batch's arrays [rows, slots, ...] where the step wants them: on the devices of all.
+
+    Args:
+      tree: The rows that `rows_read` gives this process; they hold what its devices want.
+      mesh: Where the whole batch is to stand.
+    """
+    return _divided(tree, mesh, *rows_read(mesh))
+
+
+def place_whole_batch(tree: Tree, mesh: Mesh) -> Tree:
+    """The same of arrays that every process holds whole."""
+    return _divided(tree, mesh, 0, 1)
+
+
+def _divided(tree: Tree, mesh: Mesh, index: int, count: int) -> Tree:
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        first = index * x.shape[0]
+
+        def part(at: Any) -> Any:
+            start, stop, _ = at[0].indices(count * x.shape[0])
+            return x[(slice(start - first, stop - first), *at[1:])]
+
+        shape = (count * x.shape[0], *x.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(put, tree, batch_shardings(tree, mesh))

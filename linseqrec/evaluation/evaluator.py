@@ -61,6 +61,7 @@ class Evaluator:
         bucket_edges: Sequence[int] = metrics.BUCKET_EDGES,
         cutoffs: Sequence[int] = metrics.CUTOFFS,
         padded_lengths: Sequence[int] | None = None,
+        width_multiple: int = 1,
         item_block: int = 8192,
         list_size: int = 10,
         item_counts: np.ndarray | None = None,
@@ -84,6 +85,7 @@ class Evaluator:
           padded_lengths: Widths of the batches, the last `max_length`; a batch takes the smallest
             that holds its histories, and a model compiles once for each. By default `max_length`,
             and its half down to its sixteenth where enough histories are that short.
+          width_multiple: What divides these widths: the devices that share a row.
           item_block: Items scored at once; memory is `batch_size * item_block` floats.
           list_size: Length of the recommended lists behind coverage and popularity; 0 for neither.
           item_counts: [N + 1], training events of each item, for the popularity of what is
@@ -118,7 +120,7 @@ class Evaluator:
                 "before them: nothing can be predicted from; leave them out of the split"
             )
         if padded_lengths is None:
-            padded_lengths = queries.worthwhile_widths(self.lengths, max_length)
+            padded_lengths = queries.worthwhile_widths(self.lengths, max_length, width_multiple)
         self._widths = np.unique([*padded_lengths])
         if self._widths[0] < 1 or self._widths[-1] != max_length:
             raise ValueError(

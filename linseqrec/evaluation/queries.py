@@ -20,11 +20,19 @@ SLOTS_AT_ONCE = 65_536
 Encode = Callable[[Events], Float[Array, "B T D"]]
 
 
-def worthwhile_widths(lengths: Int[np.ndarray, " M"], max_length: int) -> list[int]:
-    """`max_length`, and its half, quarter, ... where they spare enough slots a pass."""
+def worthwhile_widths(
+    lengths: Int[np.ndarray, " M"], max_length: int, multiple: int = 1
+) -> list[int]:
+    """`max_length`, and its half, quarter, ... where they spare enough slots a pass.
+
+    Args:
+      lengths: Of the histories to be read.
+      max_length: T, of which `multiple` is a divisor.
+      multiple: What divides each width: the devices that share a row.
+    """
     widths = [max_length]
     for part in (2, 4, 8, 16):
-        width = -(-max_length // part)
+        width = -(-max_length // (part * multiple)) * multiple
         if (lengths <= width).sum() * (widths[-1] - width) >= SLOTS_WORTH_A_COMPILATION:
             widths.append(width)
     return sorted(widths)

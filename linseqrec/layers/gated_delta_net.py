@@ -1,13 +1,15 @@
 """The mixer of Gated DeltaNet (arXiv 2412.06464)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from linseqrec import sharding
 from linseqrec.layers.dense import dense, gate_logits, rms_norm
 from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.layers.starting_values import (
@@ -17,7 +19,8 @@ from linseqrec.layers.starting_values import (
     lookup_kernel,
     lookup_taps,
 )
-from linseqrec.ops.gated_delta_rule import gated_delta_rule
+from linseqrec.ops.gated_delta_rule import gated_delta_rule, sequence_parallel_gated_delta_rule
+from linseqrec.sharding import DATA, SEQUENCE
 
 
 @jax.tree_util.register_dataclass
@@ -137,6 +140,8 @@ class GatedDelta(nnx.Module):
         memory: Float[Array, "B H K V"] | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
         """Takes the memory through a row's events: what each reads, and the memory after them."""
+        if sharding.time_is_split():
+            return _remember_split(inputs, segment_ids, memory, self.chunk_size)
         return gated_delta_rule(
             *inputs, segment_ids=segment_ids, initial_state=memory, chunk_size=self.chunk_size
         )
@@ -197,6 +202,28 @@ class GatedDeltaMixer(GatedDelta):
         query, key, value, convolution = self.project(x, segment_ids, past)
         query = unit(query) * self.key_width**-0.5
         return DeltaInputs(query, unit(key), value, *self.gates(x)), convolution
+
+
+def _remember_split(
+    inputs: DeltaInputs,
+    segment_ids: Int[Array, "B T"],
+    memory: Float[Array, "B H K V"] | None,
+    chunk_size: int,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """The rule over rows whose slots stand on the devices of the mesh that is traced for."""
+
+    def part(inputs: DeltaInputs, segment_ids: Array, memory: Array | None) -> Any:
+        return sequence_parallel_gated_delta_rule(
+            *inputs,
+            axis_name=SEQUENCE,
+            segment_ids=segment_ids,
+            initial_state=memory,
+            chunk_size=chunk_size,
+        )
+
+    slots, rows = PartitionSpec(DATA, SEQUENCE), PartitionSpec(DATA)
+    split = jax.shard_map(part, in_specs=(slots, slots, rows), out_specs=(slots, rows))
+    return split(inputs, segment_ids, memory)
 
 
 def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:

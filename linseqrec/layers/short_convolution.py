@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.convolution import short_convolution
+from linseqrec import sharding
+from linseqrec.ops.convolution import sequence_parallel_short_convolution, short_convolution
+from linseqrec.sharding import DATA, SEQUENCE
 
 
 class ShortConvolution(nnx.Module):
@@ -30,11 +33,32 @@ class ShortConvolution(nnx.Module):
         state: Float[Array, "B W-1 D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
         """Convolves each segment on its own; returns the outputs and the last W - 1 inputs."""
-        mixed, state = short_convolution(
-            x,
-            self.weight[...].astype(x.dtype),
-            None if self.bias is None else self.bias[...].astype(x.dtype),
-            segment_ids=segment_ids,
-            state=state,
-        )
+        weight = self.weight[...].astype(x.dtype)
+        bias = None if self.bias is None else self.bias[...].astype(x.dtype)
+        if sharding.time_is_split() and segment_ids is not None:
+            mixed, state = _split(x, weight, bias, segment_ids, state)
+        else:
+            mixed, state = short_convolution(x, weight, bias, segment_ids=segment_ids, state=state)
         return jax.nn.silu(mixed), state
+
+
+def _split(
+    x: Float[Array, "B T D"],
+    weight: Float[Array, "W D"],
+    bias: Float[Array, "D"] | None,
+    segment_ids: Int[Array, "B T"],
+    state: Float[Array, "B W-1 D"] | None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
+    """The convolution of rows whose slots stand on the devices of the mesh that is traced for."""
+
+    def part(
+        x: Array, weight: Array, bias: Array | None, segment_ids: Array, state: Array | None
+    ) -> tuple[Array, Array]:
+        return sequence_parallel_short_convolution(
+            x, weight, bias, axis_name=SEQUENCE, segment_ids=segment_ids, state=state
+        )
+
+    slots, rows, shared = PartitionSpec(DATA, SEQUENCE), PartitionSpec(DATA), PartitionSpec()
+    inputs = slots, shared, shared, slots, rows
+    split = jax.shard_map(part, in_specs=inputs, out_specs=(slots, rows))
+    return split(x, weight, bias, segment_ids, state)

@@ -75,6 +75,19 @@ class ReadsTimestamps(Protocol):
 
 
 @runtime_checkable
+class SplitsTime(Protocol):
+    """A model's hyperparameters, of a model whose rows may be split over devices.
+
+    All layers of it that mix slots then do so by `linseqrec.sharding.time_is_split`.
+    """
+
+    @property
+    def splits_time(self) -> bool:
+        """Whether the model can be trained and evaluated so."""
+        ...
+
+
+@runtime_checkable
 class ReusesParameters(Protocol):
     """A model's hyperparameters, of a model that takes an event through a parameter repeatedly."""
 

@@ -73,6 +73,11 @@ class GatedDeltaNetConfig:
         counts = "width heads num_layers key_width value_width kernel feed_forward chunk_size"
         check_fields(self, counts=counts.split(), rates=("dropout",))
 
+    @property
+    def splits_time(self) -> bool:
+        """See `SplitsTime`: the convolution and the memory do, and all else is slot by slot."""
+        return True
+
     def build(
         self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False
     ) -> "GatedDeltaNet":

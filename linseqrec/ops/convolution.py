@@ -87,6 +87,61 @@ def short_convolution(
     return y, keep(tail_runs == runs[:, -1:], tail)
 
 
+def sequence_parallel_short_convolution(
+    x: Float[Array, "B T D"],
+    weight: Float[Array, "W D"],
+    bias: Float[Array, "D"] | None = None,
+    *,
+    axis_name: str,
+    segment_ids: Int[Array, "B T"],
+    state: Float[Array, "B W-1 D"] | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
+    """`short_convolution` of rows split over devices by time; to be called in `jax.shard_map`.
+
+    Each device receives the W - 1 slots before its own.
+
+    Args:
+      x: [B, T, D], this device's part of the time axis.
+      weight: See `short_convolution`; the same on all devices.
+      bias: Likewise.
+      axis_name: The mesh axis along which time is split, in order.
+      segment_ids: [B, T], this device's part; segments go on across devices.
+      state: [B, W - 1, D], before the whole row's first segment; the same on all devices.
+
+    Returns:
+      y: [B, T, D], this device's part.
+      state: [B, W - 1, D], the whole row's, the same on all devices.
+
+    Raises:
+      ValueError: As `short_convolution`, or fewer than W - 1 slots a device.
+    """
+    kept, time = weight.shape[0] - 1, x.shape[1]
+    if time < kept:
+        raise ValueError(f"a device holds {time} slots; {kept + 1} taps need at least {kept}")
+    devices, device = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+    onward = [(index, index + 1) for index in range(devices - 1)]
+
+    def longer(x: Array) -> Array:
+        # The first device receives zeros, which its segment ids say are padding.
+        before = jax.lax.ppermute(x[:, time - kept :], axis_name, onward)
+        return jnp.concatenate([before, x], axis=1)
+
+    ids = longer(segment_ids)
+    events = jnp.sum(segment_ids > 0, axis=1)
+    given = state
+    if state is not None:
+        # Where there are events before those received, it lies behind them, out of reach.
+        earlier = jnp.arange(devices) < device
+        before = jnp.sum(keep(earlier, jax.lax.all_gather(events, axis_name)), axis=0)
+        given = keep(before == jnp.sum(ids[:, :kept] > 0, axis=1), state)
+    y, after = short_convolution(longer(x), weight, bias, segment_ids=ids, state=given)
+    last = jax.lax.pmax(jnp.where(events > 0, device, -1), axis_name)
+    after = jax.lax.psum(keep(last == device, after), axis_name)
+    if state is not None:
+        after = jnp.where((last < 0)[:, None, None], state.astype(after.dtype), after)
+    return y[:, kept:], after
+
+
 def _check(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if shape != expected:
         raise ValueError(f"{name} must have the shape {expected}, got {shape}")

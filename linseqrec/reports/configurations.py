@@ -22,6 +22,7 @@ _NO_DIFFERENCE = (
     "evaluation.batch_size",
     "mesh.data",
     "mesh.model",
+    "mesh.sequence",
 )
 
 

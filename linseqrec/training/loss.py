@@ -14,7 +14,7 @@ from linseqrec.data.batch import Batch
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
 from linseqrec.ops.negatives import draw_negatives, popularity_proposal
 from linseqrec.ops.sampled_losses import binary_cross_entropy, gbce, sampled_softmax
-from linseqrec.sharding import DATA, MODEL
+from linseqrec.sharding import MODEL, batch_spec
 
 # `(hidden [B, T, D], table [N + 1, D], batch, key) -> Σ weight · loss over the batch's targets`.
 PredictionLoss = Callable[[Array, Array, Batch, PRNGKeyArray], Float[Array, ""]]
@@ -84,19 +84,21 @@ def make_loss(
 def _split_cross_entropy(mesh: Mesh, num_items: int) -> Callable[..., Float[Array, ""]]:
     """`catalogue_cross_entropy`, each device with its own tokens and its own part of the table."""
 
-    def share(hidden: Array, table: Array, targets: Array, weights: Array) -> Array:
-        summed = catalogue_cross_entropy(
-            hidden, table, targets, weights, num_items=num_items, axis_name=MODEL
-        )
-        return jax.lax.psum(summed, (DATA, MODEL))
+    def split(hidden: Array, table: Array, targets: Array, weights: Array) -> Array:
+        tokens = batch_spec(targets.shape)
 
-    rows = PartitionSpec(DATA)
-    return jax.shard_map(
-        share,
-        mesh=mesh,
-        in_specs=(rows, PartitionSpec(MODEL), rows, rows),
-        out_specs=PartitionSpec(),
-    )
+        def share(*own: Array) -> Array:
+            summed = catalogue_cross_entropy(*own, num_items=num_items, axis_name=MODEL)
+            return jax.lax.psum(summed, (*filter(None, tokens), MODEL))
+
+        return jax.shard_map(
+            share,
+            mesh=mesh,
+            in_specs=(tokens, PartitionSpec(MODEL), tokens, tokens),
+            out_specs=PartitionSpec(),
+        )(hidden, table, targets, weights)
+
+    return split
 
 
 def _read(hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B S D"]:

@@ -25,7 +25,7 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
-from linseqrec.models.encoding import ReadsTimestamps, SequenceModel
+from linseqrec.models.encoding import ReadsTimestamps, SequenceModel, SplitsTime
 from linseqrec.training.loss import make_loss
 from linseqrec.training.optimizer import make_optimizer
 from linseqrec.training.step import TrainState, init_state, make_train_step
@@ -114,7 +114,8 @@ class Run:
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
           ConfigError: If the optimizer's settings do not fit the run's length, the model reads
-            times of a log that has none, or it cannot be told known request times.
+            times of a log that has none, cannot be told known request times, or cannot take rows
+            that are split over devices.
           DatasetError: If the folder is no dataset folder, or damaged.
           SplitError: If its events cannot be split so.
           WorldError: If there is no such world, or none of that size.
@@ -126,13 +127,16 @@ class Run:
             sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
         process_index, process_count = sharding.rows_read(mesh)
         source = load_source(data) if source is None else source
+        length = data.row_length(source.dataset)
+        _check_splits_time(experiment, mesh)
+        sharding.check_slots(mesh, length)
         if trains and source.dataset.card["time"]["order_only"]:
             _check_reads_no_time(experiment)
         batches = training_batches(
             source.dataset,
             source.split,
             plan=data.plan,
-            length=data.row_length(source.dataset),
+            length=length,
             stride=data.stride,
             phase=data.phase,
             batch_size=data.batch_size,
@@ -213,7 +217,7 @@ class Run:
         return jax.jit(
             step,
             donate_argnums=0,
-            in_shardings=(self._state_shardings, sharding.by_rows(self.mesh)),
+            in_shardings=(self._state_shardings, None),
             out_shardings=(self._state_shardings, sharding.replicated(self.mesh)),
         )
 
@@ -221,21 +225,21 @@ class Run:
         """A batch of `batches` where the step wants it: on its devices, the whole of all rows."""
         if self.mesh is None:
             return batch
-        rows = sharding.by_rows(self.mesh)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+        return sharding.place_batch(batch, self.mesh)
 
     @functools.cached_property
     def encode(self) -> Any:
         """The compiled model, `(params, events) -> hidden [B, T, D]`, dropout off."""
+        mesh = self.mesh
 
         def encode(params: nnx.State, events: Events) -> Array:
-            return nnx.merge(self.graphdef, params, self.rest)(events).hidden
+            with sharding.while_tracing(mesh):
+                return nnx.merge(self.graphdef, params, self.rest)(events).hidden
 
-        mesh = self.mesh
         if mesh is None:
             return jax.jit(encode)
-        compiled = jax.jit(encode, out_shardings=sharding.by_rows(mesh))
-        return lambda params, events: compiled(params, sharding.place_rows(events, mesh))
+        compiled = jax.jit(encode, out_shardings=sharding.by_slots(mesh))
+        return lambda params, events: compiled(params, sharding.place_whole_batch(events, mesh))
 
     @functools.cached_property
     def _evaluators(self) -> dict[str, Evaluator]:
@@ -246,7 +250,8 @@ class Run:
         if split not in self._evaluators:
             config = self.experiment.evaluation
             length = self.batches.length
-            devices = 1 if self.mesh is None else self.mesh.shape[sharding.DATA]
+            axes = {} if self.mesh is None else self.mesh.shape
+            devices = axes.get(sharding.DATA, 1)
             self._evaluators[split] = Evaluator(
                 self.source.dataset,
                 getattr(self.source.split, split),
@@ -255,6 +260,7 @@ class Run:
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,
+                width_multiple=axes.get(sharding.SEQUENCE, 1),
                 item_counts=self.item_counts,
                 request_times=self.experiment.data.request_time == "known",
             )
@@ -282,6 +288,19 @@ class Run:
     def item_table(self, params: nnx.State) -> Float[Array, "N+1 D"]:
         """The model's output table; on a mesh split by rows, and padded."""
         return nnx.merge(self.graphdef, params, self.rest).item_table()
+
+
+def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
+    """XLA would gather the rows of another model's layers, or take minutes to compile them."""
+    if mesh is None or mesh.shape[sharding.SEQUENCE] == 1:
+        return
+    model = experiment.model
+    if not (isinstance(model, SplitsTime) and model.splits_time):
+        raise ConfigError(
+            f"mesh.sequence is {mesh.shape[sharding.SEQUENCE]}, and {type(model).__name__} does "
+            "not say that its layers take rows that are split over devices (splits_time): set "
+            "mesh.sequence to 1"
+        )
 
 
 def _check_reads_no_time(experiment: Experiment) -> None:

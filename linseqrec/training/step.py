@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec import sharding
@@ -77,7 +77,7 @@ def make_train_step(
       prediction_loss: The objective (`make_loss`).
       seed: Of the keys of dropout and of drawn negatives.
       accumulation_steps: Parts a batch is split into.
-      mesh: Where the batch's rows are divided (`linseqrec.sharding`); None for one device.
+      mesh: Where the batch is divided (`linseqrec.sharding`); None for one device.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
@@ -91,7 +91,8 @@ def make_train_step(
     ) -> tuple[Float[Array, ""], _Reading]:
         model = nnx.merge(graphdef, params, rest)
         dropout_key, loss_key = jax.random.split(key)
-        encoding = model(batch.events, dropout_key=dropout_key)
+        with sharding.while_tracing(mesh):
+            encoding = model(batch.events, dropout_key=dropout_key)
         summed = prediction_loss(encoding.hidden, model.item_table(), batch, loss_key)
         auxiliary = {name: loss / accumulation_steps for name, loss in encoding.losses.items()}
         loss = summed / total
@@ -108,10 +109,15 @@ def make_train_step(
         def accumulate(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, grad(params, part[0], total, part[1])), None
 
-        parts = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
-        if mesh is not None:
+        def part(x: Array) -> Array:
+            x = x.reshape(accumulation_steps, -1, *x.shape[1:])
+            if mesh is None:
+                return x
             # Each part is divided over the devices, not the parts among them.
-            parts = jax.lax.with_sharding_constraint(parts, sharding.by_rows(mesh, axis=1))
+            spec = PartitionSpec(None, *sharding.batch_spec(x.shape[1:]))
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+        parts = jax.tree.map(part, batch)
         keys = jax.random.split(key, accumulation_steps)
         first = grad(params, jax.tree.map(lambda x: x[0], parts), total, keys[0])
         remaining = jax.tree.map(lambda x: x[1:], (parts, keys))

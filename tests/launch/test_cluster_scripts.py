@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 
 from launch.flags import load_experiment
 from linseqrec.config import from_config_dict, to_config_dict
-from linseqrec.sharding import DATA, MODEL, check_rows
+from linseqrec.sharding import DATA, MODEL, SEQUENCE, check_rows
 from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import ROOT
 
@@ -206,7 +206,9 @@ def test_a_shown_command_divides_its_batch_over_its_devices(devices, arguments):
             values.update_from_flattened_dict({field: type(_at(values, field))(value)})
     experiment = from_config_dict(values, template)
     model = experiment.mesh.model
-    mesh = AbstractMesh((devices // model, model), (DATA, MODEL))
+    sequence = experiment.mesh.sequence
+    shape = (devices // (sequence * model), sequence, model)
+    mesh = AbstractMesh(shape, (DATA, SEQUENCE, MODEL))
     check_rows(mesh, experiment.data.batch_size, experiment.training.accumulation_steps)
 
 

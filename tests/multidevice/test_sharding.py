@@ -119,9 +119,9 @@ def test_a_checkpoint_fits_every_mesh(trained, source, tmp_path):  # noqa: F811
 
 
 def test_a_mesh_that_does_not_fit_is_refused(source):  # noqa: F811
-    with pytest.raises(MeshError, match="mesh.data=3, mesh.model=2 .* 4 devices"):
+    with pytest.raises(MeshError, match="mesh.data=3, mesh.sequence=1, mesh.model=2 .* 4 devices"):
         make_mesh(MeshConfig(3, 2))
-    with pytest.raises(MeshError, match="mesh.data=-1, mesh.model=3 .* 4 devices"):
+    with pytest.raises(MeshError, match="mesh.data=-1, mesh.sequence=1, mesh.model=3 .* 4 devices"):
         make_mesh(MeshConfig(-1, 3))
     odd = dataclasses.replace(EXPERIMENT, data=DataConfig(length=16, batch_size=6))
     with pytest.raises(MeshError, match="6: it must be a multiple of 4 .*batch_size=8, or keep"):

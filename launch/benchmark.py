@@ -3,15 +3,20 @@
     python -m launch.benchmark --suite=cross_entropy --output=runs/cross_entropy.json
 
 A suite is a file of `linseqrec/benchmarks/` with a function `rows(repeats)`; `--suite` takes
-several names separated by commas, or `all`. The JSON holds the machine, the versions and every row.
+several names separated by commas, or `all`. The JSON holds the machine, the versions and every row;
+a page of the same name, with tables, stands beside it. `--suite=gpu` is a check of a whole GPU
+(docs/gpu.md).
 """
 
 import dataclasses
 import importlib
+import itertools
 import json
+import operator
 import pathlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -21,7 +26,9 @@ from linseqrec.benchmarks import measuring
 
 _SUITE = flags.DEFINE_list("suite", ["all"], "Suites to run, or `all`.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds a case.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures; none is written without.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "JSON file for the figures, a Markdown page beside it; none without."
+)
 
 
 def suite_names() -> list[str]:
@@ -64,6 +71,52 @@ def describe(row: measuring.Row) -> str:
     return "  ".join(parts)
 
 
+def page(report: Mapping[str, Any]) -> str:
+    """A report's figures as Markdown: a table a case."""
+    devices = ", ".join(dict.fromkeys(report["devices"]))
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines = ["# Benchmark", "", f"{report['time']}; {devices}; {report['processor']}; {versions}."]
+    for suite, rows in report["suites"].items():
+        lines += ["", f"## {suite}"]
+        for case, group in itertools.groupby(rows, key=operator.itemgetter("case")):
+            of_case = list(group)
+            names = list(dict.fromkeys(name for row in of_case for name in row["extra"]))
+            timed = any(row["seconds"] is not None for row in of_case)
+            heads = ["", *(("ms", "ratio") if timed else ()), *names]
+            lines += [
+                "",
+                f"**{case}**",
+                "",
+                _cells(heads),
+                "|---" + "|---:" * (len(heads) - 1) + "|",
+            ]
+            for row in of_case:
+                times: tuple[str, ...] = ()
+                if timed:
+                    seconds, ratio = row["seconds"], row["ratio"]
+                    times = (_number(None if seconds is None else 1e3 * seconds), _number(ratio))
+                lines.append(
+                    _cells([row["variant"], *times, *(_number(row["extra"].get(n)) for n in names)])
+                )
+    return "\n".join(lines) + "\n"
+
+
+def _cells(values: Sequence[str]) -> str:
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else value
+    )
+
+
 def main(argv: list[str]) -> None:
     """Runs the suites; rows are printed as they come."""
     del argv
@@ -86,7 +139,8 @@ def main(argv: list[str]) -> None:
         output = pathlib.Path(_OUTPUT.value)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"\nwrote {output}")
+        output.with_suffix(".md").write_text(page(report))
+        print(f"\nwrote {output} and {output.with_suffix('.md')}")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,10 @@ def rows(repeats: int) -> Iterator[Row]:
     on_gpu = jax.default_backend() == "gpu"
     for size in _GPU_SIZES if on_gpu else _CPU_SIZES:
         yield from _forms(repeats, size, jnp.bfloat16 if on_gpu else jnp.float32)
-    for name, operation in (("gated delta rule", _rule("chunked", 64)), ("linear attention", _sum)):
+    for name, operation in (
+        ("gated delta rule", _rule("chunked", 64)),
+        ("linear attention", linear),
+    ):
         yield from _growth(repeats, name, operation)
     yield from _streaming(repeats)
     for size in _GPU_SIZES:
@@ -61,7 +64,8 @@ def _rule(implementation: Any, chunk_size: int) -> Operation:
     return run
 
 
-def _sum(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> Array:
+def linear(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> Array:
+    """Linear attention on the same inputs."""
     return linear_attention(jnp.exp(q), jnp.exp(k), v)[0]
 
 
@@ -75,7 +79,8 @@ def _blockwise(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> A
     return softmax_attention(q, k, v, implementation="blockwise")
 
 
-def _operations(time: int, width: int) -> dict[str, Operation]:
+def operations(time: int, width: int) -> dict[str, Operation]:
+    """By name, the forms that are timed at a length and a key width."""
     # The first is what ratios refer to.
     operations: dict[str, Operation] = {
         f"chunked, {size}": _rule("chunked", size) for size in (64, 32)
@@ -92,7 +97,7 @@ def _operations(time: int, width: int) -> dict[str, Operation]:
     return operations
 
 
-def _inputs(size: tuple[int, int, int, int], dtype: Any) -> tuple[Array, ...]:
+def make_inputs(size: tuple[int, int, int, int], dtype: Any) -> tuple[Array, ...]:
     """Unit queries and keys, values, decays of a few per cent, and write strengths."""
     draw = np.random.default_rng(0)
     q, k, v = draw.normal(size=(3, *size))
@@ -106,7 +111,9 @@ def _inputs(size: tuple[int, int, int, int], dtype: Any) -> tuple[Array, ...]:
     )
 
 
-def _differentiated(operation: Operation) -> Callable[..., Any]:
+def differentiated(operation: Operation) -> Callable[..., Any]:
+    """The compiled gradient of an operation's sum of squares, to all inputs."""
+
     def loss(*arguments: Array) -> Array:
         return jnp.sum(jnp.square(operation(*arguments).astype(jnp.float32)))
 
@@ -114,12 +121,11 @@ def _differentiated(operation: Operation) -> Callable[..., Any]:
 
 
 def _forms(repeats: int, size: tuple[int, int, int, int], dtype: Any) -> Iterator[Row]:
-    arguments = _inputs(size, dtype)
-    operations = _operations(size[1], size[3])
-    batch, time, heads, width = size
-    of_size = f"B {batch}, T {time:,}, H {heads}, K = V = {width}, {jnp.dtype(dtype).name}"
-    forward = {name: jax.jit(operation) for name, operation in operations.items()}
-    both = {name: _differentiated(operation) for name, operation in operations.items()}
+    arguments = make_inputs(size, dtype)
+    forms = operations(size[1], size[3])
+    of_size = describe(size, dtype)
+    forward = {name: jax.jit(operation) for name, operation in forms.items()}
+    both = {name: differentiated(operation) for name, operation in forms.items()}
     for what, programs in (("forward", forward), ("forward + backward", both)):
         variants: dict[str, Callable[[], Any]] = {
             name: functools.partial(program, *arguments) for name, program in programs.items()
@@ -133,6 +139,12 @@ def _forms(repeats: int, size: tuple[int, int, int, int], dtype: Any) -> Iterato
             for name, program in programs.items()
         }
         yield from compare(f"{what}, {of_size}", variants, repeats=repeats, extra=memory)
+
+
+def describe(size: tuple[int, int, int, int], dtype: Any) -> str:
+    """A size and dtype in words, for a case's name."""
+    batch, time, heads, width = size
+    return f"B {batch}, T {time:,}, H {heads}, K = V = {width}, {jnp.dtype(dtype).name}"
 
 
 def _torch_attention(arguments: tuple[Array, ...], *, backward: bool) -> Callable[[], Any]:
@@ -153,8 +165,8 @@ def _torch_attention(arguments: tuple[Array, ...], *, backward: bool) -> Callabl
 def _growth(repeats: int, name: str, operation: Operation) -> Iterator[Row]:
     """Time and memory of forward + backward by length, and the exponents of both."""
     case = f"{name}, forward + backward by length, B 1, H 4, K = V = 64"
-    program = _differentiated(operation)
-    inputs = {time: _inputs((1, time, 4, 64), jnp.float32) for time in _LENGTHS}
+    program = differentiated(operation)
+    inputs = {time: make_inputs((1, time, 4, 64), jnp.float32) for time in _LENGTHS}
     memory = {time: temporary_bytes(program, *inputs[time]) for time in _LENGTHS}
     seconds = []
     for row in compare(

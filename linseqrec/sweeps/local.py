@@ -1,6 +1,7 @@
 """Runs on this machine: worker processes, each with one run at a time."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -13,6 +14,10 @@ from linseqrec.sweeps.task import Failure, Task, reason_of
 _POLL_SECONDS = 0.1
 # An interrupted training saves first, within its `--grace`; after this it is killed.
 _PATIENCE_SECONDS = 60.0
+# What JAX takes of a GPU's memory when it starts, of its own accord three quarters; and the part of
+# it that several runs divide among them.
+_MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_SHARED_MEMORY = 0.9
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -32,7 +37,8 @@ def run_local(
     Args:
       tasks: In the order in which they are started.
       parallel: How many at a time.
-      devices: One for each of them, by `CUDA_VISIBLE_DEVICES`; empty sets nothing.
+      devices: One for each of them, by `CUDA_VISIBLE_DEVICES`; empty: all share all. Runs on the
+        same GPU share its memory, unless `XLA_PYTHON_CLIENT_MEM_FRACTION` is set.
 
     Returns:
       Those that failed.
@@ -46,8 +52,8 @@ def run_local(
             f"{parallel} runs at a time on {len(devices) or 'any number of'} devices: give at "
             "least 1 at a time, and a device for each"
         )
-    free: list[str | None] = list(devices) if devices else [None] * parallel
-    free, waiting = free[:parallel], list(tasks)
+    used = list(devices[:parallel]) if devices else [None] * parallel
+    free, waiting = list(used), list(tasks)
     running: dict[Task, tuple[subprocess.Popen[bytes], str | None]] = {}
     failures: list[Failure] = []
     with _noted_signals() as received:
@@ -58,8 +64,7 @@ def run_local(
                     place = len(tasks) - len(waiting)
                     print(f"[{place}/{len(tasks)}] {task.folder.name}: started", flush=True)
                     try:
-                        variables = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
-                        running[task] = task.start(variables), device
+                        running[task] = task.start(_variables(device, used)), device
                     except OSError as error:
                         failures.append(Failure(task, str(error)))
                         free.append(device)
@@ -77,6 +82,15 @@ def run_local(
         if received:
             raise Interrupted(received[0])
     return failures
+
+
+def _variables(device: str | None, used: Sequence[str | None]) -> dict[str, str]:
+    """Environment of a run on one of the devices that are used at a time."""
+    variables = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+    sharers = used.count(device)
+    if sharers > 1 and _MEMORY not in os.environ:
+        variables[_MEMORY] = f"{_SHARED_MEMORY / sharers:.3f}"
+    return variables
 
 
 @contextlib.contextmanager

@@ -65,10 +65,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the step.
 
-    Randomness is folded from the seed and the step's number, so a resumed run repeats it. With
-    accumulation the batch is split into parts of rows; the prediction loss's gradient is the whole
-    batch's, weighted by target, up to rounding. An auxiliary loss, like a model's metric, is the
-    mean of the parts' own.
+    Randomness is folded from the seed and the step's number, so a resumed run repeats it; one that
+    is resumed on another kind of device draws other numbers. With accumulation the batch is split
+    into parts of rows; the prediction loss's gradient is the whole batch's, weighted by target, up
+    to rounding. An auxiliary loss, like a model's metric, is the mean of the parts' own.
 
     Args:
       graphdef: The model's structure (`nnx.split(model, nnx.Param, ...)`).
@@ -85,6 +85,10 @@ def make_train_step(
       "update_norm", "targets" and "events" (counts). A step whose loss or gradient is not finite
       changes neither parameters nor optimizer, and halts the state.
     """
+    # An accelerator draws "rbg" bits by an instruction of its own. Over several devices each would
+    # draw those of all.
+    on_one = jax.default_backend() != "cpu" and mesh is None
+    generator = "rbg" if on_one else "threefry2x32"
 
     def part_loss(
         params: nnx.State, batch: Batch, total: Float[Array, ""], key: Array
@@ -124,7 +128,7 @@ def make_train_step(
         return jax.lax.scan(accumulate, first, remaining)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
         grads, read = gradient(state.params, batch, key)
         norm = optax.tree.norm(grads)
         halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(read.losses.values())))

@@ -37,12 +37,16 @@ def test_rows_are_printed_and_kept_with_machine_and_versions(suite, tmp_path, ca
     assert kept["versions"]["jax"] and kept["cores"]
     assert kept["suites"]["small"][0]["seconds"] == 0.25
     assert kept["suites"]["small"][1]["extra"] == {"temporary_bytes": 1_234_567, "share": 0.125}
-    assert output.with_suffix(".md").read_text().endswith(
-        "**case**\n\n"
-        "|  | ms | ratio | temporary_bytes | share |\n"
-        "|---|---:|---:|---:|---:|\n"
-        "| slow | 250 | 1 |  |  |\n"
-        "| memory |  |  | 1,234,567 | 0.125 |\n"
+    assert (
+        output.with_suffix(".md")
+        .read_text()
+        .endswith(
+            "**case**\n\n"
+            "|  | ms | ratio | temporary_bytes | share |\n"
+            "|---|---:|---:|---:|---:|\n"
+            "| slow | 250 | 1 |  |  |\n"
+            "| memory |  |  | 1,234,567 | 0.125 |\n"
+        )
     )
 
 

@@ -51,6 +51,26 @@ print(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
     assert (plain.folder / "log.txt").read_text().endswith("unset\n")
 
 
+def test_runs_on_one_gpu_share_its_memory(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    code = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'unset'))"
+
+    def given(name, **arguments):
+        tasks = [task(tmp_path / f"{name}{index}", code) for index in range(3)]
+        assert run_local(tasks, **arguments) == []
+        return [(each.folder / "log.txt").read_text().splitlines()[-1] for each in tasks]
+
+    assert given("alone") == ["unset"] * 3
+    assert given("together", parallel=3) == ["0.300"] * 3
+    assert sorted(given("two on 0", parallel=3, devices=["0", "0", "1"])) == [
+        "0.450",
+        "0.450",
+        "unset",
+    ]
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")
+    assert given("told", parallel=3) == ["0.2"] * 3
+
+
 def test_more_workers_than_devices_are_refused(tmp_path):
     with pytest.raises(SweepError, match="2 runs at a time on 1 devices"):
         run_local([task(tmp_path, "")], parallel=2, devices=["0"])

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 from linseqrec.models.encoding import Encoding
+from linseqrec.sharding import DATA, MODEL, SEQUENCE
 from linseqrec.training.loss import LossConfig, make_loss
 from linseqrec.training.step import init_state, make_train_step
 
@@ -49,6 +51,33 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
     _, again = jax.jit(step)(init_state(small, optimizer), batch)
     slope = (float(metrics["loss"]) - float(again["loss"])) / 1e-3
     assert slope == pytest.approx(float(metrics["gradient_norm"]) ** 2, rel=2e-2)
+
+
+def test_an_accelerator_draws_its_own_bits_alone(experiment, make_run, monkeypatch):
+    """Steps there repeat as well; over several devices, numbers are those of one."""
+    run = make_run(experiment, model={"dropout": 0.5})
+    arguments = run.graphdef, run.rest, optax.sgd(1.0), make_loss(LossConfig(), run.item_counts)
+    state = init_state(run.initial_params, arguments[2])
+    batch = run.batches[0]
+
+    def program(mesh=None):
+        step = make_train_step(*arguments, seed=0, mesh=mesh)
+        return step, str(jax.make_jaxpr(step)(state, batch))
+
+    one_device = jax.make_mesh((1, 1, 1), (DATA, SEQUENCE, MODEL), axis_types=(AxisType.Auto,) * 3)
+    assert "rbg" not in program()[1]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "rbg" not in program(one_device)[1]
+    step, text = program()
+    assert "rbg" in text
+    step = jax.jit(step)
+    (after, _), (again, _) = step(state, batch), step(state, batch)
+    for one, other in zip(leaves(after), leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    later, _ = step(dataclasses.replace(state, step=state.step + 1), batch)
+    assert any(
+        (one != other).any() for one, other in zip(leaves(after), leaves(later), strict=True)
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -14,8 +14,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from linseqrec import config as config_lib
+from linseqrec.errors import SweepError
 from linseqrec.sweeps import fields
-from linseqrec.sweeps.errors import SweepError
 
 # What is defined from here on belongs to the program that asked for it: its `--help` shows it.
 flags.disclaim_key_flags()

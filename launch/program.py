@@ -13,41 +13,10 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from linseqrec.config import ConfigError
-from linseqrec.data.dataset import DatasetError
-from linseqrec.data.readers import LogError
-from linseqrec.data.readers.spark import SparkUnavailable
-from linseqrec.data.requests import RequestError
-from linseqrec.data.splits import SplitError
-from linseqrec.data.worlds import WorldError
-from linseqrec.evaluation.metrics import MetricError
-from linseqrec.reports.errors import ReportError
-from linseqrec.sharding import MeshError
-from linseqrec.sweeps.errors import SweepError
-from linseqrec.training.checkpoint import CheckpointError
-from linseqrec.training.distributed import DistributedError
-from linseqrec.training.loop import NonFiniteError
+from linseqrec.errors import UserError
 from linseqrec.training.preemption import EXIT_CODE, Preempted
-from linseqrec.training.workdir import WorkdirError
 
-_FOR_THE_USER = (
-    CheckpointError,
-    ConfigError,
-    DatasetError,
-    DistributedError,
-    LogError,
-    MeshError,
-    MetricError,
-    NonFiniteError,
-    ReportError,
-    RequestError,
-    SparkUnavailable,
-    SplitError,
-    SweepError,
-    WorkdirError,
-    WorldError,
-    app.UsageError,
-)
+_FOR_THE_USER = (UserError, app.UsageError)
 _CACHE_BYTES = 4 * 2**30
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

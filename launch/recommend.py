@@ -12,7 +12,6 @@ A run whose data.request_time is known is told when a list is asked for: the tar
 with --split=none `--now=SECONDS`, on the log's own clock.
 """
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +30,7 @@ from linseqrec.data.requests import (
 )
 from linseqrec.evaluation.lists import lists_table, recommend_after
 from linseqrec.evaluation.queries import rows_at_once
+from linseqrec.files import replacing
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run
@@ -118,12 +118,11 @@ def read_ids(users: str) -> list[str]:
 def write(frame: pl.DataFrame, output: Path) -> None:
     """Writes a table in one move, so that no reader sees half a file."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(f".partial{output.suffix}")
-    if output.suffix == ".parquet":
-        frame.write_parquet(partial)
-    else:
-        frame.write_csv(partial)
-    os.replace(partial, output)
+    with replacing(output) as partial:
+        if output.suffix == ".parquet":
+            frame.write_parquet(partial)
+        else:
+            frame.write_csv(partial)
 
 
 if __name__ == "__main__":

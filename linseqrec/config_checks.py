@@ -5,8 +5,10 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from linseqrec.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be: says which field, and what it wants."""
 
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from linseqrec.errors import UserError
 from linseqrec.models.weights import parameter_path
 
 Tree = TypeVar("Tree")
@@ -31,7 +32,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-class MeshError(ValueError):
+class MeshError(UserError, ValueError):
     """A mesh that these devices, or this batch, cannot be laid out on."""
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from linseqrec.data import card as cards
+from linseqrec.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,7 +35,7 @@ _BLOCK = 1 << 22  # elements checked at a time: constant memory on a memory-mapp
 Ids: TypeAlias = "Sequence[str] | pl.Series"
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """Arrays that are no data set, or that disagree with their card."""
 
 

@@ -8,12 +8,13 @@ from jaxtyping import Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split
+from linseqrec.errors import UserError
 
 # Whose targets' histories are read; "none": all events of a user.
 Before = Literal["validation", "test", "none"]
 
 
-class RequestError(ValueError):
+class RequestError(UserError, ValueError):
     """What is asked for is not in the data set: names it."""
 
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from linseqrec.data.dataset import Dataset
+from linseqrec.errors import UserError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
-class SplitError(ValueError):
+class SplitError(UserError, ValueError):
     """A split that these events do not admit: says why, and what would do."""
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from linseqrec.errors import UserError
+
 CUTOFFS = (1, 5, 10, 20, 50, 100, 200, 500)
 BUCKET_EDGES = (0, 50, 100, 200, 500)
 
@@ -39,7 +41,7 @@ def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
 METRIC_NAMES = tuple(per_target(np.ones(1)))
 
 
-class MetricError(ValueError):
+class MetricError(UserError, ValueError):
     """A metric that there is none of."""
 
 

@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from linseqrec.errors import UserError
 from linseqrec.ops.top_k import (
     Best,
     items_a_block,
@@ -46,7 +47,7 @@ def seen_slots(longest: int) -> int:
     return width
 
 
-class NonFiniteScoreError(ValueError):
+class NonFiniteScoreError(UserError, ValueError):
     """Some scores are NaN or infinite; `rows` are the indices of the rows that hold them."""
 
     def __init__(self, rows: np.ndarray, what: str = "rows"):

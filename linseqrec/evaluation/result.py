@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from linseqrec.evaluation.ranks import in_words
+from linseqrec.files import replacing
 
 SELECTION_METRIC = "NDCG@10"
 
@@ -81,16 +82,15 @@ class EvaluationResult:
         if path.suffix != ".npz":
             raise ValueError(f"the per-target dump is an .npz file, got {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
         arrays: dict[str, Any] = {f"rank_{name}": values for name, values in self.ranks.items()}
-        np.savez_compressed(
-            partial,
-            user=self.users,
-            target=self.targets,
-            length=self.lengths,
-            target_seen=self.target_seen,
-            protocol=np.array(json.dumps(self.protocol)),
-            **arrays,
-        )
-        partial.replace(path)
+        with replacing(path) as partial:
+            np.savez_compressed(
+                partial,
+                user=self.users,
+                target=self.targets,
+                length=self.lengths,
+                target_seen=self.target_seen,
+                protocol=np.array(json.dumps(self.protocol)),
+                **arrays,
+            )
         return path

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from linseqrec.data.card import differing_data
-from linseqrec.reports.errors import ReportError
+from linseqrec.errors import ReportError
 from linseqrec.reports.runs import FinishedRun
 
 # What must be the same, and where it is read.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from linseqrec.errors import ReportError
 from linseqrec.evaluation.significance import PairedDifference, holm, paired_bootstrap
 from linseqrec.reports.configurations import Configuration
-from linseqrec.reports.errors import ReportError
 
 _LEAST_SAMPLES = 10_000
 

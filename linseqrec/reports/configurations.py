@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from linseqrec.config import Experiment, flatten
+from linseqrec.errors import ReportError
 from linseqrec.evaluation.metrics import per_target
-from linseqrec.reports.errors import ReportError
 from linseqrec.reports.runs import FinishedRun
 from linseqrec.sweeps.fields import short_name, to_text
 

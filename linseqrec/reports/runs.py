@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from linseqrec.config import ConfigError, Experiment
+from linseqrec.errors import ReportError
 from linseqrec.evaluation.metrics import per_target
-from linseqrec.reports.errors import ReportError
 from linseqrec.sweeps.task import LOG
 from linseqrec.training import workdir
 from linseqrec.training.results import read_results

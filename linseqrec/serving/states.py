@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from linseqrec.errors import UserError
+from linseqrec.files import replacing
 from linseqrec.models.weights import parameter_path
 
 # What a file says of the model that its states are of: names to digests, numbers or words.
 Identity = Mapping[str, str | int]
 
 
-class ServingError(ValueError):
+class ServingError(UserError, ValueError):
     """What cannot be served: a model without a state, a bad event, the states of another model."""
 
 
@@ -73,9 +75,8 @@ def save_states(path: str | Path, states: UserStates, identity: Identity) -> Non
         raise ServingError(f"user states are kept in an .npz file, not in {path}")
     leaves = jax.tree_util.tree_leaves_with_path(states)
     arrays: dict[str, Any] = {parameter_path(where): np.asarray(leaf) for where, leaf in leaves}
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, identity=np.array(json.dumps(dict(identity))), **arrays)
-    partial.replace(path)
+    with replacing(path) as partial:
+        np.savez(partial, identity=np.array(json.dumps(dict(identity))), **arrays)
 
 
 def load_states(

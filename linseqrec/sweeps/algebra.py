@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.sweeps.errors import SweepError
+from linseqrec.errors import SweepError
 from linseqrec.sweeps.ranges import Range
 
 Overrides = dict[str, Any]

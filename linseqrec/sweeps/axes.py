@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from linseqrec.config import Experiment
+from linseqrec.errors import SweepError
 from linseqrec.sweeps import algebra, fields
-from linseqrec.sweeps.errors import SweepError
 from linseqrec.sweeps.ranges import parse_range
 
 

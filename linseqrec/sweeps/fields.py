@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from linseqrec import config as config_lib
-from linseqrec.sweeps.errors import SweepError
+from linseqrec.errors import SweepError
 
 
 def field_names(experiment: config_lib.Experiment) -> list[str]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from linseqrec.sweeps.errors import SweepError
+from linseqrec.errors import SweepError
 from linseqrec.sweeps.task import Failure, Task, reason_of
 
 _POLL_SECONDS = 0.1

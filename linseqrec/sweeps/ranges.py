@@ -5,7 +5,7 @@ import math
 import re
 from typing import Literal
 
-from linseqrec.sweeps.errors import SweepError
+from linseqrec.errors import SweepError
 
 # Of a value drawn; more would only lengthen the names of folders.
 SIGNIFICANT_DIGITS = 4

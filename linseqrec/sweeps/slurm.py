@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linseqrec.sweeps.errors import SweepError
+from linseqrec.errors import SweepError
 from linseqrec.sweeps.task import Failure, Task, reason_of
 
 # Options of sbatch that are not free, and what to use instead: a flag of the sweep, or None where

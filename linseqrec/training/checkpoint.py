@@ -22,6 +22,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
+from linseqrec.errors import UserError
+from linseqrec.files import replacing
 from linseqrec.models.weights import parameter_path
 from linseqrec.training import distributed
 from linseqrec.training.step import TrainState
@@ -32,7 +34,7 @@ _STEP = "step"
 _LATEST_KEPT = 2
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is not there, is damaged, or does not fit the model that asks for it."""
 
 
@@ -206,9 +208,8 @@ class Checkpoints:
     def _write_digests(self, step: int) -> None:
         path = self._digests(step)
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(_digests(self._folder / str(step))))
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(_digests(self._folder / str(step))))
         kept = {str(step) for step in self._manager.all_steps()}
         for other in path.parent.glob("*.json"):
             if other.stem not in kept:

@@ -17,11 +17,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from linseqrec.errors import UserError
+
 # By which JAX's own timeout comes after ours.
 _SPARE_SECONDS = 60
 
 
-class DistributedError(RuntimeError):
+class DistributedError(UserError, RuntimeError):
     """Processes that did not find each other, or one that failed and took the others along."""
 
 

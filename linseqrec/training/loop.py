@@ -11,6 +11,7 @@ import jax
 from tqdm import tqdm
 
 from linseqrec.data.requests import original_ids
+from linseqrec.errors import UserError
 from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
 from linseqrec.training import distributed, throughput, workdir
 from linseqrec.training.checkpoint import Checkpoints, Progress
@@ -20,7 +21,7 @@ from linseqrec.training.run import Run
 from linseqrec.training.step import TrainState
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """A loss or gradient that is NaN or infinite, before it reached the parameters."""
 
 

@@ -21,6 +21,8 @@ import jax
 from linseqrec import config as config_lib
 from linseqrec.data.card import differing_data
 from linseqrec.data.source import Source, load_source
+from linseqrec.errors import UserError
+from linseqrec.files import replacing
 from linseqrec.training.checkpoint import ever_saved
 from linseqrec.training.tensorboard import TensorBoard
 
@@ -35,15 +37,14 @@ _RECORDS = (
 _RECORD_FOLDERS = ("tensorboard", "profile")
 
 
-class WorkdirError(RuntimeError):
+class WorkdirError(UserError, RuntimeError):
     """A workdir that belongs to another run, or to none."""
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON in one move, so that no reader sees half a file; what is not finite is null."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -388,9 +389,8 @@ def _wandb_id(workdir: Path) -> str:
 def _reopen(path: Path, step: int) -> TextIO:
     """Opens a log to append to, without its records after a step."""
     records = [record for record in _read_records(path) if record["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path.open("a")
 
 

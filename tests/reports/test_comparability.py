@@ -1,7 +1,7 @@
 import pytest
 
+from linseqrec.errors import ReportError
 from linseqrec.reports.comparability import check_comparable
-from linseqrec.reports.errors import ReportError
 from linseqrec.reports.runs import find_runs
 from tests.reports.conftest import changed
 

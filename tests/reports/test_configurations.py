@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
+from linseqrec.errors import ReportError
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.reports.configurations import (
     differing_fields,
     group_by_configuration,
 )
-from linseqrec.reports.errors import ReportError
 from linseqrec.reports.runs import find_runs
 from tests.reports.conftest import EXPERIMENT, TARGETS, changed
 

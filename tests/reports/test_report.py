@@ -5,10 +5,10 @@ import statistics
 import numpy as np
 import pytest
 
+from linseqrec.errors import ReportError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.evaluation.ranks import in_words
 from linseqrec.reports import figures
-from linseqrec.reports.errors import ReportError
 from linseqrec.reports.markdown import markdown
 from linseqrec.reports.report import make_report
 from linseqrec.reports.write import write_report

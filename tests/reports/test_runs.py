@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from linseqrec.reports.errors import ReportError
+from linseqrec.errors import ReportError
 from linseqrec.reports.runs import find_runs
 from linseqrec.training import workdir
 from tests.reports.conftest import EXPERIMENT, changed

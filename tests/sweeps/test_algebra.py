@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from linseqrec.errors import SweepError
 from linseqrec.sweeps.algebra import draws, grid, product, zipped
-from linseqrec.sweeps.errors import SweepError
 from linseqrec.sweeps.ranges import Range, parse_range
 
 

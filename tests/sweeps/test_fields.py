@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 
 from linseqrec.config import Experiment, flatten
+from linseqrec.errors import SweepError
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.sweeps import fields
 from linseqrec.sweeps.axes import read_axes
-from linseqrec.sweeps.errors import SweepError
 
 EXPERIMENT = Experiment(model=SASRecConfig())
 NAMES = fields.field_names(EXPERIMENT)

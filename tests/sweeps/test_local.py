@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from linseqrec.sweeps.errors import SweepError
+from linseqrec.errors import SweepError
 from linseqrec.sweeps.local import Interrupted, run_local
 from linseqrec.sweeps.task import Failure, Task
 

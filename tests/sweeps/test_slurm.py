@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from linseqrec.sweeps.errors import SweepError
+from linseqrec.errors import SweepError
 from linseqrec.sweeps.slurm import SlurmConfig, read_options, submit, wait_for
 from linseqrec.sweeps.task import Task
 

@@ -1,9 +1,9 @@
 """Readers: from a log in the dialect it was published in to one frame of events."""
 
-from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.files import read_file
 from linseqrec.data.readers.formats import FORMATS, Format
 from linseqrec.data.readers.frames import read_frame
 from linseqrec.data.readers.log import Log
+from linseqrec.errors import LogError
 
 __all__ = ["FORMATS", "Format", "Log", "LogError", "read_file", "read_frame"]

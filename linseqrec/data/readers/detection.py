@@ -5,9 +5,9 @@ import dataclasses
 import json
 import re
 
-from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.formats import COMMON_NAMES, FORMATS, Format
 from linseqrec.data.readers.source import Head
+from linseqrec.errors import LogError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"\d+")

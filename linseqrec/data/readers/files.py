@@ -10,10 +10,10 @@ import narwhals as nw
 import polars as pl
 
 from linseqrec.data.readers import detection, source, spark
-from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.formats import Format
 from linseqrec.data.readers.frames import read_frame
 from linseqrec.data.readers.log import REQUIRED, Log, check_arguments, find_columns
+from linseqrec.errors import LogError
 
 
 def read_file(

@@ -6,8 +6,8 @@ from typing import Any
 import narwhals as nw
 
 from linseqrec.data.readers import spark
-from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.log import Log, check_arguments, find_columns
+from linseqrec.errors import LogError
 
 
 def read_frame(

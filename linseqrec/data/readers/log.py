@@ -8,8 +8,8 @@ from typing import Any
 import narwhals as nw
 
 from linseqrec.data.readers import detection, source
-from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.formats import FORMATS, ROLES, TIME_UNITS
+from linseqrec.errors import LogError
 
 REQUIRED = ("user", "item", "timestamp")
 

@@ -15,8 +15,8 @@ from typing import IO, cast
 
 import numpy as np
 
-from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.formats import Format
+from linseqrec.errors import LogError
 
 _BLOCK = 1 << 24
 _HEAD, _HEAD_LINES = 1 << 20, 200

@@ -13,8 +13,8 @@ from typing import Any
 
 import narwhals as nw
 
-from linseqrec.data.readers.errors import LogError
 from linseqrec.data.readers.formats import Format
+from linseqrec.errors import LogError, UserError
 
 # No columns' names.
 ROW = "number of the row"
@@ -25,7 +25,7 @@ _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DATETIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?$"
 
 
-class SparkUnavailable(RuntimeError):
+class SparkUnavailable(UserError, RuntimeError):
     """Spark cannot start here: what is missing, and how to get it."""
 
 

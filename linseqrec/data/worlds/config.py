@@ -2,8 +2,10 @@
 
 import dataclasses
 
+from linseqrec.errors import UserError
 
-class WorldError(ValueError):
+
+class WorldError(UserError, ValueError):
     """A world that cannot be made, recreated, or asked for this."""
 
 

@@ -72,7 +72,7 @@ def describe(row: measuring.Row) -> str:
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """A report's figures as Markdown: a table a case."""
+    """The report as Markdown, with one table per case."""
     devices = ", ".join(dict.fromkeys(report["devices"]))
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = ["# Benchmark", "", f"{report['time']}; {devices}; {report['processor']}; {versions}."]

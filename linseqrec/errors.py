@@ -1,11 +1,11 @@
-"""What a user can mend: programs print it in one line and end with code 1."""
+"""Errors that a user can fix: programs print them in one line and exit with code 1."""
 
 
 class UserError(Exception):
-    """An error whose message says what is wrong, and where it can what to do.
+    """The base of errors whose message tells the user what is wrong and how to fix it.
 
-    Each part of the library has subclasses of its own, which are a `ValueError` or a `RuntimeError`
-    as well.
+    Each part of the library defines subclasses. They also derive from `ValueError` or
+    `RuntimeError`.
     """
 
 
@@ -26,8 +26,8 @@ class LogError(UserError, ValueError):
 
 
 class ReportError(UserError, ValueError):
-    """Runs that cannot be reported together, or at all."""
+    """Runs that a report cannot show, or cannot show together."""
 
 
 class SweepError(UserError, ValueError):
-    """A sweep that cannot be planned or started as it was asked for."""
+    """A sweep that cannot be planned or started with these arguments."""

@@ -1,4 +1,4 @@
-"""Files that no reader ever sees half written."""
+"""Atomic replacement of files."""
 
 import contextlib
 import os
@@ -8,9 +8,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to beside `path`, and moves the file there in one step at the end.
+    """Yields a temporary path beside `path`, and renames it to `path` when the body ends.
 
-    Where the body fails, `path` stays as it was, and what was written is removed.
+    A reader sees the old file or the new one, never a part of it. If the body raises, `path` stays
+    unchanged and the temporary file is removed.
 
     Args:
       path: The file to write; its folder exists.

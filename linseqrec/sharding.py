@@ -44,7 +44,7 @@ class MeshConfig:
       data: Parts that a batch's rows are divided into; -1: as many as the devices allow.
       model: Parts that the item table's rows are divided into.
       sequence: Parts that the slots of each row are divided into, for histories whose activations
-        do not fit on a device. Delta memories take such a row without gathering it.
+        do not fit on a device.
     """
 
     data: int = -1
@@ -84,14 +84,14 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
 
 
 def check_slots(mesh: Mesh | None, slots: int) -> None:
-    """Refuses rows that the mesh does not divide.
+    """Refuses rows that the mesh's `sequence` axis does not divide evenly.
 
     Args:
-      mesh: The mesh; None divides nothing.
-      slots: Of a row.
+      mesh: The mesh; None accepts all.
+      slots: Slots of a row.
 
     Raises:
-      MeshError: If each device would not get as many slots of each row.
+      MeshError: If `sequence` does not divide `slots`.
     """
     parts = 1 if mesh is None else mesh.shape[SEQUENCE]
     if slots % parts:
@@ -154,17 +154,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """An array [rows, ...] divided over `data`."""
+    """The sharding of an array [rows, ...] over `data`."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
 def by_slots(mesh: Mesh) -> NamedSharding:
-    """An array [rows, slots, ...] divided over `data` and `sequence`."""
+    """The sharding of an array [rows, slots, ...] over `data` and `sequence`."""
     return NamedSharding(mesh, PartitionSpec(DATA, SEQUENCE))
 
 
 def batch_spec(shape: tuple[int, ...]) -> PartitionSpec:
-    """Of an array [rows, slots, ...]: over `data` and `sequence`; one slot alone is not divided."""
+    """The spec of a batch's array [rows, slots, ...]; a single slot is not divided."""
     return PartitionSpec(DATA, SEQUENCE if shape[1] > 1 else None)
 
 
@@ -174,14 +174,14 @@ def batch_shardings(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Where a model is to be called, so that its layers learn of the mesh (`time_is_split`)."""
+    """A context in which to call a model, so that its layers know the mesh (`time_is_split`)."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def time_is_split() -> bool:
-    """Whether the slots of a row stand on several devices, where a model is traced."""
+    """Whether the model being traced has its rows' slots divided over devices."""
     return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1) > 1
 
 
@@ -231,17 +231,20 @@ def place(params: Tree, mesh: Mesh) -> Tree:
 
 
 def place_batch(tree: Tree, mesh: Mesh) -> Tree:
-    """A batch's arrays [rows, slots, ...] where the step wants them: on the devices of all.
+    """Places a batch's arrays [rows, slots, ...] on the mesh.
 
     Args:
-      tree: The rows that `rows_read` gives this process; they hold what its devices want.
-      mesh: Where the whole batch is to stand.
+      tree: This process's rows, as `rows_read` assigns them.
+      mesh: The mesh.
+
+    Returns:
+      The whole batch of all processes, as global arrays.
     """
     return _divided(tree, mesh, *rows_read(mesh))
 
 
 def place_whole_batch(tree: Tree, mesh: Mesh) -> Tree:
-    """The same of arrays that every process holds whole."""
+    """Places arrays [rows, slots, ...] that every process holds whole."""
     return _divided(tree, mesh, 0, 1)
 
 

@@ -1,11 +1,16 @@
-"""All that is to be known of a GPU, in one go of some eight minutes.
+"""Checks a whole GPU in about eight minutes.
 
-How exact every form of the operations is there; their times beside cuDNN's attention, and
-PyTorch's and flash-linear-attention's where those are installed; of each model's training step at
-two sizes the time, the kernels, the share of the card and how long it compiled; and Gated DeltaNet
-trained on MovieLens-1M to its end, where `data/ml-1m` is prepared. What fails is a row that says
-why, and after eight minutes what is left is left out, so that a machine lent for ten is enough.
-Without a GPU the suite is a rehearsal at small sizes.
+The suite measures, in this order:
+
+1. the error of every implementation of the operations against float64;
+2. their times, beside cuDNN's attention, PyTorch's attention and flash-linear-attention (the last
+   two where they are installed);
+3. the training step of each model at two sizes: time, kernels, share of the GPU's peak, and compile
+   time;
+4. Gated DeltaNet trained on MovieLens-1M, if `data/ml-1m` is prepared.
+
+An implementation that fails becomes a row with the reason. After eight minutes the suite skips the
+remaining parts, so that ten minutes on a GPU are enough. Without a GPU it rehearses at small sizes.
 """
 
 import concurrent.futures
@@ -55,12 +60,12 @@ _TRACED_STEPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured.
+    """The sizes of the measurements.
 
     Attributes:
-      exact: B, T, H and K = V of the inputs on which errors are measured.
-      timed: The same of the operations' times, and the dtype.
-      steps: Width, dtype and rows of 200 events of the models' training steps.
+      exact: (B, T, H, K = V) of each measurement of errors.
+      timed: (B, T, H, K = V) and dtype of each measurement of times.
+      steps: Width, dtype and number of rows of each training step; a row has 200 events.
     """
 
     exact: tuple[tuple[int, int, int, int], ...]
@@ -84,7 +89,7 @@ REHEARSAL = Sizes(
 
 
 def rows(repeats: int) -> Iterator[Row]:
-    """Everything, most wanted first."""
+    """Runs all parts, the most important first."""
     sizes = FULL if jax.default_backend() == "gpu" else REHEARSAL
     end = time.monotonic() + _SECONDS
     parts: dict[str, Callable[[], Iterator[Row]]] = {}
@@ -101,7 +106,7 @@ def rows(repeats: int) -> Iterator[Row]:
             continue
         try:
             yield from part()
-        except Exception as error:  # noqa: BLE001  the other parts are wanted all the same
+        except Exception as error:  # noqa: BLE001  the other parts still run
             yield Row("failed", name, extra=_reason(error))
 
 
@@ -109,10 +114,10 @@ def rows(repeats: int) -> Iterator[Row]:
 
 
 def errors(size: tuple[int, int, int, int]) -> Iterator[Row]:
-    """The largest error of each form by its dtype, relative to the largest number of the answer.
+    """Measures each implementation's largest error, relative to the largest reference value.
 
-    The answer is the recurrence (of attention the plain formula) in float64, of the same rounded
-    inputs, with padding and several segments in a row.
+    The reference is the recurrence in float64 (for attention, the plain formula) on the same
+    rounded inputs. Rows hold several segments and padding.
     """
     batch, length, _, _ = size
     segments = np.zeros((batch, length), np.int32)
@@ -189,7 +194,7 @@ def _error(found: Array, wanted: np.ndarray) -> float:
 
 
 def times(size: tuple[int, int, int, int], dtype: str, repeats: int) -> Iterator[Row]:
-    """The operations forward, and with their gradients."""
+    """Times the operations, forward only and with their gradients."""
     inputs = ops.make_inputs(size, jnp.dtype(dtype))
     operations = {**ops.operations(size[1], size[3]), "linear attention": ops.linear}
     if dtype == "float32":
@@ -258,15 +263,16 @@ def _others(inputs: tuple[Array, ...], *, backward: bool) -> dict[str, Callable[
 def compiled(
     programs: Mapping[str, Any], arguments: tuple[Any, ...]
 ) -> dict[str, tuple[Any, float]]:
-    """Compiles jitted functions side by side.
+    """Compiles jitted functions in parallel.
 
     Args:
-      programs: By name, of the same arguments.
+      programs: The functions by name; all take the same arguments.
       arguments: Arrays.
 
     Returns:
-      The compiled function, or the exception that came instead, and the seconds that it took. The
-      first is compiled alone, the others beside each other, which takes each of them longer.
+      By name, the compiled function and the seconds that compiling took. An exception stands in the
+      place of a function that did not compile. The first function is compiled alone; the others
+      are compiled at the same time, which makes each of them slower to compile.
     """
 
     def compile(program: Any) -> tuple[Any, float]:
@@ -288,7 +294,7 @@ def compiled(
 
 
 def models(width: int, dtype: Any) -> dict[str, ModelConfig]:
-    """The models of a width, their heads 32 wide up to width 64 and 64 beyond."""
+    """All five models at a width. Heads are 32 wide up to width 64, and 64 wide above."""
     head = 32 if width <= 64 else 64
     heads = max(1, width // head)
     delta: dict[str, Any] = {"heads": heads, "key_width": head, "value_width": head}
@@ -302,7 +308,7 @@ def models(width: int, dtype: Any) -> dict[str, ModelConfig]:
 
 
 def steps(width: int, dtype: str, rows: int, repeats: int) -> Iterator[Row]:
-    """A training step of each model on rows of 200 events of a catalogue like MovieLens-1M's."""
+    """Times each model's training step with a catalogue of MovieLens-1M's size."""
     case = f"training step, width {width}, {dtype}, {rows} rows of 200"
     configs = models(width, dtype)
     made = {name: _step(config) for name, config in configs.items()}
@@ -347,7 +353,7 @@ def _batch(rows: int, length: int) -> Batch:
 
 
 def _traced(step: Callable[[], Any]) -> dict[str, float]:
-    """Kernels of a step, and their time on the GPU; nothing where the trace shows no GPU."""
+    """The number of kernels in a step and their total time; empty if the trace shows no GPU."""
     jax.block_until_ready(step())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -363,10 +369,10 @@ def _traced(step: Callable[[], Any]) -> dict[str, float]:
 
 
 def kernel_seconds(folder: pathlib.Path) -> list[float]:
-    """How long each kernel of a trace ran, in seconds.
+    """Reads the duration of each GPU kernel, in seconds, from a trace.
 
     Args:
-      folder: What `jax.profiler.trace` wrote to.
+      folder: The folder that `jax.profiler.trace` wrote.
     """
     durations = []
     for path in folder.rglob("*.trace.json.gz"):
@@ -393,7 +399,7 @@ def kernel_seconds(folder: pathlib.Path) -> list[float]:
 
 
 def trained() -> Iterator[Row]:
-    """Gated DeltaNet trained to its end, its test metrics read once."""
+    """Trains Gated DeltaNet to the end and reads its test metrics."""
     from experiments import gated_deltanet_ml1m
 
     experiment = gated_deltanet_ml1m.get_config()

@@ -80,7 +80,7 @@ def _blockwise(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> A
 
 
 def operations(time: int, width: int) -> dict[str, Operation]:
-    """By name, the forms that are timed at a length and a key width."""
+    """The implementations to time at a length and a key width, by name."""
     # The first is what ratios refer to.
     operations: dict[str, Operation] = {
         f"chunked, {size}": _rule("chunked", size) for size in (64, 32)
@@ -112,7 +112,7 @@ def make_inputs(size: tuple[int, int, int, int], dtype: Any) -> tuple[Array, ...
 
 
 def differentiated(operation: Operation) -> Callable[..., Any]:
-    """The compiled gradient of an operation's sum of squares, to all inputs."""
+    """Jits the gradient of the sum of the squared outputs with respect to all inputs."""
 
     def loss(*arguments: Array) -> Array:
         return jnp.sum(jnp.square(operation(*arguments).astype(jnp.float32)))
@@ -142,7 +142,7 @@ def _forms(repeats: int, size: tuple[int, int, int, int], dtype: Any) -> Iterato
 
 
 def describe(size: tuple[int, int, int, int], dtype: Any) -> str:
-    """A size and dtype in words, for a case's name."""
+    """Names a size and dtype for `Row.case`."""
     batch, time, heads, width = size
     return f"B {batch}, T {time:,}, H {heads}, K = V = {width}, {jnp.dtype(dtype).name}"
 

@@ -85,7 +85,8 @@ class Evaluator:
           padded_lengths: Widths of the batches, the last `max_length`; a batch takes the smallest
             that holds its histories, and a model compiles once for each. By default `max_length`,
             and its half down to its sixteenth where enough histories are that short.
-          width_multiple: What divides these widths: the devices that share a row.
+          width_multiple: Default widths are multiples of this, the number of devices that share a
+            row.
           item_block: Items scored at once; memory is `batch_size * item_block` floats.
           list_size: Length of the recommended lists behind coverage and popularity; 0 for neither.
           item_counts: [N + 1], training events of each item, for the popularity of what is

@@ -26,9 +26,9 @@ def worthwhile_widths(
     """`max_length`, and its half, quarter, ... where they spare enough slots a pass.
 
     Args:
-      lengths: Of the histories to be read.
-      max_length: T, of which `multiple` is a divisor.
-      multiple: What divides each width: the devices that share a row.
+      lengths: Events of each history.
+      max_length: T, a multiple of `multiple`.
+      multiple: Each width is a multiple of this, the number of devices that share a row.
     """
     widths = [max_length]
     for part in (2, 4, 8, 16):

@@ -210,7 +210,7 @@ def _remember_split(
     memory: Float[Array, "B H K V"] | None,
     chunk_size: int,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    """The rule over rows whose slots stand on the devices of the mesh that is traced for."""
+    """`gated_delta_rule` for rows whose slots are divided over the mesh's `sequence` axis."""
 
     def part(inputs: DeltaInputs, segment_ids: Array, memory: Array | None) -> Any:
         return sequence_parallel_gated_delta_rule(

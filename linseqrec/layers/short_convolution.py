@@ -49,7 +49,7 @@ def _split(
     segment_ids: Int[Array, "B T"],
     state: Float[Array, "B W-1 D"] | None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
-    """The convolution of rows whose slots stand on the devices of the mesh that is traced for."""
+    """`short_convolution` for rows whose slots are divided over the mesh's `sequence` axis."""
 
     def part(
         x: Array, weight: Array, bias: Array | None, segment_ids: Array, state: Array | None

@@ -76,14 +76,15 @@ class ReadsTimestamps(Protocol):
 
 @runtime_checkable
 class SplitsTime(Protocol):
-    """A model's hyperparameters, of a model whose rows may be split over devices.
+    """Hyperparameters of a model whose rows may be divided over devices (`mesh.sequence`).
 
-    All layers of it that mix slots then do so by `linseqrec.sharding.time_is_split`.
+    Each layer of the model that mixes slots must ask `linseqrec.sharding.time_is_split`, and
+    exchange between devices what it needs.
     """
 
     @property
     def splits_time(self) -> bool:
-        """Whether the model can be trained and evaluated so."""
+        """Whether this configuration supports it."""
         ...
 
 

@@ -75,7 +75,7 @@ class GatedDeltaNetConfig:
 
     @property
     def splits_time(self) -> bool:
-        """See `SplitsTime`: the convolution and the memory do, and all else is slot by slot."""
+        """True: only the convolution and the memory mix slots, and both support it."""
         return True
 
     def build(

@@ -96,7 +96,7 @@ def sequence_parallel_short_convolution(
     segment_ids: Int[Array, "B T"],
     state: Float[Array, "B W-1 D"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
-    """`short_convolution` of rows split over devices by time; to be called in `jax.shard_map`.
+    """`short_convolution` with time split over devices; call it inside `jax.shard_map`.
 
     Each device receives the W - 1 slots before its own.
 
@@ -122,7 +122,7 @@ def sequence_parallel_short_convolution(
     onward = [(index, index + 1) for index in range(devices - 1)]
 
     def longer(x: Array) -> Array:
-        # The first device receives zeros, which its segment ids say are padding.
+        # The first device receives zeros: segment id 0, so padding.
         before = jax.lax.ppermute(x[:, time - kept :], axis_name, onward)
         return jnp.concatenate([before, x], axis=1)
 
@@ -130,7 +130,8 @@ def sequence_parallel_short_convolution(
     events = jnp.sum(segment_ids > 0, axis=1)
     given = state
     if state is not None:
-        # Where there are events before those received, it lies behind them, out of reach.
+        # The state precedes the row's first event. A device with events before the slots that it
+        # receives cannot reach it.
         earlier = jnp.arange(devices) < device
         before = jnp.sum(keep(earlier, jax.lax.all_gather(events, axis_name)), axis=0)
         given = keep(before == jnp.sum(ids[:, :kept] > 0, axis=1), state)

@@ -14,8 +14,8 @@ from linseqrec.sweeps.task import Failure, Task, reason_of
 _POLL_SECONDS = 0.1
 # An interrupted training saves first, within its `--grace`; after this it is killed.
 _PATIENCE_SECONDS = 60.0
-# What JAX takes of a GPU's memory when it starts, of its own accord three quarters; and the part of
-# it that several runs divide among them.
+# JAX reserves this fraction of a GPU's memory when it starts, by default .75. Runs on the same GPU
+# divide .9 of it.
 _MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _SHARED_MEMORY = 0.9
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -85,7 +85,7 @@ def run_local(
 
 
 def _variables(device: str | None, used: Sequence[str | None]) -> dict[str, str]:
-    """Environment of a run on one of the devices that are used at a time."""
+    """Environment variables of a run on `device`, one of the devices `used` at the same time."""
     variables = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
     sharers = used.count(device)
     if sharers > 1 and _MEMORY not in os.environ:

@@ -291,7 +291,7 @@ class Run:
 
 
 def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
-    """XLA would gather the rows of another model's layers, or take minutes to compile them."""
+    """Refuses `mesh.sequence` for models whose layers would make XLA gather whole rows."""
     if mesh is None or mesh.shape[sharding.SEQUENCE] == 1:
         return
     model = experiment.model

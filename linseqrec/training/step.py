@@ -85,8 +85,8 @@ def make_train_step(
       "update_norm", "targets" and "events" (counts). A step whose loss or gradient is not finite
       changes neither parameters nor optimizer, and halts the state.
     """
-    # An accelerator draws "rbg" bits by an instruction of its own. Over several devices each would
-    # draw those of all.
+    # Accelerators have an instruction for "rbg" bits. With several devices, XLA would draw the bits
+    # of all on each.
     on_one = jax.default_backend() != "cpu" and mesh is None
     generator = "rbg" if on_one else "threefry2x32"
 

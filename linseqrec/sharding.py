@@ -9,6 +9,7 @@ without the padding, so that it fits any mesh.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from typing import Any, TypeVar
@@ -128,6 +129,7 @@ def check_rows(mesh: Mesh | None, rows: int, parts: int) -> None:
         )
 
 
+@functools.lru_cache
 def rows_read(mesh: Mesh | None) -> tuple[int, int]:
     """Which slice of each global batch this process reads, and into how many they are divided.
 
@@ -153,11 +155,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array [rows, ...] over `data`."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
-
-
 def by_slots(mesh: Mesh) -> NamedSharding:
     """The sharding of an array [rows, slots, ...] over `data` and `sequence`."""
     return NamedSharding(mesh, PartitionSpec(DATA, SEQUENCE))
@@ -166,11 +163,6 @@ def by_slots(mesh: Mesh) -> NamedSharding:
 def batch_spec(shape: tuple[int, ...]) -> PartitionSpec:
     """The spec of a batch's array [rows, slots, ...]; a single slot is not divided."""
     return PartitionSpec(DATA, SEQUENCE if shape[1] > 1 else None)
-
-
-def batch_shardings(tree: Tree, mesh: Mesh) -> Tree:
-    """The sharding of each array [rows, slots, ...] of a batch."""
-    return jax.tree.map(lambda x: NamedSharding(mesh, batch_spec(x.shape)), tree)
 
 
 def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -249,7 +241,7 @@ def place_whole_batch(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def _divided(tree: Tree, mesh: Mesh, index: int, count: int) -> Tree:
-    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+    def put(x: Any) -> jax.Array:
         first = index * x.shape[0]
 
         def part(at: Any) -> Any:
@@ -257,6 +249,7 @@ def _divided(tree: Tree, mesh: Mesh, index: int, count: int) -> Tree:
             return x[(slice(start - first, stop - first), *at[1:])]
 
         shape = (count * x.shape[0], *x.shape[1:])
+        sharding = NamedSharding(mesh, batch_spec(shape))
         return jax.make_array_from_callback(shape, sharding, part)
 
-    return jax.tree.map(put, tree, batch_shardings(tree, mesh))
+    return jax.tree.map(put, tree)

@@ -7,10 +7,10 @@ tables of their own. All test targets have genuine times; 20 % of the others are
     python -m launch.train --config=experiments/gated_deltanet_ml1m_known.py \
         --workdir=runs/gated_deltanet_ml1m_known
 
-Result (commit 82681e2; one seed, 2026-11, 55 minutes of a shared core): test HR@10 / NDCG@10 .3826 /
-.2346 with seen items filtered, .3204 / .1871 with them not filtered; decayed Markov .2490 / .1434
-and .2015 / .1116. With the request time hidden (`gated_deltanet_ml1m.py`) .3416 / .2005 and .2748 /
-.1523.
+Result (commit 82681e2; one seed, 2026-11, 55 minutes of a shared core): test HR@10 / NDCG@10
+.3826 / .2346 with seen items filtered, .3204 / .1871 with them not filtered; decayed Markov .2490 /
+.1434 and .2015 / .1116. With the request time hidden (`gated_deltanet_ml1m.py`) .3416 / .2005 and
+.2748 / .1523.
 """
 
 import dataclasses

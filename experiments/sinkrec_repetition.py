@@ -5,11 +5,10 @@ The protocol and budget of `gated_deltanet_repetition.py`; run it by:
     python -m launch.train --config=experiments/sinkrec_repetition.py \
         --workdir=runs/repetition/sinkrec
 
-Result (commit 87d02f1, with earlier starting values; 2026-11, 12 to 24 minutes of a core, of one
-pass 9 to 11): test HR@10 / NDCG@10 .6105 / .4339, not filtered (one seed); of one pass
-(`--config.model.loops=1`) .6307 +- .0013 / .4582 +- .0012 over three seeds, without memory .6250 +-
-.0026 / .4478 +- .0054; Gated DeltaNet .5523 / .3379, of two blocks .5853 / .3815; the personal
-Markov floor .6885 / .5015.
+Result (commit 82681e2; one seed, 2026-11, 22 minutes of a core), one pass
+(`--config.model.loops=1 --config.model.dropout=.1`): test HR@1 / HR@10 / NDCG@10 .3125 / .6505 /
+.4696, not filtered; Gated DeltaNet of equal size .3465 / .6650 / .4924; Personal Markov .3355 /
+.6885 / .5015. More passes have not been run since.
 """
 
 import dataclasses

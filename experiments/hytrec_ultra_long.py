@@ -9,9 +9,10 @@ model that sees the last few hundred events has not seen them. Run it by:
 and its controls by adding `--config.model.time=shuffled`, `positions` or `none`,
 `--config.model.branches=short`, or `--config.model.branches=long --config.model.short_events=0`.
 
-Result (commit 87d02f1, with earlier starting values; one seed, 2026-11, a quarter of an hour of a
-core): test HR@10 / NDCG@10 .2533 / .1457, not filtered; the long branch alone .2700 / .1514, the
-short one .2540 / .1431; Markov .2340 / .1371, oracle .4820 / .3505.
+Result (commit 82681e2, with `--config.model.timed_attention=True`; one seed, 2026-11, 25 minutes of
+a core): test HR@10 / NDCG@10 .2733 / .1545, not filtered; the short branch alone .2600 / .1464, the
+long one (without `timed_attention`) .2580 / .1506; Markov .2340 / .1371, Personal Markov .3747 /
+.2445, oracle .4820 / .3505.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -204,7 +204,7 @@ def times(size: tuple[int, int, int, int], dtype: str, repeats: int) -> Iterator
     for what, programs in (("forward", forward), ("forward + backward", both)):
         variants: dict[str, Callable[[], Any]] = {}
         compiled_for: dict[str, dict[str, float]] = {}
-        for name, (program, seconds) in compiled(programs, inputs).items():
+        for name, (program, seconds) in compiled(programs, dict.fromkeys(programs, inputs)).items():
             if isinstance(program, Exception):
                 yield Row(what, name, extra=_reason(program))
                 continue
@@ -231,8 +231,11 @@ def _others(inputs: tuple[Array, ...], *, backward: bool) -> dict[str, Callable[
         return {}
     dtype = torch.bfloat16 if inputs[0].dtype == jnp.bfloat16 else torch.float32
     given = [np.asarray(x).astype(np.float32) for x in inputs]
+    # Decays in float32, as ours.
+    dtypes = dtype, dtype, dtype, torch.float32, dtype
     q, k, v, log_decay, beta = (
-        torch.tensor(x, device="cuda", dtype=dtype, requires_grad=backward) for x in given
+        torch.tensor(x, device="cuda", dtype=of, requires_grad=backward)
+        for x, of in zip(given, dtypes, strict=True)
     )
     heads_first = [x.transpose(1, 2) for x in (q, k, v)]
     attention = torch.nn.functional.scaled_dot_product_attention
@@ -261,13 +264,13 @@ def _others(inputs: tuple[Array, ...], *, backward: bool) -> dict[str, Callable[
 
 
 def compiled(
-    programs: Mapping[str, Any], arguments: tuple[Any, ...]
+    programs: Mapping[str, Any], arguments: Mapping[str, tuple[Any, ...]]
 ) -> dict[str, tuple[Any, float]]:
     """Compiles jitted functions in parallel.
 
     Args:
-      programs: The functions by name; all take the same arguments.
-      arguments: Arrays.
+      programs: The functions by name.
+      arguments: The arguments of each.
 
     Returns:
       By name, the compiled function and the seconds that compiling took. An exception stands in the
@@ -275,18 +278,18 @@ def compiled(
       are compiled at the same time, which makes each of them slower to compile.
     """
 
-    def compile(program: Any) -> tuple[Any, float]:
+    def compile(name: str) -> tuple[Any, float]:
         start = time.perf_counter()
         try:
-            result: Any = program.lower(*arguments).compile()
+            result: Any = programs[name].lower(*arguments[name]).compile()
         except Exception as error:  # noqa: BLE001  the caller shows it
             result = error
         return result, time.perf_counter() - start
 
     first, *others = programs
-    alone = compile(programs[first])
+    alone = compile(first)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        beside = pool.map(compile, (programs[name] for name in others))
+        beside = pool.map(compile, others)
         return {first: alone, **dict(zip(others, beside, strict=True))}
 
 
@@ -317,15 +320,14 @@ def steps(width: int, dtype: str, rows: int, repeats: int) -> Iterator[Row]:
     calls: dict[str, Callable[[], Any]] = {}
     extra: dict[str, dict[str, Any]] = {}
     flops: dict[str, float] = {}
-    programs = {
-        name: jax.jit(lambda batch, s=step, x=x: s(x, batch)) for name, (step, x) in made.items()
-    }
-    for name, (program, seconds) in compiled(programs, (batch,)).items():
+    programs = {name: jax.jit(step) for name, (step, _) in made.items()}
+    arguments = {name: (state, batch) for name, (_, state) in made.items()}
+    for name, (program, seconds) in compiled(programs, arguments).items():
         if isinstance(program, Exception):
             yield Row(case, name, extra=_reason(program))
             continue
-        calls[name] = functools.partial(program, batch)
         state = made[name][1]
+        calls[name] = functools.partial(program, state, batch)
         an_event = throughput.flops_per_event(state.params, configs[name])
         flops[name] = rows * 200 * (an_event + 6.0 * (_ITEMS + 1) * width)
         extra[name] = {"compile_seconds": seconds, **_traced(calls[name])}

@@ -237,7 +237,7 @@ def _others(inputs: tuple[Array, ...], *, backward: bool) -> dict[str, Callable[
         torch.tensor(x, device="cuda", dtype=of, requires_grad=backward)
         for x, of in zip(given, dtypes, strict=True)
     )
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    q_heads, k_heads, v_heads = (x.transpose(1, 2) for x in (q, k, v))
     attention = torch.nn.functional.scaled_dot_product_attention
 
     def timed(run: Callable[[], Any], *of: Any) -> Callable[[], None]:
@@ -252,7 +252,7 @@ def _others(inputs: tuple[Array, ...], *, backward: bool) -> dict[str, Callable[
 
     found = {
         "PyTorch scaled_dot_product_attention": timed(
-            lambda: attention(*heads_first, is_causal=True), q, k, v
+            lambda: attention(q_heads, k_heads, v_heads, is_causal=True), q, k, v
         )
     }
     if importlib.util.find_spec("fla") is not None:

@@ -65,9 +65,7 @@ def describe(row: measuring.Row) -> str:
         parts.append(f"x {row.ratio:.2f}")
     if row.processor_seconds is not None:
         parts.append(f"cpu {row.processor_seconds * 1e3:.2f} ms")
-    for name, value in row.extra.items():
-        shown = f"{value:,}" if isinstance(value, int) else value
-        parts.append(f"{name}={shown:,.4g}" if isinstance(value, float) else f"{name}={shown}")
+    parts += [f"{name}={_number(value)}" for name, value in row.extra.items()]
     return "  ".join(parts)
 
 
@@ -105,16 +103,12 @@ def _cells(values: Sequence[str]) -> str:
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
-def _number(value: Any) -> str:
-    if value is None:
-        return ""
-    return (
-        f"{value:,.4g}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else value
-    )
+def _number(value: float | int | str | None) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value or ""
 
 
 def main(argv: list[str]) -> None:

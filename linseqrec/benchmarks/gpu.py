@@ -202,11 +202,12 @@ def times(size: tuple[int, int, int, int], dtype: str, repeats: int) -> Iterator
     forward = {name: jax.jit(operation) for name, operation in operations.items()}
     both = {name: ops.differentiated(operation) for name, operation in operations.items()}
     for what, programs in (("forward", forward), ("forward + backward", both)):
+        case = f"{what}, {ops.describe(size, dtype)}"
         variants: dict[str, Callable[[], Any]] = {}
         compiled_for: dict[str, dict[str, float]] = {}
         for name, (program, seconds) in compiled(programs, dict.fromkeys(programs, inputs)).items():
             if isinstance(program, Exception):
-                yield Row(what, name, extra=_reason(program))
+                yield Row(case, name, extra=_reason(program))
                 continue
             variants[name] = functools.partial(program, *inputs)
             compiled_for[name] = {"compile_seconds": seconds}
@@ -214,10 +215,9 @@ def times(size: tuple[int, int, int, int], dtype: str, repeats: int) -> Iterator
             try:
                 variant()
             except Exception as error:  # noqa: BLE001  another library, which we do not pin
-                yield Row(what, name, extra=_reason(error))
+                yield Row(case, name, extra=_reason(error))
             else:
                 variants[name] = variant
-        case = f"{what}, {ops.describe(size, dtype)}"
         yield from compare(case, variants, repeats=repeats, extra=compiled_for)
 
 

@@ -7,7 +7,6 @@ multiple: whoever reads a placed one is told the number of items, and a checkpoi
 without the padding, so that it fits any mesh.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -19,11 +18,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from linseqrec.errors import UserError
+from linseqrec.mesh_axes import DATA, MODEL, SEQUENCE
 from linseqrec.models.weights import parameter_path
 
 Tree = TypeVar("Tree")
-
-DATA, SEQUENCE, MODEL = "data", "sequence", "model"
 
 # The first that matches the end of an array's name ("params/embedding/table") places it. The
 # optimizer's moments bear their parameter's name, and so stand beside it.
@@ -163,18 +161,6 @@ def by_slots(mesh: Mesh) -> NamedSharding:
 def batch_spec(shape: tuple[int, ...]) -> PartitionSpec:
     """The spec of a batch's array [rows, slots, ...]; a single slot is not divided."""
     return PartitionSpec(DATA, SEQUENCE if shape[1] > 1 else None)
-
-
-def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """A context in which to call a model, so that its layers know the mesh (`time_is_split`)."""
-    if mesh is None:
-        return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-
-
-def time_is_split() -> bool:
-    """Whether the model being traced has its rows' slots divided over devices."""
-    return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1) > 1
 
 
 def state_shardings(tree: Tree, mesh: Mesh) -> Tree:

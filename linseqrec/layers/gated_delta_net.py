@@ -9,7 +9,6 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from linseqrec import sharding
 from linseqrec.layers.dense import dense, gate_logits, rms_norm
 from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.layers.starting_values import (
@@ -19,8 +18,8 @@ from linseqrec.layers.starting_values import (
     lookup_kernel,
     lookup_taps,
 )
+from linseqrec.mesh_axes import DATA, SEQUENCE, time_is_split
 from linseqrec.ops.gated_delta_rule import gated_delta_rule, sequence_parallel_gated_delta_rule
-from linseqrec.sharding import DATA, SEQUENCE
 
 
 @jax.tree_util.register_dataclass
@@ -140,7 +139,7 @@ class GatedDelta(nnx.Module):
         memory: Float[Array, "B H K V"] | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
         """Takes the memory through a row's events: what each reads, and the memory after them."""
-        if sharding.time_is_split():
+        if time_is_split():
             return _remember_split(inputs, segment_ids, memory, self.chunk_size)
         return gated_delta_rule(
             *inputs, segment_ids=segment_ids, initial_state=memory, chunk_size=self.chunk_size

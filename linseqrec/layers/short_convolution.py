@@ -6,9 +6,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from linseqrec import sharding
+from linseqrec.mesh_axes import DATA, SEQUENCE, time_is_split
 from linseqrec.ops.convolution import sequence_parallel_short_convolution, short_convolution
-from linseqrec.sharding import DATA, SEQUENCE
 
 
 class ShortConvolution(nnx.Module):
@@ -35,7 +34,9 @@ class ShortConvolution(nnx.Module):
         """Convolves each segment on its own; returns the outputs and the last W - 1 inputs."""
         weight = self.weight[...].astype(x.dtype)
         bias = None if self.bias is None else self.bias[...].astype(x.dtype)
-        if sharding.time_is_split() and segment_ids is not None:
+        if time_is_split():
+            if segment_ids is None:
+                segment_ids = jnp.ones(x.shape[:2], jnp.int32)
             mixed, state = _split(x, weight, bias, segment_ids, state)
         else:
             mixed, state = short_convolution(x, weight, bias, segment_ids=segment_ids, state=state)

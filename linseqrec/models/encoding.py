@@ -78,7 +78,7 @@ class ReadsTimestamps(Protocol):
 class SplitsTime(Protocol):
     """Hyperparameters of a model whose rows may be divided over devices (`mesh.sequence`).
 
-    Each layer of the model that mixes slots must ask `linseqrec.sharding.time_is_split`, and
+    Each layer of the model that mixes slots must ask `linseqrec.mesh_axes.time_is_split`, and
     exchange between devices what it needs.
     """
 

@@ -11,10 +11,11 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.data.batch import Batch
+from linseqrec.mesh_axes import MODEL
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
 from linseqrec.ops.negatives import draw_negatives, popularity_proposal
 from linseqrec.ops.sampled_losses import binary_cross_entropy, gbce, sampled_softmax
-from linseqrec.sharding import MODEL, batch_spec
+from linseqrec.sharding import batch_spec
 
 # `(hidden [B, T, D], table [N + 1, D], batch, key) -> Σ weight · loss over the batch's targets`.
 PredictionLoss = Callable[[Array, Array, Batch, PRNGKeyArray], Float[Array, ""]]

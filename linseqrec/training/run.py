@@ -25,6 +25,7 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
+from linseqrec.mesh_axes import DATA, SEQUENCE, while_tracing
 from linseqrec.models.encoding import ReadsTimestamps, SequenceModel, SplitsTime
 from linseqrec.training.loss import make_loss
 from linseqrec.training.optimizer import make_optimizer
@@ -233,7 +234,7 @@ class Run:
         mesh = self.mesh
 
         def encode(params: nnx.State, events: Events) -> Array:
-            with sharding.while_tracing(mesh):
+            with while_tracing(mesh):
                 return nnx.merge(self.graphdef, params, self.rest)(events).hidden
 
         if mesh is None:
@@ -251,7 +252,7 @@ class Run:
             config = self.experiment.evaluation
             length = self.batches.length
             axes = {} if self.mesh is None else self.mesh.shape
-            devices = axes.get(sharding.DATA, 1)
+            devices = axes.get(DATA, 1)
             self._evaluators[split] = Evaluator(
                 self.source.dataset,
                 getattr(self.source.split, split),
@@ -260,7 +261,7 @@ class Run:
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,
-                width_multiple=axes.get(sharding.SEQUENCE, 1),
+                width_multiple=axes.get(SEQUENCE, 1),
                 item_counts=self.item_counts,
                 request_times=self.experiment.data.request_time == "known",
             )
@@ -292,12 +293,12 @@ class Run:
 
 def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
     """Refuses `mesh.sequence` for models whose layers would make XLA gather whole rows."""
-    if mesh is None or mesh.shape[sharding.SEQUENCE] == 1:
+    if mesh is None or mesh.shape[SEQUENCE] == 1:
         return
     model = experiment.model
     if not (isinstance(model, SplitsTime) and model.splits_time):
         raise ConfigError(
-            f"mesh.sequence is {mesh.shape[sharding.SEQUENCE]}, and {type(model).__name__} does "
+            f"mesh.sequence is {mesh.shape[SEQUENCE]}, and {type(model).__name__} does "
             "not say that its layers take rows that are split over devices (splits_time): set "
             "mesh.sequence to 1"
         )

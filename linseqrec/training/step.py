@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec import sharding
 from linseqrec.data.batch import Batch
+from linseqrec.mesh_axes import while_tracing
 from linseqrec.models.encoding import ChangesAfterStep
 from linseqrec.training.loss import PredictionLoss
 
@@ -95,7 +96,7 @@ def make_train_step(
     ) -> tuple[Float[Array, ""], _Reading]:
         model = nnx.merge(graphdef, params, rest)
         dropout_key, loss_key = jax.random.split(key)
-        with sharding.while_tracing(mesh):
+        with while_tracing(mesh):
             encoding = model(batch.events, dropout_key=dropout_key)
         summed = prediction_loss(encoding.hidden, model.item_table(), batch, loss_key)
         auxiliary = {name: loss / accumulation_steps for name, loss in encoding.losses.items()}

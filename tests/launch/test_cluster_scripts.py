@@ -12,7 +12,8 @@ from jax.sharding import AbstractMesh
 
 from launch.flags import load_experiment
 from linseqrec.config import from_config_dict, to_config_dict
-from linseqrec.sharding import DATA, MODEL, SEQUENCE, check_rows
+from linseqrec.mesh_axes import DATA, MODEL, SEQUENCE
+from linseqrec.sharding import check_rows
 from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import ROOT
 

@@ -12,7 +12,6 @@ knows; the workdir is a folder that all of them see.
 
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from launch import flags as launch_flags
@@ -78,15 +77,15 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value)
     meet()
     cache_compilations()
-    with Preemption(_GRACE.value, alone=jax.process_count() == 1) as preemption:
+    with Preemption(_GRACE.value) as preemption:
         with preemption.interruptible():
             run = Run.of(experiment, mesh=make_mesh(experiment.mesh))
         state, _ = train(
             run,
             workdir,
+            preemption=preemption,
             wandb_project=_WANDB_PROJECT.value,
             allowed_changes=_ALLOWED.value,
-            grace=_GRACE.value,
             profile_steps=_PROFILE.value,
         )
         with preemption.interruptible():

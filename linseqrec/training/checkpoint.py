@@ -62,6 +62,13 @@ class Progress:
     unlogged: dict[str, float] = dataclasses.field(default_factory=dict)
     shapes: dict[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
+    def after_validation(self, step: int, metric: float) -> "Progress":
+        """The progress after a validation of `step` whose selection metric is `metric`."""
+        progress = dataclasses.replace(self, validated_step=step, stale=self.stale + 1)
+        if metric > self.best_metric:
+            return dataclasses.replace(progress, best_step=step, best_metric=metric, stale=0)
+        return progress
+
 
 # Other versions save fewer fields, or more.
 _PROGRESS = [field.name for field in dataclasses.fields(Progress)]

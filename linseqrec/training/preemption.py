@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Self
 
+import jax
+
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again.
 EXIT_CODE = 75
 
@@ -38,16 +40,9 @@ class Preemption:
       requested: Whether a SIGTERM has come.
     """
 
-    def __init__(self, grace: float = 20.0, *, alone: bool = True):
-        """Notes how to end.
-
-        Args:
-          grace: In seconds; clusters send SIGKILL 30 seconds after SIGTERM or later.
-          alone: Whether no other process takes part in the run. Nothing is left at once where
-            others would wait for this one: all end at a step that they agree on.
-        """
+    def __init__(self, grace: float = 20.0):
+        """Args: `grace` in seconds; clusters send SIGKILL 30 seconds after SIGTERM or later."""
         self.requested = False
-        self._alone = alone
         self._grace = grace
         self._interruptible = False
         self._left = threading.Event()
@@ -72,8 +67,11 @@ class Preemption:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within it, a SIGTERM raises `Preempted` at once; unless there are other processes."""
-        if not self._alone:
+        """Inside, a SIGTERM raises `Preempted` at once, unless the run has other processes.
+
+        They would wait for this one: all end at a step that they agree on.
+        """
+        if jax.process_count() > 1:
             yield
             return
         self._interruptible = True

@@ -1,6 +1,9 @@
-"""Model FLOP utilisation: the arithmetic a step must do, over what the device could do."""
+"""Training speed and model FLOP utilisation: a step's arithmetic over what a device can do."""
 
+import contextlib
+import dataclasses
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,8 @@ from jaxtyping import Array, Float
 
 from linseqrec.models.encoding import ModelConfig, ReusesParameters
 from linseqrec.models.weights import parameter_path
+from linseqrec.training.checkpoint import Progress
+from linseqrec.training.run import Run
 
 # Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`.
 _DATASHEET = {
@@ -69,3 +74,76 @@ def peak_flops(dtype: str) -> float:
         multiply(square, square).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return 2.0 * size**3 / float(np.min(seconds)) * jax.device_count()
+
+
+class Meter:
+    """The mean loss, the speed and the utilisation between two readings of training metrics."""
+
+    def __init__(self, run: Run, progress: Progress):
+        """Starts the clock, and goes on from the sums that `progress` holds."""
+        model = run.experiment.model
+        self._per_event = flops_per_event(run.initial_params, model)
+        self._per_target = flops_per_target(run.item_table(run.initial_params))
+        self._peak = peak_flops(getattr(model, "dtype", "float32"))
+        self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
+        self._loss = progress.unlogged.get("loss", 0.0)
+        self._targets = progress.unlogged.get("targets", 0.0)
+        # Since this process started or last read, which may be less than the sums above.
+        self._timed_events = self._timed_targets = 0.0
+        self._unread_seconds = self._unsaved_seconds = 0.0
+        self._start = time.perf_counter()
+
+    def count(self, metrics: dict[str, jax.Array]) -> None:
+        """Notes a step, without waiting for it."""
+        self._steps.append((metrics["events"], metrics["targets"], metrics["loss"]))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock inside."""
+        self._stop()
+        yield
+        self._start = time.perf_counter()
+
+    def read(self, metrics: dict[str, jax.Array]) -> tuple[dict[str, float], dict[str, float]]:
+        """Reads what was counted since the last reading, and waits for the last step.
+
+        Args:
+          metrics: The last step's.
+
+        Returns:
+          The step's metrics with the mean loss of all steps counted; and the speed.
+        """
+        values = {f"train/{name}": float(value) for name, value in metrics.items()}
+        self._stop()
+        self._gather()
+        values["train/loss"] = self._loss / max(self._targets, 1.0)
+        flops = self._timed_events * self._per_event + self._timed_targets * self._per_target
+        speed = {
+            "train/events_per_second": self._timed_events / self._unread_seconds,
+            "train/model_flop_utilisation": flops / self._unread_seconds / self._peak,
+        }
+        self._loss = self._targets = self._timed_events = self._timed_targets = 0.0
+        self._unread_seconds = 0.0
+        self._start = time.perf_counter()
+        return values, speed
+
+    def added_to(self, progress: Progress) -> Progress:
+        """`progress` with the seconds since this was last asked, and the sums not yet read."""
+        seconds, self._unsaved_seconds = self._unsaved_seconds, 0.0
+        self._gather()
+        sums = {"loss": self._loss, "targets": self._targets}
+        return dataclasses.replace(progress, seconds=progress.seconds + seconds, unlogged=sums)
+
+    def _gather(self) -> None:
+        # Step by step in float64: the same sum, wherever a resumption cuts it.
+        for events, targets, loss in jax.device_get(self._steps):
+            self._loss += float(loss) * float(targets)
+            self._targets += float(targets)
+            self._timed_events += float(events)
+            self._timed_targets += float(targets)
+        self._steps = []
+
+    def _stop(self) -> None:
+        elapsed = time.perf_counter() - self._start
+        self._unread_seconds += elapsed
+        self._unsaved_seconds += elapsed

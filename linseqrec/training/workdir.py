@@ -7,14 +7,12 @@ import json
 import math
 import os
 import platform
-import secrets
 import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any
 
 import jax
 
@@ -24,7 +22,6 @@ from linseqrec.data.source import Source, load_source
 from linseqrec.errors import UserError
 from linseqrec.files import replacing
 from linseqrec.training.checkpoint import ever_saved
-from linseqrec.training.tensorboard import TensorBoard
 
 # What a start leaves before its first checkpoint, beside `config.json` and `card.json`.
 _RECORDS = (
@@ -312,94 +309,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-class MetricsLog:
-    """`metrics.jsonl` and `speed.jsonl`, a record a line, mirrored to TensorBoard and W&B.
-
-    Opening it at a step drops the records after that step: a resumed run writes them again.
-    """
-
-    def __init__(self, workdir: Path, step: int, *, wandb_project: str = ""):
-        """Opens the log.
-
-        Args:
-          workdir: The run's folder; its name is the run's in W&B.
-          step: Records after it are dropped.
-          wandb_project: The project to mirror to; empty for none.
-
-        Raises:
-          WorkdirError: If W&B is asked for and not installed.
-        """
-        self._files = {
-            name: _reopen(workdir / f"{name}.jsonl", step) for name in ("metrics", "speed")
-        }
-        self._board = TensorBoard(workdir / "tensorboard", first_step=step + 1)
-        self._wandb: Any = None
-        if wandb_project:
-            try:
-                import wandb
-            except ImportError as error:
-                raise WorkdirError("W&B is not installed: pip install -e '.[wandb]'") from error
-            self._wandb = wandb.init(
-                project=wandb_project,
-                name=workdir.name,
-                # A resumed run goes on where it was, and no other of the same folder name does.
-                id=_wandb_id(workdir),
-                resume="allow",
-                dir=str(workdir),
-                config=json.loads((workdir / "config.json").read_text()),
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for file in self._files.values():
-            file.close()
-        self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
-
-    def write(
-        self, step: int, metrics: dict[str, float], speed: dict[str, float] | None = None
-    ) -> None:
-        """Appends one record, on disk when it returns; `speed`, which no rerun repeats, apart."""
-        speed = speed or {}
-        for name, values in (("metrics", metrics), ("speed", speed)):
-            if values:
-                self._files[name].write(json.dumps({"step": step} | values) + "\n")
-                self._files[name].flush()
-        self._board.write(step, metrics | speed)
-        if self._wandb is not None:
-            self._wandb.log(metrics | speed, step=step)
-
-
-def _wandb_id(workdir: Path) -> str:
-    """The run's id in W&B: drawn once, then kept in the workdir."""
-    path = workdir / "wandb_id.json"
-    if not path.exists():
-        write_json(path, secrets.token_hex(8))
-    return json.loads(path.read_text())
-
-
-def _reopen(path: Path, step: int) -> TextIO:
-    """Opens a log to append to, without its records after a step."""
-    records = [record for record in _read_records(path) if record["step"] <= step]
-    with replacing(path) as partial:
-        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path.open("a")
-
-
 def read_metrics(workdir: Path) -> Iterator[dict[str, float]]:
-    """The records of `metrics.jsonl` in order; a last line cut short by a kill is left out."""
-    return _read_records(workdir / "metrics.jsonl")
+    """The records of `metrics.jsonl` in order, as `read_records` gives them."""
+    return read_records(workdir / "metrics.jsonl")
 
 
-def _read_records(path: Path) -> Iterator[dict[str, float]]:
+def read_records(path: Path) -> Iterator[dict[str, float]]:
+    """The records of a log in order; a last line that a kill cut short is left out."""
     if not path.exists():
         return
     for line in path.read_text().splitlines(keepends=True):

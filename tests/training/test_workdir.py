@@ -10,6 +10,7 @@ from linseqrec.config import Experiment, to_json
 from linseqrec.data.dataset import Dataset, DatasetError, write_dataset
 from linseqrec.data.source import DataConfig
 from linseqrec.training import workdir
+from linseqrec.training.log import MetricsLog
 
 
 def test_a_line_cut_short_is_left_out_and_written_again(tmp_path):
@@ -17,13 +18,13 @@ def test_a_line_cut_short_is_left_out_and_written_again(tmp_path):
     lines = [json.dumps(record) + "\n" for record in whole]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "lo')
     assert list(workdir.read_metrics(tmp_path)) == whole
-    with workdir.MetricsLog(tmp_path, 1) as log:
+    with MetricsLog(tmp_path, 1) as log:
         log.write(2, {"loss": 1.25})
     assert list(workdir.read_metrics(tmp_path)) == [whole[0], {"step": 2, "loss": 1.25}]
 
 
 def test_metrics_are_mirrored_to_tensorboard(tmp_path):
-    with workdir.MetricsLog(tmp_path, 1) as log:
+    with MetricsLog(tmp_path, 1) as log:
         log.write(2, {"loss": 1.25, "norm": 0.5}, {"speed": 9.0})
         # On disk before the file is closed.
         events = list(read_events(tmp_path / "tensorboard"))
@@ -68,7 +69,7 @@ def wandb(monkeypatch):
 def mirror(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_json(Experiment(name="x"))))
-    with workdir.MetricsLog(folder, 0, wandb_project="p") as log:
+    with MetricsLog(folder, 0, wandb_project="p") as log:
         log.write(3, {"loss": 1.0})
 
 
@@ -91,7 +92,7 @@ def test_a_run_keeps_its_id_in_wandb_and_shares_it_with_none(tmp_path, wandb):
 def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(workdir.WorkdirError, match=r"W&B is not installed.*\[wandb\]"):
-        workdir.MetricsLog(tmp_path, 0, wandb_project="p")
+        MetricsLog(tmp_path, 0, wandb_project="p")
 
 
 def test_a_result_names_what_it_depends_on():
@@ -110,7 +111,7 @@ def test_a_start_that_saved_nothing_gives_way_with_its_records(
 ):
     card = {"sha256": {"items": "1"}}
     workdir.claim(tmp_path, experiment, card)
-    with workdir.MetricsLog(tmp_path, 0) as log:
+    with MetricsLog(tmp_path, 0) as log:
         log.write(1, {"loss": 9.0}, {"speed": 1.0})
     (tmp_path / "profile").mkdir()
     (tmp_path / "log.txt").write_text("$ python\n")

@@ -1,0 +1,221 @@
+"""What a run tells while it trains: records on disk, a progress bar, lines on the terminal."""
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
+from tqdm import tqdm
+
+from linseqrec.evaluation.result import EvaluationResult, selected_by
+from linseqrec.files import replacing
+from linseqrec.training import distributed
+from linseqrec.training.checkpoint import Progress
+from linseqrec.training.run import Run
+from linseqrec.training.workdir import WorkdirError, read_records, write_json
+
+
+class TrainingLog:
+    """The log of a run: of several processes, the first one's alone.
+
+    A context manager: the files are closed, and the bar ends, with it.
+    """
+
+    def __init__(self, run: Run, folder: Path, step: int, *, wandb_project: str = ""):
+        """Opens the log.
+
+        Args:
+          run: The run.
+          folder: Its workdir.
+          step: The updates applied so far; later records are dropped, since the run repeats them.
+          wandb_project: The W&B project to mirror metrics to; empty for none.
+
+        Raises:
+          WorkdirError: If W&B is asked for and not installed.
+        """
+        self._steps_per_epoch = run.batches.steps_per_epoch
+        self._close = contextlib.ExitStack()
+        self._records: MetricsLog | None = None
+        if distributed.is_first():
+            self._records = self._close.enter_context(
+                MetricsLog(folder, step, wandb_project=wandb_project)
+            )
+        self._bar = self._close.enter_context(
+            tqdm(
+                total=run.num_steps,
+                initial=step,
+                unit="step",
+                # None: tqdm draws nothing where there is no terminal.
+                disable=None if distributed.is_first() else True,
+                desc=run.experiment.name,
+            )
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close.__exit__(kind, error, trace)
+
+    def step(self) -> None:
+        """Moves the bar on by a step."""
+        self._bar.update()
+
+    def training(self, step: int, metrics: dict[str, float], speed: dict[str, float]) -> None:
+        """Records training metrics, and the speed since the last ones."""
+        self._bar.set_postfix(
+            loss=f"{metrics['train/loss']:.3f}",
+            events=f"{speed['train/events_per_second']:,.0f}/s",
+            refresh=False,
+        )
+        self._write(step, metrics, speed)
+
+    def validation(self, step: int, result: EvaluationResult, progress: Progress) -> None:
+        """Records a validation, and prints it on a line."""
+        named = {
+            f"validation/{name}/{metric}": value
+            for name, metrics in result.metrics_by_filter.items()
+            for metric, value in metrics.items()
+        }
+        self._write(step, named)
+        if self._records is None:
+            return
+        scores = ", ".join(
+            f"HR@10 {metrics['HR@10']:.4f} NDCG@10 {metrics['NDCG@10']:.4f} (seen: {name})"
+            for name, metrics in result.metrics_by_filter.items()
+        )
+        best = f"best step {progress.best_step} by {selected_by(tuple(result.metrics_by_filter))}"
+        epoch = step / self._steps_per_epoch
+        tqdm.write(f"step {step} epoch {epoch:.1f} validation {scores}; {best}")
+
+    def _write(
+        self, step: int, metrics: dict[str, float], speed: dict[str, float] | None = None
+    ) -> None:
+        if self._records is not None:
+            self._records.write(step, {"epoch": step / self._steps_per_epoch} | metrics, speed)
+
+
+class MetricsLog:
+    """`metrics.jsonl` and `speed.jsonl`, a record a line, mirrored to TensorBoard and W&B.
+
+    Opening the log at a step drops the records after that step: a resumed run writes them again.
+    """
+
+    def __init__(self, workdir: Path, step: int, *, wandb_project: str = ""):
+        """Opens the log.
+
+        Args:
+          workdir: The run's folder; its name is the run's in W&B.
+          step: Records after it are dropped.
+          wandb_project: The project to mirror to; empty for none.
+
+        Raises:
+          WorkdirError: If W&B is asked for and not installed.
+        """
+        self._files = {
+            name: _reopen(workdir / f"{name}.jsonl", step) for name in ("metrics", "speed")
+        }
+        self._board = _TensorBoard(workdir / "tensorboard", first_step=step + 1)
+        self._wandb: Any = None
+        if wandb_project:
+            try:
+                import wandb
+            except ImportError as error:
+                raise WorkdirError("W&B is not installed: pip install -e '.[wandb]'") from error
+            self._wandb = wandb.init(
+                project=wandb_project,
+                name=workdir.name,
+                # The id makes a resumed run the same run in W&B, whatever its folder is called.
+                id=_wandb_id(workdir),
+                resume="allow",
+                dir=str(workdir),
+                config=json.loads((workdir / "config.json").read_text()),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def write(
+        self, step: int, metrics: dict[str, float], speed: dict[str, float] | None = None
+    ) -> None:
+        """Appends one record, on disk when this returns.
+
+        Args:
+          step: The updates applied so far.
+          metrics: Values by name, which a repeated run repeats.
+          speed: Values by name, which it does not repeat: they go to `speed.jsonl`.
+        """
+        speed = speed or {}
+        for name, values in (("metrics", metrics), ("speed", speed)):
+            if values:
+                self._files[name].write(json.dumps({"step": step} | values) + "\n")
+                self._files[name].flush()
+        self._board.write(step, metrics | speed)
+        if self._wandb is not None:
+            self._wandb.log(metrics | speed, step=step)
+
+
+class _TensorBoard:
+    """An event file of scalars, each on disk at once.
+
+    tensorboardX's `SummaryWriter` writes from a thread. When that thread has died of a full disk,
+    its queue fills and the run waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        """Opens a new file in `folder`; TensorBoard drops what older files hold from this step."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(first_step, session_log=start)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._write(step, summary=scalar(name, value))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, step: int, **fields: object) -> None:
+        self._file.write_event(event_pb2.Event(wall_time=time.time(), step=step, **fields))
+
+
+def _wandb_id(workdir: Path) -> str:
+    """The run's id in W&B: drawn once, then kept in the workdir."""
+    path = workdir / "wandb_id.json"
+    if not path.exists():
+        write_json(path, secrets.token_hex(8))
+    return json.loads(path.read_text())
+
+
+def _reopen(path: Path, step: int) -> TextIO:
+    """Opens a log to append to, without its records after a step."""
+    records = [record for record in read_records(path) if record["step"] <= step]
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path.open("a")

@@ -122,9 +122,9 @@ def _run(folder: Path) -> Run:
 def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, EvaluationResult]]:
     """Each checkpoint and split asked for, once: "best" and "latest" may be one step."""
     folder = folder / "checkpoints"
-    with Checkpoints(folder, read_only=True, shapes=run.shapes) as checkpoints:
+    with Checkpoints(folder, read_only=True, shapes=run.step.shapes) as checkpoints:
         for step in dict.fromkeys(map(checkpoints.resolve, _CHECKPOINTS.value)):
-            params = checkpoints.restore_params(step, run.initial_params)
+            params = checkpoints.restore_params(step, run.model.initial_params)
             for split in dict.fromkeys(cast(list[SplitName], _SPLIT.value)):
                 yield step, split, run.evaluate(params, split)
 

@@ -52,9 +52,9 @@ def test_the_example_experiment_trains_and_is_restored_from_its_json(example):
         np.tile(np.arange(1, 7, dtype=np.int32), 8), np.arange(48), np.arange(0, 49, 6), 6
     )
     run = Run.of(experiment, Source(dataset, leave_one_out(dataset), None))
-    state = run.initial_state()
+    state = run.step.initial_state()
     before = jax.tree.map(np.asarray, state.params)
-    state, metrics = run.train_step(state, run.batches[0])
+    state, metrics = run.step.update(state, run.batches[0])
     assert np.isfinite(float(metrics["loss"])) and not bool(state.halted)
     changed = jax.tree.map(lambda a, b: bool((a != np.asarray(b)).any()), before, state.params)
     assert all(jax.tree.leaves(changed))

@@ -119,7 +119,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
     known = first.run.experiment.data.request_time == "known"
     numbers = {}
     for subject in subjects:
-        table = subject.run.item_table(subject.params)
+        table = subject.run.model.item_table(subject.params)
 
         def ranks(
             shown: bool, subject: Subject = subject, table: Any = table

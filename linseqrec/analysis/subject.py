@@ -56,13 +56,13 @@ class Subject:
         run = Run.of(workdir.read_experiment(folder), source, trains=False)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
-            params = checkpoints.restore_params(step, run.initial_params)
+            params = checkpoints.restore_params(step, run.model.initial_params)
         return cls(name, run, params, step)
 
     @property
     def mixers(self) -> list[nnx.Module]:
         """The model's linear mixers, those that `trace` looks into."""
-        model = nnx.merge(self.run.graphdef, self.params, self.run.rest)
+        model = self.run.model.merge(self.params)
         return [module for _, module in linear_mixers(model)]
 
     def histories(
@@ -102,8 +102,8 @@ class Subject:
 
     @functools.cached_property
     def _trace(self) -> Any:
-        graphdef, rest = self.run.graphdef, self.run.rest
-        return jax.jit(lambda params, events: trace(nnx.merge(graphdef, params, rest), events))
+        merge = self.run.model.merge
+        return jax.jit(lambda params, events: trace(merge(params), events))
 
     def hidden(self, events: Events, slot: int) -> Float[Array, "B D"]:
         """The hidden vectors [B, D] at a slot, of many rows, a batch at a time."""
@@ -111,6 +111,6 @@ class Subject:
         for start in range(0, rows, _BATCH):
             index = np.minimum(np.arange(start, start + _BATCH), rows - 1)
             batch = jax.tree.map(lambda leaf: leaf[index], events)  # noqa: B023
-            encoded = self.run.encode(self.params, batch)[:, slot]
+            encoded = self.run.model.encode(self.params, batch)[:, slot]
             parts.append(encoded[: min(_BATCH, rows - start)])
         return jnp.concatenate(parts)

@@ -48,9 +48,10 @@ from linseqrec.ops.softmax_attention import softmax_attention
 from linseqrec.training import throughput
 from linseqrec.training.loop import train
 from linseqrec.training.loss import LossConfig, make_loss
+from linseqrec.training.model import split_model
 from linseqrec.training.optimizer import OptimizerConfig, make_optimizer
 from linseqrec.training.results import write_results
-from linseqrec.training.run import Run, split_model
+from linseqrec.training.run import Run
 from linseqrec.training.step import init_state, make_train_step
 
 _SECONDS = 8 * 60

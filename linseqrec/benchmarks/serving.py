@@ -18,7 +18,7 @@ from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.serving.recommender import Recommender
 from linseqrec.serving.states import UserStates
-from linseqrec.training.run import split_model
+from linseqrec.training.model import split_model
 
 _MODEL = GatedDeltaNetConfig()
 _BATCHES = (1, 16, 128)

@@ -27,7 +27,7 @@ from linseqrec.serving.states import (
 )
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
-from linseqrec.training.run import build_model, split_model
+from linseqrec.training.model import build_model, split_model
 
 Tree = TypeVar("Tree")
 

@@ -18,7 +18,6 @@ from linseqrec.evaluation.result import EvaluationResult, selected_by
 from linseqrec.files import replacing
 from linseqrec.training import distributed
 from linseqrec.training.checkpoint import Progress
-from linseqrec.training.run import Run
 from linseqrec.training.workdir import WorkdirError, read_records, write_json
 
 
@@ -28,19 +27,30 @@ class TrainingLog:
     A context manager: the files are closed, and the bar ends, with it.
     """
 
-    def __init__(self, run: Run, folder: Path, step: int, *, wandb_project: str = ""):
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        *,
+        name: str,
+        num_steps: int,
+        steps_per_epoch: int,
+        wandb_project: str = "",
+    ):
         """Opens the log.
 
         Args:
-          run: The run.
-          folder: Its workdir.
+          folder: The run's workdir.
           step: The updates applied so far; later records are dropped, since the run repeats them.
+          name: The experiment's name, which stands before the bar.
+          num_steps: Length of the run.
+          steps_per_epoch: Steps of one pass over the training targets.
           wandb_project: The W&B project to mirror metrics to; empty for none.
 
         Raises:
           WorkdirError: If W&B is asked for and not installed.
         """
-        self._steps_per_epoch = run.batches.steps_per_epoch
+        self._steps_per_epoch = steps_per_epoch
         self._close = contextlib.ExitStack()
         self._records: MetricsLog | None = None
         if distributed.is_first():
@@ -49,12 +59,12 @@ class TrainingLog:
             )
         self._bar = self._close.enter_context(
             tqdm(
-                total=run.num_steps,
+                total=num_steps,
                 initial=step,
                 unit="step",
                 # None: tqdm draws nothing where there is no terminal.
                 disable=None if distributed.is_first() else True,
-                desc=run.experiment.name,
+                desc=name,
             )
         )
 

@@ -64,26 +64,32 @@ def train(
       NonFiniteError: If a loss or gradient is not finite; the last good checkpoint stays.
       Preempted: After SIGTERM; the state is saved, and the same call goes on.
     """
+    experiment = run.experiment
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------- the workdir is ours
         preemption = preemption or stack.enter_context(Preemption())
         distributed.on_first(lambda: _claim(stack, run, folder, allowed_changes))
 
         # ---------------------------------------------------------------- state: saved, or fresh
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", shapes=run.shapes))
+        checkpoints = stack.enter_context(
+            Checkpoints(folder / "checkpoints", shapes=run.step.shapes)
+        )
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         iterator = iter(run.batches.to_iter_dataset(reading))
-        state, progress = run.initial_state(), Progress(iterator.get_state())
+        state, progress = run.step.initial_state(), Progress(iterator.get_state())
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, progress = restored
             iterator.set_state(progress.iterator)
         step = int(state.step)
 
         # ---------------------------------------------------------------- what watches the loop
-        log = stack.enter_context(TrainingLog(run, folder, step, wandb_project=wandb_project))
+        length = {"num_steps": run.num_steps, "steps_per_epoch": run.batches.steps_per_epoch}
+        log = stack.enter_context(
+            TrainingLog(folder, step, name=experiment.name, wandb_project=wandb_project, **length)
+        )
         profiler = stack.enter_context(Profiler(folder / "profile", profile_steps))
-        meter = Meter(run, progress)
-        schedule = Schedule(run, preemption)
+        meter = Meter(experiment.model, run.model, progress)
+        schedule = Schedule(experiment.training, preemption=preemption, **length)
 
         try:
             while True:
@@ -110,10 +116,10 @@ def train(
 
                 # ------------------------------------------------------------ fetch
                 with preemption.interruptible():
-                    batch = run.place_batch(next(iterator))
+                    batch = run.step.place(next(iterator))
 
                 # ------------------------------------------------------------ step
-                state, metrics = run.train_step(state, batch)
+                state, metrics = run.step.update(state, batch)
                 step += 1
                 progress = dataclasses.replace(progress, iterator=iterator.get_state())
                 profiler.step(metrics)

@@ -1,23 +1,19 @@
-"""`Run`: what an experiment's configuration stands for: its events, model, step and evaluators."""
+"""`Run`: what an experiment's configuration stands for: its events, model and training step."""
 
-import contextlib
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from linseqrec import sharding
 from linseqrec.config import ConfigError, Experiment
-from linseqrec.data.batch import Batch
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
 from linseqrec.evaluation import queries
@@ -25,43 +21,14 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
-from linseqrec.mesh_axes import DATA, SEQUENCE, while_tracing
-from linseqrec.models.encoding import ReadsTimestamps, SequenceModel, SplitsTime
+from linseqrec.mesh_axes import DATA, SEQUENCE
+from linseqrec.models.encoding import ReadsTimestamps, SplitsTime
 from linseqrec.training.loss import make_loss
+from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import make_optimizer
-from linseqrec.training.step import TrainState, init_state, make_train_step
+from linseqrec.training.step import CompiledStep
 
 SplitName = Literal["validation", "test"]
-
-
-def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """A model's structure, its parameters, and its other variables; `nnx.merge` joins them."""
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    return graphdef, params, rest
-
-
-def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
-    """An experiment's model with fresh parameters.
-
-    Args:
-      experiment: The configuration.
-      num_items: Of the catalogue.
-
-    Raises:
-      ConfigError: If request times are known and the model cannot be told of them.
-    """
-    rngs = nnx.Rngs(experiment.training.seed)
-    if experiment.data.request_time == "hidden":
-        return experiment.model.build(num_items, rngs=rngs)
-    parameters = inspect.signature(experiment.model.build).parameters
-    if "request_time" not in parameters:
-        raise ConfigError(
-            "data.request_time is 'known', but "
-            f"{type(experiment.model).__name__}.build takes no argument request_time: the model "
-            "cannot be told request times. Add the argument as linseqrec.models.encoding."
-            "ModelConfig has it, or set data.request_time to 'hidden'"
-        )
-    return experiment.model.build(num_items, rngs=rngs, request_time=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,29 +37,19 @@ class Run:
 
     Attributes:
       experiment: The configuration.
-      source: Its events.
+      source: The events, and which of them each split predicts.
       batches: Training batches by step; of several processes, this one's rows of them.
-      num_steps: Length of the run, in steps.
-      evaluate_every: Steps between validations.
-      graphdef: The model's structure.
-      rest: Its variables that are not parameters.
-      initial_params: Its fresh parameters.
+      model: The model as functions of its parameters.
       optimizer: The Optax chain.
-      mesh: Devices that batches and item table are divided over; None for one device.
-      shapes: Of those arrays of the training state that the mesh pads, by name, without padding.
+      num_steps: Length of the run, in steps.
     """
 
     experiment: Experiment
     source: Source
     batches: TrainingBatches
-    num_steps: int
-    evaluate_every: int
-    graphdef: nnx.GraphDef
-    rest: Any
-    initial_params: nnx.State
+    model: FunctionalModel
     optimizer: optax.GradientTransformation
-    mesh: Mesh | None
-    shapes: dict[str, tuple[int, ...]]
+    num_steps: int
 
     @classmethod
     def of(
@@ -107,16 +64,16 @@ class Run:
 
         Args:
           experiment: The configuration.
-          source: Its events, if they are at hand already.
-          mesh: The devices to divide the work over (`sharding.make_mesh`); None for one alone,
+          source: The events, if they are at hand already.
+          mesh: The devices to divide the work over (`sharding.make_mesh`); None for one device,
             whatever the configuration says.
-          trains: Whether it will be trained, so that the mesh must divide its batches.
+          trains: Whether the run will be trained, so that the mesh must divide its batches.
 
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
-          ConfigError: If the optimizer's settings do not fit the run's length, the model reads
-            times of a log that has none, cannot be told known request times, or cannot take rows
-            that are split over devices.
+          ConfigError: If the optimizer's settings do not fit the run's length; or if the model
+            reads times of a log that has none, cannot be told known request times, or cannot take
+            rows that are split over devices.
           DatasetError: If the folder is no dataset folder, or damaged.
           SplitError: If its events cannot be split so.
           WorldError: If there is no such world, or none of that size.
@@ -127,6 +84,7 @@ class Run:
         if trains:
             sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
         process_index, process_count = sharding.rows_read(mesh)
+
         source = load_source(data) if source is None else source
         length = data.row_length(source.dataset)
         _check_splits_time(experiment, mesh)
@@ -147,100 +105,30 @@ class Run:
             request_times=data.request_time == "known",
         )
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
-        # A table that is to be divided need not fit on any one of the devices.
-        host = contextlib.nullcontext()
-        if mesh is not None:
-            host = jax.default_device(jax.local_devices(backend="cpu")[0])
-        with host:
-            model = build_model(experiment, source.dataset.num_items)
-        graphdef, params, rest = split_model(model)
+
+        model = FunctionalModel.of(experiment, source.dataset.num_items, mesh)
         try:
             optimizer = make_optimizer(experiment.optimizer, num_steps)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        shapes: dict[str, tuple[int, ...]] = {}
-        if mesh is not None:
-            whole = jax.eval_shape(lambda: init_state(params, optimizer))
-            shapes = sharding.shapes_before_padding(whole, mesh)
-            params = sharding.place(params, mesh)
-            # Constants of the compiled functions, which may not be arrays of several processes.
-            rest = jax.tree.map(np.asarray, rest)
-        return cls(
-            experiment=experiment,
-            source=source,
-            batches=batches,
-            num_steps=num_steps,
-            evaluate_every=max(1, round(training.evaluate_every * batches.steps_per_epoch)),
-            graphdef=graphdef,
-            rest=rest,
-            initial_params=params,
-            optimizer=optimizer,
-            mesh=mesh,
-            shapes=shapes,
-        )
-
-    def initial_state(self) -> TrainState:
-        """The training state before the first step."""
-
-        def make(params: nnx.State) -> TrainState:
-            # Copied: the step consumes its state, and the parameters may be asked for again.
-            return init_state(jax.tree.map(jnp.copy, params), self.optimizer)
-
-        if self.mesh is None:
-            return make(self.initial_params)
-        return jax.jit(make, out_shardings=self._state_shardings)(self.initial_params)
-
-    @functools.cached_property
-    def _state_shardings(self) -> Any:
-        assert self.mesh is not None
-        shapes = jax.eval_shape(lambda: init_state(self.initial_params, self.optimizer))
-        return sharding.state_shardings(shapes, self.mesh)
+        return cls(experiment, source, batches, model, optimizer, num_steps)
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
-        """[N + 1], training events of each item."""
+        """Training events of each item, int64 [N + 1]."""
         return item_counts(self.source.dataset, self.source.split)
 
     @functools.cached_property
-    def train_step(self) -> Any:
-        """The compiled step, `(state, batch) -> (state, metrics)`; it consumes its state."""
-        step = make_train_step(
-            self.graphdef,
-            self.rest,
+    def step(self) -> CompiledStep:
+        """The training step, and the state that it starts from."""
+        training, mesh = self.experiment.training, self.model.mesh
+        return CompiledStep(
+            self.model,
             self.optimizer,
-            make_loss(self.experiment.loss, self.item_counts, self.mesh),
-            seed=self.experiment.training.seed,
-            accumulation_steps=self.experiment.training.accumulation_steps,
-            mesh=self.mesh,
+            make_loss(self.experiment.loss, self.item_counts, mesh),
+            seed=training.seed,
+            accumulation_steps=training.accumulation_steps,
         )
-        if self.mesh is None:
-            return jax.jit(step, donate_argnums=0)
-        return jax.jit(
-            step,
-            donate_argnums=0,
-            in_shardings=(self._state_shardings, None),
-            out_shardings=(self._state_shardings, sharding.replicated(self.mesh)),
-        )
-
-    def place_batch(self, batch: Batch) -> Batch:
-        """A batch of `batches` where the step wants it: on its devices, the whole of all rows."""
-        if self.mesh is None:
-            return batch
-        return sharding.place_batch(batch, self.mesh)
-
-    @functools.cached_property
-    def encode(self) -> Any:
-        """The compiled model, `(params, events) -> hidden [B, T, D]`, dropout off."""
-        mesh = self.mesh
-
-        def encode(params: nnx.State, events: Events) -> Array:
-            with while_tracing(mesh):
-                return nnx.merge(self.graphdef, params, self.rest)(events).hidden
-
-        if mesh is None:
-            return jax.jit(encode)
-        compiled = jax.jit(encode, out_shardings=sharding.by_slots(mesh))
-        return lambda params, events: compiled(params, sharding.place_whole_batch(events, mesh))
 
     @functools.cached_property
     def _evaluators(self) -> dict[str, Evaluator]:
@@ -249,15 +137,14 @@ class Run:
     def evaluator(self, split: SplitName) -> Evaluator:
         """The evaluator of the validation or test targets, made when first asked for."""
         if split not in self._evaluators:
-            config = self.experiment.evaluation
+            config, mesh = self.experiment.evaluation, self.model.mesh
             length = self.batches.length
-            axes = {} if self.mesh is None else self.mesh.shape
-            devices = axes.get(DATA, 1)
+            axes = {} if mesh is None else mesh.shape
             self._evaluators[split] = Evaluator(
                 self.source.dataset,
                 getattr(self.source.split, split),
                 max_length=length,
-                batch_size=queries.rows_at_once(config.batch_size, length, devices),
+                batch_size=queries.rows_at_once(config.batch_size, length, axes.get(DATA, 1)),
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,
@@ -282,13 +169,10 @@ class Run:
         def encode(events: Events) -> Array:
             if between is not None:
                 between()
-            return self.encode(params, events)
+            return self.model.encode(params, events)
 
-        return self.evaluator(split).run(encode, self.item_table(params), self.mesh)
-
-    def item_table(self, params: nnx.State) -> Float[Array, "N+1 D"]:
-        """The model's output table; on a mesh split by rows, and padded."""
-        return nnx.merge(self.graphdef, params, self.rest).item_table()
+        table = self.model.item_table(params)
+        return self.evaluator(split).run(encode, table, self.model.mesh)
 
 
 def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
@@ -305,7 +189,10 @@ def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
 
 
 def _check_reads_no_time(experiment: Experiment) -> None:
-    """A model that read the places in a log without times as seconds would seem to need no time."""
+    """Refuses models that read times, of a log without times.
+
+    They would take the places of the events for seconds, and seem to need no time.
+    """
     if experiment.data.request_time == "known":
         raise ConfigError(
             "data.request_time is 'known', and this log has only the order of its events: it must "

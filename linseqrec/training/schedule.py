@@ -2,10 +2,10 @@
 
 import time
 
+from linseqrec.config import TrainingConfig
 from linseqrec.training import distributed
 from linseqrec.training.checkpoint import Progress
 from linseqrec.training.preemption import Preempted, Preemption
-from linseqrec.training.run import Run
 
 
 class Schedule:
@@ -18,9 +18,24 @@ class Schedule:
       saves: Whether the loop saves a checkpoint before its next step.
     """
 
-    def __init__(self, run: Run, preemption: Preemption):
-        training = run.experiment.training
-        self._num_steps, self._evaluate_every = run.num_steps, run.evaluate_every
+    def __init__(
+        self,
+        training: TrainingConfig,
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        preemption: Preemption,
+    ):
+        """Reads the configuration.
+
+        Args:
+          training: How often each thing is done.
+          num_steps: Length of the run.
+          steps_per_epoch: Steps of one pass over the training targets.
+          preemption: Tells whether this process has received SIGTERM.
+        """
+        self._num_steps = num_steps
+        self._evaluate_every = max(1, round(training.evaluate_every * steps_per_epoch))
         self._log_every, self._patience = training.log_every, training.patience
         self._save_seconds = 60 * training.save_minutes
         self._preemption = preemption

@@ -1,6 +1,7 @@
 """The training state and the step that advances it: a plain function under `jax.jit`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from linseqrec.data.batch import Batch
 from linseqrec.mesh_axes import while_tracing
 from linseqrec.models.encoding import ChangesAfterStep
 from linseqrec.training.loss import PredictionLoss
+from linseqrec.training.model import FunctionalModel
 
 # Folded into a step's key: beyond the number of any key that it is split into.
 _AFTER_STEP = 2**31 - 1
@@ -147,3 +149,74 @@ def make_train_step(
         return state, read.losses | read.metrics | norms | counts
 
     return step
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """The training step of a run, compiled for its devices, and the state that it starts from.
+
+    Attributes:
+      model: The model; its mesh is what batches and state are divided over.
+      optimizer: The Optax chain.
+      prediction_loss: The objective (`make_loss`).
+      seed: The seed of dropout and drawn negatives.
+      accumulation_steps: Parts a batch is split into.
+    """
+
+    model: FunctionalModel
+    optimizer: optax.GradientTransformation
+    prediction_loss: PredictionLoss
+    _: dataclasses.KW_ONLY
+    seed: int
+    accumulation_steps: int = 1
+
+    def initial_state(self) -> TrainState:
+        """The training state before the first step."""
+
+        def make(params: nnx.State) -> TrainState:
+            # Copied: the step consumes its state, and the parameters may be asked for again.
+            return init_state(jax.tree.map(jnp.copy, params), self.optimizer)
+
+        if self.model.mesh is None:
+            return make(self.model.initial_params)
+        return jax.jit(make, out_shardings=self._shardings)(self.model.initial_params)
+
+    @functools.cached_property
+    def update(self) -> Any:
+        """The compiled step, `(state, batch) -> (state, metrics)`; it consumes its state."""
+        step = make_train_step(
+            self.model.graphdef,
+            self.model.rest,
+            self.optimizer,
+            self.prediction_loss,
+            seed=self.seed,
+            accumulation_steps=self.accumulation_steps,
+            mesh=self.model.mesh,
+        )
+        if self.model.mesh is None:
+            return jax.jit(step, donate_argnums=0)
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(self._shardings, None),
+            out_shardings=(self._shardings, sharding.replicated(self.model.mesh)),
+        )
+
+    def place(self, batch: Batch) -> Batch:
+        """This process's rows of a batch on the devices: all rows of all processes together."""
+        return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of those arrays of the state that the mesh pads, by name, without padding."""
+        if self.model.mesh is None:
+            return {}
+        state = jax.eval_shape(lambda params: init_state(params, self.optimizer), self.model.shapes)
+        return sharding.shapes_before_padding(state, self.model.mesh)
+
+    @functools.cached_property
+    def _shardings(self) -> Any:
+        assert self.model.mesh is not None
+        params = self.model.initial_params
+        state = jax.eval_shape(lambda: init_state(params, self.optimizer))
+        return sharding.state_shardings(state, self.model.mesh)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from linseqrec.models.encoding import ModelConfig, ReusesParameters
 from linseqrec.models.weights import parameter_path
 from linseqrec.training.checkpoint import Progress
-from linseqrec.training.run import Run
+from linseqrec.training.model import FunctionalModel
 
 # Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`.
 _DATASHEET = {
@@ -79,12 +79,11 @@ def peak_flops(dtype: str) -> float:
 class Meter:
     """The mean loss, the speed and the utilisation between two readings of training metrics."""
 
-    def __init__(self, run: Run, progress: Progress):
+    def __init__(self, config: ModelConfig, model: FunctionalModel, progress: Progress):
         """Starts the clock, and goes on from the sums that `progress` holds."""
-        model = run.experiment.model
-        self._per_event = flops_per_event(run.initial_params, model)
-        self._per_target = flops_per_target(run.item_table(run.initial_params))
-        self._peak = peak_flops(getattr(model, "dtype", "float32"))
+        self._per_event = flops_per_event(model.initial_params, config)
+        self._per_target = flops_per_target(model.item_table(model.initial_params))
+        self._peak = peak_flops(getattr(config, "dtype", "float32"))
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)
         self._targets = progress.unlogged.get("targets", 0.0)

@@ -26,7 +26,7 @@ def state_of(folder):
     run = Run.of(workdir.read_experiment(folder))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.sound_steps()
-        state = checkpoints.restore(steps[-1], run.initial_state())
+        state = checkpoints.restore(steps[-1], run.step.initial_state())
         progress = checkpoints.progress(steps[-1])
     return jax.tree.leaves(state), steps, progress
 

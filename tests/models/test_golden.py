@@ -90,9 +90,9 @@ def small_run(name):
 def first_steps(name):
     """Loss, gradient norm and update norm of a model's first two steps, dropout included."""
     run = small_run(name)
-    state, steps = run.initial_state(), []
+    state, steps = run.step.initial_state(), []
     for index in range(2):
-        state, metrics = run.train_step(state, run.batches[index])
+        state, metrics = run.step.update(state, run.batches[index])
         steps.append({number: float(metrics[number]) for number in NUMBERS})
     return steps
 
@@ -112,7 +112,7 @@ def test_the_first_steps_are_the_recorded_ones(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_step_lowers_for_accelerators(name):
     run = small_run(name)
-    traced = run.train_step.trace(jax.eval_shape(run.initial_state), run.batches[0])
+    traced = run.step.update.trace(jax.eval_shape(run.step.initial_state), run.batches[0])
     for platform in ("cuda", "tpu"):
         lowered = traced.lower(lowering_platforms=(platform,)).as_text()
         # XLA's own operations alone: no library's solver, no callback.

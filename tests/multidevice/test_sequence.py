@@ -31,9 +31,9 @@ STEPS = 3
 
 def trained(experiment, source, mesh):  # noqa: F811
     run = Run.of(experiment, source, make_mesh(mesh))
-    state, losses = run.initial_state(), []
+    state, losses = run.step.initial_state(), []
     for step in range(STEPS):
-        state, metrics = run.train_step(state, run.place_batch(run.batches[step]))
+        state, metrics = run.step.update(state, run.step.place(run.batches[step]))
         losses.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
     return run, state, losses
 
@@ -87,9 +87,9 @@ def test_parts_of_a_batch_single_targets_and_drawn_items(source):  # noqa: F811
 
 def test_no_row_is_gathered(source):  # noqa: F811
     run = Run.of(EXPERIMENT, source, make_mesh(MeshConfig(1, sequence=4)))
-    state = run.initial_state()
-    batch = run.place_batch(run.batches[0])
-    text = run.train_step.lower(state, batch).compile().as_text()
+    state = run.step.initial_state()
+    batch = run.step.place(run.batches[0])
+    text = run.step.update.lower(state, batch).compile().as_text()
 
     def sent(operation):
         found = re.findall(rf"= \(?(\w+)\[([\d,]*)\][^=]* {operation}\(", text)

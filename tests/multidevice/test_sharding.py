@@ -41,9 +41,9 @@ def trained(source):  # noqa: F811
                 training=dataclasses.replace(EXPERIMENT.training, accumulation_steps=parts),
             )
             run = Run.of(experiment, source, make_mesh(mesh))
-            state, losses = run.initial_state(), []
+            state, losses = run.step.initial_state(), []
             for step in range(STEPS):
-                state, metrics = run.train_step(state, run.place_batch(run.batches[step]))
+                state, metrics = run.step.update(state, run.step.place(run.batches[step]))
                 losses.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
             made[mesh, kind, parts] = run, state, losses
         return made[mesh, kind, parts]
@@ -52,7 +52,7 @@ def trained(source):  # noqa: F811
 
 
 def table(run, state):
-    return np.asarray(run.item_table(state.params))[:25]
+    return np.asarray(run.model.item_table(state.params))[:25]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -62,7 +62,7 @@ def test_a_mesh_changes_no_loss_and_no_rank(trained, mesh):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     np.testing.assert_allclose(table(run, state), table(one, state_of_one), rtol=1e-4, atol=1e-6)
     # The moments of what is padded stay zero, and so does the padding.
-    assert not np.asarray(run.item_table(state.params))[25:].any()
+    assert not np.asarray(run.model.item_table(state.params))[25:].any()
     before = one.evaluate(state_of_one.params, "validation")
     after = run.evaluate(state.params, "validation")
     for name in ("none", "all"):
@@ -84,8 +84,8 @@ def test_accumulation_divides_each_part(trained):
 @pytest.mark.parametrize("kind", ["full", "sampled"])
 def test_the_table_is_never_gathered(trained, kind):
     run, state, _ = trained(MeshConfig(2, 2), kind)
-    batch = run.place_batch(run.batches[0])
-    text = run.train_step.lower(state, batch).compile().as_text()
+    batch = run.step.place(run.batches[0])
+    text = run.step.update.lower(state, batch).compile().as_text()
     shapes = [shape for _, shape in re.findall(r"= \(?(\w+)\[([\d,]*)\][^=]* all-gather", text)]
     assert "13,8" in text and "26,8" not in shapes and "25,8" not in shapes, shapes
     held = state.params["embedding"]["table"][...].addressable_shards[0].data.shape
@@ -94,28 +94,28 @@ def test_the_table_is_never_gathered(trained, kind):
 
 def test_a_checkpoint_fits_every_mesh(trained, source, tmp_path):  # noqa: F811
     run, state, _ = trained(MeshConfig(2, 2))
-    with Checkpoints(tmp_path, shapes=run.shapes) as checkpoints:
+    with Checkpoints(tmp_path, shapes=run.step.shapes) as checkpoints:
         checkpoints.save(state, Progress({}))
     for mesh in (ONE, MeshConfig(1, 4)):
         other = trained(mesh)[0]
-        with Checkpoints(tmp_path, read_only=True, shapes=other.shapes) as checkpoints:
-            restored, _ = checkpoints.restore_latest(other.initial_state())
-            params = checkpoints.restore_params(STEPS, other.initial_params)
+        with Checkpoints(tmp_path, read_only=True, shapes=other.step.shapes) as checkpoints:
+            restored, _ = checkpoints.restore_latest(other.step.initial_state())
+            params = checkpoints.restore_params(STEPS, other.model.initial_params)
         np.testing.assert_array_equal(table(other, restored), table(run, state))
         assert jax.tree.structure(params) == jax.tree.structure(restored.params)
         assert restored.params["embedding"]["table"][...].sharding == (
-            other.initial_params["embedding"]["table"][...].sharding
+            other.model.initial_params["embedding"]["table"][...].sharding
         )
-        following = (other.place_batch(other.batches[STEPS]), run.place_batch(run.batches[STEPS]))
+        following = (other.step.place(other.batches[STEPS]), run.step.place(run.batches[STEPS]))
         moments = jax.tree.map(np.asarray, restored.optimizer)
         assert len(jax.tree.leaves(moments)) == len(jax.tree.leaves(state.optimizer))
-        _, metrics = other.train_step(restored, following[0])
+        _, metrics = other.step.update(restored, following[0])
         again = jax.tree.map(lambda x: x.copy(), state)
-        _, expected = run.train_step(again, following[1])
+        _, expected = run.step.update(again, following[1])
         np.testing.assert_allclose(float(metrics["loss"]), float(expected["loss"]), rtol=1e-5)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         with pytest.raises(CheckpointError, match=r"embedding/table: \(25, 8\) saved, \(26, 8\)"):
-            checkpoints.restore(STEPS, run.initial_state())
+            checkpoints.restore(STEPS, run.step.initial_state())
 
 
 def test_a_mesh_that_does_not_fit_is_refused(source):  # noqa: F811

@@ -14,7 +14,7 @@ from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.serving.recommender import Recommender
 from linseqrec.serving.states import ServingError
-from linseqrec.training.run import split_model
+from linseqrec.training.model import split_model
 
 NUM_ITEMS = 40
 ORIGIN = 1_000_000_000

@@ -93,7 +93,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
 
 
 def test_the_first_of_equally_good_checkpoints_is_kept(run, tmp_path):
-    state, metrics = run.initial_state(), [0.1, 0.2, 0.2, 0.2, 0.2, 0.1]
+    state, metrics = run.step.initial_state(), [0.1, 0.2, 0.2, 0.2, 0.2, 0.1]
     with Checkpoints(tmp_path) as checkpoints:
         for step, metric in enumerate(metrics):
             best = min(step, 1)
@@ -108,7 +108,7 @@ def test_a_half_written_checkpoint_is_left_alone(run, damaged):
     half = folder / "checkpoints" / f"{steps[-1] + 1}.orbax-checkpoint-tmp"
     shutil.copytree(folder / "checkpoints" / str(steps[-1]) / "state", half / "state")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.restore_latest(run.initial_state())[0].step == steps[-1]
+        assert checkpoints.restore_latest(run.step.initial_state())[0].step == steps[-1]
 
 
 def test_a_run_without_a_sound_checkpoint_does_not_start_again(run, damaged):
@@ -143,7 +143,7 @@ def test_what_is_not_the_checkpoints_fault_sets_none_aside(run, damaged, monkeyp
     (folder / "checkpoints" / "sha256" / f"{steps[-1]}.json").unlink()
     empty(folder / "checkpoints" / str(steps[-1]) / "state")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.restore_latest(run.initial_state())[0].step == steps[-2]
+        assert checkpoints.restore_latest(run.step.initial_state())[0].step == steps[-2]
 
 
 def test_a_damaged_checkpoint_is_not_evaluated(run, damaged):
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_not_evaluated(run, damaged):
     flip(folder / "checkpoints" / str(steps[0]))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         with pytest.raises(CheckpointError, match=f"checkpoint {steps[0]} .* has changed"):
-            checkpoints.restore(steps[0], run.initial_state())
+            checkpoints.restore(steps[0], run.step.initial_state())
 
 
 def test_a_save_that_fails_says_so_and_the_last_good_one_stays(run, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 def stop_at(monkeypatch, run, step):
     """Makes the run's step raise before `step`, as a kill would."""
-    original, calls = run.train_step, []
+    original, calls = run.step.update, []
 
     def stopping(state, batch):
         calls.append(1)
@@ -31,7 +31,7 @@ def stop_at(monkeypatch, run, step):
         return original(state, batch)
 
     # A frozen dataclass; the property caches in the instance's dictionary.
-    monkeypatch.setitem(run.__dict__, "train_step", stopping)
+    monkeypatch.setitem(run.step.__dict__, "update", stopping)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_counting_within_the_length_stands_beside_counting_all(experiment, make_
 
 def test_non_finite_loss_stops_the_run_with_its_step(experiment, make_run, tmp_path, monkeypatch):
     run = make_run(experiment)
-    original, calls = run.train_step, []
+    original, calls = run.step.update, []
 
     def poisoned(state, batch):
         calls.append(1)
@@ -144,7 +144,7 @@ def test_non_finite_loss_stops_the_run_with_its_step(experiment, make_run, tmp_p
             batch = dataclasses.replace(batch, weights=np.full_like(batch.weights, np.inf))
         return original(state, batch)
 
-    monkeypatch.setitem(run.__dict__, "train_step", poisoned)
+    monkeypatch.setitem(run.step.__dict__, "update", poisoned)
     bad, good = run.batches.steps_per_epoch + 2, run.batches.steps_per_epoch
     message = f"step {bad} is not finite.* last good checkpoint is {good}"
     with pytest.raises(NonFiniteError, match=message):
@@ -175,7 +175,7 @@ def test_another_model_does_not_take_the_checkpoint(experiment, make_run, tmp_pa
             CheckpointError,
             match=r"does not fit.*\n.*optimizer/0/mu/.*\(16,\) saved, \(32,\) wanted",
         ):
-            checkpoints.restore(checkpoints.resolve("best"), wider.initial_state())
+            checkpoints.restore(checkpoints.resolve("best"), wider.step.initial_state())
 
 
 def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_path, monkeypatch):

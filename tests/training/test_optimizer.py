@@ -54,7 +54,7 @@ def test_decay_reaches_the_model(experiment, make_run):
     """With a zero gradient Adam stands still, and what moves is what decays."""
     run = make_run(experiment)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), 10)
-    params = run.initial_params
+    params = run.model.initial_params
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     attention = updates["blocks"][0]["attention"]

@@ -21,7 +21,7 @@ def terminate():
 
 
 def in_a_step(run, monkeypatch, step):
-    original, calls = run.train_step, []
+    original, calls = run.step.update, []
 
     def stepping(state, batch):
         calls.append(1)
@@ -29,7 +29,7 @@ def in_a_step(run, monkeypatch, step):
             terminate()
         return original(state, batch)
 
-    monkeypatch.setitem(run.__dict__, "train_step", stepping)
+    monkeypatch.setitem(run.step.__dict__, "update", stepping)
 
 
 def in_validation(run, monkeypatch, step):
@@ -49,7 +49,7 @@ def in_validation_of_several(run, monkeypatch, step):
     """Where others take part, it is left between batches, and not at once."""
     batches = -(-len(run.evaluator("validation").lengths) // 16)
     before = (step // run.batches.steps_per_epoch - 1) * batches
-    original, calls = run.encode, []
+    original, calls = run.model.encode, []
 
     def encoding(params, events):
         calls.append(1)
@@ -58,7 +58,7 @@ def in_validation_of_several(run, monkeypatch, step):
         assert len(calls) <= before + 2, "the validation went on"
         return original(params, events)
 
-    monkeypatch.setitem(run.__dict__, "encode", encoding)
+    monkeypatch.setitem(run.model.__dict__, "encode", encoding)
     monkeypatch.setattr(Preemption, "interruptible", lambda self: contextlib.nullcontext())
 
 

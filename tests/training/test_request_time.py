@@ -53,7 +53,7 @@ def wide(params):
 
 
 def ranks(run, split):
-    return run.evaluate(wide(run.initial_params), split).ranks["none"]
+    return run.evaluate(wide(run.model.initial_params), split).ranks["none"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -129,4 +129,4 @@ def test_events_without_request_times_are_refused_by_a_model_that_reads_them(exp
     known = make(experiment, source, "recgrela", "known")
     bare = dataclasses.replace(known.batches[0].events, request_times=None)
     with pytest.raises(ValueError, match="the events carry none: set request_times"):
-        known.encode(known.initial_params, bare)
+        known.model.encode(known.model.initial_params, bare)

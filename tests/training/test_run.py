@@ -34,13 +34,13 @@ def test_a_run_evaluates_long_histories_in_smaller_batches_with_the_same_result(
 ):
     def evaluate():
         run, shapes = make_run(experiment), set()
-        params = run.initial_params
+        params = run.model.initial_params
 
         def encode(events):
             shapes.add(events.items.shape)
-            return run.encode(params, events)
+            return run.model.encode(params, events)
 
-        return run.evaluator("test").run(encode, run.item_table(params)), shapes
+        return run.evaluator("test").run(encode, run.model.item_table(params)), shapes
 
     whole, shapes = evaluate()
     assert shapes == {(16, 16)}
@@ -65,7 +65,7 @@ def test_whole_histories_are_read_whole(make_run, experiment, source):
     short = make_run(experiment, data=data | {"length": 4})
     # Fresh parameters are small, and the context hardly matters.
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), whole.initial_params)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), whole.model.initial_params)
     ranks = {
         name: run.evaluate(params, "test").ranks["none"]
         for name, run in {"whole": whole, "long": long, "short": short}.items()

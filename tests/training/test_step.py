@@ -24,15 +24,19 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
     batch = run.batches[0]
     optimizer = optax.sgd(1.0)
     step = make_train_step(
-        run.graphdef, run.rest, optimizer, make_loss(LossConfig(), run.item_counts), seed=0
+        run.model.graphdef,
+        run.model.rest,
+        optimizer,
+        make_loss(LossConfig(), run.item_counts),
+        seed=0,
     )
-    state = init_state(run.initial_params, optimizer)
+    state = init_state(run.model.initial_params, optimizer)
     after, metrics = jax.jit(step)(state, batch)
 
-    encoding = run.encode(run.initial_params, batch.events)
+    encoding = run.model.encode(run.model.initial_params, batch.events)
     logits = (
         np.asarray(encoding, np.float64)
-        @ np.asarray(run.item_table(run.initial_params), np.float64).T
+        @ np.asarray(run.model.item_table(run.model.initial_params), np.float64).T
     )
     logits = logits[..., 1:]
     nll = (
@@ -46,7 +50,7 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
 
     # Along the gradient the loss falls by |gradient|² per unit of step, to first order.
     small = jax.tree.map(
-        lambda new, old: old + 1e-3 * (new - old), after.params, run.initial_params
+        lambda new, old: old + 1e-3 * (new - old), after.params, run.model.initial_params
     )
     _, again = jax.jit(step)(init_state(small, optimizer), batch)
     slope = (float(metrics["loss"]) - float(again["loss"])) / 1e-3
@@ -56,8 +60,13 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
 def test_an_accelerator_draws_its_own_bits_alone(experiment, make_run, monkeypatch):
     """Steps there repeat as well; over several devices, numbers are those of one."""
     run = make_run(experiment, model={"dropout": 0.5})
-    arguments = run.graphdef, run.rest, optax.sgd(1.0), make_loss(LossConfig(), run.item_counts)
-    state = init_state(run.initial_params, arguments[2])
+    arguments = (
+        run.model.graphdef,
+        run.model.rest,
+        optax.sgd(1.0),
+        make_loss(LossConfig(), run.item_counts),
+    )
+    state = init_state(run.model.initial_params, arguments[2])
     batch = run.batches[0]
 
     def program(mesh=None):
@@ -93,8 +102,8 @@ def test_accumulation_equals_the_whole_batch(experiment, make_run, parts):
     )
     batch = whole.batches[0]
     assert len(np.unique(batch.weights.sum(1))) > 1
-    one, one_metrics = whole.train_step(whole.initial_state(), batch)
-    many, many_metrics = split.train_step(split.initial_state(), batch)
+    one, one_metrics = whole.step.update(whole.step.initial_state(), batch)
+    many, many_metrics = split.step.update(split.step.initial_state(), batch)
     for name in ("loss", "gradient_norm", "update_norm", "targets", "events"):
         np.testing.assert_allclose(many_metrics[name], one_metrics[name], rtol=1e-5)
     for first, second in zip(leaves(one.params), leaves(many.params), strict=True):
@@ -109,8 +118,8 @@ def test_prefixes_train_a_causal_model_on_the_gradient_of_windows(experiment, ma
     prefixes = make_run(experiment, model=model, data=one_batch | {"plan": "prefixes"})
     assert windows.batches.steps_per_epoch == prefixes.batches.steps_per_epoch == 1
     assert prefixes.batches.rows_per_epoch > 5 * windows.batches.rows_per_epoch
-    one, one_metrics = windows.train_step(windows.initial_state(), windows.batches[0])
-    many, many_metrics = prefixes.train_step(prefixes.initial_state(), prefixes.batches[0])
+    one, one_metrics = windows.step.update(windows.step.initial_state(), windows.batches[0])
+    many, many_metrics = prefixes.step.update(prefixes.step.initial_state(), prefixes.batches[0])
     for name in ("loss", "gradient_norm", "update_norm", "targets"):
         np.testing.assert_allclose(many_metrics[name], one_metrics[name], rtol=1e-5)
     for first, second in zip(leaves(one.params), leaves(many.params), strict=True):
@@ -119,16 +128,16 @@ def test_prefixes_train_a_causal_model_on_the_gradient_of_windows(experiment, ma
 
 def test_non_finite_gradient_changes_nothing_and_halts(experiment, make_run):
     run = make_run(experiment)
-    state, _ = run.train_step(run.initial_state(), run.batches[0])
+    state, _ = run.step.update(run.step.initial_state(), run.batches[0])
     before = jax.tree.map(np.asarray, state)
     poisoned = dataclasses.replace(
         run.batches[1], weights=np.full_like(run.batches[1].weights, np.nan)
     )
-    state, metrics = run.train_step(state, poisoned)
+    state, metrics = run.step.update(state, poisoned)
     assert not np.isfinite(metrics["loss"])
     assert bool(state.halted) and int(state.step) == 1
     # A good batch afterwards does not wake it up: the loop has yet to look.
-    state, _ = run.train_step(state, run.batches[2])
+    state, _ = run.step.update(state, run.batches[2])
     assert bool(state.halted) and int(state.step) == 1
     for old, new in zip(leaves(before.params), leaves(state.params), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -163,18 +172,20 @@ def test_a_metric_that_is_not_finite_halts_nothing(experiment, make_run):
 def test_dropout_is_a_function_of_seed_and_step(experiment, make_run):
     run, other = make_run(experiment), make_run(experiment, training={"seed": 1})
     batch = run.batches[0]
-    first = run.train_step(run.initial_state(), batch)[1]["loss"]
-    assert first == run.train_step(run.initial_state(), batch)[1]["loss"]
-    later = dataclasses.replace(run.initial_state(), step=jnp.int32(5))
-    assert first != run.train_step(later, batch)[1]["loss"]
-    reseeded = dataclasses.replace(other.initial_state(), params=run.initial_state().params)
-    assert first != other.train_step(reseeded, batch)[1]["loss"]
+    first = run.step.update(run.step.initial_state(), batch)[1]["loss"]
+    assert first == run.step.update(run.step.initial_state(), batch)[1]["loss"]
+    later = dataclasses.replace(run.step.initial_state(), step=jnp.int32(5))
+    assert first != run.step.update(later, batch)[1]["loss"]
+    reseeded = dataclasses.replace(
+        other.step.initial_state(), params=run.step.initial_state().params
+    )
+    assert first != other.step.update(reseeded, batch)[1]["loss"]
 
 
 def test_training_learns_the_ring(experiment, make_run):
     """Four fifths of the steps go one item on: a model that learned this has a loss near 1."""
     run = make_run(experiment, optimizer={"learning_rate": 1e-2}, model={"dropout": 0.0})
-    state = run.initial_state()
+    state = run.step.initial_state()
     for index in range(60):
-        state, metrics = run.train_step(state, run.batches[index])
+        state, metrics = run.step.update(state, run.batches[index])
     assert metrics["loss"] < 1.6 < np.log(24)

@@ -1,0 +1,103 @@
+"""A run's model as functions of its parameters."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from linseqrec import sharding
+from linseqrec.config import ConfigError, Experiment
+from linseqrec.events import Events
+from linseqrec.mesh_axes import while_tracing
+from linseqrec.models.encoding import SequenceModel
+
+
+def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
+    """An experiment's model with fresh parameters.
+
+    Args:
+      experiment: The configuration.
+      num_items: Items of the catalogue.
+
+    Raises:
+      ConfigError: If request times are known and the model cannot be told of them.
+    """
+    rngs = nnx.Rngs(experiment.training.seed)
+    if experiment.data.request_time == "hidden":
+        return experiment.model.build(num_items, rngs=rngs)
+    parameters = inspect.signature(experiment.model.build).parameters
+    if "request_time" not in parameters:
+        raise ConfigError(
+            "data.request_time is 'known', but "
+            f"{type(experiment.model).__name__}.build takes no argument request_time: the model "
+            "cannot be told request times. Add the argument as linseqrec.models.encoding."
+            "ModelConfig has it, or set data.request_time to 'hidden'"
+        )
+    return experiment.model.build(num_items, rngs=rngs, request_time=True)
+
+
+def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """A model's structure, its parameters, and its other variables; `nnx.merge` joins them."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return graphdef, params, rest
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionalModel:
+    """A model, split into its structure and its parameters.
+
+    Attributes:
+      graphdef: The structure.
+      initial_params: The fresh parameters; on a mesh divided over its devices.
+      rest: The variables that are not parameters.
+      mesh: The devices that batches and item table are divided over; None for one device.
+      shapes: The parameters' shapes, `jax.ShapeDtypeStruct`, without the padding of the mesh.
+    """
+
+    graphdef: nnx.GraphDef
+    initial_params: nnx.State
+    rest: Any
+    mesh: Mesh | None
+    shapes: nnx.State
+
+    @classmethod
+    def of(cls, experiment: Experiment, num_items: int, mesh: Mesh | None) -> "FunctionalModel":
+        """Builds an experiment's model, as `build_model`; then divides it over the mesh."""
+        # An item table that the mesh divides need not fit on one of its devices.
+        cpu = None if mesh is None else jax.local_devices(backend="cpu")[0]
+        with contextlib.nullcontext() if cpu is None else jax.default_device(cpu):
+            graphdef, params, rest = split_model(build_model(experiment, num_items))
+        shapes = jax.eval_shape(lambda: params)
+        if mesh is not None:
+            params = sharding.place(params, mesh)
+            # Constants of the compiled functions, which may not be arrays of several processes.
+            rest = jax.tree.map(np.asarray, rest)
+        return cls(graphdef, params, rest, mesh, shapes)
+
+    def merge(self, params: nnx.State) -> SequenceModel:
+        """The model with these parameters."""
+        return nnx.merge(self.graphdef, params, self.rest)
+
+    @functools.cached_property
+    def encode(self) -> Any:
+        """The compiled model, `(params, events) -> hidden [B, T, D]`, without dropout."""
+
+        def encode(params: nnx.State, events: Events) -> Array:
+            with while_tracing(self.mesh):
+                return self.merge(params)(events).hidden
+
+        if (mesh := self.mesh) is None:
+            return jax.jit(encode)
+        compiled = jax.jit(encode, out_shardings=sharding.by_slots(mesh))
+        return lambda params, events: compiled(params, sharding.place_whole_batch(events, mesh))
+
+    def item_table(self, params: nnx.State) -> Float[Array, "N+1 D"]:
+        """The model's output table; on a mesh split by rows, and padded."""
+        return self.merge(params).item_table()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from linseqrec.analysis.state_sink import effective_rank
-from linseqrec.analysis.summary import mean_and_error
+from linseqrec.evaluation.metrics import summarise_users
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Spectrum:
     def summary(self) -> dict[str, object]:
         """Effective rank (mean, standard error over users) and the mean spectrum."""
         return {
-            "effective_rank": mean_and_error(effective_rank(self.values)),
+            "effective_rank": summarise_users(effective_rank(self.values)),
             "spectrum": self.values.mean(0).tolist(),
         }
 

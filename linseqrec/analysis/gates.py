@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from linseqrec.analysis.summary import mean_and_error
+from linseqrec.evaluation.metrics import summarise_users
 
 # Of the events' readings: between which most of them lie, and the middle.
 QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}
@@ -38,7 +38,7 @@ def summarise(
             for gate, real in zip(gates[name].astype(np.float64), reals, strict=True)
         ]
         events = np.concatenate([gates[name][real] for gates, real in batches])
-        result[name] = mean_and_error(np.array(users)) | {"heads": [_spread(h) for h in events.T]}
+        result[name] = summarise_users(np.array(users)) | {"heads": [_spread(h) for h in events.T]}
     return result
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.analysis.summary import mean_and_error
 from linseqrec.config import ConfigError
 from linseqrec.config_checks import require
 from linseqrec.data.dataset import Dataset
+from linseqrec.evaluation.metrics import summarise_users
 from linseqrec.events import Events
 
 ARMS = ("repeated", "random")
@@ -244,12 +244,12 @@ def summarise(
 
 def _repetition(ranks: dict[str, np.ndarray]) -> list[dict[str, float]]:
     """Doublings of the rank by repetition over random events, for each r."""
-    return [mean_and_error(row) for row in np.log2(ranks["repeated"]) - np.log2(ranks["random"])]
+    return [summarise_users(row) for row in np.log2(ranks["repeated"]) - np.log2(ranks["random"])]
 
 
 def _per_insertion(ranks: np.ndarray) -> dict[str, list[Any]]:
     return {
         "median_rank": np.median(ranks, axis=1).tolist(),
         "HR@10": np.mean(ranks <= 10, axis=1).tolist(),
-        "log2_rank": [mean_and_error(row) for row in np.log2(ranks)],
+        "log2_rank": [summarise_users(row) for row in np.log2(ranks)],
     }

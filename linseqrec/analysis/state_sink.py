@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from linseqrec.analysis.summary import mean_and_error
+from linseqrec.evaluation.metrics import summarise_users
 
 _TINY = 1e-30
 
@@ -109,6 +109,6 @@ def effective_rank(singular_values: np.ndarray) -> np.ndarray:
 
 
 def _summary(values: np.ndarray) -> dict[str, object]:
-    return mean_and_error(values.mean(axis=1)) | {
-        "heads": [mean_and_error(head)["mean"] for head in values.T]
+    return summarise_users(values.mean(axis=1)) | {
+        "heads": [summarise_users(head)["mean"] for head in values.T]
     }

@@ -1,6 +1,7 @@
 """From ranks to metrics, in float64: one target a row, so each is a mean over rows."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -55,26 +56,53 @@ def check_metric(metric: str) -> None:
         raise MetricError(f"no metric {metric!r}; there are {', '.join(METRIC_NAMES)}")
 
 
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of independent values, and its standard error: sample deviation / sqrt(M).
+
+    Args:
+      values: [M]. A single value has no standard error (NaN).
+    """
+    spread = values.std(ddof=1) if len(values) > 1 else np.nan
+    return float(values.mean()), float(spread / np.sqrt(len(values)))
+
+
+def summarise_users(values: np.ndarray) -> dict[str, float | int]:
+    """The mean of a value over users, ready for JSON; users whose value is NaN do not count.
+
+    Args:
+      values: [U], a value of each user.
+
+    Returns:
+      `mean`, `standard_error` (NaN for a single user; both are NaN for none) and `users`.
+    """
+    values = values[np.isfinite(values)]
+    mean, error = mean_and_error(values) if len(values) else (np.nan, np.nan)
+    return {"mean": mean, "standard_error": error, "users": len(values)}
+
+
 def rank_metrics(
     ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Means and standard errors over the targets, by name.
 
-    The standard error is that of a mean of independent targets (sample deviation over sqrt(M)); it
-    is NaN for a single one. With several targets a user it is too small: bootstrap over users
-    (`significance.py`).
+    The standard error takes targets as independent. Where users have several targets it is too
+    small: bootstrap over users (`significance.py`).
 
     Raises:
       ValueError: No targets.
     """
     if len(ranks) == 0:
         raise ValueError("no targets: a metric over nothing has no value")
-    means, errors = {}, {}
-    for name, values in per_target(ranks, cutoffs).items():
-        means[name] = float(values.mean())
-        spread = values.std(ddof=1) if len(values) > 1 else np.nan
-        errors[name] = float(spread / np.sqrt(len(values)))
-    return means, errors
+    return _means_and_errors(per_target(ranks, cutoffs))
+
+
+def _means_and_errors(
+    values: Mapping[str, np.ndarray],
+) -> tuple[dict[str, float], dict[str, float]]:
+    both = {name: mean_and_error(own) for name, own in values.items()}
+    return {name: mean for name, (mean, _) in both.items()}, {
+        name: error for name, (_, error) in both.items()
+    }
 
 
 def group_auc(ranks: np.ndarray, num_candidates: np.ndarray) -> float:
@@ -135,52 +163,72 @@ def list_metrics(
     return values
 
 
-def bucket_metrics(
-    ranks: np.ndarray,
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The targets whose histories are alike in one value, such as their length.
+
+    Attributes:
+      name: For tables and figures, such as "50-99".
+      low: The least value.
+      high: The greatest number of events, or the share from which the next bucket begins. None for
+        the last bucket. Both bounds are None in a bucket of targets without a value.
+      inside: bool [M], which targets are in the bucket.
+    """
+
+    name: str
+    low: float | None
+    high: float | None
+    inside: np.ndarray
+
+    def record(self, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The bucket's metrics, ready for JSON.
+
+        Args:
+          values: Metric name to its value for each target, [M].
+
+        Returns:
+          `name`, `low`, `high`, `targets`, `metrics` and `standard_errors`; the last two are empty
+          where the bucket has no targets.
+        """
+        targets = int(self.inside.sum())
+        own = {name: of_all[self.inside] for name, of_all in values.items()} if targets else {}
+        means, errors = _means_and_errors(own)
+        return {
+            "name": self.name,
+            "low": self.low,
+            "high": self.high,
+            "targets": targets,
+            "metrics": means,
+            "standard_errors": errors,
+        }
+
+
+def make_buckets(
     values: np.ndarray,
     edges: Sequence[float] = BUCKET_EDGES,
-    cutoffs: Sequence[int] = CUTOFFS,
     *,
     unit: Literal["events", "share"] = "events",
     without: str | None = None,
-) -> list[dict[str, Any]]:
-    """Metrics by something that is known of each target, the length of its history above all.
+) -> list[Bucket]:
+    """Divides targets into buckets by a value of each, such as the length of its history.
 
     Args:
-      ranks: [M].
-      values: [M], a number of events, such as those before the target, not cut to the model's
-        window; or a share of them. NaN where a target has no such value.
+      values: [M], a number of events, such as those before the target (all of them, not only the
+        model's window), or a share of them. NaN where a target has no value.
       edges: Lower bounds of the buckets, ascending, the first 0; the last bucket has no upper one.
-      cutoffs: The ks.
-      unit: What the values are; it names the buckets: "50-99" events, or a share of "10-25 %".
-      without: The name of one more bucket, the last, of the targets without a value. None: they
-        are in no bucket.
+      unit: What the values are. It names the buckets: "50-99" events, or a share of "10-25 %".
+      without: The name of one more bucket, the last, for the targets without a value. None: no
+        bucket holds them.
 
     Returns:
-      One record a bucket, least first: `name`, `low`, `high` (None for the last; of events it is
-      the last within, of shares the next bucket's `low`; both None of targets without a value),
-      `targets`, `metrics` and `standard_errors` (both empty without targets).
+      The buckets, lowest first.
 
     Raises:
       ValueError: Edges that do not ascend from 0.
     """
     if list(edges) != sorted(set(edges)) or not edges or edges[0] != 0:
         raise ValueError(f"bucket edges must ascend from 0, got {tuple(edges)}")
-
-    def record(
-        name: str, low: float | None, high: float | None, inside: np.ndarray
-    ) -> dict[str, Any]:
-        means, errors = rank_metrics(ranks[inside], cutoffs) if inside.any() else ({}, {})
-        return {
-            "name": name,
-            "low": low,
-            "high": high,
-            "targets": int(inside.sum()),
-            "metrics": means,
-            "standard_errors": errors,
-        }
-
-    records = []
+    buckets = []
     for low, above in zip(edges, [*edges[1:], None], strict=True):
         inside = values >= low
         if above is not None:
@@ -192,7 +240,34 @@ def bucket_metrics(
         else:
             high = above
             name = f"{low:.0%}+" if above is None else f"{100 * low:.0f}-{above:.0%}"
-        records.append(record(name, low, high, inside))
+        buckets.append(Bucket(name, low, high, inside))
     if without is not None:
-        records.append(record(without, None, None, np.isnan(values)))
-    return records
+        buckets.append(Bucket(without, None, None, np.isnan(values)))
+    return buckets
+
+
+def bucket_metrics(
+    ranks: np.ndarray,
+    values: np.ndarray,
+    edges: Sequence[float] = BUCKET_EDGES,
+    cutoffs: Sequence[int] = CUTOFFS,
+    *,
+    unit: Literal["events", "share"] = "events",
+    without: str | None = None,
+) -> list[dict[str, Any]]:
+    """The rank metrics in each bucket of targets.
+
+    Args:
+      ranks: [M].
+      values: [M], as in `make_buckets`.
+      edges: As in `make_buckets`.
+      cutoffs: The ks.
+      unit: As in `make_buckets`.
+      without: As in `make_buckets`.
+
+    Returns:
+      One `Bucket.record` a bucket, lowest first.
+    """
+    gains = per_target(ranks, cutoffs)
+    buckets = make_buckets(values, edges, unit=unit, without=without)
+    return [bucket.record(gains) for bucket in buckets]

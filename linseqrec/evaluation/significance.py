@@ -1,7 +1,6 @@
-"""Is a system better than another? The paired bootstrap over users, and Holm's correction."""
+"""Whether one system is better than another: the paired bootstrap over users."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -92,23 +91,3 @@ def paired_bootstrap(
         users=len(per_user),
         p_value=min(1.0, 2 * (beyond + 1) / (samples + 1)),
     )
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P-values corrected for being several: reject where they are at most the level.
-
-    Args:
-      p_values: [M], of the comparisons made together.
-
-    Returns:
-      float64 [M]: the least p-value times M, the next times M - 1 and so on; none below one before
-      it, none above 1. The chance of any false rejection is then at most the level.
-
-    Source: Holm, 1979.
-    """
-    values = np.asarray(p_values, np.float64)
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty_like(values)
-    factors = np.arange(len(values), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
-    return corrected

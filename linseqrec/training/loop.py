@@ -39,7 +39,7 @@ def train(
     Resume: the newest checkpoint whose files are sound → else, if none was ever saved, from
     scratch. However often a run is killed, it ends as one that never was: on a CPU bit for bit.
     Validation selects: the best checkpoint by NDCG@10 under the first filter. The test split is not
-    read here (`linseqrec.training.results`).
+    read here (`linseqrec.runs.results`).
 
     Args:
       run: The experiment, made concrete.

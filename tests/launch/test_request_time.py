@@ -28,7 +28,7 @@ def test_the_title_and_the_tables_say_so(told):
 
 def test_runs_of_both_kinds_have_tables_of_their_own_and_no_figure(trained, told, tmp_path):
     folders = [f"--workdir={folder}" for folder in (trained[0], told[0])]
-    done = program("evaluate", *folders, "--nofloors")
+    done = program("evaluate", *folders, "--nobaselines")
     assert done.returncode == 0, done.stderr
     titles = [line for line in done.stdout.splitlines() if "test targets; filter_seen" in line]
     assert len(titles) == 2

@@ -33,6 +33,9 @@ from linseqrec.runs.configurations import configuration_labels
 from linseqrec.runs.figures import metric_by_bucket
 from linseqrec.training.run import SplitName
 
+# Numbers by run, ready for JSON, and a figure.
+Result = tuple[dict[str, Any], Figure]
+
 # The groups of a history whose occupancy is measured.
 _FREQUENT_GROUPS = 3
 
@@ -60,9 +63,7 @@ class Settings:
         metrics.check_metric(self.metric)
 
 
-def analyse_state_sink(
-    subjects: Sequence[Subject], settings: Settings
-) -> tuple[dict[str, Any], Figure]:
+def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Result:
     """Occupancy lift of the most frequent groups, and effective rank, by mixer and pass."""
     groups, numbers = item_groups(subjects[0].run.source), {}
     for subject in subjects:
@@ -83,7 +84,7 @@ def analyse_state_sink(
     return numbers, figures.state_sink_figure(numbers, _systems(subjects), title)
 
 
-def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> tuple[dict[str, Any], Figure]:
+def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> Result:
     """How much the memories keep and write at an event, and their other gates."""
     numbers = {}
     for subject in subjects:
@@ -99,9 +100,7 @@ def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> tuple[dict
     return numbers, figures.gates_figure(numbers, _systems(subjects), title)
 
 
-def analyse_insertion_probe(
-    subjects: Sequence[Subject], settings: Settings
-) -> tuple[dict[str, Any], Figure]:
+def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> Result:
     """The rank of a rare event's item by the events inserted, repeated or random.
 
     Raises:
@@ -154,9 +153,7 @@ def _probe_ranks(
     return np.stack(rows)
 
 
-def analyse_attention_rank(
-    subjects: Sequence[Subject], settings: Settings
-) -> tuple[dict[str, Any], Figure]:
+def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> Result:
     """Singular values of RecGRELA's attention output, before and after its local branch."""
     numbers: dict[str, Any] = {}
     for subject in subjects:
@@ -176,9 +173,7 @@ def analyse_attention_rank(
     return numbers, figures.attention_rank_figure(numbers, _systems(subjects), title)
 
 
-def analyse_buckets(
-    subjects: Sequence[Subject], settings: Settings
-) -> tuple[dict[str, Any], Figure]:
+def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Result:
     """A metric by history length, by the share of repeats, by the age of the same transition."""
     first, split, metric = subjects[0].run, settings.split, settings.metric
     evaluator = first.evaluator(split)
@@ -227,12 +222,12 @@ class Analysis:
     """An analysis, and the models that it applies to.
 
     Attributes:
-      run: Subjects and settings to numbers by run, ready for JSON, and a figure.
+      run: The function that analyses subjects.
       needs: What a model must have; empty: the analysis applies to any model.
       finds: Whether a mixer of the model is what `needs` says.
     """
 
-    run: Callable[[Sequence[Subject], Settings], tuple[dict[str, Any], Figure]]
+    run: Callable[[Sequence[Subject], Settings], Result]
     needs: str = ""
     finds: Callable[[nnx.Module], bool] = lambda mixer: True
 
@@ -331,7 +326,9 @@ def _systems(subjects: Sequence[Subject]) -> dict[str, str]:
 
 def _title(subjects: Sequence[Subject], settings: Settings, at_least: int = 0) -> str:
     count = _num_histories(subjects, settings, at_least)
-    return f"{_data_title(subjects)}; {settings.split}, {count} histories"
+    title = f"{_data_title(subjects)}; {settings.split}, {count} histories"
+    several = len(set(_systems(subjects).values())) < len(subjects)
+    return f"{title}; seeds share a colour" if several else title
 
 
 def _data_title(subjects: Sequence[Subject]) -> str:

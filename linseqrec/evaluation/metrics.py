@@ -251,23 +251,14 @@ def bucket_metrics(
     values: np.ndarray,
     edges: Sequence[float] = BUCKET_EDGES,
     cutoffs: Sequence[int] = CUTOFFS,
-    *,
-    unit: Literal["events", "share"] = "events",
-    without: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The rank metrics in each bucket of targets.
+    """The rank metrics in buckets of events, one `Bucket.record` each, lowest first.
 
     Args:
       ranks: [M].
       values: [M], as in `make_buckets`.
       edges: As in `make_buckets`.
       cutoffs: The ks.
-      unit: As in `make_buckets`.
-      without: As in `make_buckets`.
-
-    Returns:
-      One `Bucket.record` a bucket, lowest first.
     """
     gains = per_target(ranks, cutoffs)
-    buckets = make_buckets(values, edges, unit=unit, without=without)
-    return [bucket.record(gains) for bucket in buckets]
+    return [bucket.record(gains) for bucket in make_buckets(values, edges)]

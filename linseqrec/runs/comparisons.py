@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from statsmodels.stats.multitest import multipletests
@@ -20,23 +21,28 @@ class Comparison:
     """Two configurations under one filter and metric.
 
     Attributes:
-      filter_seen: The filter of seen items.
-      metric: The metric.
       first: A configuration's label.
       second: Another's.
+      filter_seen: The filter of seen items.
+      metric: The metric.
       result: The first minus the second.
       p_holm: The p-value with Holm's correction for all comparisons of the report.
       seeds_error: The standard error of the difference over seeds, √(s₁² / n₁ + s₂² / n₂) of the
         standard deviations over n seeds; None where either configuration has a single seed.
     """
 
-    filter_seen: str
-    metric: str
     first: str
     second: str
+    filter_seen: str
+    metric: str
     result: PairedDifference
     p_holm: float
     seeds_error: float | None
+
+    def row(self) -> dict[str, Any]:
+        """The comparison as a row of a table."""
+        values = dataclasses.asdict(self)
+        return values | values.pop("result")
 
 
 def num_samples(comparisons: int) -> int:
@@ -87,10 +93,10 @@ def compare(
     _, corrected, *_ = multipletests([result.p_value for result in results], method="holm")
     return [
         Comparison(
-            filter_seen,
-            metric,
             first.label,
             second.label,
+            filter_seen,
+            metric,
             result,
             float(p_holm),
             _seeds_error(first.by_seed(filter_seen, metric), second.by_seed(filter_seen, metric)),

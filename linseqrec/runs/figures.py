@@ -95,7 +95,7 @@ def run_figures(
       title: What the runs share (`title_of`).
       published: As in `write_figures`.
     """
-    curves = {configuration.label: configuration.logs() for configuration in configurations}
+    curves: dict[str, Any] = {each.label: each.logs() for each in configurations}
     curves |= {name: [list(records)] for name, records in (published or {}).items()}
     if any(len(configuration.runs) > 1 for configuration in configurations):
         title += "; means over seeds"
@@ -155,7 +155,7 @@ def learning_curves(
             ]
             # The n-th records together: a seed's epochs may be some steps longer than another's.
             shortest = min(map(len, curves))
-            mean = np.mean([curve[:shortest] for curve in curves], axis=0)
+            mean: np.ndarray = np.mean([curve[:shortest] for curve in curves], axis=0)
             look = style(index)
             if len(curves) > 1:
                 for curve in curves:
@@ -163,7 +163,7 @@ def learning_curves(
             if shortest > 50:
                 look["marker"] = None
             panel.plot(*mean.T, label=name, linestyle=dashes(index), markersize=4, **look)
-        if not any(len(line.get_xdata()) for line in panel.get_lines()):
+        if not any(line.get_xydata().size for line in panel.get_lines()):  # type: ignore[union-attr]
             raise ValueError(f"no record holds both {metric!r} and {horizontal!r}")
         panel.set_xlabel(horizontal)
         panel.set_ylabel(metric)

@@ -104,21 +104,12 @@ class FinishedRun:
         return self.results["validation"][self.results["name"]]["metrics"][filter_seen][metric]
 
 
-@dataclasses.dataclass(frozen=True)
-class UnfinishedRun:
-    """A run without results, or whose configuration cannot be read.
-
-    Attributes:
-      folder: Its workdir.
-      stage: How far the run has come, or what is wrong, in words.
-    """
-
-    folder: Path
-    stage: str
-
-
-def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[UnfinishedRun]]:
+def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, str]]:
     """Opens the runs below some folders, each once, in the order of their paths.
+
+    Returns:
+      The finished runs. The workdirs of the others, with how far each run has come, or what is
+      wrong with it, in words.
 
     Raises:
       RunsError: If a folder does not exist, no run has finished, or a run's files disagree.
@@ -130,18 +121,18 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Unfinish
     for folder in folders:
         for path in _workdirs_below(folder):
             workdirs.setdefault(path.resolve(), path)
-    finished, unfinished = [], []
+    finished, unfinished = [], {}
     for path in workdirs.values():
-        if missing := _missing(path):
-            unfinished.append(UnfinishedRun(path, _stage(path, missing)))
-            continue
         try:
-            finished.append(FinishedRun.open(path))
+            if missing := _missing(path):
+                unfinished[path] = _stage(path, missing)
+            else:
+                finished.append(FinishedRun.open(path))
         except ConfigError as error:
-            unfinished.append(UnfinishedRun(path, f"cannot be read: {error}"))
+            unfinished[path] = f"cannot be read: {error}"
     if not finished:
         listed = ", ".join(map(str, folders))
-        stages = "".join(f"\n  {run.folder}: {run.stage}" for run in unfinished)
+        stages = "".join(f"\n  {path}: {stage}" for path, stage in unfinished.items())
         raise RunsError(f"no finished run in {listed}; {len(unfinished)} have begun{stages}")
     return finished, unfinished
 

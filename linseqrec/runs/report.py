@@ -18,13 +18,7 @@ from linseqrec.runs.configurations import (
     group_by_configuration,
 )
 from linseqrec.runs.figures import COLOURS, run_figures, save_figure
-from linseqrec.runs.finished import (
-    FinishedRun,
-    UnfinishedRun,
-    baselines_of,
-    find_runs,
-    title_of,
-)
+from linseqrec.runs.finished import FinishedRun, baselines_of, find_runs, title_of
 from linseqrec.runs.tables import markdown_table
 from linseqrec.sweeps.fields import to_text
 
@@ -40,14 +34,14 @@ class Report:
     Attributes:
       configurations: The best first, by the first metric under the first filter.
       comparisons: Of pairs of configurations.
-      unfinished: Runs without results, or whose configuration cannot be read.
+      unfinished: The workdirs of runs that are not in the tables, with the reason in words.
       filters: Filters of seen items.
       metrics: Rank metrics.
     """
 
     configurations: list[Configuration]
     comparisons: list[Comparison]
-    unfinished: list[UnfinishedRun]
+    unfinished: dict[Path, str]
     filters: tuple[str, ...]
     metrics: tuple[str, ...]
 
@@ -117,7 +111,7 @@ def write_report(report: Report, folder: Path, *, metric: str = "NDCG@10") -> li
     with replacing(folder / "report.md") as partial:
         partial.write_text(to_markdown(report, list(figures)))
     _write_csv(folder / "report.csv", _metric_rows(report))
-    _write_csv(folder / "comparisons.csv", _comparison_rows(report))
+    _write_csv(folder / "comparisons.csv", [each.row() for each in report.comparisons])
     return [
         *(folder / name for name in ("report.md", "report.csv", "comparisons.csv")),
         *(save_figure(figure, folder / name) for name, figure in figures.items()),
@@ -135,7 +129,7 @@ def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
     parts += _comparisons(report)
     parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
     if report.unfinished:
-        listed = "\n".join(f"- `{run.folder}`: {run.stage}" for run in report.unfinished)
+        listed = "\n".join(f"- `{path}`: {stage}" for path, stage in report.unfinished.items())
         parts.append(f"## Not finished, and not in the tables\n\n{listed}")
     return "\n\n".join(parts) + "\n"
 
@@ -257,22 +251,6 @@ def _metric_rows(report: Report) -> list[dict[str, Any]]:
                 mean = summary["metrics"][filter_seen][metric]
                 rows.append({"configuration": name, "kind": "reference"} | what | {"mean": mean})
     return rows
-
-
-def _comparison_rows(report: Report) -> list[dict[str, Any]]:
-    columns = ("difference", "low", "high", "confidence", "users", "p_value")
-    return [
-        {
-            "first": comparison.first,
-            "second": comparison.second,
-            "filter_seen": comparison.filter_seen,
-            "metric": comparison.metric,
-            **{column: getattr(comparison.result, column) for column in columns},
-            "p_holm": comparison.p_holm,
-            "seeds_error": "" if comparison.seeds_error is None else comparison.seeds_error,
-        }
-        for comparison in report.comparisons
-    ]
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The quick start: RecGRELA and SASRec on a generated world, beside floors and the best score.
+"""The quick start: RecGRELA and SASRec on a generated world, beside baselines and the best score.
 
     python -m launch.quickstart
 

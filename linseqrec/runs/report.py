@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,38 @@ class Report:
     def runs(self) -> list[FinishedRun]:
         """The finished runs, in the order of their configurations."""
         return [run for configuration in self.configurations for run in configuration.runs]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The results as rows of a table: filter by filter, metric by metric, system by system."""
+        rows: list[dict[str, Any]] = []
+        for filter_seen, metric in itertools.product(self.filters, self.metrics):
+            for each in self.configurations:
+                values = each.by_seed(filter_seen, metric)
+                seeds = [run.experiment.training.seed for run in each.runs]
+                pairs = zip(seeds, values, strict=True)
+                rows.append(
+                    {
+                        "configuration": each.label,
+                        "kind": "model",
+                        "filter_seen": filter_seen,
+                        "metric": metric,
+                        "seeds": len(values),
+                        "mean": values.mean(),
+                        "sd": values.std(ddof=1) if len(values) > 1 else None,
+                        "by_seed": " ".join(f"{seed}:{value}" for seed, value in pairs),
+                    }
+                )
+            rows += [
+                {
+                    "configuration": name,
+                    "kind": "reference",
+                    "filter_seen": filter_seen,
+                    "metric": metric,
+                    "mean": summary["metrics"][filter_seen][metric],
+                }
+                for name, summary in baselines_of(self.runs).items()
+            ]
+        return rows
 
     def best_in_validation(self, metric: str) -> list[Configuration]:
         """The configurations that a figure has room for: the best in validation, in their order."""
@@ -110,7 +143,7 @@ def write_report(report: Report, folder: Path, *, metric: str = "NDCG@10") -> li
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "report.md") as partial:
         partial.write_text(to_markdown(report, list(figures)))
-    _write_csv(folder / "report.csv", _metric_rows(report))
+    _write_csv(folder / "report.csv", report.rows())
     _write_csv(folder / "comparisons.csv", [each.row() for each in report.comparisons])
     return [
         *(folder / name for name in ("report.md", "report.csv", "comparisons.csv")),
@@ -135,33 +168,27 @@ def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
 
 
 def _results(report: Report) -> Iterator[str]:
-    first = report.runs[0]
     yield (
         f"{len(report.configurations)} configurations, {len(report.runs)} runs. Mean ± standard "
         "deviation over seeds (a single seed has none); baselines have no seeds. The tables are in "
         f"the order of test {report.metrics[0]}, seen items {in_words(report.filters[0])}. "
         f"{_selection(report)}"
     )
+    protocol, rows = report.runs[0].protocol, report.rows()
     for filter_seen in report.filters:
-        rows = [
-            [
-                configuration.label,
-                str(len(configuration.runs)),
-                *(_mean_and_sd(configuration, filter_seen, metric) for metric in report.metrics),
-            ]
-            for configuration in report.configurations
-        ]
-        rows += [
-            [name, "", *(f"{own['metrics'][filter_seen][metric]:.4f}" for metric in report.metrics)]
-            for name, own in baselines_of(report.runs).items()
-        ]
-        protocol = first.protocol
+        cells: dict[str, list[str]] = {}
+        for row in rows:
+            if row["filter_seen"] == filter_seen:
+                system, sd = row["configuration"], row.get("sd")
+                cell = f"{row['mean']:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+                cells.setdefault(system, [system, str(row.get("seeds", ""))]).append(cell)
         yield (
             f"## Seen items {in_words(filter_seen)}\n\n{protocol['split'].capitalize()}, "
             f"{protocol['targets']:,} targets of {protocol['users']:,} users, "
             f"{protocol['candidates']} ({protocol['num_items']:,}) ranked, {protocol['ties']} ties."
         )
-        yield markdown_table(["configuration", "seeds", *report.metrics], rows, text_columns=1)
+        header = ["configuration", "seeds", *report.metrics]
+        yield markdown_table(header, list(cells.values()), text_columns=1)
 
 
 def _selection(report: Report) -> str:
@@ -174,12 +201,6 @@ def _selection(report: Report) -> str:
         return f"Checkpoints are selected by {next(iter(labels))}."
     each = (f"{criterion} ({', '.join(own)})" for criterion, own in labels.items())
     return f"Checkpoints are selected by {'; '.join(each)}."
-
-
-def _mean_and_sd(configuration: Configuration, filter_seen: str, metric: str) -> str:
-    values = configuration.by_seed(filter_seen, metric)
-    deviation = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{values.mean():.4f}{deviation}"
 
 
 def _differences(report: Report) -> Iterator[str]:
@@ -226,31 +247,6 @@ def _comparisons(report: Report) -> Iterator[str]:
     header = ["first", "second", "metric", "seen items", "first - second"]
     header += ["error over seeds", f"{first.confidence:.0%} interval", "p", "p, Holm"]
     yield markdown_table(header, rows, text_columns=4)
-
-
-def _metric_rows(report: Report) -> list[dict[str, Any]]:
-    rows = []
-    for filter_seen in report.filters:
-        for metric in report.metrics:
-            what = {"filter_seen": filter_seen, "metric": metric}
-            for configuration in report.configurations:
-                values = configuration.by_seed(filter_seen, metric)
-                seeds = [run.experiment.training.seed for run in configuration.runs]
-                pairs = zip(seeds, values, strict=True)
-                rows.append(
-                    {"configuration": configuration.label, "kind": "model"}
-                    | what
-                    | {
-                        "seeds": len(values),
-                        "mean": values.mean(),
-                        "sd": values.std(ddof=1) if len(values) > 1 else "",
-                        "by_seed": " ".join(f"{seed}:{value}" for seed, value in pairs),
-                    }
-                )
-            for name, summary in baselines_of(report.runs).items():
-                mean = summary["metrics"][filter_seen][metric]
-                rows.append({"configuration": name, "kind": "reference"} | what | {"mean": mean})
-    return rows
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -79,7 +79,8 @@ def test_the_same_command_prints_the_results_again(trained):
 
 def test_figures_of_runs_together(trained, tmp_path):
     workdir, _, _ = trained
-    done = program("figures", f"--workdir={workdir}", f"--output={tmp_path}", "--metric=HR@10")
+    arguments = (f"--workdir={workdir}", f"--output={tmp_path}", "--metric=HR@10", "--published")
+    done = program("figures", *arguments)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "by_length.png",

@@ -94,12 +94,11 @@ def gates_figure(runs: Mapping[str, Record], systems: Mapping[str, str], title: 
                     mixers.index(mixer) + _spacing(runs) * (place + heads),
                     middle,
                     yerr=[middle - low, high - middle],
+                    label=label if mixer == next(iter(own)) else None,
                     linestyle="none",
                     capsize=3,
                     **look,
                 )
-            # A line without points: the legend names a system once, in every panel.
-            panel.errorbar([], [], yerr=[], label=label, linestyle="none", capsize=3, **look)
         # Gates are shares. With negative eigenvalues, up to twice a value is written.
         panel.set_ylim(0, None if name == "written" else 1.02)
         panel.set_ylabel(

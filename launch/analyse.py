@@ -40,9 +40,11 @@ _ANALYSES = flags.DEFINE_multi_string(
     "analysis", ["all"], f"{', '.join(analyses.ANALYSES)}, or all; several by commas."
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
-_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Whose histories.")
-_USERS = flags.DEFINE_integer("users", 512, "Histories looked into, at most; buckets takes all.", 2)
-_METRIC = flags.DEFINE_string("metric", "NDCG@10", "What is drawn by bucket.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "validation", ["validation", "test"], "The targets, which end the histories."
+)
+_USERS = flags.DEFINE_integer("users", 512, "Histories at most; buckets takes all.", 2)
+_METRIC = flags.DEFINE_string("metric", "NDCG@10", "buckets: the metric to draw.")
 _CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: own events.", 8)
 _SHOWN = flags.DEFINE_integer("shown", 8, "insertion_probe: times the rare event comes.", 1)
 _INSERTIONS = flags.DEFINE_list(

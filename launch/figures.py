@@ -18,7 +18,7 @@ from linseqrec.runs.figures import write_figures
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "A run that has ended.", required=True)
 _OUTPUT = define_folder("output", "Folder of the figures.", required=True)
-_METRIC = flags.DEFINE_string("metric", "NDCG@10", "What is drawn.")
+_METRIC = flags.DEFINE_string("metric", "NDCG@10", "The metric to draw.")
 _PUBLISHED = flags.DEFINE_bool("published", False, "Add RecGRELA's published ML-1M curve.")
 _PUBLISHED_CURVE = Path(__file__).parents[1] / "results" / "published" / "recgrela_ml1m.json"
 

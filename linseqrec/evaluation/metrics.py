@@ -1,4 +1,4 @@
-"""From ranks to metrics, in float64: one target a row, so each is a mean over rows."""
+"""Metrics from ranks, in float64: each metric is a mean over targets."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ BUCKET_EDGES = (0, 50, 100, 200, 500)
 
 
 def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
-    """HR, NDCG and MRR of every target by itself: what means and paired comparisons are made of.
+    """HR, NDCG and MRR of each target.
 
     With one relevant item, HR@k is 1 where `rank <= k`, NDCG@k is `1 / log2(1 + rank)` there and
-    MRR@k `1 / rank`; all are 0 below. A fractional rank (a tie) is used as it is, so that a target
-    at 10.5 is no hit at 10.
+    MRR@k is `1 / rank`; elsewhere all are 0. A fractional rank (a tie) is not rounded, so that a
+    target at 10.5 is no hit at 10.
 
     Args:
       ranks: [M], from 1.
       cutoffs: The ks.
 
     Returns:
-      Float64 [M] by name, `HR@10` and so on.
+      Metric name (`HR@10`) to float64 [M].
     """
     ranks = np.asarray(ranks, np.float64)
     values: dict[str, np.ndarray] = {}
@@ -38,19 +38,19 @@ def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
     return values
 
 
-# The metrics there are at the usual cut-offs: what is evaluated, reported and drawn.
+# The metrics at the usual cut-offs, which are evaluated, reported and drawn.
 METRIC_NAMES = tuple(per_target(np.ones(1)))
 
 
 class MetricError(UserError, ValueError):
-    """A metric that there is none of."""
+    """A metric that does not exist."""
 
 
 def check_metric(metric: str) -> None:
     """Refuses a metric that runs do not have.
 
     Raises:
-      MetricError: With those that there are.
+      MetricError: With the metrics that exist.
     """
     if metric not in METRIC_NAMES:
         raise MetricError(f"no metric {metric!r}; there are {', '.join(METRIC_NAMES)}")
@@ -109,19 +109,19 @@ def group_auc(ranks: np.ndarray, num_candidates: np.ndarray) -> float:
     """GAUC: the mean over targets of the share of other candidates ranked below the target.
 
     Args:
-      ranks: [M], with mean ties (a tie then counts one half, as an AUC should).
-      num_candidates: [M] or a scalar, candidates of each row, the target included.
+      ranks: [M], with mean ties, so that a tie counts one half.
+      num_candidates: [M] or a scalar, the candidates of each target, itself included.
     """
     others = np.maximum(np.asarray(num_candidates, np.float64) - 1.0, 1.0)
     return float(np.mean(1.0 - (np.asarray(ranks, np.float64) - 1.0) / others))
 
 
 class PooledAUC:
-    """AUC over all pairs of one target's score and one score of another candidate, of any users.
+    """AUC over all pairs of a target and another candidate, also of different users.
 
-    The share of (target of row a, other candidate of row b) pairs in which the target scores
-    higher, a tie counting one half; rows are pooled, so it asks that scores be comparable between
-    users, which GAUC does not. Exact: each batch of other candidates is sorted once.
+    The AUC is the share of pairs in which the target has the higher score; a tie counts one half.
+    Unlike GAUC, it needs scores that are comparable between users. It is exact: each batch of other
+    candidates is sorted once.
     """
 
     def __init__(self, target_scores: np.ndarray):
@@ -129,7 +129,7 @@ class PooledAUC:
         self._won, self._pairs = 0, 0
 
     def add(self, others: np.ndarray) -> None:
-        """Takes in scores of other candidates, of any shape."""
+        """Adds scores of other candidates, of any shape."""
         ordered = np.sort(others, axis=None)
         below = np.searchsorted(ordered, self._targets, "left").sum(dtype=np.int64)
         not_above = np.searchsorted(ordered, self._targets, "right").sum(dtype=np.int64)
@@ -137,23 +137,23 @@ class PooledAUC:
         self._pairs += 2 * ordered.size * self._targets.size
 
     def value(self) -> float:
-        """The AUC of everything taken in; NaN if nothing was."""
+        """The AUC of all scores added; NaN if there are none."""
         return self._won / self._pairs if self._pairs else float("nan")
 
 
 def list_metrics(
     top: np.ndarray, num_items: int, item_counts: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Coverage and popularity of what is recommended.
+    """Coverage and popularity of recommended lists.
 
     Args:
       top: [M, K], recommended item ids; 0 where a list is shorter.
       num_items: N.
-      item_counts: [N + 1], how often each item occurs in training; None leaves popularity out.
+      item_counts: [N + 1], training events of each item; None leaves popularity out.
 
     Returns:
-      `coverage@K`, the share of the catalogue recommended to anyone, and `popularity@K`, the mean
-      number of training events of a recommended item.
+      `coverage@K`, the share of the catalogue that is recommended to anyone, and `popularity@K`,
+      the mean number of training events of a recommended item.
     """
     k = top.shape[1]
     top = top[top > 0]

@@ -52,7 +52,7 @@ class Conditions:
 _SHARED: dict[str, Callable[[Conditions], Any]] = {
     "split": lambda its: its.split,
     "targets": lambda its: [its.protocol.get("split"), its.protocol.get("targets")],
-    "filter of seen items": lambda its: sorted(its.protocol["filter_seen"]),
+    "filters of seen items": lambda its: sorted(its.protocol["filter_seen"]),
     # Old results do not name the request time: it was always hidden.
     "request time": lambda its: its.protocol.get("request_time", "hidden"),
     "ties": lambda its: its.protocol["ties"],
@@ -83,8 +83,8 @@ def check_comparable(conditions: Mapping[str, Conditions]) -> None:
         for name, each in conditions.items():
             names.setdefault(json.dumps(read(each), sort_keys=True), []).append(name)
         if len(names) > 1:
-            listed = "\n  ".join(f"{value}: {', '.join(own)}" for value, own in names.items())
-            raise RunsError(f"the runs cannot be compared, their {field} differ:\n  {listed}")
+            listed = "".join(f"\n  {value}: {', '.join(own)}" for value, own in names.items())
+            raise RunsError(f"the runs cannot be compared: they differ in their {field}{listed}")
     for name, other in others:
         if first.targets and other.targets:
             if not all(map(np.array_equal, first.targets, other.targets)):

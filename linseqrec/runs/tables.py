@@ -60,6 +60,6 @@ def markdown_table(
         ]
         return f"| {' | '.join(aligned)} |"
 
-    rule = ["-" * width for width in widths[:text_columns]]
-    rule += ["-" * (width - 1) + ":" for width in widths[text_columns:]]
-    return "\n".join(map(line, [header, rule, *rows]))
+    rule = ["-" * (width + 2) for width in widths[:text_columns]]
+    rule += ["-" * (width + 1) + ":" for width in widths[text_columns:]]
+    return "\n".join([line(header), f"|{'|'.join(rule)}|", *map(line, rows)])

@@ -62,9 +62,9 @@ def test_runs_that_were_not_evaluated_alike_are_refused():
     by_time = lambda dataset: global_temporal(dataset, 0.6, 0.8)  # noqa: E731
     for other, message in (
         (subject("x", timed, evaluation=both), r"first and x .* data \(timestamps differ"),
-        (subject("x", split=by_time, evaluation=both), r"split differ:(\n|.)*temporal.*: x"),
-        (subject("x"), r'seen items differ:\n  \["all", "none"\]: first, alike\n  \["none"\]: x'),
-        (subject("x", evaluation=both | {"ties": "pessimistic"}), "their ties differ"),
+        (subject("x", split=by_time, evaluation=both), r"in their split\n(\n|.)*temporal.*: x"),
+        (subject("x"), r'of seen items\n  \["all", "none"\]: first, alike\n  \["none"\]: x'),
+        (subject("x", evaluation=both | {"ties": "pessimistic"}), "in their ties"),
     ):
         with pytest.raises(RunsError, match=message):
             check(first, alike, other)

@@ -12,14 +12,14 @@ OTHER = changed(training={"seed": 1})
     ("differing", "message"),
     [
         ({"digest": "1"}, r"different data \(items, timestamps, offsets differ"),
-        ({"split": {"targets": "last"}}, "their split differ"),
-        ({"protocol": {"ties": "pessimistic"}}, "their ties differ"),
-        ({"protocol": {"request_time": "known"}}, "their request time differ"),
-        ({"protocol": {"num_items": 999}}, "their candidates differ"),
+        ({"split": {"targets": "last"}}, "in their split"),
+        ({"protocol": {"ties": "pessimistic"}}, "in their ties"),
+        ({"protocol": {"request_time": "known"}}, "in their request time"),
+        ({"protocol": {"num_items": 999}}, "in their candidates"),
         ({"first": 500}, "other targets"),
         (
             {"experiment": changed(OTHER, evaluation={"filter_seen": ("all",)})},
-            "their filter of seen items differ",
+            "in their filters of seen items",
         ),
     ],
 )

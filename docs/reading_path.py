@@ -18,6 +18,7 @@ from launch.program import run_program
 from linseqrec.training.schedule import Schedule
 
 ROOT = pathlib.Path(__file__).parents[1]
+FOLDERS = [ROOT / name for name in ("experiments", "launch", "linseqrec")]
 
 
 class Updated(BaseException):
@@ -25,6 +26,7 @@ class Updated(BaseException):
 
 
 def main() -> None:
+    """Trains one step, and prints the files."""
     functions: dict[pathlib.Path, dict[str, None]] = {}
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
@@ -32,7 +34,9 @@ def main() -> None:
         path = pathlib.Path(code.co_filename)
         if event != "call" or not path.is_relative_to(ROOT) or path == pathlib.Path(__file__):
             return
-        if ".venv" in path.parts or (code.co_name == "<module>" and "experiments" not in path.parts):
+        if ".venv" in path.parts or (
+            code.co_name == "<module>" and "experiments" not in path.parts
+        ):
             return
         functions.setdefault(path.relative_to(ROOT), {}).setdefault(code.co_name)
         if code is Schedule.after_step.__code__:

@@ -1,21 +1,21 @@
-r"""Looks into checkpoints: state sink, gates, insertion probe, ranks, the metric by repeats.
+r"""Analyses checkpoints: state sink, gates, insertion probe, ranks, the metric by repeats.
 
     python -m launch.analyse --workdir=runs/repetition/gated_deltanet \
         --workdir=runs/repetition/sinkrec --output=runs/repetition/analysis
 
-Several runs of one data set are drawn together. `all` leaves out what these do not allow, and says
-why. Each analysis writes `NAME.png`, and `NAME.json`: "about" (data, split, checkpoints) and
-"runs", the numbers of each:
+Several runs that can be compared are drawn together; the seeds of one configuration have one
+colour. `--analysis=all` leaves out the analyses that do not apply to the runs, and says why. Each
+analysis writes a figure, `NAME.png`, and `NAME.json`: "about" (data, split, checkpoints), and
+"runs", the numbers of each run:
 
-    state_sink        occupancy lift and effective rank of the recurrent states, a mixer each
-    gates             what gated delta memories keep and write at an event, and their other gates
-    insertion_probe   the rank of a rare event's item against events inserted, repeated or random
+    state_sink        occupancy lift and effective rank of the recurrent states, by mixer
+    gates             how much gated delta memories keep and write at an event; their other gates
+    insertion_probe   the rank of a rare event's item by events inserted, repeated or random
     attention_rank    RecGRELA's attention output with and without its local branch
-    buckets           the metric by history length, by the share of the history that repeats, and by
-                      how long ago the target last followed the item that it follows now
+    buckets           the metric by history length, by the share of repeats in the history, and by
+                      how long ago the target last followed the history's last item
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -27,8 +27,10 @@ from linseqrec.analysis import analyses
 from linseqrec.analysis.insertion_probe import ProbeConfig
 from linseqrec.analysis.subject import Subject
 from linseqrec.config import ConfigError
-from linseqrec.evaluation.figures import save_figure
-from linseqrec.training import workdir
+from linseqrec.files import write_json
+from linseqrec.runs.comparable import Conditions, check_comparable
+from linseqrec.runs.figures import save_figure
+from linseqrec.runs.finished import run_names
 from linseqrec.training.run import SplitName
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
@@ -38,9 +40,11 @@ _ANALYSES = flags.DEFINE_multi_string(
     "analysis", ["all"], f"{', '.join(analyses.ANALYSES)}, or all; several by commas."
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
-_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Whose histories.")
-_USERS = flags.DEFINE_integer("users", 512, "Histories looked into, at most; buckets takes all.", 2)
-_METRIC = flags.DEFINE_string("metric", "NDCG@10", "What is drawn by bucket.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "validation", ["validation", "test"], "The targets, which end the histories."
+)
+_USERS = flags.DEFINE_integer("users", 512, "Histories at most; buckets takes all.", 2)
+_METRIC = flags.DEFINE_string("metric", "NDCG@10", "buckets: the metric to draw.")
 _CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: own events.", 8)
 _SHOWN = flags.DEFINE_integer("shown", 8, "insertion_probe: times the rare event comes.", 1)
 _INSERTIONS = flags.DEFINE_list(
@@ -55,42 +59,45 @@ _NOISE = flags.DEFINE_float(
 
 
 def main(_: list[str]) -> None:
-    # All that can be checked without a model, before the first is restored.
-    requested, settings = _requested(), _settings()
+    # The flags are checked before the first model is restored.
+    names = [name.strip() for name in ",".join(_ANALYSES.value).split(",") if name.strip()]
+    selected, settings = analyses.select(names), _settings()
+    subjects = _subjects()
+    for name, analysis in selected.items():
+        applicable = analysis.applicable(subjects)
+        others = ", ".join(subject.name for subject in subjects if subject not in applicable)
+        reason = f"{name}: does not apply to {others} (no {analysis.needs})"
+        try:
+            if not applicable:
+                raise ConfigError(reason)
+            if others:
+                print(reason)
+            numbers, figure = analysis.run(applicable, settings)
+        except ConfigError as error:
+            # An analysis that was not requested by its name does not stop the others.
+            if name in names:
+                raise
+            print(error if not applicable else f"{name}: {error}")
+            continue
+        about = analyses.about(name, applicable, settings)
+        path = save_figure(figure, Path(_OUTPUT.value) / f"{name}.png")
+        write_json(path.with_suffix(".json"), {"about": about, "runs": numbers})
+        for caveat in about["caveats"]:
+            print(f"{name}: {caveat}")
+        print(f"{path.with_suffix('.json')}\n{path}")
+
+
+def _subjects() -> list[Subject]:
+    """The runs' checkpoints, restored."""
     folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
     subjects = [
         Subject.of(folder, name, _CHECKPOINT.value, data=_DATA.value)
-        for folder, name in zip(folders, workdir.run_names(folders), strict=True)
+        for folder, name in zip(folders, run_names(folders), strict=True)
     ]
-    analyses.check_comparable(subjects)
+    check_comparable({subject.name: Conditions.of_run(subject.run) for subject in subjects})
     for subject in subjects:
         print(f"{subject.name}: checkpoint {subject.step}{'' if subject.step else ', untrained'}")
-    output = Path(_OUTPUT.value)
-    for name, analyse in requested.items():
-        chosen = analyses.applicable(name, subjects)
-        if left_out := [subject.name for subject in subjects if subject not in chosen]:
-            want = analyses.LOOKS_INTO[name][0]
-            reason = f"{name}: does not apply to {', '.join(left_out)} (no {want})"
-            if not chosen and name in _named():
-                raise ConfigError(reason)
-            print(reason)
-        if chosen:
-            try:
-                _write(name, analyse, chosen, settings, output)
-            except ConfigError as error:
-                # One that was not asked for by name keeps nobody from the others.
-                if name in _named():
-                    raise
-                print(f"{name}: {error}")
-
-
-def _requested() -> dict[str, Callable[..., analyses.Analysis]]:
-    return analyses.select(_named())
-
-
-def _named() -> list[str]:
-    named = ",".join(_ANALYSES.value).split(",")
-    return [name for name in map(str.strip, named) if name]
+    return subjects
 
 
 def _settings() -> analyses.Settings:
@@ -103,22 +110,6 @@ def _settings() -> analyses.Settings:
         insertions, _CONTEXT.value, _SHOWN.value, pattern=_PATTERN.value, noise=_NOISE.value
     )
     return analyses.Settings(cast(SplitName, _SPLIT.value), _USERS.value, _METRIC.value, probe)
-
-
-def _write(
-    name: str,
-    analyse: Callable[..., analyses.Analysis],
-    subjects: list[Subject],
-    settings: analyses.Settings,
-    output: Path,
-) -> None:
-    numbers, figure = analyse(subjects, settings)
-    path = save_figure(figure, output / f"{name}.png")
-    record = {"about": analyses.about(name, subjects, settings), "runs": numbers}
-    workdir.write_json(path.with_suffix(".json"), record)
-    for caveat in record["about"]["caveats"]:
-        print(f"{name}: {caveat}")
-    print(f"{path.with_suffix('.json')}\n{path}")
 
 
 if __name__ == "__main__":

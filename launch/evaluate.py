@@ -4,11 +4,13 @@ r"""Evaluates checkpoints of runs: reproduces the metrics that the runs reported
     python -m launch.evaluate --workdir=runs/a --workdir=runs/b --checkpoint=best,latest,1200 \
         --split=validation,test
 
-Each is a row of one table; runs on other data, another split or filter have a table of their own.
-All devices share the work, whatever mesh a run was trained on; a table too large for one of them is
-divided by `--mesh_model`, rows too long for one by `--mesh_sequence`.
-Writes each one's `evaluations/SPLIT-STEP-FILTERS.json` (`test-1200-none-all.json`) and the
-per-target ranks beside it, in its workdir.
+Prints a row for each checkpoint and split. Evaluations that cannot be compared, for instance on
+other data or under another filter, stand in different tables. Writes each evaluation to
+`evaluations/SPLIT-STEP-FILTERS.json` (`test-1200-none-all.json`) in the run's workdir, and the
+ranks, target by target, to the `.npz` beside it.
+
+All devices share the work, whatever mesh a run was trained on. `--mesh_model` divides an item table
+that is too large for one device, and `--mesh_sequence` rows that are too long for one.
 """
 
 import dataclasses
@@ -21,14 +23,16 @@ from absl import flags
 
 from launch.flags import define_data
 from launch.program import run_program
-from linseqrec.data.card import differing_data
 from linseqrec.evaluation.ranks import FilterSeen
 from linseqrec.evaluation.result import EvaluationResult
-from linseqrec.evaluation.table import results_table
+from linseqrec.files import write_json
+from linseqrec.runs.comparable import Conditions, comparable, shared_title
+from linseqrec.runs.finished import run_names
+from linseqrec.runs.results import evaluate_baselines
+from linseqrec.runs.tables import results_table
 from linseqrec.sharding import MeshConfig, make_mesh
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
-from linseqrec.training.results import data_title, references
 from linseqrec.training.run import Run, SplitName
 
 _SPLITS = ("validation", "test")
@@ -45,7 +49,9 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _MESH_DATA = flags.DEFINE_integer("mesh_data", -1, "Parts of a batch's rows; -1: all devices.")
 _MESH_SEQUENCE = flags.DEFINE_integer("mesh_sequence", 1, "Parts of the slots of each row.")
 _MESH_MODEL = flags.DEFINE_integer("mesh_model", 1, "Parts of the item table's rows.")
-_FLOORS = flags.DEFINE_bool("floors", True, "Whether floors (and a world's oracle) are shown too.")
+_BASELINES = flags.DEFINE_bool(
+    "baselines", True, "Whether the tables hold the baselines (and a world's oracle)."
+)
 flags.register_validator(
     "split",
     lambda names: len(names) > 0 and set(names) <= set(_SPLITS),
@@ -61,21 +67,19 @@ flags.register_validator("checkpoint", bool, message="name at least one checkpoi
 
 @dataclasses.dataclass
 class _Table:
-    """Evaluations that may stand beside each other: of one data set, split and protocol.
+    """Evaluations that can be compared.
 
     Attributes:
-      card: The card of their data.
-      protocol: What else they share.
-      title: What the data, the split and the filter are.
-      floors: What frames them, by name.
-      rows: The runs' own, by label.
-      written: What was written, a line each.
+      conditions: What their metrics depend on, besides the model.
+      title: The data, the split, the targets and the filters.
+      baselines: Summaries by name.
+      rows: The runs' summaries by label.
+      written: Lines on the files that were written.
     """
 
-    card: dict[str, Any]
-    protocol: dict[str, Any]
+    conditions: Conditions
     title: str
-    floors: dict[str, Any]
+    baselines: dict[str, Any]
     rows: dict[str, Any] = dataclasses.field(default_factory=dict)
     written: list[str] = dataclasses.field(default_factory=list)
 
@@ -83,23 +87,23 @@ class _Table:
 def main(_: list[str]) -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
     tables: list[_Table] = []
-    for folder, name in zip(folders, workdir.run_names(folders), strict=True):
+    for folder, name in zip(folders, run_names(folders), strict=True):
         run = _run(folder)
-        evaluated = list(_evaluate(run, folder))
-        several = len({step for step, _, _ in evaluated}) > 1
-        for step, split, result in evaluated:
+        evaluations = list(_evaluate(run, folder))
+        several = len({step for step, _, _ in evaluations}) > 1
+        for step, split, result in evaluations:
             table = _table(tables, run, split, result)
+            table.rows[f"{name}, step {step}" if several else name] = result.summary()
             filters = "-".join(result.protocol["filter_seen"])
             stem = folder / "evaluations" / f"{split}-{step}-{filters}"
-            table.rows[f"{name}, step {step}" if several else name] = result.summary()
             result.save(stem.with_suffix(".npz"))
-            own = {run.experiment.name: result.summary()}
-            workdir.write_json(stem.with_suffix(".json"), {"step": step} | own | table.floors)
+            summaries = {run.experiment.name: result.summary()} | table.baselines
+            write_json(stem.with_suffix(".json"), {"step": step} | summaries)
             table.written.append(f"checkpoint {step}; written to {stem}.json and .npz")
     for table in tables:
         if len(tables) > 1:
             print(f"{table.title}\n")
-        print(results_table(table.rows | table.floors))
+        print(results_table(table.rows | table.baselines))
         print("\n".join(table.written), end="\n\n" if len(tables) > 1 else "\n")
 
 
@@ -120,7 +124,7 @@ def _run(folder: Path) -> Run:
 
 
 def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, EvaluationResult]]:
-    """Each checkpoint and split asked for, once: "best" and "latest" may be one step."""
+    """Evaluates each requested step and split once: "best" and "latest" may be one step."""
     folder = folder / "checkpoints"
     with Checkpoints(folder, read_only=True, shapes=run.step.shapes) as checkpoints:
         for step in dict.fromkeys(map(checkpoints.resolve, _CHECKPOINTS.value)):
@@ -130,27 +134,18 @@ def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, Evaluati
 
 
 def _table(tables: list[_Table], run: Run, split: SplitName, result: EvaluationResult) -> _Table:
-    """The table that an evaluation may stand in, a new one if there is none yet."""
-    card = run.source.dataset.card
-    protocol = {key: value for key, value in result.protocol.items() if key != "max_length"}
-    protocol["division"] = run.source.split.description
+    """The table of comparable evaluations; appends a new one if there is none."""
+    conditions = Conditions.of_run(run, result.protocol)
     for table in tables:
-        if table.protocol == protocol and not differing_data(table.card, card):
+        if comparable(table.conditions, conditions):
             return table
-    tables.append(_Table(card, protocol, _title(run, result), _floors(run, split)))
+    filters = ",".join(result.protocol["filter_seen"])
+    title = shared_title([run.experiment], run.source.split.name)
+    title += f"; {split} targets; filter_seen={filters}"
+    evaluated = evaluate_baselines(run, split) if _BASELINES.value else {}
+    baselines = {name: each.summary() for name, each in evaluated.items()}
+    tables.append(_Table(conditions, title, baselines))
     return tables[-1]
-
-
-def _title(run: Run, result: EvaluationResult) -> str:
-    return f"{data_title(run)}; {result.protocol['split']} targets; filter_seen=" + ",".join(
-        result.protocol["filter_seen"]
-    )
-
-
-def _floors(run: Run, split: SplitName) -> dict[str, Any]:
-    if not _FLOORS.value:
-        return {}
-    return {name: floor.summary() for name, floor in references(run, split).items()}
 
 
 if __name__ == "__main__":

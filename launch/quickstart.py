@@ -1,4 +1,4 @@
-"""The quick start: RecGRELA and SASRec on a generated world, beside floors and the best score.
+"""The quick start: RecGRELA and SASRec on a generated world, beside baselines and the best score.
 
     python -m launch.quickstart
 
@@ -13,9 +13,10 @@ from typing import Any
 from experiments import recgrela_quick, sasrec_quick
 from launch import flags as launch_flags
 from launch.program import run_program
-from linseqrec.evaluation.table import results_table
+from linseqrec.runs.figures import write_figures
+from linseqrec.runs.results import write_results
+from linseqrec.runs.tables import results_table
 from linseqrec.training.loop import train
-from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
 
 _WORKDIR = launch_flags.define_folder("workdir", "Folder of the runs.", default="runs/quickstart")

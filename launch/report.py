@@ -1,10 +1,10 @@
-"""Reports finished runs together: over seeds, beside floors, with what their differences are worth.
+"""Reports finished runs together: means over seeds, baselines, and tests of the differences.
 
     python -m launch.report --runs=runs/sweep
 
-Every run below the folders is found. Those that differ in their seeds only are one configuration.
-Writes `report.md`, `report.csv`, `comparisons.csv` and figures; refuses runs of other data or of
-another protocol.
+The program finds every run below the folders. Runs that differ in their seeds only are one
+configuration. It writes `report.md`, `report.csv`, `comparisons.csv` and figures, and refuses runs
+that cannot be compared, such as runs on other data.
 """
 
 from pathlib import Path
@@ -13,9 +13,7 @@ from absl import flags
 
 from launch.flags import define_folder
 from launch.program import run_program
-from linseqrec.reports.markdown import markdown
-from linseqrec.reports.report import METRICS, make_report
-from linseqrec.reports.write import write_report
+from linseqrec.runs.report import METRICS, make_report, to_markdown, write_report
 
 _RUNS = flags.DEFINE_multi_string("runs", None, "A run, or a folder of runs.", required=True)
 _OUTPUT = define_folder("output", "Unset: `report` in the first folder.")
@@ -29,8 +27,8 @@ def main(argv: list[str]) -> None:
     folders = [Path(folder) for folder in _RUNS.value]
     report = make_report(folders, _METRICS.value, against=_AGAINST.value)
     output = Path(_OUTPUT.value) if _OUTPUT.value else folders[0] / "report"
-    paths = write_report(report, output, drawn=_DRAWN.value)
-    print(markdown(report))
+    paths = write_report(report, output, metric=_DRAWN.value)
+    print(to_markdown(report))
     print("\n".join(map(str, paths)))
 
 

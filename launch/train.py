@@ -18,13 +18,14 @@ from launch import flags as launch_flags
 from launch.program import cache_compilations, run_program
 from linseqrec.config import flatten
 from linseqrec.evaluation.result import selected_by
-from linseqrec.evaluation.table import results_table
+from linseqrec.runs.figures import write_figures
+from linseqrec.runs.results import write_results
+from linseqrec.runs.tables import results_table
 from linseqrec.sharding import make_mesh
 from linseqrec.training import distributed
 from linseqrec.training.distributed import DistributedError
 from linseqrec.training.loop import train
 from linseqrec.training.preemption import Preemption
-from linseqrec.training.results import write_figures, write_results
 from linseqrec.training.run import Run
 
 launch_flags.define_config()

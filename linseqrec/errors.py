@@ -25,8 +25,8 @@ class LogError(UserError, ValueError):
         super().__init__(f"{where}{place}: {reason}")
 
 
-class ReportError(UserError, ValueError):
-    """Runs that a report cannot show, or cannot show together."""
+class RunsError(UserError, ValueError):
+    """Finished runs that cannot be opened, or cannot be compared."""
 
 
 class SweepError(UserError, ValueError):

@@ -1,5 +1,5 @@
-"""What the papers' figures show: the state sink, the insertion probe, the rank of the attention.
+"""Measurements behind the papers' figures: state sink, insertion probe, rank of the attention.
 
-Each analysis is a file: numbers out, for any model whose mixers `traces.py` knows. `figures.py`
-draws them, `launch.analyse` runs them on checkpoints.
+Each analysis is a file: numbers out, for any model whose mixers `traces.py` knows. `analyses.py`
+applies them to restored checkpoints (`subject.py`), `figures.py` draws the numbers.
 """

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from linseqrec.analysis import figures, gates, insertion_probe
 from linseqrec.analysis.attention_rank import Spectrum, spectrum
 from linseqrec.analysis.groups import item_groups, most_frequent_groups
-from linseqrec.analysis.insertion_probe import ARMS, ProbeConfig, make_probes
+from linseqrec.analysis.insertion_probe import ARMS, ProbeConfig, Probes, make_probes
 from linseqrec.analysis.repeats import (
     AGE_EDGES,
     NEVER,
@@ -23,18 +24,19 @@ from linseqrec.analysis.state_sink import StateSink, state_sink
 from linseqrec.analysis.subject import Subject
 from linseqrec.analysis.traces import is_recurrent
 from linseqrec.config import ConfigError
-from linseqrec.data.card import differing_data
 from linseqrec.evaluation import metrics
-from linseqrec.evaluation.figures import metric_by_bucket
 from linseqrec.evaluation.ranks import catalogue_ranks, in_words
 from linseqrec.layers.gated_delta_net import GatedDelta
 from linseqrec.layers.rela import RELA
-from linseqrec.training.results import data_title
+from linseqrec.runs.comparable import shared_title
+from linseqrec.runs.configurations import configuration_labels
+from linseqrec.runs.figures import metric_by_bucket
 from linseqrec.training.run import SplitName
 
-Analysis = tuple[dict[str, Any], Figure]
+# Numbers by run, ready for JSON, and a figure.
+Result = tuple[dict[str, Any], Figure]
 
-# Groups that a history's occupancy is measured of.
+# The groups of a history whose occupancy is measured.
 _FREQUENT_GROUPS = 3
 
 
@@ -43,9 +45,9 @@ class Settings:
     """What the analyses look at.
 
     Attributes:
-      split: Whose targets: each history ends before its target.
-      users: Histories looked into, at most.
-      metric: What is drawn by bucket.
+      split: The targets; each history ends before its target.
+      users: The greatest number of histories.
+      metric: The metric that is drawn by bucket.
       probe: How the insertion probe's histories are made.
 
     Raises:
@@ -61,46 +63,50 @@ class Settings:
         metrics.check_metric(self.metric)
 
 
-def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Analysis:
+def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Result:
     """Occupancy lift of the most frequent groups, and effective rank, by mixer and pass."""
     groups, numbers = item_groups(subjects[0].run.source), {}
     for subject in subjects:
         rng = np.random.default_rng(0)
-        readings: dict[str, list[StateSink]] = {}
+        by_mixer: dict[str, list[StateSink]] = {}
         for events, traces in subject.traces(*subject.histories(settings.split, settings.users)):
-            held = np.where(events.segment_ids > 0, groups[events.items], -1)
-            frequent, others = most_frequent_groups(held, _FREQUENT_GROUPS, rng)
+            event_groups = np.where(events.segment_ids > 0, groups[events.items], -1)
+            frequent, others = most_frequent_groups(event_groups, _FREQUENT_GROUPS, rng)
             for name, traced in traces.items():
-                reading = state_sink(
+                measured = state_sink(
                     np.asarray(traced.memory), np.asarray(traced.keys), frequent, others
                 )
-                readings.setdefault(name, []).append(reading)
+                by_mixer.setdefault(name, []).append(measured)
         numbers[subject.name] = {
-            name: StateSink.joined(parts).summary() for name, parts in readings.items()
+            name: StateSink.joined(parts).summary() for name, parts in by_mixer.items()
         }
-    return numbers, figures.state_sink_figure(
-        numbers,
-        title=f"State sink, {_FREQUENT_GROUPS} most frequent groups; {_title(subjects, settings)}",
-    )
+    title = f"State sink, {_FREQUENT_GROUPS} most frequent groups; {_title(subjects, settings)}"
+    return numbers, figures.state_sink_figure(numbers, _systems(subjects), title)
 
 
-def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> Analysis:
-    """What the memories keep and write at an event, and what else gates them."""
+def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> Result:
+    """How much the memories keep and write at an event, and their other gates."""
     numbers = {}
     for subject in subjects:
-        readings: dict[str, list[tuple[Any, np.ndarray]]] = {}
+        by_mixer: dict[str, list[tuple[Any, np.ndarray]]] = {}
         for events, traces in subject.traces(*subject.histories(settings.split, settings.users)):
             for name, traced in traces.items():
                 if traced.gates:
-                    readings.setdefault(name, []).append((traced.gates, events.segment_ids > 0))
+                    by_mixer.setdefault(name, []).append((traced.gates, events.segment_ids > 0))
         numbers[subject.name] = {
-            name: gates.summarise(batches) for name, batches in readings.items()
+            name: gates.summarise(batches) for name, batches in by_mixer.items()
         }
-    return numbers, figures.gates_figure(numbers, title=f"Gates; {_title(subjects, settings)}")
+    title = f"Gates; {_title(subjects, settings)}"
+    return numbers, figures.gates_figure(numbers, _systems(subjects), title)
 
 
-def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> Analysis:
-    """The rank of a rare event's item against the events inserted, repeated or random."""
+def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> Result:
+    """The rank of a rare event's item by the events inserted, repeated or random.
+
+    Raises:
+      ConfigError: If a model has no positions for the longest history, or no history is long
+        enough.
+    """
     config, first = settings.probe, subjects[0]
     for subject in subjects:
         longest = getattr(subject.run.experiment.model, "longest_row", None)
@@ -116,33 +122,38 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
         config,
         np.random.default_rng(0),
     )
-    known = first.run.experiment.data.request_time == "known"
     numbers = {}
     for subject in subjects:
         table = subject.run.model.item_table(subject.params)
-
-        def ranks(
-            shown: bool, subject: Subject = subject, table: Any = table
-        ) -> dict[str, np.ndarray]:
-            found: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
-            for arm, rows in found.items():
-                for insertions in config.insertions:
-                    events, slot = probes.events(
-                        arm, insertions, config.length, shown=shown, request_times=known
-                    )
-                    hidden = subject.hidden(events, slot)
-                    rows.append(catalogue_ranks(hidden, table, probes.target))
-            return {arm: np.stack(rows) for arm, rows in found.items()}
-
-        numbers[subject.name] = insertion_probe.summarise(
-            ranks(True), ranks(False), config.insertions
+        ranks, unseen = (
+            {arm: _probe_ranks(subject, table, probes, config, arm, shown) for arm in ARMS}
+            for shown in (True, False)
         )
-    return numbers, figures.insertion_probe_figure(
-        numbers, title=f"Insertion probe; {_title(subjects, settings, config.context)}"
-    )
+        numbers[subject.name] = insertion_probe.summarise(ranks, unseen, config.insertions)
+    title = f"Insertion probe; {_title(subjects, settings, config.context)}"
+    return numbers, figures.insertion_probe_figure(numbers, _systems(subjects), title)
 
 
-def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> Analysis:
+def _probe_ranks(
+    subject: Subject,
+    table: Float[Array, "N+1 D"],
+    probes: Probes,
+    config: ProbeConfig,
+    arm: str,
+    shown: bool,
+) -> np.ndarray:
+    """The ranks of the rare item by insertions and user, [R, U]."""
+    known = subject.run.experiment.data.request_time == "known"
+    rows = []
+    for insertions in config.insertions:
+        events, slot = probes.events(
+            arm, insertions, config.length, shown=shown, request_times=known
+        )
+        rows.append(catalogue_ranks(subject.hidden(events, slot), table, probes.target))
+    return np.stack(rows)
+
+
+def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> Result:
     """Singular values of RecGRELA's attention output, before and after its local branch."""
     numbers: dict[str, Any] = {}
     for subject in subjects:
@@ -158,164 +169,135 @@ def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> A
             name: {key: Spectrum.joined(parts).summary() for key, parts in outputs.items()}
             for name, outputs in spectra.items()
         }
-    return numbers, figures.attention_rank_figure(
-        numbers, title=f"Rank of the attention output; {_title(subjects, settings)}"
-    )
+    title = f"Rank of the attention output; {_title(subjects, settings)}"
+    return numbers, figures.attention_rank_figure(numbers, _systems(subjects), title)
 
 
-def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Analysis:
-    """A metric by history length, by its share of repeats, by the age of the same transition."""
-    numbers: dict[str, Any] = {}
-    for subject in subjects:
-        result = subject.run.evaluate(subject.params, settings.split)
-        evaluator = subject.run.evaluator(settings.split)
-        targets = subject.run.source.dataset, evaluator.users, evaluator.positions
-        shares, ages = share_of_repeats(*targets), transition_ages(*targets)
-        numbers[subject.name] = {
-            name: {
-                "length": result.buckets[name],
-                "share_of_repeats": metrics.bucket_metrics(
-                    ranks, shares, SHARE_EDGES, unit="share"
-                ),
-                "transition_age": metrics.bucket_metrics(ranks, ages, AGE_EDGES, without=NEVER),
-            }
-            for name, ranks in result.ranks.items()
-        }
-    first = subjects[0].run.experiment.evaluation.filter_seen[0]
-    panels = {
-        label: {name: buckets[first][key] for name, buckets in numbers.items()}
-        for key, label in (
-            ("length", "events before the target"),
-            ("share_of_repeats", "share of repeats among them"),
-            ("transition_age", "events since the same transition"),
-        )
+def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Result:
+    """A metric by history length, by the share of repeats, by the age of the same transition."""
+    first, split, metric = subjects[0].run, settings.split, settings.metric
+    evaluator = first.evaluator(split)
+    targets = first.source.dataset, evaluator.users, evaluator.positions
+    shares, ages = share_of_repeats(*targets), transition_ages(*targets)
+    buckets = {
+        "length": metrics.make_buckets(evaluator.lengths),
+        "share_of_repeats": metrics.make_buckets(shares, SHARE_EDGES, unit="share"),
+        "transition_age": metrics.make_buckets(ages, AGE_EDGES, without=NEVER),
     }
-    return numbers, metric_by_bucket(
-        # Where nobody repeats, there is no age to draw.
-        {
-            label: systems
-            for label, systems in panels.items()
-            if any(
-                bucket["targets"]
-                for bucket in next(iter(systems.values()))
-                if bucket["name"] != NEVER
-            )
-        },
-        settings.metric,
-        title=f"{_data_title(subjects)}; {settings.split}, seen items {in_words(first)}",
-    )
+    labels = {
+        "length": "events before the target",
+        "share_of_repeats": "share of repeats among them",
+        "transition_age": "events since the same transition",
+    }
+    # Where no user repeats an item, there is no age to draw.
+    if not any(bucket.inside.any() for bucket in buckets["transition_age"][:-1]):
+        del labels["transition_age"]
+    filter_seen, systems = first.experiment.evaluation.filter_seen[0], _systems(subjects)
+    numbers: dict[str, Any] = {}
+    seeds: dict[str, list[np.ndarray]] = {}
+    for subject in subjects:
+        ranks = subject.run.evaluate(subject.params, split).ranks
+        gains = {name: metrics.per_target(own) for name, own in ranks.items()}
+        numbers[subject.name] = {
+            name: {key: [bucket.record(own) for bucket in buckets[key]] for key in buckets}
+            for name, own in gains.items()
+        }
+        seeds.setdefault(systems[subject.name], []).append(gains[filter_seen][metric])
+    means = {system: {metric: np.mean(own, axis=0)} for system, own in seeds.items()}
+    title = f"{_data_title(subjects)}; {split}, seen items {in_words(filter_seen)}"
+    if len(means) < len(subjects):
+        title += "; means over seeds"
+    panels = {
+        label: {
+            system: [bucket.record(mean) for bucket in buckets[key]]
+            for system, mean in means.items()
+        }
+        for key, label in labels.items()
+    }
+    return numbers, metric_by_bucket(panels, metric, title=title)
 
 
-ANALYSES: dict[str, Callable[[Sequence[Subject], Settings], Analysis]] = {
-    "state_sink": analyse_state_sink,
-    "gates": analyse_gates,
-    "insertion_probe": analyse_insertion_probe,
-    "attention_rank": analyse_attention_rank,
-    "buckets": analyse_buckets,
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """An analysis, and the models that it applies to.
+
+    Attributes:
+      run: The function that analyses subjects.
+      needs: What a model must have; empty: the analysis applies to any model.
+      finds: Whether a mixer of the model is what `needs` says.
+    """
+
+    run: Callable[[Sequence[Subject], Settings], Result]
+    needs: str = ""
+    finds: Callable[[nnx.Module], bool] = lambda mixer: True
+
+    def applicable(self, subjects: Sequence[Subject]) -> list[Subject]:
+        """The subjects that the analysis applies to."""
+        if not self.needs:
+            return list(subjects)
+        return [subject for subject in subjects if any(map(self.finds, subject.mixers))]
+
+
+# The rank is the paper's figure of its released form, which carries no state.
+ANALYSES = {
+    "state_sink": Analysis(analyse_state_sink, "recurrent state", is_recurrent),
+    "gates": Analysis(
+        analyse_gates, "gated delta memory", lambda mixer: isinstance(mixer, GatedDelta)
+    ),
+    "insertion_probe": Analysis(analyse_insertion_probe, "recurrent state", is_recurrent),
+    "attention_rank": Analysis(
+        analyse_attention_rank, "RELA attention", lambda mixer: isinstance(mixer, RELA)
+    ),
+    "buckets": Analysis(analyse_buckets),
 }
 
 
-def select(requested: Sequence[str]) -> dict[str, Callable[..., Analysis]]:
-    """The analyses asked for by name; "all" among them is every one.
+def select(names: Sequence[str]) -> dict[str, Analysis]:
+    """The analyses by their names; "all" among the names selects every one.
 
     Raises:
-      ConfigError: A name that is no analysis, or no name.
+      ConfigError: If a name is no analysis, or there is no name.
     """
-    unknown = [name for name in requested if name not in (*ANALYSES, "all")]
-    if unknown or not requested:
+    unknown = [name for name in names if name not in (*ANALYSES, "all")]
+    if unknown or not names:
         raise ConfigError(
             f"no analysis {', '.join(unknown) or 'asked for'}: there are {', '.join(ANALYSES)}"
         )
-    if "all" in requested:
-        return ANALYSES
-    return {name: ANALYSES[name] for name in requested}
-
-
-# What a mixer of the model must be for an analysis to apply, and its name; of the others any run.
-# The rank is the paper's figure of its released form, which carries no state.
-LOOKS_INTO: dict[str, tuple[str, Callable[[nnx.Module], bool]]] = {
-    "state_sink": ("recurrent state", is_recurrent),
-    "gates": ("gated delta memory", lambda mixer: isinstance(mixer, GatedDelta)),
-    "insertion_probe": ("recurrent state", is_recurrent),
-    "attention_rank": ("RELA attention", lambda mixer: isinstance(mixer, RELA)),
-}
-
-
-def applicable(name: str, subjects: Sequence[Subject]) -> list[Subject]:
-    """Those that an analysis applies to: by their mixers, or all."""
-    if name not in LOOKS_INTO:
-        return list(subjects)
-    _, applies = LOOKS_INTO[name]
-    return [subject for subject in subjects if any(map(applies, subject.mixers))]
-
-
-def check_comparable(subjects: Sequence[Subject]) -> None:
-    """Checks that runs can be drawn together.
-
-    Raises:
-      ConfigError: If their data, their split or their protocol of evaluation differ.
-    """
-    first = subjects[0]
-    for subject in subjects[1:]:
-        card, other = (each.run.source.dataset.card for each in (subject, first))
-        if differing := differing_data(card, other):
-            raise ConfigError(
-                f"{subject.name} is a run on other data than {first.name} "
-                f"({', '.join(differing)} differ): analyse runs of one data set together"
-            )
-        for field, value in _protocol(subject).items():
-            if value != (expected := _protocol(first)[field]):
-                raise ConfigError(
-                    f"{subject.name} and {first.name} are not evaluated alike, their {field} "
-                    f"differs: {value} and {expected}; analyse runs of one protocol together"
-                )
-
-
-def _protocol(subject: Subject) -> dict[str, Any]:
-    """What runs on the same data must have alike besides."""
-    config = subject.run.experiment.evaluation
-    return {
-        "split": subject.run.source.split.description,
-        "request_time": subject.run.experiment.data.request_time,
-        "filter_seen": sorted(config.filter_seen),
-        "ties": config.ties,
-    }
+    return ANALYSES if "all" in names else {name: ANALYSES[name] for name in names}
 
 
 def about(name: str, subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
-    """What numbers say nothing without, to be written with them: data, split, checkpoints, probe.
+    """What a reader of an analysis's numbers must know.
 
     Args:
       name: The analysis.
-      subjects: The runs that were looked into.
+      subjects: The runs that were analysed.
       settings: How.
 
     Returns:
-      JSON: "data", "split", "runs" (each one's step and the length it was trained on), "caveats";
-      "histories", but for the buckets, which are of all; and how the insertion "probe" was made.
+      JSON: "data", "split", "runs" (the step of each, and the length it was trained on) and
+      "caveats". "histories", except for the buckets, which are of all. "probe": how the insertion
+      probe was made.
     """
     record: dict[str, Any] = {
         "data": _data_title(subjects),
         "split": settings.split,
         "runs": {
-            subject.name: {
-                "step": subject.step,
-                "length": subject.run.batches.length,
-            }
+            subject.name: {"step": subject.step, "length": subject.run.batches.length}
             for subject in subjects
         },
         "caveats": caveats(name, subjects, settings),
     }
     if name != "buckets":
         at_least = settings.probe.context if name == "insertion_probe" else 0
-        record["histories"] = _count(subjects, settings, at_least)
+        record["histories"] = _num_histories(subjects, settings, at_least)
     if name == "insertion_probe":
         record["probe"] = dataclasses.asdict(settings.probe) | {"length": settings.probe.length}
     return record
 
 
 def caveats(name: str, subjects: Sequence[Subject], settings: Settings) -> list[str]:
-    """What is to be known to read an analysis, one line each: of the lengths of its histories."""
+    """Remarks on the lengths of the histories that an analysis reads, a line each."""
     lengths = {subject.name: subject.run.batches.length for subject in subjects}
     if name == "insertion_probe":
         longest = settings.probe.length
@@ -330,14 +312,29 @@ def caveats(name: str, subjects: Sequence[Subject], settings: Settings) -> list[
     return []
 
 
+def _systems(subjects: Sequence[Subject]) -> dict[str, str]:
+    """Run name to the label of its configuration: the seeds of one configuration share it.
+
+    The label is the run's name where the configuration has no other seed.
+    """
+    labels = configuration_labels([subject.run.experiment for subject in subjects])
+    return {
+        subject.name: label if labels.count(label) > 1 else subject.name
+        for subject, label in zip(subjects, labels, strict=True)
+    }
+
+
 def _title(subjects: Sequence[Subject], settings: Settings, at_least: int = 0) -> str:
-    count = _count(subjects, settings, at_least)
-    return f"{_data_title(subjects)}; {settings.split}, {count} histories"
+    count = _num_histories(subjects, settings, at_least)
+    title = f"{_data_title(subjects)}; {settings.split}, {count} histories"
+    several = len(set(_systems(subjects).values())) < len(subjects)
+    return f"{title}; seeds share a colour" if several else title
 
 
 def _data_title(subjects: Sequence[Subject]) -> str:
-    return data_title(*(subject.run for subject in subjects))
+    runs = [subject.run for subject in subjects]
+    return shared_title([run.experiment for run in runs], runs[0].source.split.name)
 
 
-def _count(subjects: Sequence[Subject], settings: Settings, at_least: int = 0) -> int:
+def _num_histories(subjects: Sequence[Subject], settings: Settings, at_least: int = 0) -> int:
     return len(subjects[0].histories(settings.split, settings.users, at_least=at_least)[0])

@@ -1,8 +1,8 @@
 """The rank of RecGRELA's attention output, with and without its local branch (arXiv 2506.13315).
 
-Linear attention of low-rank features gives a low-rank output; the paper's rank augmentation is the
-local branch beside it. For each history the output at its events is a matrix, [events, D], whose
-singular values are compared before and after the branch joins.
+Linear attention with low-rank features gives a low-rank output. The paper raises the rank by a
+local branch beside the attention. For each history, the outputs at its events are a matrix
+[events, D]; its singular values are compared without and with the local branch.
 """
 
 import dataclasses
@@ -11,28 +11,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from linseqrec.analysis.state_sink import effective_rank
-from linseqrec.analysis.summary import mean_and_error
+from linseqrec.evaluation.metrics import summarise_users
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """Singular values of an output, histories of their own.
+    """Singular values of each history's outputs.
 
     Attributes:
-      values: float64 [U, min(T, D)], each history's, largest first, as shares of their sum.
+      values: float64 [U, min(T, D)], the largest first, as shares of their sum.
     """
 
     values: np.ndarray
 
     @classmethod
     def joined(cls, parts: Sequence["Spectrum"]) -> "Spectrum":
-        """Batches of users as one."""
+        """Joins batches of users."""
         return cls(np.concatenate([part.values for part in parts]))
 
     def summary(self) -> dict[str, object]:
-        """Effective rank (mean, standard error over users) and the mean spectrum."""
+        """The effective rank (mean and standard error over users) and the mean spectrum."""
         return {
-            "effective_rank": mean_and_error(effective_rank(self.values)),
+            "effective_rank": summarise_users(effective_rank(self.values)),
             "spectrum": self.values.mean(0).tolist(),
         }
 
@@ -42,7 +42,7 @@ def spectrum(output: np.ndarray, real: np.ndarray) -> Spectrum:
 
     Args:
       output: [U, T, D].
-      real: bool [U, T], which slots hold events; each history has at least one.
+      real: bool [U, T], the slots that hold events, at least one for each history.
     """
     masked = np.where(real[..., None], np.asarray(output, np.float64), 0)
     values = np.linalg.svd(masked, compute_uv=False)

@@ -1,69 +1,29 @@
-"""Figures of the analyses, from the numbers that go to JSON."""
+"""Figures of the analyses, from the numbers that go to JSON.
 
-from collections.abc import Mapping
+A system is a configuration: its seeds have one colour, one marker and one entry in the legend.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from linseqrec.analysis.gates import QUANTILES
-from linseqrec.evaluation.figures import (
-    COLOURS,
+from linseqrec.runs.figures import (
     DASHES,
-    MARKERS,
     REFERENCE,
+    dashes,
     dress,
     new_figure,
     shared_legend,
+    style,
 )
 
 Record = Mapping[str, Any]
 
-
-def state_sink_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
-    """Occupancy lift and effective rank of each mixer, model beside model.
-
-    Args:
-      subjects: By model, by mixer, `StateSink.summary()`.
-      title: Above the panels.
-    """
-    figure, (lifts, ranks) = new_figure(2, title)
-    ticks: list[str] = []
-    for index, (name, mixers) in enumerate(subjects.items()):
-        slots = len(ticks) + np.arange(len(mixers))
-        ticks += [*mixers, ""]
-        style: dict[str, Any] = {
-            "color": COLOURS[index % len(COLOURS)],
-            "linestyle": "none",
-            "capsize": 3,
-        }
-        marker = MARKERS[index % len(MARKERS)]
-        for panel, key, label, filled in (
-            (lifts, "occupancy_lift", f"{name}, most frequent groups", True),
-            (lifts, "control_lift", f"{name}, other groups", False),
-            (ranks, "effective_rank", name, True),
-        ):
-            panel.errorbar(
-                slots,
-                [mixer[key]["mean"] for mixer in mixers.values()],
-                yerr=[mixer[key]["standard_error"] for mixer in mixers.values()],
-                label=label,
-                marker=marker,
-                markerfacecolor=None if filled else "none",
-                **style,
-            )
-    lifts.axhline(1, color=REFERENCE, linestyle=DASHES[-1])
-    for panel, label in ((lifts, "occupancy lift (1: no excess)"), (ranks, "effective rank")):
-        panel.set_xticks(np.arange(len(ticks)), ticks, rotation=45, ha="right", fontsize="small")
-        panel.set_xlim(-0.6, len(ticks) - 1.4)
-        panel.set_ylabel(f"{label}\nbars: one standard error")
-        panel.set_ylim(bottom=0)
-        dress(panel)
-    shared_legend(figure, lifts)
-    return figure
-
-
-# What a panel of the gates shows.
+# The panels of the gates, with what they show.
 _GATES = {
     "kept": "α, kept of the state",
     "written": "written of a value",
@@ -73,106 +33,118 @@ _GATES = {
 }
 
 
-def gates_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
-    """The gates of each mixer's heads: the median over events, and where most of them lie.
+def state_sink_figure(runs: Mapping[str, Record], systems: Mapping[str, str], title: str) -> Figure:
+    """Occupancy lift and effective rank of each mixer.
 
     Args:
-      subjects: By model, by mixer, what `gates.summarise` returns.
+      runs: Run to mixer to `StateSink.summary()`.
+      systems: Run to the label of its configuration.
       title: Above the panels.
     """
-    held = {gate for mixers in subjects.values() for gates in mixers.values() for gate in gates}
-    names = [name for name in _GATES if name in held]
+    figure, (lifts, ranks) = new_figure(2, title)
+    mixers = _names(runs.values())
+    for run, label, look, place in _drawn(runs, systems):
+        places = [mixers.index(mixer) + _spacing(runs) * place for mixer in runs[run]]
+        for panel, key, suffix, filled in (
+            (lifts, "occupancy_lift", ", most frequent groups", True),
+            (lifts, "control_lift", ", other groups", False),
+            (ranks, "effective_rank", "", True),
+        ):
+            panel.errorbar(
+                places,
+                [mixer[key]["mean"] for mixer in runs[run].values()],
+                yerr=[mixer[key]["standard_error"] for mixer in runs[run].values()],
+                label=label and label + suffix,
+                markerfacecolor=None if filled else "none",
+                linestyle="none",
+                capsize=3,
+                **look,
+            )
+    lifts.axhline(1, color=REFERENCE, linestyle=DASHES[-1])
+    for panel, name in ((lifts, "occupancy lift (1: no excess)"), (ranks, "effective rank")):
+        panel.set_ylabel(f"{name}\nbars: one standard error")
+        panel.set_ylim(bottom=0)
+        _name_mixers(panel, mixers)
+    shared_legend(figure, lifts)
+    return figure
+
+
+def gates_figure(runs: Mapping[str, Record], systems: Mapping[str, str], title: str) -> Figure:
+    """The gates of each mixer's heads: the median over events, with a low and a high quantile.
+
+    Args:
+      runs: Run to mixer to what `gates.summarise` returns.
+      systems: Run to the label of its configuration.
+      title: Above the panels.
+    """
+    present = _names(gates for mixers in runs.values() for gates in mixers.values())
+    names = [name for name in _GATES if name in present]
     figure, panels = new_figure(len(names), title)
-    ticks: list[str] = []
-    for index, (subject, mixers) in enumerate(subjects.items()):
-        for mixer, gates in mixers.items():
-            for panel, name in zip(panels, names, strict=True):
-                if name not in gates:
-                    continue
+    mixers = _names(runs.values())
+    for panel, name in zip(panels, names, strict=True):
+        for run, label, look, place in _drawn(runs, systems):
+            own = {mixer: gates[name] for mixer, gates in runs[run].items() if name in gates}
+            for mixer, gate in own.items():
                 low, middle, high = (
-                    np.array([head[quantile] for head in gates[name]["heads"]])
-                    for quantile in QUANTILES
+                    np.array([head[quantile] for head in gate["heads"]]) for quantile in QUANTILES
                 )
-                # A mixer's heads side by side, about its tick.
+                # A mixer's heads stand side by side.
+                heads = np.linspace(-0.35, 0.35, len(middle)) if len(middle) > 1 else 0
                 panel.errorbar(
-                    len(ticks) + np.linspace(-0.2, 0.2, len(middle)),
+                    mixers.index(mixer) + _spacing(runs) * (place + heads),
                     middle,
                     yerr=[middle - low, high - middle],
-                    # Once a model.
-                    label=subject if mixer == next(iter(mixers)) else None,
-                    color=COLOURS[index % len(COLOURS)],
-                    marker=MARKERS[index % len(MARKERS)],
+                    label=label if mixer == next(iter(own)) else None,
                     linestyle="none",
                     capsize=3,
+                    **look,
                 )
-            ticks.append(mixer)
-        ticks.append("")
-    for panel, name in zip(panels, names, strict=True):
-        panel.set_xticks(np.arange(len(ticks)), ticks, rotation=45, ha="right", fontsize="small")
-        panel.set_xlim(-0.6, len(ticks) - 1.4)
-        # Shares all, but for what is written, which negative eigenvalues let reach twice the value.
+        # Gates are shares. With negative eigenvalues, up to twice a value is written.
         panel.set_ylim(0, None if name == "written" else 1.02)
         panel.set_ylabel(
             f"{_GATES[name]}\nmedian, {100 * QUANTILES['low']:.0f} to "
             f"{QUANTILES['high']:.0%} of events"
         )
-        dress(panel)
+        _name_mixers(panel, mixers)
     shared_legend(figure, panels[0])
     return figure
 
 
-def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
+def insertion_probe_figure(
+    runs: Mapping[str, Record], systems: Mapping[str, str], title: str
+) -> Figure:
     """The rare item's rank by the events inserted, and what repetition adds to forgetting.
 
     Args:
-      subjects: By model, what `insertion_probe.summarise` returns.
+      runs: Run to what `insertion_probe.summarise` returns.
+      systems: Run to the label of its configuration.
       title: Above the panels.
     """
     figure, (ranks, sink) = new_figure(2, title)
-    insertions = next(iter(subjects.values()))["insertions"]
+    insertions = next(iter(runs.values()))["insertions"]
     slots = np.arange(len(insertions))
-    for index, (name, result) in enumerate(subjects.items()):
-        style: dict[str, Any] = {
-            "color": COLOURS[index % len(COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
-            "capsize": 2,
-        }
+    for run, label, look, place in _drawn(runs, systems):
+        result, thin = runs[run], {"color": look["color"], "linewidth": 0.8}
         for (arm, values), dash, filled in zip(
             result["arms"].items(), ("-", "--"), (True, False), strict=True
         ):
-            logs = np.array([entry["mean"] for entry in values["log2_rank"]])
-            errors = np.array([entry["standard_error"] for entry in values["log2_rank"]])
+            logs, errors = _means_and_errors(values["log2_rank"])
             ranks.errorbar(
                 slots,
                 2**logs,
                 yerr=[2**logs - 2 ** (logs - errors), 2 ** (logs + errors) - 2**logs],
-                label=f"{name}, {arm}",
+                label=label and f"{label}, {arm}",
                 linestyle=dash,
                 markerfacecolor=None if filled else "none",
-                **style,
+                capsize=2,
+                **look,
             )
         for values, dash in zip(result["not_shown"].values(), (":", "-."), strict=True):
-            ranks.plot(
-                slots,
-                [2 ** entry["mean"] for entry in values["log2_rank"]],
-                color=style["color"],
-                linestyle=dash,
-                linewidth=0.8,
-            )
-        sink.plot(
-            slots,
-            [entry["mean"] for entry in result["sink_not_shown"]],
-            color=style["color"],
-            linestyle=":",
-            linewidth=0.8,
-        )
-        sink.errorbar(
-            # Side by side, so that bars of close models do not cover each other.
-            slots + 0.06 * (index - (len(subjects) - 1) / 2),
-            [entry["mean"] for entry in result["sink"]],
-            yerr=[entry["standard_error"] for entry in result["sink"]],
-            **style,
-        )
+            ranks.plot(slots, 2 ** _means_and_errors(values["log2_rank"])[0], dash, **thin)
+        sink.plot(slots, _means_and_errors(result["sink_not_shown"])[0], ":", **thin)
+        means, errors = _means_and_errors(result["sink"])
+        # Side by side, so that the bars of close runs do not cover each other.
+        sink.errorbar(slots + 0.06 * place, means, yerr=errors, capsize=2, **look)
     ranks.set_yscale("log")
     ranks.set_ylabel(
         "rank of the rare item (geometric mean)\nbars: one standard error\n"
@@ -190,40 +162,83 @@ def insertion_probe_figure(subjects: Mapping[str, Record], *, title: str) -> Fig
     return figure
 
 
-def attention_rank_figure(subjects: Mapping[str, Record], *, title: str) -> Figure:
-    """Singular values of the attention output before and after the local branch, by block.
+def attention_rank_figure(
+    runs: Mapping[str, Record], systems: Mapping[str, str], title: str
+) -> Figure:
+    """Singular values of the attention output before and after the local branch, a panel a mixer.
 
     Args:
-      subjects: By model, by mixer, by "attended" and "augmented", `Spectrum.summary()`.
+      runs: Run to mixer to "attended" and "augmented", `Spectrum.summary()`.
+      systems: Run to the label of its configuration.
       title: Above the panels.
     """
-    blocks = [
-        (name if len(subjects) == 1 else f"{subject}, {name}", outputs)
-        for subject, mixers in subjects.items()
-        for name, outputs in mixers.items()
-    ]
-    figure, panels = new_figure(len(blocks), title)
-    for panel, (name, outputs) in zip(panels, blocks, strict=True):
-        for index, (key, label) in enumerate(
-            (("attended", "linear attention"), ("augmented", "with the local branch"))
-        ):
-            if key not in outputs:
-                continue
-            values = outputs[key]["spectrum"]
-            rank = outputs[key]["effective_rank"]["mean"]
-            panel.plot(
-                np.arange(1, len(values) + 1),
-                values,
-                label=f"{label}: effective rank {rank:.1f}",
-                color=COLOURS[index],
-                linestyle=DASHES[index],
-            )
+    mixers = _names(runs.values())
+    figure, panels = new_figure(len(mixers), title)
+    outputs = {"attended": "linear attention", "augmented": "with the local branch"}
+    for panel, mixer in zip(panels, mixers, strict=True):
+        for run, label, look, _ in _drawn(runs, systems):
+            own = runs[run].get(mixer, {})
+            for index, key in enumerate(outputs):
+                if key not in own:
+                    continue
+                seeds = [other for other in runs if systems[other] == systems[run]]
+                rank = np.mean([runs[seed][mixer][key]["effective_rank"]["mean"] for seed in seeds])
+                name = "" if len(set(systems.values())) == 1 else f"{label}, "
+                panel.plot(
+                    np.arange(1, len(own[key]["spectrum"]) + 1),
+                    own[key]["spectrum"],
+                    label=label and f"{name}{outputs[key]}: effective rank {rank:.1f}",
+                    color=look["color"],
+                    linestyle=dashes(index),
+                )
         panel.set_yscale("log")
-        # Float32 outputs: what lies further below is rounding.
+        # The outputs are float32: smaller values are rounding.
         panel.set_ylim(bottom=1e-7)
-        panel.set_title(name, fontsize="small")
+        panel.set_title(mixer, fontsize="small")
         panel.set_xlabel("index of the singular value")
         dress(panel)
         panel.legend(frameon=False, fontsize="x-small")
     panels[0].set_ylabel("share of the sum, mean over users")
     return figure
+
+
+def _drawn(
+    runs: Mapping[str, Record], systems: Mapping[str, str]
+) -> Iterator[tuple[str, str | None, dict[str, Any], float]]:
+    """Each run with its entry in the legend, its style and its place beside the other runs.
+
+    The seeds of a configuration follow each other; the entry is None for all but the first. Places
+    are whole steps apart, around 0.
+    """
+    order = list(dict.fromkeys(systems[run] for run in runs))
+    previous = None
+    for index, run in enumerate(sorted(runs, key=lambda run: order.index(systems[run]))):
+        system = systems[run]
+        label = None if system == previous else system
+        previous = system
+        yield run, label, style(order.index(system)), index - (len(runs) - 1) / 2
+
+
+def _spacing(runs: Mapping[str, Record]) -> float:
+    """The distance between runs at a mixer; mixers are 1 apart."""
+    return min(0.15, 0.8 / len(runs))
+
+
+def _names(records: Any) -> list[str]:
+    """The keys of several records, each once, in the order of their first occurrence."""
+    return list(dict.fromkeys(name for record in records for name in record))
+
+
+def _name_mixers(panel: Axes, mixers: Sequence[str]) -> None:
+    """Names each mixer once, below the runs' points."""
+    panel.set_xticks(np.arange(len(mixers)), mixers, rotation=45, ha="right", fontsize="small")
+    panel.set_xlim(-0.6, len(mixers) - 0.4)
+    dress(panel)
+
+
+def _means_and_errors(entries: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of `summarise_users`' results."""
+    return (
+        np.array([entry["mean"] for entry in entries], np.float64),
+        np.array([entry["standard_error"] for entry in entries], np.float64),
+    )

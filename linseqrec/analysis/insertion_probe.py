@@ -1,16 +1,18 @@
-"""The insertion probe: does what repeats push a rare event out of the state? Ours.
+"""The insertion probe: do repetitions push a rare event out of the state? Ours.
 
-Histories are made for it:
+The probe makes its own histories:
 
     own events, the rare event among them, a few times | r inserted events → the rank of that item
 
-The item is new to the history shown, rare in it only if `shown` is small, and comes `shown` times,
-spread over the second half of the context: where people come back to things, it is then to be
-expected again. What is inserted are near-copies of the pattern that is most frequent in the
-context, or, as the control, as many random events. Forgetting alone raises the rank under both; a
-state sink under the first more than under the second. A softmax window that still holds the event
-answers for it, whatever the state holds. The same histories without the item give its rank without
-any memory of it.
+The rare event's item is new to the history. It comes `shown` times, spread over the second half of
+the context, so that it can be expected again where users come back to things.
+
+The inserted events are near-copies of the most frequent pattern of the context or, as the control,
+as many random events. Forgetting alone raises the rank under both. A state sink raises it more
+under the copies.
+
+A softmax window that still holds the event answers for it, whatever the state holds. The same
+histories without the item give its rank when the model cannot remember it.
 """
 
 import dataclasses
@@ -19,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.analysis.summary import mean_and_error
 from linseqrec.config import ConfigError
 from linseqrec.config_checks import require
 from linseqrec.data.dataset import Dataset
+from linseqrec.evaluation.metrics import summarise_users
 from linseqrec.events import Events
 
 ARMS = ("repeated", "random")
@@ -33,12 +35,12 @@ class ProbeConfig:
     """How the probe's histories are made.
 
     Attributes:
-      insertions: r, events inserted after the context; ascending.
-      context: Events of the user's own.
+      insertions: r, the numbers of events inserted after the context, ascending.
+      context: The number of the user's own events.
       shown: How often the rare event comes among them.
-      pattern: Events of the pattern that repeats.
-      noise: Probability that an event of a copy is drawn anew from its group, itself included, and
-        all of the group alike: it is less popular than what the control inserts.
+      pattern: The number of events of the pattern that is copied.
+      noise: The probability that an event of a copy is replaced by an item of its group, all with
+        the same probability. Copies are therefore less popular than the random events.
     """
 
     insertions: tuple[int, ...] = (0, 4, 16, 64, 256)
@@ -49,8 +51,8 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.noise <= 1, "noise", self.noise, "from 0 to 1")
-        given = list(self.insertions)
-        if not given or given != sorted(set(given)) or given[0] < 0:
+        ascending = sorted(set(self.insertions))
+        if not ascending or list(self.insertions) != ascending or ascending[0] < 0:
             raise ConfigError(f"insertions must ascend from 0 or more, got {self.insertions}")
         if not 0 < self.pattern <= self.context:
             raise ConfigError(f"context {self.context} must hold a pattern of {self.pattern}")
@@ -69,12 +71,12 @@ class Probes:
 
     Attributes:
       context: int [U, C], the users' own last items.
-      start: int [U], the time of the first of them, in seconds since the data's first event; less
-        where the longest history would not end within int32.
-      step: int [U], seconds between events: the context's median, at most what lets the longest
-        history fit int32 (68 years).
+      start: int [U], the time of the first of them, in seconds since the data's first event. It is
+        earlier where the longest history would exceed int32 otherwise.
+      step: int [U], seconds between events: the median of the context, or less where the longest
+        history would exceed int32 (68 years).
       target: int [U], the rare event's item.
-      inserted: What comes after, int [U, r] by arm, for the largest r; a smaller r takes the first
+      inserted: Arm to the inserted items, int [U, r] for the largest r. A smaller r takes the first
         of them.
       shown: How often the rare event comes.
     """
@@ -101,23 +103,23 @@ class Probes:
           arm: One of `ARMS`.
           insertions: r.
           length: T, slots to pad the rows to; `ProbeConfig.length` at most.
-          shown: Whether the rare event is among them.
-          request_times: Whether the events carry request times, each a step after its event.
+          shown: Whether the rare event is among the events.
+          request_times: Whether the events carry request times, one step after each event.
         """
-        held = self.context
+        items = self.context
         if shown:
-            half = held.shape[1] // 2
-            # After the first half, and then once in every so many events of the second.
-            places = half + np.arange(self.shown) * (held.shape[1] - half) // self.shown
-            held = np.insert(held, places, self.target[:, None], axis=1)
-        held = np.concatenate([held, self.inserted[arm][:, :insertions]], axis=1)
-        users, used = held.shape
+            half = items.shape[1] // 2
+            # At equal distances in the second half, beginning right after the first half.
+            places = half + np.arange(self.shown) * (items.shape[1] - half) // self.shown
+            items = np.insert(items, places, self.target[:, None], axis=1)
+        items = np.concatenate([items, self.inserted[arm][:, :insertions]], axis=1)
+        users, used = items.shape
         pad = ((0, 0), (0, length - used))
         real = np.pad(np.ones((users, used), np.int32), pad)
         slots = np.arange(length, dtype=np.int64)
         times = self.start[:, None] + self.step[:, None] * slots
         events = Events(
-            items=np.pad(held.astype(np.int32), pad),
+            items=np.pad(items.astype(np.int32), pad),
             timestamps=(times * real).astype(np.int32),
             segment_ids=real,
             positions=(slots * real).astype(np.int32),
@@ -136,21 +138,21 @@ def make_probes(
     config: ProbeConfig,
     rng: np.random.Generator,
 ) -> Probes:
-    """Draws the probe's histories for users that have a context's worth of events.
+    """Draws the probe's histories for the users whose history is long enough.
 
     Args:
       dataset: The events.
-      users: int [M], candidates.
-      ends: int [M], the absolute index that each one's history ends before.
+      users: int [M], the user of each history.
+      ends: int [M], the absolute index that each history ends before.
       groups: int [N + 1], the group of each item.
       config: The protocol.
       rng: Randomness.
 
     Returns:
-      The probes of those users whose history is long enough, in their order.
+      The probes, in the order of their users.
 
     Raises:
-      ConfigError: If none is, or the catalogue is too small for an item that is new.
+      ConfigError: If no history is long enough, or the catalogue is too small for a new item.
     """
     long_enough = ends - np.asarray(dataset.offsets)[users] >= config.context
     if not long_enough.any():
@@ -169,15 +171,16 @@ def make_probes(
     rows = len(context)
     inserted = {arm: np.empty((rows, longest), np.int64) for arm in ARMS}
     targets = np.empty(rows, np.int64)
-    for row, held in enumerate(context):
-        pattern = frequent_pattern(held, groups, config.pattern)
+    for row, own in enumerate(context):
+        pattern = frequent_pattern(own, groups, config.pattern)
         copies = np.resize(pattern, longest)
         for slot in np.flatnonzero(rng.random(longest) < config.noise):
             copies[slot] = rng.choice(members[groups[copies[slot]]])
         inserted["repeated"][row] = copies
         inserted["random"][row] = popular[rng.integers(len(popular), size=longest)]
-        taken = np.concatenate([held, *(inserted[arm][row] for arm in ARMS)])
-        # Drawn as they are in the log: vectors of items that hardly occur recall nothing.
+        taken = np.concatenate([own, *(inserted[arm][row] for arm in ARMS)])
+        # Targets are drawn by their frequency, because the vector of an item that hardly occurs
+        # recalls nothing.
         free = counts * ~np.isin(np.arange(len(counts)), taken)
         if not free.any():
             raise ConfigError(
@@ -186,7 +189,7 @@ def make_probes(
             )
         targets[row] = rng.choice(len(free), p=free / free.sum())
     step = np.maximum(np.median(np.diff(times, axis=1), axis=1), 1).astype(np.int64)
-    # Past int32 times would wrap, and gaps become 0: the gaps matter, when they begin does not.
+    # Times beyond int32 would wrap. Only the gaps matter to a model, so the start is moved.
     last, gaps = np.iinfo(np.int32).max, config.length
     step = np.minimum(step, last // gaps)
     start = np.minimum(times[:, 0], last - gaps * step)
@@ -194,10 +197,10 @@ def make_probes(
 
 
 def frequent_pattern(items: np.ndarray, groups: np.ndarray, length: int) -> np.ndarray:
-    """The run of events that recurs most.
+    """The consecutive events that recur most often.
 
-    By how often the very items recur in this order, then by how frequent their groups are, then
-    the latest: a log without repeats has patterns of groups only.
+    Patterns are ordered by how often the same items recur in this order, then by the frequency of
+    their groups, then by time, the latest first. In a log without repeats only groups recur.
 
     Args:
       items: int [C], a history.
@@ -218,19 +221,21 @@ def frequent_pattern(items: np.ndarray, groups: np.ndarray, length: int) -> np.n
 def summarise(
     ranks: dict[str, np.ndarray], unseen: dict[str, np.ndarray], insertions: Sequence[int]
 ) -> dict[str, Any]:
-    """The probe's result.
+    """Summarises the probe's ranks.
 
     Args:
       ranks: By arm, [R, U]: ranks of the targets for each r.
-      unseen: By arm, [R, U]: ranks in the same histories where the event was never shown.
-      insertions: The rs.
+      unseen: By arm, [R, U]: ranks in the same histories without the rare event.
+      insertions: The values of r.
 
     Returns:
-      By arm the median rank, HR@10 and the mean of log2 rank with its standard error, for each r,
-      "not_shown" likewise; and "sink", for each r by how many doublings of the rank repetition
-      pushes the event further down than random events do, paired over users: what repetition adds
-      to forgetting. "sink_not_shown" is the same of an event that was never shown: by how much
-      repetition speaks against whatever does not repeat, with no memory of it to lose.
+      arms: For each arm and r: the median rank, HR@10, and the mean of log2 rank with its standard
+        error.
+      not_shown: The same without the rare event.
+      sink: For each r, the doublings of the rank by repeated over random events, paired over users:
+        how much repetition adds to forgetting.
+      sink_not_shown: The same without the rare event: how much repetition lowers any item that
+        does not repeat, when there is no memory of it to lose.
     """
     return {
         "insertions": list(insertions),
@@ -244,12 +249,12 @@ def summarise(
 
 def _repetition(ranks: dict[str, np.ndarray]) -> list[dict[str, float]]:
     """Doublings of the rank by repetition over random events, for each r."""
-    return [mean_and_error(row) for row in np.log2(ranks["repeated"]) - np.log2(ranks["random"])]
+    return [summarise_users(row) for row in np.log2(ranks["repeated"]) - np.log2(ranks["random"])]
 
 
 def _per_insertion(ranks: np.ndarray) -> dict[str, list[Any]]:
     return {
         "median_rank": np.median(ranks, axis=1).tolist(),
         "HR@10": np.mean(ranks <= 10, axis=1).tolist(),
-        "log2_rank": [mean_and_error(row) for row in np.log2(ranks)],
+        "log2_rank": [summarise_users(row) for row in np.log2(ranks)],
     }

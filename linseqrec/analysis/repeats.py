@@ -1,18 +1,18 @@
-"""How much of a history repeats itself, and how long ago it did what comes next."""
+"""How much of a history repeats, and how long ago the target's transition occurred last."""
 
 import numpy as np
 
 from linseqrec.data.dataset import Dataset
 
-# Lower bounds of the buckets, which begin at 0; the least age is 1.
+# Lower bounds of the buckets. The lowest age is 1, but buckets begin at 0.
 SHARE_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75)
 AGE_EDGES = (0, 10, 20, 40, 80, 160)
-# The bucket of the targets that never followed their history's last item before.
+# The bucket of targets that never followed their history's last item before.
 NEVER = "never"
 
 
 def share_of_repeats(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The share of the events before each target whose item the history held already.
+    """The share of the events before each target that repeat an earlier item of the history.
 
     Args:
       dataset: The events.
@@ -31,10 +31,9 @@ def share_of_repeats(dataset: Dataset, users: np.ndarray, positions: np.ndarray)
 
 
 def transition_ages(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """How many events ago the target last followed the item that it follows now.
+    """How many events ago the target's item last followed the history's last item.
 
-    What a model must recall to know the target from the history alone: the last event before the
-    target whose item is the history's last one, and which the target's item followed.
+    A model must recall at least as many events to know the target from the history alone.
 
     Args:
       dataset: The events.
@@ -42,8 +41,8 @@ def transition_ages(dataset: Dataset, users: np.ndarray, positions: np.ndarray) 
       positions: [M], the absolute index of each target.
 
     Returns:
-      float64 [M], at least 1: 1 is an item that follows itself for the second time in a row; NaN
-      where the target never followed that item, or has no history.
+      float64 [M], at least 1, which is an item that follows itself for the second time in a row.
+      NaN where the target never followed that item, or has no history.
     """
     ages = np.full(len(users), np.nan)
     starts = np.asarray(dataset.offsets)[users]

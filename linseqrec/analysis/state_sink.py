@@ -1,16 +1,17 @@
-"""How much of a recurrent state the recurring semantics hold (SinkRec, arXiv 2606.09888; ours).
+"""How much of a recurrent state the most frequent groups occupy (SinkRec, arXiv 2606.09888; ours).
 
-The paper names the "semantic state sink"; its measure is not public, and this one is ours. Let U
-hold the mean keys of a user's m most frequent semantic groups, P_U project on their span of rank
-m', and S be the state, [K, V]:
+The paper names the "semantic state sink" but does not publish its measure; this measure is ours.
+Let U hold the mean keys of a user's m most frequent semantic groups, P_U project on their span,
+which has rank m', and S be the state, [K, V]:
 
     occupancy lift = (‖P_U S‖² / ‖S‖²) (K / m')
 
-1 means that the groups hold no more of the state than any m' directions. Groups by chance from the
-rest of the same history are the control: what any group that was written has, frequent or not.
+A lift of 1 means that the groups occupy no more of the state than any m' directions. The control is
+the lift of other groups of the same history, chosen at random: every group that was written has
+some lift.
 
 The effective rank exp(H(σ / Σσ)), σ the state's singular values (Roy & Vetterli, EUSIPCO 2007), is
-reported beside it and proves nothing alone: a state may lose rank and recall more.
+reported too. Alone it proves nothing, because a state may lose rank and recall more.
 """
 
 import dataclasses
@@ -18,18 +19,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from linseqrec.analysis.summary import mean_and_error
+from linseqrec.evaluation.metrics import summarise_users
 
 _TINY = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
 class StateSink:
-    """The readings of one mixer's states.
+    """Measures of one mixer's states, by user and head.
 
     Attributes:
       lift: float64 [U, H], occupancy lift of the most frequent groups.
-      control: float64 [U, H], of as many other groups; NaN where a user has none.
+      control: float64 [U, H], the lift of as many other groups; NaN where a user has none.
       rank: float64 [U, H], effective rank.
     """
 
@@ -39,7 +40,7 @@ class StateSink:
 
     @classmethod
     def joined(cls, parts: Sequence["StateSink"]) -> "StateSink":
-        """Batches of users as one."""
+        """Joins batches of users."""
         return cls(
             *(
                 np.concatenate([getattr(part, field.name) for part in parts])
@@ -48,7 +49,7 @@ class StateSink:
         )
 
     def summary(self) -> dict[str, dict[str, object]]:
-        """Mean over users and heads, its standard error over users, and the heads' means."""
+        """For each measure: the mean, its standard error over users, and the mean of each head."""
         return {
             name: _summary(values)
             for name, values in (
@@ -62,13 +63,13 @@ class StateSink:
 def state_sink(
     memory: np.ndarray, keys: np.ndarray, frequent: np.ndarray, others: np.ndarray
 ) -> StateSink:
-    """Reads the states of a batch of users.
+    """Measures the states of a batch of users.
 
     Args:
       memory: [U, H, K, V], the states.
-      keys: [U, T, H, K], the keys that were written.
+      keys: [U, T, H, K], the keys by which events were written.
       frequent: bool [U, m, T], the events of each of the most frequent groups.
-      others: bool [U, m, T], of other groups.
+      others: bool [U, m, T], the events of each of the other groups.
     """
     return StateSink(
         occupancy_lift(memory, keys, frequent),
@@ -78,7 +79,7 @@ def state_sink(
 
 
 def occupancy_lift(memory: np.ndarray, keys: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """(‖P_U S‖² / ‖S‖²) (K / m'), U the mean keys of groups.
+    """The occupancy lift (‖P_U S‖² / ‖S‖²) (K / m') of groups, U their mean keys.
 
     Args:
       memory: S, [U, H, K, V].
@@ -94,14 +95,15 @@ def occupancy_lift(memory: np.ndarray, keys: np.ndarray, members: np.ndarray) ->
     _, values, directions = np.linalg.svd(means / sizes, full_matrices=False)
     spanned = values > 1e-6 * np.maximum(values[..., :1], _TINY)
     rank = spanned.sum(-1)
-    held = np.square(np.einsum("uhmk,uhkv->uhmv", directions, memory)).sum(-1)
-    share = np.where(spanned, held, 0).sum(-1) / np.maximum(np.square(memory).sum((-2, -1)), _TINY)
-    valid = (rank > 0) & (np.square(memory).sum((-2, -1)) > _TINY)
+    total = np.square(memory).sum((-2, -1))
+    occupied = np.square(np.einsum("uhmk,uhkv->uhmv", directions, memory)).sum(-1)
+    share = np.where(spanned, occupied, 0).sum(-1) / np.maximum(total, _TINY)
+    valid = (rank > 0) & (total > _TINY)
     return np.where(valid, share * memory.shape[-2] / np.maximum(rank, 1), np.nan)
 
 
 def effective_rank(singular_values: np.ndarray) -> np.ndarray:
-    """Exp of the entropy of σ / Σσ, over the last axis: 1 to its length; NaN where all are 0."""
+    """The exponential of the entropy of σ / Σσ over the last axis; NaN where all values are 0."""
     total = singular_values.sum(-1, keepdims=True)
     share = singular_values / np.maximum(total, _TINY)
     entropy = -np.sum(share * np.log(np.maximum(share, _TINY)), axis=-1)
@@ -109,6 +111,6 @@ def effective_rank(singular_values: np.ndarray) -> np.ndarray:
 
 
 def _summary(values: np.ndarray) -> dict[str, object]:
-    return mean_and_error(values.mean(axis=1)) | {
-        "heads": [mean_and_error(head)["mean"] for head in values.T]
+    return summarise_users(values.mean(axis=1)) | {
+        "heads": [summarise_users(head)["mean"] for head in values.T]
     }

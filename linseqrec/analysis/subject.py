@@ -1,4 +1,4 @@
-"""What an analysis looks into: a checkpoint of a run."""
+"""`Subject`: a checkpoint of a run, restored for an analysis."""
 
 import dataclasses
 import functools
@@ -24,13 +24,13 @@ _BATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A checkpoint, ready to be run.
+    """A restored checkpoint.
 
     Attributes:
-      name: What figures call it.
-      run: The run it is of.
-      params: Its parameters.
-      step: Its step.
+      name: The run's name in figures.
+      run: The checkpoint's run.
+      params: The model's parameters.
+      step: The checkpoint's step.
     """
 
     name: str
@@ -44,12 +44,13 @@ class Subject:
 
         Args:
           folder: The run's workdir.
-          name: What figures call it.
+          name: The run's name in figures.
           checkpoint: "best", "latest" or a step.
           data: The dataset folder; empty: where the run's configuration says.
 
         Raises:
-          WorkdirError: If the folder is no run's, or its data are gone or have changed.
+          WorkdirError: If the folder is not the workdir of a run, or its data are gone or have
+            changed.
           CheckpointError: If there is no such checkpoint.
         """
         source = workdir.load_data(folder, data)
@@ -61,16 +62,23 @@ class Subject:
 
     @property
     def mixers(self) -> list[nnx.Module]:
-        """The model's linear mixers, those that `trace` looks into."""
+        """The model's linear mixers, those that `trace` reads."""
         model = self.run.model.merge(self.params)
         return [module for _, module in linear_mixers(model)]
 
     def histories(
         self, split: SplitName, count: int, *, at_least: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Users and absolute target positions of a split, evenly thinned to at most `count`.
+        """Histories of a split's targets, evenly chosen.
 
-        Of those with `at_least` so many events before the target.
+        Args:
+          split: The targets.
+          count: The greatest number of histories.
+          at_least: Events that a history must have before its target.
+
+        Returns:
+          users: int64 [M], the user of each history.
+          positions: int64 [M], the absolute index of each target.
         """
         targets = getattr(self.run.source.split, split)
         users, positions = np.asarray(targets.users), np.asarray(targets.positions)
@@ -82,7 +90,14 @@ class Subject:
     def traces(
         self, users: np.ndarray, positions: np.ndarray
     ) -> Iterator[tuple[Events, dict[str, MixerTrace]]]:
-        """Reads the histories before the positions, a batch at a time; NumPy arrays.
+        """Reads the histories before the positions.
+
+        Args:
+          users: [M], the user of each history.
+          positions: [M], the absolute index that each history ends before.
+
+        Yields:
+          Events and traces by mixer of a batch of histories, NumPy arrays.
 
         Raises:
           ValueError: If the model has no linear mixer.
@@ -90,13 +105,12 @@ class Subject:
         data, dataset = self.run.experiment.data, self.run.source.dataset
         length = self.run.batches.length
         for start in range(0, len(users), _BATCH):
-            part = slice(start, start + _BATCH)
-            real = len(users[part])
-            # The last batch is filled up, so that one program serves all.
-            fill = lambda ids: np.pad(ids[part], (0, _BATCH - real), mode="edge")  # noqa: E731, B023
-            ends = fill(positions)
+            # The last batch is filled up, so that the model compiles once.
+            rows = np.minimum(np.arange(start, start + _BATCH), len(users) - 1)
+            real = min(_BATCH, len(users) - start)
+            ends = positions[rows]
             times = np.asarray(dataset.timestamps)[ends] if data.request_time == "known" else None
-            events = gather_histories(dataset, fill(users), ends, length, times)
+            events = gather_histories(dataset, users[rows], ends, length, times)
             traced = self._trace(self.params, events)
             yield jax.tree.map(lambda leaf: np.asarray(leaf)[:real], (events, traced))  # noqa: B023
 
@@ -106,7 +120,7 @@ class Subject:
         return jax.jit(lambda params, events: trace(merge(params), events))
 
     def hidden(self, events: Events, slot: int) -> Float[Array, "B D"]:
-        """The hidden vectors [B, D] at a slot, of many rows, a batch at a time."""
+        """The hidden vectors at one slot of each row, [B, D], computed in batches."""
         rows, parts = len(events.items), []
         for start in range(0, rows, _BATCH):
             index = np.minimum(np.arange(start, start + _BATCH), rows - 1)

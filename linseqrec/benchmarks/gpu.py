@@ -45,12 +45,12 @@ from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from linseqrec.ops.linear_attention import linear_attention
 from linseqrec.ops.softmax_attention import softmax_attention
+from linseqrec.runs.results import write_results
 from linseqrec.training import throughput
 from linseqrec.training.loop import train
 from linseqrec.training.loss import LossConfig, make_loss
 from linseqrec.training.model import split_model
 from linseqrec.training.optimizer import OptimizerConfig, make_optimizer
-from linseqrec.training.results import write_results
 from linseqrec.training.run import Run
 from linseqrec.training.step import init_state, make_train_step
 

@@ -1,1 +1,1 @@
-"""Ranks, metrics, the evaluator, floors and significance."""
+"""Ranks, metrics, the evaluator, counting baselines and significance."""

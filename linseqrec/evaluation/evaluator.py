@@ -1,7 +1,7 @@
 """The evaluator: every target ranked against the whole catalogue, whatever the model is.
 
-A model enters as a function from histories to hidden vectors and a table of item vectors; a floor
-or an oracle enters as a function to scores. Both leave as the same `EvaluationResult`.
+A model enters as a function from histories to hidden vectors and a table of item vectors. A
+baseline or an oracle enters as a function to scores. Both leave as the same `EvaluationResult`.
 """
 
 import dataclasses
@@ -186,7 +186,7 @@ class Evaluator:
         return self._collect(_Scorer(count, blocks, self._max_length))
 
     def run_scores(self, score: ScoreFunction) -> EvaluationResult:
-        """Evaluates a scorer: floors, oracles, models of other libraries.
+        """Evaluates a scorer: baselines, oracles, models of other libraries.
 
         Args:
           score: `(users [B], positions [B]) -> scores [B, N + 1]`, from the events

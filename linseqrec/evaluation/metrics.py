@@ -1,6 +1,7 @@
-"""From ranks to metrics, in float64: one target a row, so each is a mean over rows."""
+"""Metrics from ranks, in float64: each metric is a mean over targets."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,18 +13,18 @@ BUCKET_EDGES = (0, 50, 100, 200, 500)
 
 
 def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
-    """HR, NDCG and MRR of every target by itself: what means and paired comparisons are made of.
+    """HR, NDCG and MRR of each target.
 
     With one relevant item, HR@k is 1 where `rank <= k`, NDCG@k is `1 / log2(1 + rank)` there and
-    MRR@k `1 / rank`; all are 0 below. A fractional rank (a tie) is used as it is, so that a target
-    at 10.5 is no hit at 10.
+    MRR@k is `1 / rank`; elsewhere all are 0. A fractional rank (a tie) is not rounded, so that a
+    target at 10.5 is no hit at 10.
 
     Args:
       ranks: [M], from 1.
       cutoffs: The ks.
 
     Returns:
-      Float64 [M] by name, `HR@10` and so on.
+      Metric name (`HR@10`) to float64 [M].
     """
     ranks = np.asarray(ranks, np.float64)
     values: dict[str, np.ndarray] = {}
@@ -37,22 +38,46 @@ def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
     return values
 
 
-# The metrics there are at the usual cut-offs: what is evaluated, reported and drawn.
+# The metrics at the usual cut-offs, which are evaluated, reported and drawn.
 METRIC_NAMES = tuple(per_target(np.ones(1)))
 
 
 class MetricError(UserError, ValueError):
-    """A metric that there is none of."""
+    """A metric that does not exist."""
 
 
 def check_metric(metric: str) -> None:
     """Refuses a metric that runs do not have.
 
     Raises:
-      MetricError: With those that there are.
+      MetricError: With the metrics that exist.
     """
     if metric not in METRIC_NAMES:
         raise MetricError(f"no metric {metric!r}; there are {', '.join(METRIC_NAMES)}")
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of independent values, and its standard error: sample deviation / sqrt(M).
+
+    Args:
+      values: [M]. A single value has no standard error (NaN).
+    """
+    spread = values.std(ddof=1) if len(values) > 1 else np.nan
+    return float(values.mean()), float(spread / np.sqrt(len(values)))
+
+
+def summarise_users(values: np.ndarray) -> dict[str, float | int]:
+    """The mean of a value over users, ready for JSON; users whose value is NaN do not count.
+
+    Args:
+      values: [U], a value of each user.
+
+    Returns:
+      `mean`, `standard_error` (NaN for a single user; both are NaN for none) and `users`.
+    """
+    values = values[np.isfinite(values)]
+    mean, error = mean_and_error(values) if len(values) else (np.nan, np.nan)
+    return {"mean": mean, "standard_error": error, "users": len(values)}
 
 
 def rank_metrics(
@@ -60,40 +85,43 @@ def rank_metrics(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Means and standard errors over the targets, by name.
 
-    The standard error is that of a mean of independent targets (sample deviation over sqrt(M)); it
-    is NaN for a single one. With several targets a user it is too small: bootstrap over users
-    (`significance.py`).
+    The standard error takes targets as independent. Where users have several targets it is too
+    small: bootstrap over users (`significance.py`).
 
     Raises:
       ValueError: No targets.
     """
     if len(ranks) == 0:
         raise ValueError("no targets: a metric over nothing has no value")
-    means, errors = {}, {}
-    for name, values in per_target(ranks, cutoffs).items():
-        means[name] = float(values.mean())
-        spread = values.std(ddof=1) if len(values) > 1 else np.nan
-        errors[name] = float(spread / np.sqrt(len(values)))
-    return means, errors
+    return _means_and_errors(per_target(ranks, cutoffs))
+
+
+def _means_and_errors(
+    values: Mapping[str, np.ndarray],
+) -> tuple[dict[str, float], dict[str, float]]:
+    both = {name: mean_and_error(own) for name, own in values.items()}
+    return {name: mean for name, (mean, _) in both.items()}, {
+        name: error for name, (_, error) in both.items()
+    }
 
 
 def group_auc(ranks: np.ndarray, num_candidates: np.ndarray) -> float:
     """GAUC: the mean over targets of the share of other candidates ranked below the target.
 
     Args:
-      ranks: [M], with mean ties (a tie then counts one half, as an AUC should).
-      num_candidates: [M] or a scalar, candidates of each row, the target included.
+      ranks: [M], with mean ties, so that a tie counts one half.
+      num_candidates: [M] or a scalar, the candidates of each target, itself included.
     """
     others = np.maximum(np.asarray(num_candidates, np.float64) - 1.0, 1.0)
     return float(np.mean(1.0 - (np.asarray(ranks, np.float64) - 1.0) / others))
 
 
 class PooledAUC:
-    """AUC over all pairs of one target's score and one score of another candidate, of any users.
+    """AUC over all pairs of a target and another candidate, also of different users.
 
-    The share of (target of row a, other candidate of row b) pairs in which the target scores
-    higher, a tie counting one half; rows are pooled, so it asks that scores be comparable between
-    users, which GAUC does not. Exact: each batch of other candidates is sorted once.
+    The AUC is the share of pairs in which the target has the higher score; a tie counts one half.
+    Unlike GAUC, it needs scores that are comparable between users. It is exact: each batch of other
+    candidates is sorted once.
     """
 
     def __init__(self, target_scores: np.ndarray):
@@ -101,7 +129,7 @@ class PooledAUC:
         self._won, self._pairs = 0, 0
 
     def add(self, others: np.ndarray) -> None:
-        """Takes in scores of other candidates, of any shape."""
+        """Adds scores of other candidates, of any shape."""
         ordered = np.sort(others, axis=None)
         below = np.searchsorted(ordered, self._targets, "left").sum(dtype=np.int64)
         not_above = np.searchsorted(ordered, self._targets, "right").sum(dtype=np.int64)
@@ -109,23 +137,23 @@ class PooledAUC:
         self._pairs += 2 * ordered.size * self._targets.size
 
     def value(self) -> float:
-        """The AUC of everything taken in; NaN if nothing was."""
+        """The AUC of all scores added; NaN if there are none."""
         return self._won / self._pairs if self._pairs else float("nan")
 
 
 def list_metrics(
     top: np.ndarray, num_items: int, item_counts: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Coverage and popularity of what is recommended.
+    """Coverage and popularity of recommended lists.
 
     Args:
       top: [M, K], recommended item ids; 0 where a list is shorter.
       num_items: N.
-      item_counts: [N + 1], how often each item occurs in training; None leaves popularity out.
+      item_counts: [N + 1], training events of each item; None leaves popularity out.
 
     Returns:
-      `coverage@K`, the share of the catalogue recommended to anyone, and `popularity@K`, the mean
-      number of training events of a recommended item.
+      `coverage@K`, the share of the catalogue that is recommended to anyone, and `popularity@K`,
+      the mean number of training events of a recommended item.
     """
     k = top.shape[1]
     top = top[top > 0]
@@ -135,52 +163,72 @@ def list_metrics(
     return values
 
 
-def bucket_metrics(
-    ranks: np.ndarray,
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The targets whose histories are alike in one value, such as their length.
+
+    Attributes:
+      name: For tables and figures, such as "50-99".
+      low: The least value.
+      high: The greatest number of events, or the share from which the next bucket begins. None for
+        the last bucket. Both bounds are None in a bucket of targets without a value.
+      inside: bool [M], which targets are in the bucket.
+    """
+
+    name: str
+    low: float | None
+    high: float | None
+    inside: np.ndarray
+
+    def record(self, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The bucket's metrics, ready for JSON.
+
+        Args:
+          values: Metric name to its value for each target, [M].
+
+        Returns:
+          `name`, `low`, `high`, `targets`, `metrics` and `standard_errors`; the last two are empty
+          where the bucket has no targets.
+        """
+        targets = int(self.inside.sum())
+        own = {name: of_all[self.inside] for name, of_all in values.items()} if targets else {}
+        means, errors = _means_and_errors(own)
+        return {
+            "name": self.name,
+            "low": self.low,
+            "high": self.high,
+            "targets": targets,
+            "metrics": means,
+            "standard_errors": errors,
+        }
+
+
+def make_buckets(
     values: np.ndarray,
     edges: Sequence[float] = BUCKET_EDGES,
-    cutoffs: Sequence[int] = CUTOFFS,
     *,
     unit: Literal["events", "share"] = "events",
     without: str | None = None,
-) -> list[dict[str, Any]]:
-    """Metrics by something that is known of each target, the length of its history above all.
+) -> list[Bucket]:
+    """Divides targets into buckets by a value of each, such as the length of its history.
 
     Args:
-      ranks: [M].
-      values: [M], a number of events, such as those before the target, not cut to the model's
-        window; or a share of them. NaN where a target has no such value.
+      values: [M], a number of events, such as those before the target (all of them, not only the
+        model's window), or a share of them. NaN where a target has no value.
       edges: Lower bounds of the buckets, ascending, the first 0; the last bucket has no upper one.
-      cutoffs: The ks.
-      unit: What the values are; it names the buckets: "50-99" events, or a share of "10-25 %".
-      without: The name of one more bucket, the last, of the targets without a value. None: they
-        are in no bucket.
+      unit: What the values are. It names the buckets: "50-99" events, or a share of "10-25 %".
+      without: The name of one more bucket, the last, for the targets without a value. None: no
+        bucket holds them.
 
     Returns:
-      One record a bucket, least first: `name`, `low`, `high` (None for the last; of events it is
-      the last within, of shares the next bucket's `low`; both None of targets without a value),
-      `targets`, `metrics` and `standard_errors` (both empty without targets).
+      The buckets, lowest first.
 
     Raises:
       ValueError: Edges that do not ascend from 0.
     """
     if list(edges) != sorted(set(edges)) or not edges or edges[0] != 0:
         raise ValueError(f"bucket edges must ascend from 0, got {tuple(edges)}")
-
-    def record(
-        name: str, low: float | None, high: float | None, inside: np.ndarray
-    ) -> dict[str, Any]:
-        means, errors = rank_metrics(ranks[inside], cutoffs) if inside.any() else ({}, {})
-        return {
-            "name": name,
-            "low": low,
-            "high": high,
-            "targets": int(inside.sum()),
-            "metrics": means,
-            "standard_errors": errors,
-        }
-
-    records = []
+    buckets = []
     for low, above in zip(edges, [*edges[1:], None], strict=True):
         inside = values >= low
         if above is not None:
@@ -192,7 +240,25 @@ def bucket_metrics(
         else:
             high = above
             name = f"{low:.0%}+" if above is None else f"{100 * low:.0f}-{above:.0%}"
-        records.append(record(name, low, high, inside))
+        buckets.append(Bucket(name, low, high, inside))
     if without is not None:
-        records.append(record(without, None, None, np.isnan(values)))
-    return records
+        buckets.append(Bucket(without, None, None, np.isnan(values)))
+    return buckets
+
+
+def bucket_metrics(
+    ranks: np.ndarray,
+    values: np.ndarray,
+    edges: Sequence[float] = BUCKET_EDGES,
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> list[dict[str, Any]]:
+    """The rank metrics in buckets of events, one `Bucket.record` each, lowest first.
+
+    Args:
+      ranks: [M].
+      values: [M], as in `make_buckets`.
+      edges: As in `make_buckets`.
+      cutoffs: The ks.
+    """
+    gains = per_target(ranks, cutoffs)
+    return [bucket.record(gains) for bucket in make_buckets(values, edges)]

@@ -395,7 +395,7 @@ def count_scores(
     *,
     top_k: int = 0,
 ) -> Counts:
-    """The same `Counts` from scores at hand, in their own precision: floors and oracles.
+    """The same `Counts` from scores at hand, in their own precision: baselines and oracles.
 
     Args:
       scores: One row of scores by item id; column 0 is ignored.

@@ -1,4 +1,4 @@
-"""`EvaluationResult`: ranks target by target, the metrics made of them, and their protocol."""
+"""`EvaluationResult`: the rank of each target, the metrics made of the ranks, and the protocol."""
 
 import dataclasses
 import json
@@ -16,25 +16,25 @@ SELECTION_METRIC = "NDCG@10"
 
 
 def selected_by(filter_seen: Sequence[str]) -> str:
-    """What selects a run's checkpoint, in words.
+    """The criterion that selects a run's checkpoint, in words.
 
     Args:
-      filter_seen: The run's filters of seen items; the first one selects.
+      filter_seen: The run's filters of seen items; the first one is used.
     """
     return f"validation {SELECTION_METRIC}, seen items {in_words(filter_seen[0])}"
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found, target by target, under each filter.
+    """The result of an evaluation, under each filter of seen items.
 
     Attributes:
-      protocol: JSON-able: split, filters, ties, window, numbers of targets and items.
+      protocol: For JSON: split, filters, ties, window, numbers of targets and items.
       users: int64 [M], user index of each target.
-      targets: int32 [M], the item to be found.
+      targets: int32 [M], the item to predict.
       lengths: int64 [M], events before the target (all of them, not only the model's window).
-      target_seen: bool [M], whether the target stands among those events: where a filter that did
-        not spare the target would have removed it.
+      target_seen: bool [M], whether the user had the target's item before. The filter "all" keeps
+        such a target and removes the user's other items.
       ranks: Filter to float64 [M], the targets' ranks.
       metrics_by_filter: Filter to metric name to value.
       standard_errors: Filter to metric name to the standard error over targets.
@@ -53,11 +53,11 @@ class EvaluationResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics under the first filter: the only one, or the one to select by."""
+        """The metrics under the first filter, which selects the checkpoint."""
         return self.metrics_by_filter[self.protocol["filter_seen"][0]]
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the per-target arrays, ready for `results.json`."""
+        """Everything except the arrays, ready for `results.json`."""
         return {
             "protocol": self.protocol,
             "metrics": self.metrics_by_filter,
@@ -66,21 +66,21 @@ class EvaluationResult:
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the per-target dump, from which every rank metric can be recomputed.
+        """Writes the arrays, from which every rank metric can be recomputed.
 
         Args:
-          path: An `.npz` file; its folder is made. It is replaced in one step, never half written.
+          path: An `.npz` file, replaced in one step; its folder is made.
 
         Returns:
-          The path. The file holds `user`, `target`, `length`, `target_seen`, `rank_none` and/or
-          `rank_all`, one entry a target each, and `protocol` (JSON).
+          The path. The file holds `user`, `target`, `length`, `target_seen`, and `rank_none` or
+          `rank_all` or both, with one entry a target. `protocol` is JSON.
 
         Raises:
-          ValueError: The path does not end in `.npz`.
+          ValueError: If the path does not end in `.npz`.
         """
         path = Path(path)
         if path.suffix != ".npz":
-            raise ValueError(f"the per-target dump is an .npz file, got {path}")
+            raise ValueError(f"the ranks are written to an .npz file, got {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {f"rank_{name}": values for name, values in self.ranks.items()}
         with replacing(path) as partial:

@@ -1,11 +1,10 @@
-"""Is a system better than another? The paired bootstrap over users, and Holm's correction."""
+"""Whether one system is better than another: the paired bootstrap over users."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-# Counts drawn at a time: 128 MB of them.
+# Counts drawn at a time, 128 MB of them.
 _BLOCK = 1 << 24
 
 
@@ -17,9 +16,9 @@ class PairedDifference:
       difference: Mean of the first minus mean of the second.
       low, high: The bounds of the interval.
       confidence: Its nominal coverage.
-      users: Users that were resampled.
-      p_value: Two-sided, of no difference: twice the share of resampled differences on the other
-        side of zero, at most 1. With n resamplings it is at least 2 / (n + 1).
+      users: The number of users that were resampled.
+      p_value: Two-sided p-value of "no difference": twice the share of resampled differences on the
+        other side of zero, at most 1. With n resamplings it is at least 2 / (n + 1).
     """
 
     difference: float
@@ -41,20 +40,20 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """The percentile interval of a difference between two systems on the same targets.
 
-    Users are drawn with replacement, all targets of a user together, since a user's targets are no
-    independent evidence; the metric stays a mean over targets. It speaks of the users' sampling
-    only: train several seeds for the rest, and give their means per target here.
+    Users are drawn with replacement, with all their targets, because the targets of one user are
+    not independent. The metric stays a mean over targets. The interval includes the sampling of
+    users only, not the variation between seeds: pass means over several seeds for each target.
 
     Args:
-      first: [M], a metric of the first system target by target (`metrics.per_target`).
-      second: [M], the same of the second system, in the same order.
-      users: [M], whose target each is; None where every target is another user's.
-      samples: Resamplings.
+      first: [M], a metric of the first system for each target (`metrics.per_target`).
+      second: [M], the metric of the second system, in the same order.
+      users: [M], the user of each target; None if every target has another user.
+      samples: The number of resamplings.
       confidence: Nominal coverage of the interval, in (0, 1).
-      seed: Of the resampling.
+      seed: The seed of the resampling.
 
     Raises:
-      ValueError: Arrays of different lengths, no targets, or a confidence outside (0, 1).
+      ValueError: If the lengths differ, there are no targets, or the confidence is outside (0, 1).
 
     Source: Efron & Tibshirani, 1993, chapter 13 (the percentile interval); the p-value inverts it,
       with one resampling added to either side (Davison & Hinkley, 1997, section 4.4).
@@ -70,9 +69,9 @@ def paired_bootstrap(
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     _, user_of = np.unique(users, return_inverse=True)
     per_user = np.stack([np.bincount(user_of, differences), np.bincount(user_of)], axis=1)
-    # Users with the same numbers are interchangeable, so it is enough to draw how many of each
-    # kind there are. A ranking metric takes few values: far fewer draws than users, unless it was
-    # averaged over seeds.
+    # Users with equal sums and counts are interchangeable, so one draw gives the number of users of
+    # each kind. A ranking metric takes few values: there are far fewer kinds than users, unless
+    # seeds were averaged.
     kinds, sizes = np.unique(per_user, axis=0, return_counts=True)
     generator = np.random.default_rng(seed)
     shares, block = sizes / len(per_user), max(1, _BLOCK // len(kinds))
@@ -92,23 +91,3 @@ def paired_bootstrap(
         users=len(per_user),
         p_value=min(1.0, 2 * (beyond + 1) / (samples + 1)),
     )
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P-values corrected for being several: reject where they are at most the level.
-
-    Args:
-      p_values: [M], of the comparisons made together.
-
-    Returns:
-      float64 [M]: the least p-value times M, the next times M - 1 and so on; none below one before
-      it, none above 1. The chance of any false rejection is then at most the level.
-
-    Source: Holm, 1979.
-    """
-    values = np.asarray(p_values, np.float64)
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty_like(values)
-    factors = np.arange(len(values), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
-    return corrected

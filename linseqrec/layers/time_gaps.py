@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.events import Events
+from linseqrec.events import SECONDS_A_DAY, Events
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
 from linseqrec.ops.segments import at_last_event, keep, segment_runs
 
@@ -16,7 +16,6 @@ from linseqrec.ops.segments import at_last_event, keep, segment_runs
 # or 1, its controls; or nothing.
 Time = Literal["gaps", "shuffled", "positions", "none"]
 
-SECONDS_A_DAY = 86_400
 # The longest gap that a model is told of.
 MOST_DAYS = 3_650.0
 # Of the decay's time constants, in days.

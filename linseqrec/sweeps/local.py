@@ -1,18 +1,19 @@
-"""Runs on this machine: worker processes, each with one run at a time."""
+"""Runs of a sweep on this machine, several at a time."""
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
-import time
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import FrameType
 
 from linseqrec.errors import SweepError
 from linseqrec.sweeps.task import Failure, Task, reason_of
 
-_POLL_SECONDS = 0.1
-# An interrupted training saves first, within its `--grace`; after this it is killed.
+# A training that gets SIGTERM saves first, within its `--grace`; after this time it is killed.
 _PATIENCE_SECONDS = 60.0
 # JAX reserves this fraction of a GPU's memory when it starts, by default .75. Runs on the same GPU
 # divide .9 of it.
@@ -22,7 +23,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
-    """The sweep was told to stop, and has stopped its runs; `signal` says by what."""
+    """A signal stopped the sweep, which has stopped its runs; `signal` is the signal."""
 
     def __init__(self, number: int):
         self.signal = signal.Signals(number)
@@ -32,56 +33,62 @@ class Interrupted(Exception):
 def run_local(
     tasks: Sequence[Task], *, parallel: int = 1, devices: Sequence[str] = ()
 ) -> list[Failure]:
-    """Runs tasks, some at a time; one that fails does not stop the others.
+    """Runs tasks, some at a time; a task that fails does not stop the others.
 
     Args:
       tasks: In the order in which they are started.
-      parallel: How many at a time.
-      devices: One for each of them, by `CUDA_VISIBLE_DEVICES`; empty: all share all. Runs on the
-        same GPU share its memory, unless `XLA_PYTHON_CLIENT_MEM_FRACTION` is set.
+      parallel: How many run at a time.
+      devices: One for each run at a time, by `CUDA_VISIBLE_DEVICES`; empty: every run sees all.
+        Runs on the same GPU share its memory, unless `XLA_PYTHON_CLIENT_MEM_FRACTION` is set.
 
     Returns:
-      Those that failed.
+      The tasks that failed, in their order.
 
     Raises:
-      SweepError: If there are fewer devices than tasks at a time.
-      Interrupted: On SIGINT, SIGTERM or SIGHUP, when every process has ended: each got SIGTERM.
+      SweepError: If there are fewer devices than runs at a time.
+      Interrupted: On SIGINT, SIGTERM or SIGHUP. Every run has then got SIGTERM and ended.
     """
     if parallel < 1 or (devices and len(devices) < parallel):
         raise SweepError(
             f"{parallel} runs at a time on {len(devices) or 'any number of'} devices: give at "
             "least 1 at a time, and a device for each"
         )
-    used = list(devices[:parallel]) if devices else [None] * parallel
-    free, waiting = list(used), list(tasks)
-    running: dict[Task, tuple[subprocess.Popen[bytes], str | None]] = {}
-    failures: list[Failure] = []
-    with _noted_signals() as received:
+    used: list[str | None] = list(devices[:parallel]) if devices else [None] * parallel
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for device in used:
+        free.put(device)
+    processes: list[subprocess.Popen[bytes]] = []
+    stopping = threading.Event()
+
+    def run(place: int, task: Task) -> Failure | None:
+        device = free.get()
+        print(f"[{place}/{len(tasks)}] {task.folder.name}: started", flush=True)
         try:
-            while (waiting or running) and not received:
-                while waiting and free:
-                    task, device = waiting.pop(0), free.pop(0)
-                    place = len(tasks) - len(waiting)
-                    print(f"[{place}/{len(tasks)}] {task.folder.name}: started", flush=True)
-                    try:
-                        running[task] = task.start(_variables(device, used)), device
-                    except OSError as error:
-                        failures.append(Failure(task, str(error)))
-                        free.append(device)
-                time.sleep(_POLL_SECONDS)
-                for task, (process, device) in list(running.items()):
-                    if (code := process.poll()) is not None:
-                        del running[task]
-                        free.append(device)
-                        if code:
-                            failures.append(Failure(task, reason_of(code)))
-                        outcome = reason_of(code) if code else "finished"
-                        print(f"{task.folder.name}: {outcome}", flush=True)
+            process = task.start(_variables(device, used))
+            processes.append(process)
+            if stopping.is_set():
+                process.terminate()
+            code = process.wait()
+        except OSError as error:
+            return Failure(task, str(error))
         finally:
-            _stop([process for process, _ in running.values()])
-        if received:
-            raise Interrupted(received[0])
-    return failures
+            free.put(device)
+        print(f"{task.folder.name}: {reason_of(code) if code else 'finished'}", flush=True)
+        return Failure(task, reason_of(code)) if code else None
+
+    outcomes: list[Future[Failure | None]] = []
+    with ThreadPoolExecutor(parallel) as pool, _first_signal_raised():
+        try:
+            outcomes.extend(pool.submit(run, *each) for each in enumerate(tasks, start=1))
+            return [failure for outcome in outcomes if (failure := outcome.result())]
+        finally:
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            wait(outcomes, timeout=_PATIENCE_SECONDS)
+            for process in processes:
+                process.kill()
 
 
 def _variables(device: str | None, used: Sequence[str | None]) -> dict[str, str]:
@@ -94,28 +101,18 @@ def _variables(device: str | None, used: Sequence[str | None]) -> dict[str, str]
 
 
 @contextlib.contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Signals to stop are noted in the list, and end nothing half done."""
+def _first_signal_raised() -> Iterator[None]:
+    """Raises the first signal as `Interrupted`, and ignores those that come while runs end."""
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if len(received) == 1:
+            raise Interrupted(number)
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

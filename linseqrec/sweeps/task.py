@@ -1,4 +1,4 @@
-"""A run as a process of its own, with its own log."""
+"""A sweep's run: a process with its own log."""
 
 import dataclasses
 import os
@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from linseqrec.runs.finished import LOG
 from linseqrec.training import preemption
 
-LOG = "log.txt"
 _LOG_LINES_SHOWN = 10
 
 
@@ -20,7 +20,7 @@ class Task:
     """A command that trains a run in its folder.
 
     Attributes:
-      folder: The workdir; its `log.txt` takes what the command prints.
+      folder: The workdir. What the command prints goes to `log.txt` there.
       command: The program and its arguments.
     """
 
@@ -28,12 +28,12 @@ class Task:
     command: tuple[str, ...]
 
     def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Starts the command, its output appended to the log.
+        """Starts the command and appends its output to the log.
 
-        It is in a session of its own: a terminal's Ctrl-C reaches the sweep only, which decides.
+        The process has a session of its own, so that Ctrl-C in a terminal reaches the sweep only.
 
         Args:
-          environment: Variables set beside this process's own.
+          environment: Variables to set, beside those of this process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOG).open("a") as log:
@@ -51,18 +51,18 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A run that did not end well.
+    """A run that failed.
 
     Attributes:
-      task: Its task.
-      reason: In a few words.
+      task: The run's task.
+      reason: A few words.
     """
 
     task: Task
     reason: str
 
     def __str__(self) -> str:
-        """The folder, the reason, and the log's last lines."""
+        """The folder, the reason and the last lines of the log."""
         log = self.task.folder / LOG
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         shown = "\n".join(f"    {line}" for line in lines[-_LOG_LINES_SHOWN:])
@@ -74,7 +74,7 @@ def train_task(config: str, flags: Sequence[str], folder: Path) -> Task:
 
     Args:
       config: The experiment's file.
-      flags: Overrides, `--config.FIELD=VALUE` each, and other flags of the program.
+      flags: `--config.FIELD=VALUE` for each override, and other flags of the program.
       folder: The workdir.
     """
     program = (sys.executable, "-m", "launch.train")
@@ -82,7 +82,7 @@ def train_task(config: str, flags: Sequence[str], folder: Path) -> Task:
 
 
 def reason_of(code: int) -> str:
-    """A process's exit code in words."""
+    """The meaning of a process's exit code."""
     if code == preemption.EXIT_CODE:
         return "preempted; the same command goes on"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

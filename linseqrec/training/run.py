@@ -17,8 +17,8 @@ from linseqrec.config import ConfigError, Experiment
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
 from linseqrec.evaluation import queries
+from linseqrec.evaluation.baselines import item_counts
 from linseqrec.evaluation.evaluator import Evaluator
-from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
 from linseqrec.mesh_axes import DATA, SEQUENCE

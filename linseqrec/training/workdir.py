@@ -4,13 +4,12 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from linseqrec import config as config_lib
 from linseqrec.data.card import differing_data
 from linseqrec.data.source import Source, load_source
 from linseqrec.errors import UserError
-from linseqrec.files import replacing
+from linseqrec.files import write_json
 from linseqrec.training.checkpoint import ever_saved
 
 # What a start leaves before its first checkpoint, beside `config.json` and `card.json`.
@@ -36,21 +35,6 @@ _RECORD_FOLDERS = ("tensorboard", "profile")
 
 class WorkdirError(UserError, RuntimeError):
     """A workdir that belongs to another run, or to none."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in one move, so that no reader sees half a file; what is not finite is null."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    # JSON has no NaN: what Python writes for one, other readers refuse.
-    if isinstance(value, dict):
-        return {key: _finite(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager
@@ -267,24 +251,6 @@ def read_experiment(workdir: Path) -> config_lib.Experiment:
         return config_lib.from_json(json.loads(path.read_text()))
     except config_lib.ConfigError as error:
         raise config_lib.ConfigError(f"{path}: {error}") from error
-
-
-def run_names(workdirs: Sequence[Path]) -> list[str]:
-    """What to call runs: their experiments' names; where those coincide the folders' names too.
-
-    Where these coincide as well, the folders' paths stand in their place.
-
-    Raises:
-      WorkdirError: If a folder is no run's.
-    """
-    own = [read_experiment(folder).name for folder in workdirs]
-    last = [folder.name for folder in workdirs]
-    return [
-        name
-        if own.count(name) == 1
-        else f"{name} ({folder.name if last.count(folder.name) == 1 else folder})"
-        for name, folder in zip(own, workdirs, strict=True)
-    ]
 
 
 def environment() -> dict[str, Any]:

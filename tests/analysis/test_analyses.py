@@ -17,9 +17,11 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import gather_histories
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import global_temporal, leave_one_out
+from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.runs.comparable import Conditions, check_comparable
 from linseqrec.training.run import Run
 
 EXPERIMENT = Experiment(
@@ -41,6 +43,10 @@ def subject(name, dataset=LOG, split=leave_one_out, experiment=EXPERIMENT, **par
     return Subject(name, run, run.model.initial_params, 0)
 
 
+def check(*subjects):
+    check_comparable({subject.name: Conditions.of_run(subject.run) for subject in subjects})
+
+
 def test_runs_that_were_not_evaluated_alike_are_refused():
     first = subject("first", evaluation={"filter_seen": ("none", "all")})
     alike = subject(
@@ -49,18 +55,18 @@ def test_runs_that_were_not_evaluated_alike_are_refused():
         model={"width": 32},
         data={"length": 4},
     )
-    analyses.check_comparable([first, alike])
+    check(first, alike)
     both = {"filter_seen": ("none", "all")}
     timed = Dataset.from_arrays(ITEMS, LOG.timestamps + 1, LOG.offsets, 9)
     by_time = lambda dataset: global_temporal(dataset, 0.6, 0.8)  # noqa: E731
     for other, message in (
-        (subject("x", timed, evaluation=both), r"x is a run on other data .*\(timestamps differ\)"),
-        (subject("x", split=by_time, evaluation=both), "their split differs: .*global_temporal"),
-        (subject("x"), r"their filter_seen differs: \['none'\] and \['all', 'none'\]"),
-        (subject("x", evaluation=both | {"ties": "pessimistic"}), "their ties differs"),
+        (subject("x", timed, evaluation=both), r"first and x .* data \(timestamps differ"),
+        (subject("x", split=by_time, evaluation=both), r"in their split\n(\n|.)*temporal.*: x"),
+        (subject("x"), r'of seen items\n  \["all", "none"\]: first, alike\n  \["none"\]: x'),
+        (subject("x", evaluation=both | {"ties": "pessimistic"}), "in their ties"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            analyses.check_comparable([first, alike, other])
+        with pytest.raises(RunsError, match=message):
+            check(first, alike, other)
 
 
 def test_what_is_asked_for_is_there():
@@ -79,21 +85,59 @@ def test_the_released_recgrela_has_a_rank_and_no_state():
     released = subject("released", model={"causal": False}, data={"plan": "prefixes"})
     causal = subject("causal")
     both = [released, causal]
-    assert analyses.applicable("attention_rank", both) == both
-    assert analyses.applicable("buckets", both) == both
+    assert analyses.ANALYSES["attention_rank"].applicable(both) == both
+    assert analyses.ANALYSES["buckets"].applicable(both) == both
     for name in ("state_sink", "insertion_probe"):
-        assert analyses.applicable(name, both) == [causal]
+        assert analyses.ANALYSES[name].applicable(both) == [causal]
     numbers, figure = analyses.analyse_attention_rank(both, analyses.Settings(users=4))
-    for name, panel in zip(("released", "causal"), figure.axes, strict=True):
+    (panel,) = figure.axes
+    assert panel.get_title() == "blocks/0"
+    lines = iter(panel.get_lines())
+    for name in ("released", "causal"):
         block = numbers[name]["blocks/0"]
         assert {output["effective_rank"]["users"] for output in block.values()} == {4}
         assert set(block) == {"attended", "augmented"}
-        assert panel.get_title() == f"{name}, blocks/0"
         labels = {"attended": "linear attention", "augmented": "with the local branch"}
-        for (key, label), line in zip(labels.items(), panel.get_lines(), strict=True):
-            mean = block[key]["effective_rank"]["mean"]
-            assert line.get_label() == f"{label}: effective rank {mean:.1f}"
+        for key, label in labels.items():
+            line, mean = next(lines), block[key]["effective_rank"]["mean"]
+            assert line.get_label() == f"{name}, {label}: effective rank {mean:.1f}"
             np.testing.assert_array_equal(line.get_ydata(), block[key]["spectrum"])
+
+
+def test_seeds_are_one_system_and_a_mixer_is_named_once():
+    delta = GatedDeltaNetConfig(width=8, heads=2, num_layers=2, key_width=8, value_width=8)
+    gated = dataclasses.replace(EXPERIMENT, name="gated", model=delta)
+    seeds = [subject(f"{seed}", experiment=gated, training={"seed": seed}) for seed in (0, 1)]
+    subjects = [seeds[0], subject("other"), seeds[1]]
+    settings = analyses.Settings(users=4)
+    numbers, figure = analyses.analyse_state_sink(subjects, settings)
+    assert list(numbers) == ["0", "other", "1"]
+    assert figure.get_suptitle().endswith("seeds share a colour")
+    for panel in figure.axes:
+        ticks = [label.get_text() for label in panel.get_xticklabels()]
+        assert ticks == ["blocks/0", "blocks/1"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [entry.partition(",")[0] for entry in legend] == ["gated", "gated", "other", "other"]
+    drawn = figure.axes[1].containers
+    colours = [container.lines[0].get_color() for container in drawn]
+    assert colours[0] == colours[1] != colours[2]
+    places = [container.lines[0].get_xdata()[0] for container in drawn]
+    assert len(set(places)) == 3
+    _, figure = analyses.analyse_gates(seeds, settings)
+    for panel in figure.axes:
+        assert [label.get_text() for label in panel.get_xticklabels()] == ["blocks/0", "blocks/1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gated"]
+
+
+def test_buckets_are_drawn_of_the_mean_over_seeds():
+    seeds = [subject(f"{seed}", training={"seed": seed}) for seed in (0, 1)]
+    numbers, figure = analyses.analyse_buckets(seeds, analyses.Settings(metric="MRR@10"))
+    assert list(numbers) == ["0", "1"]
+    assert figure.get_suptitle().endswith("; means over seeds")
+    (container,) = figure.axes[0].containers
+    means = [numbers[seed]["none"]["length"][0]["metrics"]["MRR@10"] for seed in ("0", "1")]
+    drawn = container.lines[0].get_ydata(orig=False)[0]
+    assert drawn == pytest.approx(np.mean(means)) and means[0] != means[1]
 
 
 def test_histories_are_thinned_evenly_among_those_long_enough():
@@ -229,7 +273,7 @@ def test_gates_are_read_of_every_user_once():
         np.tile(ITEMS[:20], 10), np.arange(200), np.arange(0, 201, 5), num_items=9
     )
     gated = subject("gated", many, experiment=dataclasses.replace(EXPERIMENT, model=delta))
-    assert analyses.applicable("gates", [gated, subject("recgrela")]) == [gated]
+    assert analyses.ANALYSES["gates"].applicable([gated, subject("recgrela")]) == [gated]
     numbers, figure = analyses.analyse_gates([gated], analyses.Settings(users=50))
     gates = numbers["gated"]["blocks/0"]
     assert set(gates) == {"kept", "written"}

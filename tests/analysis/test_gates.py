@@ -114,7 +114,8 @@ def test_the_figure_shows_each_gate_that_some_model_has():
         f"blocks/0 loop {loop}": dict.fromkeys(("kept", "written", "coverage"), reading)
         for loop in (1, 2)
     }
-    figure = gates_figure({"plain": plain, "purified": purified}, title="title")
+    runs = {"plain": plain, "purified": purified}
+    figure = gates_figure(runs, {run: run for run in runs}, "title")
     kept, written, coverage = figure.axes
     labels = [panel.get_ylabel().split("\n") for panel in figure.axes]
     assert [first for first, _ in labels] == [

@@ -112,7 +112,8 @@ def test_the_figures_legend_covers_no_reading():
     mixers = {
         "blocks/0": dict.fromkeys(("occupancy_lift", "control_lift", "effective_rank"), reading)
     }
-    figure = state_sink_figure({f"model {index}": mixers for index in range(8)}, title="title")
+    runs = [f"model {index}" for index in range(8)]
+    figure = state_sink_figure(dict.fromkeys(runs, mixers), {run: run for run in runs}, "title")
     figure.canvas.draw()
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 16

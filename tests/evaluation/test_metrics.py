@@ -83,7 +83,8 @@ def test_buckets_hold_their_targets_and_join_to_the_whole():
     lengths = np.where(lengths < 50, np.nan, lengths)
     some = metrics.bucket_metrics(ranks, lengths)
     assert [record["targets"] for record in some] == [0, 3, 2, 2, 2]
-    *known, unknown = metrics.bucket_metrics(ranks, lengths, without="never")
+    buckets = metrics.make_buckets(lengths, without="never")
+    *known, unknown = [bucket.record(metrics.per_target(ranks)) for bucket in buckets]
     assert known == some
     assert (unknown["name"], unknown["low"], unknown["high"]) == ("never", None, None)
     assert (unknown["targets"], unknown["metrics"]) == (3, records[0]["metrics"])

@@ -1,4 +1,4 @@
-"""The paired bootstrap: against a plain resampling loop, and its coverage; Holm's correction."""
+"""The paired bootstrap: against a plain resampling loop, and its coverage."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from linseqrec.evaluation import significance
-from linseqrec.evaluation.significance import holm, paired_bootstrap
+from linseqrec.evaluation.significance import paired_bootstrap
 
 
 def test_the_interval_is_that_of_resampling_users_one_by_one():
@@ -83,13 +83,6 @@ def test_drawing_in_blocks_changes_nothing(monkeypatch):
     blocks = paired_bootstrap(first, second, samples=1000)
     # But for the rounding of sums taken in another order.
     assert dataclasses.astuple(blocks) == pytest.approx(dataclasses.astuple(whole), rel=1e-12)
-
-
-def test_holm_steps_down():
-    # 4 x .005, 3 x .01, 2 x .03; and 1 x .04 is below the one before it.
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(holm([0.6, 0.5]), [1, 1])
-    assert holm([]).shape == (0,)
 
 
 def test_what_cannot_be_paired_is_refused():

@@ -83,7 +83,7 @@ def test_runs_on_one_protocol_share_a_table_and_others_have_their_own(trained, t
 def test_an_evaluation_under_another_filter_replaces_none(trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
-    arguments = [f"--workdir={folder}", "--checkpoint=latest", "--nofloors"]
+    arguments = [f"--workdir={folder}", "--checkpoint=latest", "--nobaselines"]
     for filters in ("all", "none"):
         done = program("evaluate", *arguments, f"--filter_seen={filters},{filters}")
         assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def forsaken(trained, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("evaluate", ["--nofloors"]),
+        ("evaluate", ["--nobaselines"]),
         ("recommend", ["--users=u7", "--output={}/next.csv"]),
         ("analyse", ["--analysis=state_sink", "--users=8", "--output={}/analysis"]),
     ],

@@ -26,7 +26,7 @@ def log(prepared):
 def reported(trained):
     """What launch.evaluate says of the test split."""
     workdir, _, _ = trained
-    done = program("evaluate", f"--workdir={workdir}", "--nofloors")
+    done = program("evaluate", f"--workdir={workdir}", "--nobaselines")
     assert done.returncode == 0, done.stderr
     step = json.loads((workdir / "results.json").read_text())["step"]
     written = json.loads((workdir / "evaluations" / f"test-{step}-none-all.json").read_text())

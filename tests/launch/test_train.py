@@ -24,8 +24,7 @@ def test_a_run_leaves_what_is_promised(trained):
         assert (workdir / name).exists(), name
     assert {path.name for path in (workdir / "figures").iterdir()} == {
         "learning_curves.png",
-        "by_length_filtered.png",
-        "by_length_unfiltered.png",
+        "by_length.png",
     }
 
 
@@ -80,11 +79,11 @@ def test_the_same_command_prints_the_results_again(trained):
 
 def test_figures_of_runs_together(trained, tmp_path):
     workdir, _, _ = trained
-    done = program("figures", f"--workdir={workdir}", f"--output={tmp_path}", "--metric=HR@10")
+    arguments = (f"--workdir={workdir}", f"--output={tmp_path}", "--metric=HR@10", "--published")
+    done = program("figures", *arguments)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "by_length_filtered.png",
-        "by_length_unfiltered.png",
+        "by_length.png",
         "learning_curves.png",
     ]
 

@@ -5,6 +5,7 @@ import pytest
 
 from linseqrec.config import Experiment
 from linseqrec.data.source import DataConfig, load_source
+from linseqrec.files import write_json
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.sweeps.plan import check_no_clash, make_plan, plan_table
 from linseqrec.training import workdir
@@ -38,7 +39,7 @@ def folder(tmp_path, card):
     (tmp_path / "seed=0" / "log.txt").write_text("error\n")
     begin(1)
     begin(2)
-    workdir.write_json(tmp_path / "seed=2" / "results.json", {})
+    write_json(tmp_path / "seed=2" / "results.json", {})
     begin(3, learning_rate=0.5)
     begin(4, card={"sha256": card["sha256"] | {"items": "0"}})
     begin(5, saved=False, learning_rate=0.5)

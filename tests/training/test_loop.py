@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from linseqrec.config import from_json, to_json
+from linseqrec.runs.figures import write_figures
+from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints
 from linseqrec.training.loop import NonFiniteError, train
-from linseqrec.training.results import references, write_figures, write_results
 
 
 def records(folder):
@@ -123,7 +124,7 @@ def test_the_first_filter_selects_and_is_named(experiment, make_run, tmp_path, c
 @pytest.mark.parametrize(("length", "named"), [(6, True), (64, False)])
 def test_counting_within_the_length_stands_beside_counting_all(experiment, make_run, length, named):
     run = make_run(experiment, data={"length": length})
-    found = references(run, "test")
+    found = evaluate_baselines(run, "test")
     assert [name for name in found if name.startswith("Personal")] == ["Personal Markov"] + [
         f"Personal Markov, last {length} events"
     ] * named
@@ -185,8 +186,8 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
     assert results == json.loads((tmp_path / "results.json").read_text())
     assert results["step"] == best
     assert results["selected_by"] == "validation NDCG@10, seen items not filtered"
-    floors = {"Popularity", "Markov", "Decayed Markov", "Personal Markov"}
-    assert floors | {"recgrela"} <= set(results["test"])
+    baselines = {"Popularity", "Markov", "Decayed Markov", "Personal Markov"}
+    assert baselines | {"recgrela"} <= set(results["test"])
 
     # The metrics follow from the per-target ranks, and a restored checkpoint gives the same ranks.
     dump = np.load(tmp_path / "ranks" / "test.npz")
@@ -204,8 +205,7 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
     paths = write_figures([tmp_path], tmp_path / "figures")
     assert [path.name for path in paths] == [
         "learning_curves.png",
-        "by_length_unfiltered.png",
-        "by_length_filtered.png",
+        "by_length.png",
     ]
 
     monkeypatch.setattr(type(run), "evaluate", lambda *_: pytest.fail("test was read twice"))

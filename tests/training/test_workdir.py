@@ -207,16 +207,3 @@ def test_the_data_of_a_run_are_found_where_they_are_said_to_be(tmp_path):
     workdir.claim(tmp_path / "world", Experiment(), dataset.card)
     with pytest.raises(workdir.WorkdirError, match="generated world 'quick', which has no folder"):
         workdir.load_data(tmp_path / "world", moved)
-
-
-def test_what_is_not_finite_is_written_as_null(tmp_path):
-    """Two places down, too; whole numbers, text and none stay what they are."""
-    value = {"mean": float("nan"), "heads": [1.5, (float("inf"), 2)], "name": "a", "none": None}
-    workdir.write_json(tmp_path / "a.json", value)
-    text = (tmp_path / "a.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {
-        "mean": None,
-        "heads": [1.5, [None, 2]],
-        "name": "a",
-        "none": None,
-    }

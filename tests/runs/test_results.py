@@ -1,4 +1,4 @@
-"""Figures of runs that have ended: every run is in them, whatever it is called."""
+"""Results and figures of runs that were really trained."""
 
 import dataclasses
 import json
@@ -6,48 +6,51 @@ import shutil
 
 import pytest
 
+from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import MetricError
-from linseqrec.evaluation.table import results_table
-from linseqrec.training import results, workdir
+from linseqrec.runs import figures
+from linseqrec.runs.results import write_results
+from linseqrec.runs.tables import results_table
 from linseqrec.training.loop import train
 
 
 @pytest.fixture
 def saved(monkeypatch):
     """The figures that are saved, by file name."""
-    figures = {}
+    saved = {}
 
     def save(figure, path):
-        figures[path.name] = figure
+        saved[path.name] = figure
         return path
 
-    monkeypatch.setattr(results.figures, "save_figure", save)
-    return figures
+    monkeypatch.setattr(figures, "save_figure", save)
+    return saved
 
 
-def test_runs_of_one_name_are_all_drawn(experiment, make_run, tmp_path, saved):
+def test_runs_of_one_seed_are_told_apart_by_their_folders(experiment, make_run, tmp_path, saved):
     run = make_run(experiment, training={"num_epochs": 1})
     state, _ = train(run, tmp_path / "first")
-    results.write_results(run, state, tmp_path / "first")
+    write_results(run, state, tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     names = ["recgrela (first)", "recgrela (second)"]
     config = json.loads((tmp_path / "second" / "config.json").read_text())
     noted = json.dumps(config | {"note": "times imputed"})
     (tmp_path / "second" / "config.json").write_text(noted)
 
-    paths = results.write_figures([tmp_path / "first", tmp_path / "second"], tmp_path)
+    paths = figures.write_figures([tmp_path / "first", tmp_path / "second"], tmp_path)
     assert [path.name for path in paths] == list(saved)
     # A note of any of the runs is in every title.
     titles = [figure.get_suptitle() for figure in saved.values()]
     assert all(title.count("; times imputed") == 1 for title in titles)
-    curves = saved.pop("learning_curves.png").axes[0]
-    assert [text.get_text() for text in curves.get_legend().get_texts()] == names
-    assert set(saved) == {"by_length_unfiltered.png", "by_length_filtered.png"}
-    for figure in saved.values():
-        labels = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert labels[:2] == names and labels[2] == "Popularity"
-        grey = [line.lines[0].get_color() for line in figure.axes[0].containers]
-        assert results.figures.REFERENCE not in grey[:2] and len(set(grey[2:])) == 1
+    assert list(saved) == ["learning_curves.png", "by_length.png"]
+    curves, by_length = saved.values()
+    assert [text.get_text() for text in curves.legends[0].get_texts()] == names
+    labels = [text.get_text() for text in by_length.legends[0].get_texts()]
+    assert labels[:2] == names and labels[2] == "Popularity"
+    assert len(by_length.axes) == 2
+    for panel in by_length.axes:
+        colours = [line.lines[0].get_color() for line in panel.containers]
+        assert figures.REFERENCE not in colours[:2] and set(colours[2:]) == {figures.REFERENCE}
 
 
 def test_known_request_times_stand_in_every_title_and_protocol(
@@ -59,13 +62,13 @@ def test_known_request_times_stand_in_every_title_and_protocol(
         data={"request_time": "known"},
     )
     state, _ = train(run, tmp_path)
-    held = results.write_results(run, state, tmp_path)
+    held = write_results(run, state, tmp_path)
     assert held["title"].endswith("; split leave_one_out; request time known; times imputed")
     for split in ("validation", "test"):
         for summary in held[split].values():
             assert summary["protocol"]["request_time"] == "known"
     assert "mean ties, request time known:" in results_table(held["test"])
-    results.write_figures([tmp_path], tmp_path)
+    figures.write_figures([tmp_path], tmp_path)
     for figure in saved.values():
         assert figure.get_suptitle().count("request time known; times imputed") == 1
 
@@ -73,13 +76,13 @@ def test_known_request_times_stand_in_every_title_and_protocol(
 def test_what_cannot_be_drawn_leaves_no_figure(experiment, make_run, tmp_path, saved):
     run = make_run(experiment, training={"num_epochs": 1})
     state, _ = train(run, tmp_path)
-    with pytest.raises(workdir.WorkdirError, match="the run has not ended yet"):
-        results.write_figures([tmp_path], tmp_path)
-    held = results.write_results(run, state, tmp_path)
+    with pytest.raises(RunsError, match="the run has not ended yet"):
+        figures.write_figures([tmp_path], tmp_path)
+    held = write_results(run, state, tmp_path)
     with pytest.raises(MetricError, match="no metric 'NDCG@7'"):
-        results.write_figures([tmp_path], tmp_path, metric="NDCG@7")
+        figures.write_figures([tmp_path], tmp_path, metric="NDCG@7")
     held["test"]["Markov"]["buckets"]["all"].pop()
     (tmp_path / "results.json").write_text(json.dumps(held))
     with pytest.raises(ValueError, match="must share their buckets"):
-        results.write_figures([tmp_path], tmp_path)
+        figures.write_figures([tmp_path], tmp_path)
     assert not saved

@@ -1,49 +1,85 @@
-"""Floors: recommenders without a gradient. A trained model near them is not working.
+"""Counting baselines: recommenders without a gradient, which a trained model has to beat.
 
-Each is fitted on the training events of a split alone and called as `Evaluator.run_scores` wants
-it, `floor(users, positions) -> scores [B, N + 1]`. At test time the history before a target, which
-includes the validation event, is an input; nothing is learned from it.
+Each baseline is fitted on the training events of a split alone. It is called as
+`Evaluator.run_scores` asks, `baseline(users, positions) -> scores [B, N + 1]`. At test time the
+history before a target, which includes the validation event, is an input; the baseline learns
+nothing from it.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split
+from linseqrec.events import SECONDS_A_DAY
 
-SECONDS_PER_DAY = 86_400
-# Where the waits of `TimedMarkov` begin, in seconds; the first are shorter.
+# Where the second and the third wait of `TimedMarkov` begin, in seconds.
 _WAITS = (1, 60)
 
 
+def fit_baselines(
+    dataset: Dataset, split: Split, *, max_length: int | None = None, request_times: bool = False
+) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+    """The baselines that stand beside every model's results.
+
+    Args:
+      dataset: The events.
+      split: Says which of them train.
+      max_length: Adds a Personal Markov that counts as many events of a history as a model reads;
+        None adds none.
+      request_times: Whether the models are told request times. Adds the baselines that use them.
+
+    Returns:
+      Name to baseline. Recent popularity is left out where the log has no timestamps.
+    """
+    baselines: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+        "Popularity": Popularity(dataset, split)
+    }
+    if not dataset.card["time"]["order_only"]:
+        baselines["Recent popularity"] = RecentPopularity(dataset, split, share=0.1)
+    baselines["Markov"] = Markov(dataset, split)
+    baselines["Decayed Markov"] = DecayedMarkov(dataset, split)
+    baselines["Personal Markov"] = PersonalMarkov(dataset, split)
+    if max_length is not None:
+        baselines[f"Personal Markov, last {max_length} events"] = PersonalMarkov(
+            dataset, split, max_length=max_length
+        )
+    if request_times:
+        baselines["Timed Markov"] = TimedMarkov(dataset, split)
+        baselines["Timed Personal Markov"] = PersonalMarkov(dataset, split, timed=True)
+    return baselines
+
+
 def training_events(dataset: Dataset, split: Split) -> np.ndarray:
-    """Which events train, bool [E]."""
+    """The events that train, bool [E]."""
     ends = np.repeat(split.train_end, np.diff(dataset.offsets))
     return np.arange(dataset.num_events) < ends
 
 
 def item_counts(dataset: Dataset, split: Split) -> np.ndarray:
-    """How often each item occurs in training, int64 [N + 1]."""
+    """The number of training events of each item, int64 [N + 1]."""
     items = np.asarray(dataset.items)[training_events(dataset, split)]
     return np.bincount(items, minlength=dataset.num_items + 1)
 
 
 class Popularity:
-    """Every user is shown the items with the most training events."""
+    """Scores each item by its training events, the same for every user."""
 
     def __init__(self, dataset: Dataset, split: Split):
         self.scores = item_counts(dataset, split).astype(np.float64)
 
     def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores float64 [B, N + 1], the same in every row."""
+        """Scores, float64 [B, N + 1], the same in every row."""
         return np.broadcast_to(self.scores, (len(users), len(self.scores)))
 
 
 class RecentPopularity(Popularity):
-    """Popularity over the last training events only, the same for every user.
+    """Popularity over the latest training events only, the same for every user.
 
-    Only for logs with real timestamps: where time is a mere order within each user, no event of one
-    user is more recent than another's.
+    It needs a log with real timestamps. Where a log has only an order within each user, events of
+    different users have no order.
     """
 
     def __init__(
@@ -54,23 +90,24 @@ class RecentPopularity(Popularity):
         days: float | None = None,
         share: float | None = None,
     ):
-        """Counts the items of the window.
+        """Counts the items in a window of time.
 
         Args:
           dataset: The events.
           split: Says which of them train.
-          days: The window is the last `days` before the last training event.
-          share: Or it holds the latest `share` of the training events, in (0, 1].
+          days: Length of the window, which ends at the last training event.
+          share: In the place of `days`: the share of the training events that the window holds, in
+            (0, 1].
 
         Raises:
-          ValueError: Not exactly one of `days` and `share`, or one out of its range.
+          ValueError: If not exactly one of `days` and `share` is given, or it is out of range.
         """
         train = training_events(dataset, split)
         times = np.asarray(dataset.timestamps)[train]
         if days is not None and share is None:
             if days <= 0:
                 raise ValueError(f"days must be positive, got {days}")
-            since = times.max() - days * SECONDS_PER_DAY
+            since = times.max() - days * SECONDS_A_DAY
         elif share is not None and days is None:
             if not 0 < share <= 1:
                 raise ValueError(f"share must lie in (0, 1], got {share}")
@@ -83,15 +120,15 @@ class RecentPopularity(Popularity):
 
 
 class DecayedMarkov:
-    """First-order transitions from each of the last items, the older ones counting less.
+    """First-order transitions from each of the last items; an older item has a lower weight.
 
     With `c[i, j]` how often item j directly followed item i in training, `n[i]` how often i occurs
     in training, and `h_0, h_1, ...` the history from its last item backwards:
 
         score(j) = sum over k < last of  decay**k * c[h_k, j] / n[h_k]**0.5
 
-    The square root stands half-way between counts, where frequent items drown the others, and
-    probabilities, where an item seen once speaks as loud as one seen a thousand times.
+    The square root is a compromise. With plain counts, frequent items dominate the sum; with
+    probabilities, an item that occurs once weighs as much as one that occurs a thousand times.
 
     Source: ours.
     """
@@ -110,12 +147,12 @@ class DecayedMarkov:
         Args:
           dataset: The events.
           split: Says which of them train.
-          last: How many of the last items speak.
-          decay: The weight of each further item back, in (0, 1].
-          among: bool [E], count transitions to these events only; None counts all.
+          last: How many of the last items are used.
+          decay: The factor of each further item back, in (0, 1].
+          among: bool [E], the events whose transitions are counted; None counts all.
 
         Raises:
-          ValueError: A setting out of its range.
+          ValueError: If a setting is out of its range.
         """
         if last < 1 or not 0 < decay <= 1:
             raise ValueError(f"last must be positive, decay in (0, 1], got {last} and {decay}")
@@ -126,14 +163,14 @@ class DecayedMarkov:
         self._values = counts / np.repeat(scale, np.diff(self._offsets))
 
     def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores float64 [B, N + 1]; 0 for what never followed."""
+        """Scores, float64 [B, N + 1]; 0 for items that never followed."""
         num_slots = self._dataset.num_items + 1
         back = positions[:, None] - 1 - np.arange(len(self._weights))
         real = back >= self._dataset.offsets[users][:, None]
-        speaking = np.asarray(self._dataset.items)[np.maximum(back, 0)]
-        starts = self._offsets[speaking].ravel()
-        sizes = np.where(real, self._offsets[speaking + 1] - self._offsets[speaking], 0).ravel()
-        # Every transition of every speaking item, one after another: [sum of sizes].
+        last_items = np.asarray(self._dataset.items)[np.maximum(back, 0)]
+        starts = self._offsets[last_items].ravel()
+        sizes = np.where(real, self._offsets[last_items + 1] - self._offsets[last_items], 0).ravel()
+        # Every transition of every last item, one after another: [sum of sizes].
         entries = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
         rows = np.repeat(np.repeat(np.arange(len(users)), len(self._weights)), sizes)
         weights = np.repeat(np.tile(self._weights, len(users)), sizes)
@@ -146,23 +183,23 @@ class DecayedMarkov:
 
 
 class Markov(DecayedMarkov):
-    """First-order Markov: what most often followed the last item in training."""
+    """First-order Markov: scores items by how often they followed the last item in training."""
 
     def __init__(self, dataset: Dataset, split: Split, *, among: np.ndarray | None = None):
         """Counts the transitions, as `DecayedMarkov`."""
-        # With one item speaking, the scale of its row changes no rank: these are the plain counts.
+        # With one last item, the scale of its row changes no rank: these are the plain counts.
         super().__init__(dataset, split, last=1, decay=1.0, among=among)
 
 
 class TimedMarkov:
-    """`Markov` where request times are known: what followed the last item after as long, above all.
+    """`Markov` with known request times: favours items that followed after a similar wait.
 
-    With `w` one of three waits (the same second, less than a minute, longer), `c_w[i, j]` how often
-    item j directly followed item i after such a wait in training, and `c` the sum over the waits:
+    A wait w is the same second, less than a minute, or longer. `c_w[i, j]` is how often item j
+    directly followed item i after such a wait in training, and `c` is the sum over the waits:
 
         score(j) = c_w[i, j] + 0.1 c[i, j],  w the time from the last item i to the request
 
-    Events of one second are one basket, or one page of ratings. Source: ours.
+    Events of one second are usually one basket, or one page of ratings. Source: ours.
     """
 
     def __init__(self, dataset: Dataset, split: Split):
@@ -175,7 +212,7 @@ class TimedMarkov:
         ]
 
     def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores float64 [B, N + 1], of requests at the targets' own times."""
+        """Scores, float64 [B, N + 1], for requests at the targets' own times."""
         waits = self._wait(positions)
         scores = 0.1 * self._all(users, positions)
         for wait, markov in enumerate(self._by_wait):
@@ -189,21 +226,24 @@ class TimedMarkov:
 
 
 class PersonalMarkov:
-    """What followed the last items before, in a user's own history: the floor where people repeat.
+    """Markov on the user's own history, mixed with `Markov`: the baseline for logs with repeats.
 
-    With `h_0, h_1, ...` the history from its last item backwards, `t[j]` the sum over k < last of
-    `1 / (k + 1)` for each time that item j stood k + 1 events after an earlier h_k, `n[j]` how
-    often j occurs in the history, `p[j]` the share of j among what followed h_0 in training
-    (`Markov`), and `r` the share of training events whose item the user had before:
+    Let `h_0, h_1, ...` be the history from its last item backwards, and
+
+        t[j]   sum over k < last of 1 / (k + 1), for each time that item j stood k + 1 events after
+               an earlier h_k
+        n[j]   how often j occurs in the history
+        p[j]   the share of j among the items that followed h_0 in training (`Markov`)
+        r      the share of training events whose item the user had before
 
         score(j) = r (t[j] + prior n[j]) / sum over j of (t[j] + prior n[j]) + (1 - r) p[j]
 
-    A model that reads as much of each history and stays below it recalls less than counting does.
-    Where nobody repeats, it is `Markov`. Source: ours.
+    A model that reads as much of each history and has lower metrics recalls less than counting
+    does. Where no user repeats an item, the baseline is `Markov`. Source: ours.
 
-    Told request times (`timed`), an event of the history that is at least half a day old weighs
-    1 + 20 exp(-(d / 1.5 h)^2) times as much in t and n, with d how far its time of day is from the
-    request's; and p is `TimedMarkov`'s.
+    With request times (`timed`), p is `TimedMarkov`'s. An event of the history that is at least
+    half a day old then has a weight of 1 + 20 exp(-(d / 1.5 h)^2) in t and n, where d is the
+    distance between its time of day and the request's.
     """
 
     def __init__(
@@ -221,13 +261,13 @@ class PersonalMarkov:
         Args:
           dataset: The events.
           split: Says which of them train.
-          last: How many of the last items speak.
-          prior: What an occurrence weighs beside a transition.
-          max_length: The last events of a history that are counted; None counts all of them.
-          timed: Whether requests come at the targets' own times.
+          last: How many of the last items are used.
+          prior: The weight of an occurrence, relative to a transition.
+          max_length: How many of a history's last events are counted; None counts all of them.
+          timed: Whether the request times, which are the targets' own times, are used.
 
         Raises:
-          ValueError: A setting out of its range.
+          ValueError: If a setting is out of its range.
         """
         if last < 1 or prior <= 0:
             raise ValueError(f"last and prior must be positive, got {last} and {prior}")
@@ -243,7 +283,7 @@ class PersonalMarkov:
         self.repeat_rate = 1 - firsts / max(len(items), 1)
 
     def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores float64 [B, N + 1], each row's sum at most 1."""
+        """Scores, float64 [B, N + 1]; the sum of a row is at most 1."""
         num_slots = self._dataset.num_items + 1
         items = np.asarray(self._dataset.items)
         starts = np.asarray(self._dataset.offsets)[users]
@@ -263,8 +303,8 @@ class PersonalMarkov:
             minlength=len(users) * num_slots,
         )
         for back in range(1, self._last + 1):
-            speaking = items[np.maximum(positions - back, 0)][rows]
-            followed = (events + back < positions[rows]) & (items[events] == speaking)
+            last_item = items[np.maximum(positions - back, 0)][rows]
+            followed = (events + back < positions[rows]) & (items[events] == last_item)
             own += np.bincount(
                 rows[followed] * num_slots + items[events[followed] + back],
                 weights=near[np.flatnonzero(followed) + back] / back,
@@ -279,18 +319,19 @@ class PersonalMarkov:
 def _near_in_the_day(
     times: Int[np.ndarray, " E"], requests: Int[np.ndarray, " E"]
 ) -> Float[np.ndarray, " E"]:
-    """What events weigh in requests, from 1 at another time of day to 21 at the same.
+    """Weights of events by time of day: 21 at the request's time of day, down to 1 far from it.
 
-    Events of the last half day weigh 1: they are near because they are of the same session.
+    Events of the last half day weigh 1. They are close to the request because they belong to the
+    same session.
     """
-    apart = (times - requests) % SECONDS_PER_DAY
-    apart = np.minimum(apart, SECONDS_PER_DAY - apart)
-    earlier = requests - times >= SECONDS_PER_DAY // 2
+    apart = (times - requests) % SECONDS_A_DAY
+    apart = np.minimum(apart, SECONDS_A_DAY - apart)
+    earlier = requests - times >= SECONDS_A_DAY // 2
     return 1 + 20 * earlier * np.exp(-((apart / 5_400) ** 2))
 
 
 def _shares(scores: np.ndarray) -> np.ndarray:
-    """Each row over its sum; a row of zeros stays one."""
+    """Each row divided by its sum; a row of zeros stays a row of zeros."""
     total = scores.sum(axis=1, keepdims=True)
     return scores / np.where(total > 0, total, 1)
 
@@ -298,19 +339,23 @@ def _shares(scores: np.ndarray) -> np.ndarray:
 def _transitions(
     dataset: Dataset, split: Split, among: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How often each item followed each other in training, as a sparse matrix by rows.
+    """How often each item followed each other item in training, as a sparse matrix by rows.
 
-    Of the events that followed, those `among` the given ones, bool [E]; None: all.
+    Args:
+      dataset: The events.
+      split: Says which of them train.
+      among: bool [E], the events whose transitions are counted; None counts all.
 
     Returns:
-      offsets int64 [N + 2], so that item i's transitions are `offsets[i] : offsets[i + 1]`; the
-      items that followed, ascending within a row; how often.
+      offsets: int64 [N + 2]; item i's transitions are `offsets[i] : offsets[i + 1]`.
+      items: The items that followed, ascending within a row.
+      counts: How often.
     """
     num_slots = dataset.num_items + 1
     items = np.asarray(dataset.items).astype(np.int64)
     train = training_events(dataset, split)
-    # Training events are the head of a user's events, so a training event that does not begin a
-    # user follows a training event.
+    # A user's training events come before his other events. So every training event follows
+    # another one, except a user's first.
     follows = train.copy()
     beginnings = np.asarray(dataset.offsets[:-1])
     follows[beginnings[beginnings < len(follows)]] = False

@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 
-from linseqrec.errors import ReportError
-from linseqrec.reports.runs import find_runs
+from linseqrec.errors import RunsError
+from linseqrec.runs.finished import find_runs
 from linseqrec.training import workdir
-from tests.reports.conftest import EXPERIMENT, changed
+from tests.runs.conftest import EXPERIMENT, changed
 
 
 def test_every_run_below_is_found_once_and_the_unfinished_are_told_from_the_others(
-    make_run, tmp_path
+    save_run, tmp_path
 ):
-    first = make_run("sweep/deep/seed=0")
-    second = make_run("sweep/seed=1", changed(training={"seed": 1}))
+    first = save_run("sweep/deep/seed=0")
+    second = save_run("sweep/seed=1", changed(training={"seed": 1}))
     training, silent, failed, broken = (tmp_path / "sweep" / name for name in "wxyz")
     for folder in (training, silent):
         workdir.claim(folder, EXPERIMENT, {})
@@ -20,14 +20,14 @@ def test_every_run_below_is_found_once_and_the_unfinished_are_told_from_the_othe
     (failed / "log.txt").write_text("$ python\nerror: no such data\n")
     # A log beside runs is no run's.
     (tmp_path / "sweep" / "log.txt").write_text("of the sweep\n")
-    make_run("sweep/z", changed(training={"seed": 2}))
+    save_run("sweep/z", changed(training={"seed": 2}))
     (broken / "ranks" / "test.npz").unlink()
 
     finished, unfinished = find_runs(
         [tmp_path / "sweep", first, tmp_path / "sweep" / "x" / ".." / "deep"]
     )
     assert [run.folder for run in finished] == [first, second]
-    assert {run.folder: run.stage for run in unfinished} == {
+    assert unfinished == {
         training: "training, at step 40",
         silent: "training, nothing logged yet",
         failed: "did not begin; its log ends in: error: no such data",
@@ -40,29 +40,29 @@ def test_every_run_below_is_found_once_and_the_unfinished_are_told_from_the_othe
     )
 
 
-def test_a_run_whose_model_is_gone_is_named_and_the_others_reported(make_run):
-    first, gone = make_run("a"), make_run("b", changed(training={"seed": 1}))
+def test_a_run_whose_model_is_gone_is_named_and_the_others_reported(save_run):
+    first, gone = save_run("a"), save_run("b", changed(training={"seed": 1}))
     config = gone / "config.json"
     config.write_text(config.read_text().replace("linseqrec.models.sasrec:", "<run_path>:"))
-    finished, (unread,) = find_runs([first, gone])
+    finished, unfinished = find_runs([first, gone])
     assert [run.folder for run in finished] == [first]
-    assert unread.folder == gone
-    assert "cannot be read:" in unread.stage
-    assert f"{config}: the class <run_path>:SASRecConfig cannot be found" in unread.stage
-    with pytest.raises(ReportError, match="1 have begun\n.*b: cannot be read: .*cannot be found"):
+    (stage,) = unfinished.values()
+    assert list(unfinished) == [gone] and stage.startswith("cannot be read:")
+    assert f"{config}: the class <run_path>:SASRecConfig cannot be found" in stage
+    with pytest.raises(RunsError, match="1 have begun\n.*b: cannot be read: .*cannot be found"):
         find_runs([gone])
 
 
-def test_ranks_of_another_run_are_refused(make_run):
-    first, second = make_run("a"), make_run("b", changed(training={"seed": 1}))
+def test_ranks_of_another_run_are_refused(save_run):
+    first, second = save_run("a"), save_run("b", changed(training={"seed": 1}))
     (first / "ranks" / "test.npz").write_bytes((second / "ranks" / "test.npz").read_bytes())
-    with pytest.raises(ReportError, match="a: ranks/test.npz does not give the NDCG@10"):
+    with pytest.raises(RunsError, match="a: ranks/test.npz does not give the NDCG@10"):
         find_runs([first, second])
 
 
-def test_nothing_to_report_is_said(make_run, tmp_path):
-    with pytest.raises(ReportError, match="no folder .*nowhere"):
+def test_nothing_to_report_is_said(save_run, tmp_path):
+    with pytest.raises(RunsError, match="no folder .*nowhere"):
         find_runs([tmp_path / "nowhere"])
-    (make_run("a") / "results.json").unlink()
-    with pytest.raises(ReportError, match="no finished run in .*; 1 have begun"):
+    (save_run("a") / "results.json").unlink()
+    with pytest.raises(RunsError, match="no finished run in .*; 1 have begun"):
         find_runs([tmp_path])

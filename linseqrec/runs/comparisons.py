@@ -1,17 +1,19 @@
-"""What the differences between configurations are worth."""
+"""Pairs of configurations compared: the difference, its interval, and its p-value."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from statsmodels.stats.multitest import multipletests
 
-from linseqrec.errors import ReportError
-from linseqrec.evaluation.significance import PairedDifference, holm, paired_bootstrap
-from linseqrec.reports.configurations import Configuration
+from linseqrec.errors import RunsError
+from linseqrec.evaluation.significance import PairedDifference, paired_bootstrap
+from linseqrec.runs.configurations import Configuration
 
-_LEAST_SAMPLES = 10_000
+_MIN_SAMPLES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,28 +21,33 @@ class Comparison:
     """Two configurations under one filter and metric.
 
     Attributes:
-      which: The filter.
-      metric: The metric.
       first: A configuration's label.
       second: Another's.
+      filter_seen: The filter of seen items.
+      metric: The metric.
       result: The first minus the second.
-      p_holm: The p-value corrected for all comparisons of the report.
+      p_holm: The p-value with Holm's correction for all comparisons of the report.
       seeds_error: The standard error of the difference over seeds, √(s₁² / n₁ + s₂² / n₂) of the
-        standard deviations over n seeds; None where either has but one.
+        standard deviations over n seeds; None where either configuration has a single seed.
     """
 
-    which: str
-    metric: str
     first: str
     second: str
+    filter_seen: str
+    metric: str
     result: PairedDifference
     p_holm: float
     seeds_error: float | None
 
+    def row(self) -> dict[str, Any]:
+        """The comparison as a row of a table."""
+        values = dataclasses.asdict(self)
+        return values | values.pop("result")
+
 
 def num_samples(comparisons: int) -> int:
-    """Resamplings of each bootstrap: the least p-value there is stays .005 after the correction."""
-    return max(_LEAST_SAMPLES, 400 * comparisons)
+    """Resamplings of each bootstrap, enough that a corrected p-value of .005 is possible."""
+    return max(_MIN_SAMPLES, 400 * comparisons)
 
 
 def compare(
@@ -56,43 +63,45 @@ def compare(
 
     Args:
       configurations: Of comparable runs.
-      filters: Filters.
+      filters: Filters of seen items.
       metrics: Rank metrics.
       against: A label: only pairs with this configuration. Empty: all pairs.
 
     Raises:
-      ReportError: If no configuration is called `against`, with those there are.
+      RunsError: If no configuration is called `against`, with the labels that exist.
     """
     labels = [configuration.label for configuration in configurations]
     if against and against not in labels:
-        raise ReportError(f"no configuration {against!r}; there are {', '.join(labels)}")
+        raise RunsError(f"no configuration {against!r}; there are {', '.join(labels)}")
     pairs = [
         pair
         for pair in itertools.combinations(configurations, 2)
         if not against or against in (pair[0].label, pair[1].label)
     ]
-    cases = [(which, metric, *pair) for which in filters for metric in metrics for pair in pairs]
+    cases = list(itertools.product(filters, metrics, pairs))
+    if not cases:
+        return []
     results = [
         paired_bootstrap(
-            first.per_target(which, metric),
-            second.per_target(which, metric),
+            first.per_target(filter_seen, metric),
+            second.per_target(filter_seen, metric),
             first.runs[0].users,
             samples=num_samples(len(cases)),
         )
-        for which, metric, first, second in cases
+        for filter_seen, metric, (first, second) in cases
     ]
-    corrected = holm([result.p_value for result in results])
+    _, corrected, *_ = multipletests([result.p_value for result in results], method="holm")
     return [
         Comparison(
-            which,
-            metric,
             first.label,
             second.label,
+            filter_seen,
+            metric,
             result,
             float(p_holm),
-            _seeds_error(first.by_seed(which, metric), second.by_seed(which, metric)),
+            _seeds_error(first.by_seed(filter_seen, metric), second.by_seed(filter_seen, metric)),
         )
-        for (which, metric, first, second), result, p_holm in zip(
+        for (filter_seen, metric, (first, second)), result, p_holm in zip(
             cases, results, corrected, strict=True
         )
     ]

@@ -10,8 +10,13 @@ from linseqrec.config import EvaluationConfig, Experiment
 from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.metrics import bucket_metrics, rank_metrics
 from linseqrec.evaluation.result import EvaluationResult
+from linseqrec.files import write_json
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.training import workdir
+from tests.training import conftest as training
+
+# For runs that are really trained.
+experiment, make_run, source = training.experiment, training.make_run, training.source
 
 TARGETS = 200
 EXPERIMENT = Experiment(
@@ -63,11 +68,11 @@ def evaluation(ranks, lengths, targets, **protocol):
 
 
 @pytest.fixture
-def make_run(tmp_path):
-    """Writes a finished run: make_run("a/seed=0", experiment, ranks); returns its folder.
+def save_run(tmp_path):
+    """Writes a finished run: save_run("a/seed=0", experiment, ranks); returns its folder.
 
-    Without ranks they are drawn from the experiment's seed; validation NDCG@10 is 0.1 (i + seed)
-    after i epochs.
+    Without ranks they are drawn from the experiment's seed; validation metrics are
+    0.1 (i + seed) after i epochs.
     """
 
     def make(
@@ -83,7 +88,7 @@ def make_run(tmp_path):
         lengths = fixed.integers(1, 300, TARGETS)
         targets = fixed.integers(first, 1000, TARGETS)
         result = evaluation(ranks, lengths, targets, **(protocol or {}))
-        floor = evaluation(
+        baseline = evaluation(
             {which: np.full(TARGETS, 4.0) for which in ranks}, lengths, targets, **(protocol or {})
         )
         arrays = {name: digest + name for name in ("items", "timestamps", "offsets")}
@@ -92,8 +97,8 @@ def make_run(tmp_path):
         result.save(folder / "ranks" / "test.npz")
         data = "generated world 'quick' (synthetic data); split leave_one_out"
         note = f"; {experiment.note}" if experiment.note else ""
-        summaries = {experiment.name: result.summary(), "Markov": floor.summary()}
-        workdir.write_json(
+        summaries = {experiment.name: result.summary(), "Markov": baseline.summary()}
+        write_json(
             folder / "results.json",
             {
                 "name": experiment.name,
@@ -104,8 +109,12 @@ def make_run(tmp_path):
             },
         )
         records = [
-            {"step": 10 * i, "epoch": float(i)}
-            | {f"validation/{which}/NDCG@10": 0.1 * (i + seed) for which in filters}
+            {"step": 10 * i, "epoch": float(i), "train/loss": 7.0 - i}
+            | {
+                f"validation/{which}/{metric}": 0.1 * (i + seed)
+                for which in filters
+                for metric in ("NDCG@10", "HR@10")
+            }
             for i in range(1, 4 + seed)
         ]
         text = "".join(json.dumps(record) + "\n" for record in records)

@@ -1,26 +1,26 @@
 import numpy as np
 import pytest
 
-from linseqrec.errors import ReportError
+from linseqrec.errors import RunsError
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
-from linseqrec.reports.configurations import (
+from linseqrec.runs.configurations import (
     differing_fields,
     group_by_configuration,
 )
-from linseqrec.reports.runs import find_runs
-from tests.reports.conftest import EXPERIMENT, TARGETS, changed
+from linseqrec.runs.finished import find_runs
+from tests.runs.conftest import EXPERIMENT, TARGETS, changed
 
 
 def groups(folder):
     return group_by_configuration(find_runs([folder])[0])
 
 
-def test_runs_that_differ_in_their_seed_only_are_one_configuration(make_run, tmp_path):
+def test_runs_that_differ_in_their_seed_only_are_one_configuration(save_run, tmp_path):
     for seed in (2, 0, 1):
-        make_run(f"run{seed}", changed(training={"seed": seed}))
-    make_run("wide", changed(model={"width": 128}, training={"seed": 1}))
-    make_run("fast", changed(optimizer={"learning_rate": 0.01}))
-    make_run("other", changed(name="Gated DeltaNet", model=GatedDeltaNetConfig()))
+        save_run(f"run{seed}", changed(training={"seed": seed}))
+    save_run("wide", changed(model={"width": 128}, training={"seed": 1}))
+    save_run("fast", changed(optimizer={"learning_rate": 0.01}))
+    save_run("other", changed(name="Gated DeltaNet", model=GatedDeltaNetConfig()))
     assert {
         group.label: [run.experiment.training.seed for run in group.runs]
         for group in groups(tmp_path)
@@ -34,11 +34,11 @@ def test_runs_that_differ_in_their_seed_only_are_one_configuration(make_run, tmp
     }
 
 
-def test_what_changes_no_result_sets_no_runs_apart(make_run, tmp_path):
+def test_what_changes_no_result_sets_no_runs_apart(save_run, tmp_path):
     small = GatedDeltaNetConfig()
     quick = GatedDeltaNetConfig(chunk_size=2 * small.chunk_size)
-    make_run("a", changed(name="Gated DeltaNet", model=small))
-    make_run(
+    save_run("a", changed(name="Gated DeltaNet", model=small))
+    save_run(
         "b",
         changed(
             name="Gated DeltaNet",
@@ -53,10 +53,10 @@ def test_what_changes_no_result_sets_no_runs_apart(make_run, tmp_path):
     assert differing_fields([run.experiment for run in group.runs]) == {}
 
 
-def test_a_value_that_is_no_more_usual_than_another_is_said(make_run, tmp_path):
+def test_a_value_that_is_no_more_usual_than_another_is_said(save_run, tmp_path):
     for width in (32, 64):
         for rate in (0.01, 0.001):
-            make_run(
+            save_run(
                 f"{width} {rate}",
                 changed(model={"width": width}, optimizer={"learning_rate": rate}),
             )
@@ -65,10 +65,10 @@ def test_a_value_that_is_no_more_usual_than_another_is_said(make_run, tmp_path):
     }
 
 
-def test_a_run_that_would_count_twice_is_refused(make_run, tmp_path):
-    make_run("a")
-    make_run("b")
-    with pytest.raises(ReportError, match="a and .*b are the same configuration and seed"):
+def test_a_run_that_would_count_twice_is_refused(save_run, tmp_path):
+    save_run("a")
+    save_run("b")
+    with pytest.raises(RunsError, match="a and .*b are the same configuration and seed"):
         groups(tmp_path)
 
 
@@ -80,10 +80,10 @@ def test_a_field_of_one_model_alone_is_no_difference():
     assert "model.convolution_width" not in found and "training.seed" not in found
 
 
-def test_metrics_by_seed_and_by_target(make_run, tmp_path):
+def test_metrics_by_seed_and_by_target(save_run, tmp_path):
     ranks = [np.tile(values, TARGETS // 4) for values in ([1.0, 3, 10, 11], [2.0, 10.5, 1, 1])]
     for seed, values in enumerate(ranks):
-        make_run(f"{seed}", changed(training={"seed": seed}), {"none": values, "all": values - 0.5})
+        save_run(f"{seed}", changed(training={"seed": seed}), {"none": values, "all": values - 0.5})
     (group,) = groups(tmp_path)
     np.testing.assert_allclose(group.by_seed("none", "HR@10"), [0.75, 0.75])
     np.testing.assert_allclose(group.per_target("none", "HR@10")[:4], [1, 0.5, 1, 0.5])

@@ -1,31 +1,31 @@
 import csv
 import itertools
+import re
 import statistics
 
 import numpy as np
 import pytest
 
-from linseqrec.errors import ReportError
+from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.evaluation.ranks import in_words
-from linseqrec.reports import figures
-from linseqrec.reports.markdown import markdown
-from linseqrec.reports.report import make_report
-from linseqrec.reports.write import write_report
+from linseqrec.runs import report as report_module
+from linseqrec.runs.figures import run_figures
+from linseqrec.runs.report import make_report, to_markdown, write_report
 from linseqrec.training import workdir
-from tests.reports.conftest import EXPERIMENT, TARGETS, changed
+from tests.runs.conftest import EXPERIMENT, TARGETS, changed
 
 RATES = (0.01, 0.001, 0.0001)
 
 
 @pytest.fixture
-def ranks(make_run, tmp_path):
+def ranks(save_run, tmp_path):
     """Three learning rates of three seeds, the first the worst; and one run unfinished."""
     rng, made = np.random.default_rng(0), {}
     for (index, rate), seed in itertools.product(enumerate(RATES), range(3)):
         drawn = rng.integers(1, 40 - 6 * index, (2, TARGETS)).astype(float)
         made[rate, seed] = dict(zip(("none", "all"), drawn, strict=True))
-        make_run(
+        save_run(
             f"sweep/{rate},{seed}",
             changed(
                 optimizer={"learning_rate": rate},
@@ -38,6 +38,11 @@ def ranks(make_run, tmp_path):
     return made
 
 
+def cells(text):
+    """A report's tables without the spaces that align their columns."""
+    return re.sub(" +", " ", text)
+
+
 def gains(values, metric):
     hits = [rank <= 10 for rank in values]
     if metric == "HR@10":
@@ -45,9 +50,9 @@ def gains(values, metric):
     return np.array([hit / np.log2(rank + 1) for hit, rank in zip(hits, values, strict=True)])
 
 
-def test_tables_hold_mean_and_deviation_over_seeds_and_floors_once(ranks, tmp_path):
+def test_tables_hold_mean_and_deviation_over_seeds_and_baselines_once(ranks, tmp_path):
     report = make_report([tmp_path / "sweep"])
-    text = markdown(report)
+    text = cells(to_markdown(report))
     assert text.startswith(
         "# generated world 'quick' (synthetic data); split leave_one_out; "
         "20 % of timestamps imputed\n"
@@ -55,47 +60,46 @@ def test_tables_hold_mean_and_deviation_over_seeds_and_floors_once(ranks, tmp_pa
     for which in ("none", "all"):
         section = text.split(f"## Seen items {in_words(which)}")[1]
         for rate in RATES:
-            cells = []
+            numbers = []
             for metric in ("HR@10", "NDCG@10"):
                 values = [gains(ranks[rate, seed][which], metric).mean() for seed in range(3)]
-                cells.append(f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+                numbers.append(f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
             (row,) = (
                 line
                 for line in section.split("\n## ")[0].splitlines()
                 if f"learning_rate={rate} |" in line
             )
-            assert row.endswith(f"| 3 | {cells[0]} | {cells[1]} |")
-    assert text.count("| Markov |  | 1.0000 | 0.4307 |") == 2
+            assert row.endswith(f"| 3 | {numbers[0]} | {numbers[1]} |")
+    assert text.count("| Markov | | 1.0000 | 0.4307 |") == 2
     assert f"- `{tmp_path}/sweep/unfinished`: training, nothing logged yet" in text
     assert "3 configurations, 9 runs" in text
     means = [each.by_seed("none", "HR@10").mean() for each in report.configurations]
     assert means == sorted(means, reverse=True)
 
 
-def test_a_report_says_what_selected_and_what_orders(ranks, make_run, tmp_path):
-    text = markdown(make_report([tmp_path / "sweep"]))
+def test_a_report_says_what_selected_and_what_orders(ranks, save_run, tmp_path):
+    text = to_markdown(make_report([tmp_path / "sweep"]))
     assert "in the order of test HR@10, seen items not filtered." in text
     assert "Checkpoints are selected by validation NDCG@10, seen items not filtered." in text
-    make_run("sweep/other", changed(name="Other", evaluation={"filter_seen": ("all", "none")}))
-    text = markdown(make_report([tmp_path / "sweep"]))
+    save_run("sweep/other", changed(name="Other", evaluation={"filter_seen": ("all", "none")}))
+    text = to_markdown(make_report([tmp_path / "sweep"]))
     assert "validation NDCG@10, seen items filtered (Other)" in text
     assert "validation NDCG@10, seen items not filtered (SASRec" in text
 
 
-def test_a_figure_draws_the_best_under_the_filter_that_it_names(make_run, tmp_path, monkeypatch):
+def test_a_figure_draws_the_best_under_the_filter_that_it_names(save_run, tmp_path, monkeypatch):
     """Runs that select under other filters are ordered by one filter, the report's."""
-    monkeypatch.setattr(figures, "MOST_DRAWN", 1)
+    monkeypatch.setattr(report_module, "_MAX_DRAWN", 1)
     good, bad = np.full(TARGETS, 2.0), np.full(TARGETS, 9.0)
     filters = {"evaluation": {"filter_seen": ("all", "none")}}
-    make_run("a", changed(name="A"), {"none": good, "all": bad})
-    make_run("b", changed(name="B", **filters), {"all": good - 1, "none": bad})
+    save_run("a", changed(name="A"), {"none": good, "all": bad})
+    save_run("b", changed(name="B", **filters), {"all": good - 1, "none": bad})
     report = make_report([tmp_path])
     assert report.filters[0] == "none"
-    shown = figures.drawn(report.configurations, "NDCG@10", report.filters[0])
+    shown = report.best_in_validation("NDCG@10")
     assert [configuration.label for configuration in shown] == ["A"]
     titles = []
-    monkeypatch.setattr(figures, "curves", lambda *given: titles.append(given[-1]))
-    monkeypatch.setattr("linseqrec.reports.write.save_figure", lambda figure, path: path)
+    monkeypatch.setattr(report_module, "run_figures", lambda *given: titles.append(given[3]) or {})
     write_report(report, tmp_path / "report")
     assert titles[0].endswith("the 1 best of 2 by validation NDCG@10, seen items not filtered")
 
@@ -112,8 +116,8 @@ def test_p_values_are_those_of_resampling_users_with_holm_s_correction(ranks, tm
 
     checked = 0
     for each in comparisons:
-        difference = average(each.first, each.which, each.metric) - average(
-            each.second, each.which, each.metric
+        difference = average(each.first, each.filter_seen, each.metric) - average(
+            each.second, each.filter_seen, each.metric
         )
         assert each.result.difference == pytest.approx(difference.mean())
         assert each.result.users == TARGETS // 2
@@ -137,25 +141,25 @@ def test_what_seeds_say_of_a_difference_stands_beside_what_users_say(ranks, tmp_
     for each in report.comparisons:
         rates = [float(label.partition("rate=")[2]) for label in (each.first, each.second)]
         by_seed = [
-            [gains(ranks[rate, seed][each.which], each.metric).mean() for seed in range(3)]
+            [gains(ranks[rate, seed][each.filter_seen], each.metric).mean() for seed in range(3)]
             for rate in rates
         ]
         square = sum(statistics.variance(values) / 3 for values in by_seed)
         assert each.seeds_error == pytest.approx(square**0.5)
-    cells = markdown(report).split("## Differences")[1]
+    table = cells(to_markdown(report).split("## Differences")[1])
     first = report.comparisons[0]
-    assert f"| {first.result.difference:+.4f} | {first.seeds_error:.4f} |" in cells
+    assert f"| {first.result.difference:+.4f} | {first.seeds_error:.4f} |" in table
 
 
-def test_a_single_seed_says_nothing_of_training(make_run, tmp_path):
+def test_a_single_seed_says_nothing_of_training(save_run, tmp_path):
     ranks = np.random.default_rng(0).integers(1, 40, (3, TARGETS)).astype(float)
-    make_run("alone", changed(optimizer={"learning_rate": 0.01}), dict(none=ranks[0], all=ranks[0]))
+    save_run("alone", changed(optimizer={"learning_rate": 0.01}), dict(none=ranks[0], all=ranks[0]))
     for seed in (0, 1):
         drawn = dict(none=ranks[1 + seed], all=ranks[1 + seed])
-        make_run(f"pair{seed}", changed(training={"seed": seed}), drawn)
+        save_run(f"pair{seed}", changed(training={"seed": seed}), drawn)
     report = make_report([tmp_path])
     assert [each.seeds_error for each in report.comparisons] == [None] * 4
-    assert f"| {report.comparisons[0].result.difference:+.4f} |  |" in markdown(report)
+    assert f"| {report.comparisons[0].result.difference:+.4f} | |" in cells(to_markdown(report))
 
 
 def test_comparisons_against_one_configuration(ranks, tmp_path):
@@ -163,7 +167,7 @@ def test_comparisons_against_one_configuration(ranks, tmp_path):
     label = report.configurations[1].label
     against = make_report([tmp_path / "sweep"], ["MRR@10"], against=label).comparisons
     assert len(against) == 4 and all(label in (each.first, each.second) for each in against)
-    with pytest.raises(ReportError, match="no configuration 'SASREC'; there are SASRec"):
+    with pytest.raises(RunsError, match="no configuration 'SASREC'; there are SASRec"):
         make_report([tmp_path / "sweep"], against="SASREC")
     with pytest.raises(MetricError, match="no metric 'HR@7'"):
         make_report([tmp_path / "sweep"], ["HR@7"])
@@ -173,7 +177,7 @@ def test_files_hold_the_numbers_again(ranks, tmp_path):
     report = make_report([tmp_path / "sweep"])
     paths = write_report(report, tmp_path / "out")
     assert all(path.stat().st_size > 0 for path in paths)
-    assert paths[0].read_text() == markdown(report, ["learning_curves.png", "by_length.png"])
+    assert paths[0].read_text() == to_markdown(report, ["learning_curves.png", "by_length.png"])
     with open(tmp_path / "out" / "report.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * (3 + 1)
@@ -200,11 +204,14 @@ def test_files_hold_the_numbers_again(ranks, tmp_path):
 
 def test_figures_draw_the_mean_over_seeds(ranks, tmp_path):
     report = make_report([tmp_path / "sweep"])
-    figure = figures.curves(report.configurations, report.filters, "NDCG@10", "title")
-    line = figure.axes[0].get_lines()[0]
+    curves = run_figures(report.configurations, report.filters, "NDCG@10", "title")
+    figure = curves["learning_curves.png"]
+    assert figure.get_suptitle() == "title; means over seeds"
+    line = next(line for line in figure.axes[0].get_lines() if line.get_label()[0] != "_")
     # Seed s validates 3 + s times, 0.1 (i + s) in its i-th: the mean is over the first three.
     np.testing.assert_allclose(line.get_xydata(), [[1, 0.2], [2, 0.3], [3, 0.4]])
-    figure = figures.by_length(report.configurations, report.filters, "HR@10", "title")
+    figure = run_figures(report.configurations, report.filters, "HR@10", "title")["by_length.png"]
+    assert figure.get_suptitle() == "title; means over seeds; test"
     assert [panel.get_xlabel() for panel in figure.axes] == [
         "events before the target; seen items not filtered\n(below each: targets)",
         "events before the target; seen items filtered\n(below each: targets)",
@@ -225,9 +232,9 @@ def test_figures_draw_the_mean_over_seeds(ranks, tmp_path):
 
 
 def test_a_single_seed_has_no_deviation_and_a_single_configuration_no_comparison(
-    make_run, tmp_path
+    save_run, tmp_path
 ):
-    make_run("a")
+    save_run("a")
     report = make_report([tmp_path])
     paths = write_report(report, tmp_path / "out")
     text = paths[0].read_text()

@@ -1,4 +1,4 @@
-"""Floors against loops over events, and the floors published with the protocol on MovieLens-1M."""
+"""Baselines against loops over events, and against published ones on MovieLens-1M."""
 
 import gzip
 
@@ -7,8 +7,7 @@ import pytest
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import global_temporal, leave_one_out
-from linseqrec.evaluation.evaluator import Evaluator
-from linseqrec.evaluation.floors import (
+from linseqrec.evaluation.baselines import (
     DecayedMarkov,
     Markov,
     PersonalMarkov,
@@ -17,6 +16,7 @@ from linseqrec.evaluation.floors import (
     TimedMarkov,
     item_counts,
 )
+from linseqrec.evaluation.evaluator import Evaluator
 from tests.real_logs import real_log
 
 ITEMS = 30
@@ -68,9 +68,9 @@ def test_recent_popularity_counts_its_window():
         ({"share": 0.25}, [i for _, i in sorted(train)[int(0.75 * len(train)) :]]),
         ({"share": 1.0}, [i for _, i in train]),
     ):
-        floor = RecentPopularity(dataset, split, **window)
+        baseline = RecentPopularity(dataset, split, **window)
         expected = np.bincount(inside, minlength=ITEMS + 1)
-        np.testing.assert_array_equal(floor(np.array([0]), np.array([2]))[0], expected)
+        np.testing.assert_array_equal(baseline(np.array([0]), np.array([2]))[0], expected)
     for window in ({}, {"days": 1.0, "share": 0.1}, {"days": 0.0}, {"share": 0.0}, {"share": 1.1}):
         with pytest.raises(ValueError, match="days|share"):
             RecentPopularity(dataset, split, **window)
@@ -87,8 +87,8 @@ def test_decayed_markov_is_its_formula(make_split):
             occurs[item] += 1
         for before, after in zip(sequence[:-1], sequence[1:], strict=True):
             follows[before, after] += 1
-    floor, plain = DecayedMarkov(dataset, split, last=4, decay=0.6), Markov(dataset, split)
-    scores = floor(split.test.users, split.test.positions)
+    baseline, plain = DecayedMarkov(dataset, split, last=4, decay=0.6), Markov(dataset, split)
+    scores = baseline(split.test.users, split.test.positions)
     counts = plain(split.test.users, split.test.positions)
     pairs = zip(split.test.users, split.test.positions, strict=True)
     for row, (user, position) in enumerate(pairs):
@@ -103,7 +103,7 @@ def test_decayed_markov_is_its_formula(make_split):
     assert len(scores) > 20 and scores.max() > 0
     # Validation events are inputs, so rows do differ from what training alone would give, and no
     # batch changes them.
-    one = floor(split.test.users[3:4], split.test.positions[3:4])
+    one = baseline(split.test.users[3:4], split.test.positions[3:4])
     np.testing.assert_array_equal(one[0], scores[3])
     for bad in ({"last": 0}, {"decay": 0.0}, {"decay": 1.5}):
         with pytest.raises(ValueError, match="last must be positive"):
@@ -119,14 +119,14 @@ def test_personal_markov_is_its_formula(make_split, max_length):
     repeats = sum(item in s[:index] for s in sequences for index, item in enumerate(s))
     rate = repeats / sum(map(len, sequences))
     assert 0.3 < rate < 0.9
-    floor = PersonalMarkov(dataset, split, last=2, prior=0.3, max_length=max_length)
+    baseline = PersonalMarkov(dataset, split, last=2, prior=0.3, max_length=max_length)
     markov = Markov(dataset, split)
-    assert floor.repeat_rate == pytest.approx(rate, rel=1e-12)
+    assert baseline.repeat_rate == pytest.approx(rate, rel=1e-12)
     # Every position of three users too: histories of no event, and of fewer than speak.
     first = np.arange(dataset.offsets[1], dataset.offsets[4])
     users = np.concatenate([split.test.users, np.repeat([1, 2, 3], np.diff(dataset.offsets[1:5]))])
     positions = np.concatenate([split.test.positions, first])
-    scores = floor(users, positions)
+    scores = baseline(users, positions)
     recalled = 0
     for row, (user, position) in enumerate(zip(users, positions, strict=True)):
         history = dataset.items[dataset.offsets[user] : position].tolist()[-(max_length or 1000) :]
@@ -142,7 +142,7 @@ def test_personal_markov_is_its_formula(make_split, max_length):
         expected = rate * own / max(own.sum(), 1e-9) + (1 - rate) * others / max(others.sum(), 1e-9)
         np.testing.assert_allclose(scores[row], expected, rtol=1e-12, atol=1e-15)
     assert recalled > 100
-    np.testing.assert_array_equal(floor(users[3:4], positions[3:4])[0], scores[3])
+    np.testing.assert_array_equal(baseline(users[3:4], positions[3:4])[0], scores[3])
     for bad in ({"last": 0}, {"prior": 0.0}):
         with pytest.raises(ValueError, match="last and prior must be positive"):
             PersonalMarkov(dataset, split, **bad)
@@ -176,8 +176,8 @@ def test_timed_markov_is_its_formula():
             follows[wait, dataset.items[event - 1], dataset.items[event]] += 1
     assert (follows.sum((1, 2)) > 50).all()
     users, positions = split.test.users, split.test.positions
-    floor = TimedMarkov(dataset, split)
-    scores = floor(users, positions)
+    baseline = TimedMarkov(dataset, split)
+    scores = baseline(users, positions)
     waits = [wait_of(dataset.timestamps[position - 1 : position + 1]) for position in positions]
     assert set(waits) == {0, 1, 2}
     for row, (position, wait) in enumerate(zip(positions, waits, strict=True)):
@@ -185,15 +185,15 @@ def test_timed_markov_is_its_formula():
         expected = follows[wait, last] + 0.1 * follows[:, last].sum(0)
         scale = max(occurs[last], 1) ** 0.5
         np.testing.assert_allclose(scores[row] * scale, expected, rtol=1e-12)
-    np.testing.assert_array_equal(floor(users[3:4], positions[3:4])[0], scores[3])
+    np.testing.assert_array_equal(baseline(users[3:4], positions[3:4])[0], scores[3])
 
 
 def test_timed_personal_markov_is_its_formula():
     dataset = make_timed_dataset()
     split = leave_one_out(dataset)
     users, positions = split.test.users, split.test.positions
-    floor = PersonalMarkov(dataset, split, last=2, prior=0.3, timed=True)
-    scores, markov = floor(users, positions), TimedMarkov(dataset, split)(users, positions)
+    baseline = PersonalMarkov(dataset, split, last=2, prior=0.3, timed=True)
+    scores, markov = baseline(users, positions), TimedMarkov(dataset, split)(users, positions)
     for row, (user, position) in enumerate(zip(users, positions, strict=True)):
         history = np.arange(dataset.offsets[user], position)
         own = np.zeros(ITEMS + 1)
@@ -211,7 +211,7 @@ def test_timed_personal_markov_is_its_formula():
                 speaks = event - back >= history[0]
                 if speaks and dataset.items[event - back] == dataset.items[position - back]:
                     own[dataset.items[event]] += weight(event) / back
-        rate, others = floor.repeat_rate, markov[row] / max(markov[row].sum(), 1e-9)
+        rate, others = baseline.repeat_rate, markov[row] / max(markov[row].sum(), 1e-9)
         expected = rate * own / own.sum() + (1 - rate) * others
         np.testing.assert_allclose(scores[row], expected, rtol=1e-9, atol=1e-15)
 
@@ -239,9 +239,9 @@ def test_where_nobody_repeats_personal_markov_is_markov():
     np.testing.assert_allclose(PersonalMarkov(dataset, split)(users, positions), shares)
 
 
-# (filtered HR@10, NDCG@10), (not filtered HR@10, NDCG@10). The published table breaks ties in time
-# by item id; the log's own order, the one we evaluate in, has other last events and other floors.
-FLOORS = [Popularity, Markov, DecayedMarkov]
+# HR@10 and NDCG@10 with seen items filtered, then not filtered. The published table breaks ties in
+# time by item id. Our data sets keep the log's order, which gives other last events.
+BASELINES = [Popularity, Markov, DecayedMarkov]
 PUBLISHED = [
     (0.0353, 0.0174, 0.0164, 0.0086),
     (0.2096, 0.1276, 0.1897, 0.1119),
@@ -268,15 +268,15 @@ def ml_1m(order):
 @pytest.mark.parametrize(
     ("order", "expected", "tolerance"), [("item", PUBLISHED, 0.002), ("row", OURS, 0.00005)]
 )
-def test_floors_on_movielens_1m(order, expected, tolerance):
+def test_baselines_on_movielens_1m(order, expected, tolerance):
     dataset = ml_1m(order)
     split = leave_one_out(dataset)
     evaluator = Evaluator(
         dataset, split.test, max_length=200, batch_size=512, filter_seen=("all", "none")
     )
-    for floor, figures in zip(FLOORS, expected, strict=True):
-        found = evaluator.run_scores(floor(dataset, split)).metrics_by_filter
+    for baseline, figures in zip(BASELINES, expected, strict=True):
+        found = evaluator.run_scores(baseline(dataset, split)).metrics_by_filter
         reached = [
             found[name][metric] for name in ("all", "none") for metric in ("HR@10", "NDCG@10")
         ]
-        np.testing.assert_allclose(reached, figures, atol=tolerance, err_msg=floor.__name__)
+        np.testing.assert_allclose(reached, figures, atol=tolerance, err_msg=baseline.__name__)

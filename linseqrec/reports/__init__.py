@@ -1,1 +1,0 @@
-"""Reports: finished runs side by side, over seeds, with what their differences are worth."""

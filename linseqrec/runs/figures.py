@@ -1,0 +1,289 @@
+"""Figures: learning curves, and a metric by history length or by another value of the history.
+
+Figures are drawn on `Figure` objects, not through pyplot: they need no display and no global state.
+The caller gives the title, because the caller knows what must be said of the data ("synthetic").
+"""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from linseqrec.evaluation.metrics import check_metric
+from linseqrec.evaluation.ranks import in_words
+from linseqrec.files import replacing
+from linseqrec.runs.comparable import check_comparable
+from linseqrec.runs.configurations import Configuration, group_by_configuration
+from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
+
+# Okabe and Ito's palette without its yellow: distinct with every common colour blindness. Markers
+# and dashes repeat the distinction for print in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+# The colour of baselines and of an oracle.
+REFERENCE = "#666666"
+
+Record = Mapping[str, Any]
+
+
+def style(index: int) -> dict[str, Any]:
+    """The colour and the marker of a figure's system, by its place among the systems."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def dashes(index: int) -> str:
+    """The line style of a figure's system."""
+    return DASHES[index % len(DASHES)]
+
+
+def write_figures(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    metric: str = "NDCG@10",
+    published: Mapping[str, Sequence[Record]] | None = None,
+) -> list[Path]:
+    """Draws finished runs together: `learning_curves.png` and `by_length.png`.
+
+    The seeds of one configuration are one system. Two runs with the same configuration and seed are
+    two systems, told apart by their folders.
+
+    Args:
+      folders: The runs' workdirs, each once.
+      output: Folder of the figures; made if it does not exist.
+      metric: The metric that is drawn.
+      published: Learning curves from elsewhere: name to records of "epoch" and
+        "validation/FILTER/METRIC".
+
+    Returns:
+      The files.
+
+    Raises:
+      MetricError: If there is no such metric.
+      RunsError: If a run has not finished, or the runs cannot be compared.
+      WorkdirError: If a folder is not the workdir of a run.
+    """
+    check_metric(metric)
+    runs = [FinishedRun.open(folder) for folder in folders]
+    check_comparable({str(run.folder): run.conditions for run in runs})
+    configurations = group_by_configuration(runs, repeats=True)
+    filters = runs[0].protocol["filter_seen"]
+    figures = run_figures(configurations, filters, metric, title_of(runs), published or {})
+    # The files are written when all figures are drawn, so that an error leaves none of them.
+    return [save_figure(figure, output / name) for name, figure in figures.items()]
+
+
+def run_figures(
+    configurations: Sequence[Configuration],
+    filters: Sequence[str],
+    metric: str,
+    title: str,
+    published: Mapping[str, Sequence[Record]] | None = None,
+) -> dict[str, Figure]:
+    """The figures of comparable configurations, by file name.
+
+    Args:
+      configurations: The systems.
+      filters: Filters of seen items, a panel each.
+      metric: The metric that is drawn.
+      title: What the runs share (`title_of`).
+      published: As in `write_figures`.
+    """
+    curves: dict[str, Any] = {each.label: each.logs() for each in configurations}
+    curves |= {name: [list(records)] for name, records in (published or {}).items()}
+    if any(len(configuration.runs) > 1 for configuration in configurations):
+        title += "; means over seeds"
+    baselines = baselines_of([configuration.runs[0] for configuration in configurations])
+    panels = {
+        f"events before the target; seen items {in_words(filter_seen)}": {
+            configuration.label: configuration.by_length(filter_seen, metric)
+            for configuration in configurations
+        }
+        | {name: summary["buckets"][filter_seen] for name, summary in baselines.items()}
+        for filter_seen in filters
+    }
+    return {
+        "learning_curves.png": learning_curves(
+            curves,
+            [*(f"validation/{filter_seen}/{metric}" for filter_seen in filters), "train/loss"],
+            title=title,
+            horizontal="epoch",
+        ),
+        "by_length.png": metric_by_bucket(
+            panels, metric, title=f"{title}; test", references=baselines
+        ),
+    }
+
+
+def learning_curves(
+    systems: Mapping[str, Sequence[Sequence[Record]]],
+    metrics: Sequence[str],
+    *,
+    title: str,
+    horizontal: str = "step",
+) -> Figure:
+    """One panel a metric, one line a system: the mean over its seeds, each seed a thin line.
+
+    Args:
+      systems: Name to the records of each seed (`metrics.jsonl`). A panel passes over the records
+        without its metric.
+      metrics: Keys of the records, a panel each.
+      title: Above the panels.
+      horizontal: The key of the horizontal axis.
+
+    Raises:
+      ValueError: If no record has a metric.
+    """
+    figure, panels = new_figure(len(metrics), title)
+    for panel, metric in zip(panels, metrics, strict=True):
+        for index, (name, seeds) in enumerate(systems.items()):
+            curves = [
+                np.array(
+                    [
+                        (record[horizontal], record[metric])
+                        for record in records
+                        if metric in record and horizontal in record
+                    ]
+                ).reshape(-1, 2)
+                for records in seeds
+            ]
+            # The n-th records together: a seed's epochs may be some steps longer than another's.
+            shortest = min(map(len, curves))
+            mean: np.ndarray = np.mean([curve[:shortest] for curve in curves], axis=0)
+            look = style(index)
+            if len(curves) > 1:
+                for curve in curves:
+                    panel.plot(*curve.T, color=look["color"], linewidth=0.6, alpha=0.5)
+            if shortest > 50:
+                look["marker"] = None
+            panel.plot(*mean.T, label=name, linestyle=dashes(index), markersize=4, **look)
+        if not any(line.get_xydata().size for line in panel.get_lines()):  # type: ignore[union-attr]
+            raise ValueError(f"no record holds both {metric!r} and {horizontal!r}")
+        panel.set_xlabel(horizontal)
+        panel.set_ylabel(metric)
+        dress(panel)
+    shared_legend(figure, panels[0])
+    return figure
+
+
+def metric_by_bucket(
+    panels: Mapping[str, Mapping[str, Sequence[Record]]],
+    metric: str = "NDCG@10",
+    *,
+    title: str,
+    references: Collection[str] = (),
+) -> Figure:
+    """A metric by a value of the target's history, such as its length; one line a system.
+
+    Bars are one standard error over targets. A bucket without targets has no point. The numbers of
+    targets stand below the buckets.
+
+    Args:
+      panels: What the buckets are of ("events before the target") to system name to bucket records
+        (`metrics.bucket_metrics`). The systems of a panel have the same buckets.
+      metric: A metric of the records.
+      title: Above the panels.
+      references: The systems that are drawn in grey: baselines, an oracle.
+
+    Raises:
+      ValueError: If there are no systems, their buckets differ, or no bucket has the metric.
+    """
+    figure, axes = new_figure(len(panels), title)
+    for panel, (label, systems) in zip(axes, panels.items(), strict=True):
+        _draw_buckets(panel, systems, metric, references)
+        panel.set_xlabel(f"{label}\n(below each: targets)")
+    axes[0].set_ylabel(f"{metric} (bars: one standard error)")
+    shared_legend(figure, axes[0])
+    return figure
+
+
+def _draw_buckets(
+    panel: Axes,
+    systems: Mapping[str, Sequence[Record]],
+    metric: str,
+    references: Collection[str],
+) -> None:
+    layouts = {
+        name: [(record["name"], record["targets"]) for record in records]
+        for name, records in systems.items()
+    }
+    if not layouts or any(layout != next(iter(layouts.values())) for layout in layouts.values()):
+        raise ValueError(f"the systems must share their buckets and targets, got {layouts}")
+    if not any(metric in record["metrics"] for records in systems.values() for record in records):
+        raise ValueError(f"no bucket holds {metric!r}")
+    # A bucket's points stand side by side, at most .8 of the distance between buckets.
+    step = min(0.06, 0.8 / len(systems))
+    for index, (name, records) in enumerate(systems.items()):
+        look = style(index)
+        if name in references:
+            look["color"] = REFERENCE
+        # A metric that is absent, or null in JSON, becomes NaN, which is not drawn.
+        values, errors = (
+            np.array([record[key].get(metric) for record in records], np.float64)
+            for key in ("metrics", "standard_errors")
+        )
+        panel.errorbar(
+            np.arange(len(records)) + step * (index - (len(systems) - 1) / 2),
+            values,
+            yerr=errors,
+            label=name,
+            linestyle=dashes(index),
+            markersize=5,
+            capsize=2,
+            **look,
+        )
+    layout = next(iter(layouts.values()))
+    panel.set_xticks(np.arange(len(layout)), [f"{name}\n{n:,}" for name, n in layout])
+    panel.set_ylim(bottom=0)
+    dress(panel)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Writes a figure, makes its folder, and returns the path; the suffix gives the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150)
+    return path
+
+
+def new_figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side."""
+    figure = Figure(figsize=(max(7.0, 4.5 * panels), 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize="medium", wrap=True)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def shared_legend(figure: Figure, panel: Axes) -> None:
+    """Adds one legend below all panels, for panels of the same systems.
+
+    Error bars leave no corner of a panel free, and long labels leave no room beside it. The figure
+    grows by the legend's height.
+    """
+    handles, labels = panel.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    # In inches at this font size: .6 for a handle with its gaps, .065 for a letter.
+    columns = max(1, int(width / (0.6 + 0.065 * max(map(len, labels)))))
+    rows = -(-len(labels) // columns)
+    figure.set_size_inches(width, height + 0.17 * rows)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+    )
+
+
+def dress(panel: Axes) -> None:
+    """Adds a grid to a panel and removes its frame at the top and on the right."""
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)

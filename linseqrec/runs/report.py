@@ -1,0 +1,258 @@
+"""A report: finished runs of one data set over their seeds, beside baselines, compared in pairs."""
+
+import csv
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from linseqrec.evaluation.metrics import check_metric
+from linseqrec.evaluation.ranks import in_words
+from linseqrec.evaluation.result import selected_by
+from linseqrec.files import replacing
+from linseqrec.runs.comparable import check_comparable
+from linseqrec.runs.comparisons import Comparison, compare, num_samples
+from linseqrec.runs.configurations import (
+    Configuration,
+    differing_fields,
+    group_by_configuration,
+)
+from linseqrec.runs.figures import COLOURS, run_figures, save_figure
+from linseqrec.runs.finished import FinishedRun, baselines_of, find_runs, title_of
+from linseqrec.runs.tables import markdown_table
+from linseqrec.sweeps.fields import to_text
+
+METRICS = ("HR@10", "NDCG@10")
+# The palette has no more colours.
+_MAX_DRAWN = len(COLOURS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The results of comparable runs.
+
+    Attributes:
+      configurations: The best first, by the first metric under the first filter.
+      comparisons: Of pairs of configurations.
+      unfinished: The workdirs of runs that are not in the tables, with the reason in words.
+      filters: Filters of seen items.
+      metrics: Rank metrics.
+    """
+
+    configurations: list[Configuration]
+    comparisons: list[Comparison]
+    unfinished: dict[Path, str]
+    filters: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[FinishedRun]:
+        """The finished runs, in the order of their configurations."""
+        return [run for configuration in self.configurations for run in configuration.runs]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The results as rows of a table: filter by filter, metric by metric, system by system."""
+        rows: list[dict[str, Any]] = []
+        for filter_seen, metric in itertools.product(self.filters, self.metrics):
+            for each in self.configurations:
+                values = each.by_seed(filter_seen, metric)
+                seeds = [run.experiment.training.seed for run in each.runs]
+                pairs = zip(seeds, values, strict=True)
+                rows.append(
+                    {
+                        "configuration": each.label,
+                        "kind": "model",
+                        "filter_seen": filter_seen,
+                        "metric": metric,
+                        "seeds": len(values),
+                        "mean": values.mean(),
+                        "sd": values.std(ddof=1) if len(values) > 1 else None,
+                        "by_seed": " ".join(f"{seed}:{value}" for seed, value in pairs),
+                    }
+                )
+            rows += [
+                {
+                    "configuration": name,
+                    "kind": "reference",
+                    "filter_seen": filter_seen,
+                    "metric": metric,
+                    "mean": summary["metrics"][filter_seen][metric],
+                }
+                for name, summary in baselines_of(self.runs).items()
+            ]
+        return rows
+
+    def best_in_validation(self, metric: str) -> list[Configuration]:
+        """The configurations that a figure has room for: the best in validation, in their order."""
+        best = sorted(
+            self.configurations,
+            key=lambda configuration: -configuration.validation(self.filters[0], metric),
+        )[:_MAX_DRAWN]
+        return [configuration for configuration in self.configurations if configuration in best]
+
+
+def make_report(
+    folders: Sequence[Path], metrics: Sequence[str] = METRICS, *, against: str = ""
+) -> Report:
+    """Reads the runs below some folders and compares them.
+
+    Args:
+      folders: Workdirs, or folders that hold workdirs at any depth.
+      metrics: Rank metrics (`metrics.per_target`).
+      against: A configuration's label, to compare the others with it only.
+
+    Raises:
+      RunsError: If no run has finished, runs cannot be compared, or no configuration is called
+        `against`.
+      MetricError: If there is no such metric.
+    """
+    for metric in metrics:
+        check_metric(metric)
+    finished, unfinished = find_runs(folders)
+    check_comparable({str(run.folder): run.conditions for run in finished})
+    filters = tuple(finished[0].protocol["filter_seen"])
+    configurations = sorted(
+        group_by_configuration(finished),
+        key=lambda configuration: -configuration.by_seed(filters[0], metrics[0]).mean(),
+    )
+    comparisons = compare(configurations, filters, metrics, against=against)
+    return Report(configurations, comparisons, unfinished, filters, tuple(metrics))
+
+
+def write_report(report: Report, folder: Path, *, metric: str = "NDCG@10") -> list[Path]:
+    """Writes `report.md`, `report.csv`, `comparisons.csv` and two figures.
+
+    Args:
+      report: The report.
+      folder: Made if it does not exist.
+      metric: The figures' metric.
+
+    Returns:
+      The files.
+
+    Raises:
+      MetricError: If there is no such metric.
+    """
+    check_metric(metric)
+    title, shown = title_of(report.runs), report.best_in_validation(metric)
+    if len(shown) < len(report.configurations):
+        title += f"; the {len(shown)} best of {len(report.configurations)} by validation {metric}"
+        title += f", seen items {in_words(report.filters[0])}"
+    figures = run_figures(shown, report.filters, metric, title)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "report.md") as partial:
+        partial.write_text(to_markdown(report, list(figures)))
+    _write_csv(folder / "report.csv", report.rows())
+    _write_csv(folder / "comparisons.csv", [each.row() for each in report.comparisons])
+    return [
+        *(folder / name for name in ("report.md", "report.csv", "comparisons.csv")),
+        *(save_figure(figure, folder / name) for name, figure in figures.items()),
+    ]
+
+
+def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
+    """The report as Markdown.
+
+    Args:
+      report: The report.
+      pictures: Files in the report's folder that it shows.
+    """
+    parts = [f"# {title_of(report.runs)}", *_results(report), *_differences(report)]
+    parts += _comparisons(report)
+    parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
+    if report.unfinished:
+        listed = "\n".join(f"- `{path}`: {stage}" for path, stage in report.unfinished.items())
+        parts.append(f"## Not finished, and not in the tables\n\n{listed}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _results(report: Report) -> Iterator[str]:
+    yield (
+        f"{len(report.configurations)} configurations, {len(report.runs)} runs. Mean ± standard "
+        "deviation over seeds (a single seed has none); baselines have no seeds. The tables are in "
+        f"the order of test {report.metrics[0]}, seen items {in_words(report.filters[0])}. "
+        f"{_selection(report)}"
+    )
+    protocol, rows = report.runs[0].protocol, report.rows()
+    for filter_seen in report.filters:
+        cells: dict[str, list[str]] = {}
+        for row in rows:
+            if row["filter_seen"] == filter_seen:
+                system, sd = row["configuration"], row.get("sd")
+                cell = f"{row['mean']:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+                cells.setdefault(system, [system, str(row.get("seeds", ""))]).append(cell)
+        yield (
+            f"## Seen items {in_words(filter_seen)}\n\n{protocol['split'].capitalize()}, "
+            f"{protocol['targets']:,} targets of {protocol['users']:,} users, "
+            f"{protocol['candidates']} ({protocol['num_items']:,}) ranked, {protocol['ties']} ties."
+        )
+        header = ["configuration", "seeds", *report.metrics]
+        yield markdown_table(header, list(cells.values()), text_columns=1)
+
+
+def _selection(report: Report) -> str:
+    """What selected the checkpoints, by configuration where it was not the same for all."""
+    labels: dict[str, list[str]] = {}
+    for configuration in report.configurations:
+        criterion = selected_by(configuration.experiment.evaluation.filter_seen)
+        labels.setdefault(criterion, []).append(configuration.label)
+    if len(labels) == 1:
+        return f"Checkpoints are selected by {next(iter(labels))}."
+    each = (f"{criterion} ({', '.join(own)})" for criterion, own in labels.items())
+    return f"Checkpoints are selected by {'; '.join(each)}."
+
+
+def _differences(report: Report) -> Iterator[str]:
+    # The labels of configurations with one name already say how they differ.
+    if len({configuration.experiment.name for configuration in report.configurations}) == 1:
+        return
+    differing = differing_fields([each.experiment for each in report.configurations])
+    rows = [
+        [field, *("" if value is None else to_text(value) for value in values)]
+        for field, values in differing.items()
+        if field != "name"
+    ]
+    header = ["field", *(each.label for each in report.configurations)]
+    yield "## What differs between the configurations"
+    yield markdown_table(header, rows, text_columns=len(header))
+
+
+def _comparisons(report: Report) -> Iterator[str]:
+    if not report.comparisons:
+        return
+    first, count = report.comparisons[0].result, len(report.comparisons)
+    yield (
+        "## Differences\n\n"
+        f"Paired bootstrap over {first.users:,} users with {num_samples(count):,} resamplings; "
+        "seeds are averaged target by target. The interval and p (two-sided) describe the sampling "
+        f"of users; Holm's correction is for the {count} comparisons of this table. The standard "
+        "error over seeds describes training; it needs two seeds of both configurations. A "
+        "difference between single seeds may be due to the seeds, however small its p."
+    )
+    rows = [
+        [
+            comparison.first,
+            comparison.second,
+            comparison.metric,
+            in_words(comparison.filter_seen),
+            f"{comparison.result.difference:+.4f}",
+            "" if comparison.seeds_error is None else f"{comparison.seeds_error:.4f}",
+            f"{comparison.result.low:+.4f} to {comparison.result.high:+.4f}",
+            f"{comparison.result.p_value:.4f}",
+            f"{comparison.p_holm:.4f}",
+        ]
+        for comparison in report.comparisons
+    ]
+    header = ["first", "second", "metric", "seen items", "first - second"]
+    header += ["error over seeds", f"{first.confidence:.0%} interval", "p", "p, Holm"]
+    yield markdown_table(header, rows, text_columns=4)
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows under the keys of the first one, which has them all; no rows, an empty file."""
+    with replacing(path) as partial, partial.open("w", newline="") as file:
+        if rows:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)

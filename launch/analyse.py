@@ -26,7 +26,7 @@ from launch.program import run_program
 from linseqrec.analysis import analyses
 from linseqrec.analysis.insertion_probe import ProbeConfig
 from linseqrec.analysis.subject import Subject
-from linseqrec.config import ConfigError
+from linseqrec.config_checks import ConfigError
 from linseqrec.evaluation.figures import save_figure
 from linseqrec.training import workdir
 from linseqrec.training.run import SplitName

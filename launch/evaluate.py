@@ -5,24 +5,26 @@ r"""Evaluates checkpoints of runs: reproduces the metrics that the runs reported
         --split=validation,test
 
 Each is a row of one table; runs on other data, another split or filter have a table of their own.
-All devices share the work, whatever mesh a run was trained on; a table too large for one of them is
-divided by `--mesh_model`, rows too long for one by `--mesh_sequence`.
+`--config.evaluation.FIELD=VALUE` changes the run's own protocol, as in
+`--config.evaluation.filter_seen=none,all`. All devices share the work, whatever mesh a run was
+trained on; `--config.mesh.model=2` divides a table that is too large for one device, and
+`--config.mesh.sequence=2` rows that are too long for one.
 Writes each one's `evaluations/SPLIT-STEP-FILTERS.json` (`test-1200-none-all.json`) and the
 per-target ranks beside it, in its workdir.
 """
 
 import dataclasses
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from absl import flags
 
-from launch.flags import define_data
+from launch import flags as launch_flags
 from launch.program import run_program
+from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import override
 from linseqrec.data.card import differing_data
-from linseqrec.evaluation.ranks import FilterSeen
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.evaluation.table import results_table
 from linseqrec.sharding import MeshConfig, make_mesh
@@ -33,28 +35,17 @@ from linseqrec.training.run import Run, SplitName
 
 _SPLITS = ("validation", "test")
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
-_DATA = define_data()
+_DATA = launch_flags.define_data()
 _SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets are predicted.")
 _CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
-_FILTER_SEEN = flags.DEFINE_list(
-    "filter_seen", [], "Seen items: none, all, or none,all for the two; unset: as in the run."
+launch_flags.define_overrides(
+    "VALUE of a field of `evaluation` or of `mesh`; unset: evaluation as in the run, all devices"
 )
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Users a batch at most; unset: as in the run.", 1
-)
-_MESH_DATA = flags.DEFINE_integer("mesh_data", -1, "Parts of a batch's rows; -1: all devices.")
-_MESH_SEQUENCE = flags.DEFINE_integer("mesh_sequence", 1, "Parts of the slots of each row.")
-_MESH_MODEL = flags.DEFINE_integer("mesh_model", 1, "Parts of the item table's rows.")
 _FLOORS = flags.DEFINE_bool("floors", True, "Whether floors (and a world's oracle) are shown too.")
 flags.register_validator(
     "split",
     lambda names: len(names) > 0 and set(names) <= set(_SPLITS),
     message=f"choose among {', '.join(_SPLITS)}",
-)
-flags.register_validator(
-    "filter_seen",
-    lambda names: set(names) <= set(typing.get_args(FilterSeen)),
-    message="choose none, all, or none,all for the two",
 )
 flags.register_validator("checkpoint", bool, message="name at least one checkpoint")
 
@@ -105,16 +96,17 @@ def main(_: list[str]) -> None:
 
 def _run(folder: Path) -> Run:
     experiment = workdir.read_experiment(folder)
-    evaluation = dataclasses.replace(
-        experiment.evaluation,
-        filter_seen=cast(tuple[FilterSeen, ...], tuple(dict.fromkeys(_FILTER_SEEN.value)))
-        or experiment.evaluation.filter_seen,
-        batch_size=_BATCH_SIZE.value or experiment.evaluation.batch_size,
-    )
+    given = launch_flags.overrides(experiment)
+    for field in given:
+        if not field.startswith(("evaluation.", "mesh.")):
+            raise ConfigError(
+                f"--config.{field}: the run was trained with its own, and is evaluated so"
+            )
+    experiment = override(dataclasses.replace(experiment, mesh=MeshConfig()), given)
     return Run.of(
-        dataclasses.replace(experiment, evaluation=evaluation),
+        experiment,
         workdir.load_data(folder, _DATA.value),
-        mesh=make_mesh(MeshConfig(_MESH_DATA.value, _MESH_MODEL.value, _MESH_SEQUENCE.value)),
+        mesh=make_mesh(experiment.mesh),
         trains=False,
     )
 

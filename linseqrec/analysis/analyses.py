@@ -22,7 +22,7 @@ from linseqrec.analysis.repeats import (
 from linseqrec.analysis.state_sink import StateSink, state_sink
 from linseqrec.analysis.subject import Subject
 from linseqrec.analysis.traces import is_recurrent
-from linseqrec.config import ConfigError
+from linseqrec.config_checks import ConfigError
 from linseqrec.data.card import differing_data
 from linseqrec.evaluation import metrics
 from linseqrec.evaluation.figures import metric_by_bucket

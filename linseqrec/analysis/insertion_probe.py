@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from linseqrec.analysis.summary import mean_and_error
-from linseqrec.config import ConfigError
-from linseqrec.config_checks import require
+from linseqrec.config_checks import ConfigError, require
 from linseqrec.data.dataset import Dataset
 from linseqrec.events import Events
 

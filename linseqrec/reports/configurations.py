@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.config import Experiment, flatten
+from linseqrec.config import Experiment
+from linseqrec.config_fields import flatten, short_name, to_text
 from linseqrec.errors import ReportError
 from linseqrec.evaluation.metrics import per_target
 from linseqrec.reports.runs import FinishedRun
-from linseqrec.sweeps.fields import short_name, to_text
 
 # Fields that set no runs apart: how fast a run is, on what, and how often it says so.
 _NO_DIFFERENCE = (

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from linseqrec.config_fields import to_text
 from linseqrec.evaluation.ranks import in_words
 from linseqrec.evaluation.result import selected_by
 from linseqrec.reports.comparisons import num_samples
 from linseqrec.reports.configurations import Configuration, differing_fields
 from linseqrec.reports.report import Report
-from linseqrec.sweeps.fields import to_text
 
 
 def markdown(report: Report, pictures: Sequence[str] = ()) -> str:

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from linseqrec import sharding
-from linseqrec.config import ConfigError, Experiment
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError
 from linseqrec.data.batch import Batch
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source

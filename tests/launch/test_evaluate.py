@@ -85,7 +85,7 @@ def test_an_evaluation_under_another_filter_replaces_none(trained, tmp_path):
     shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
     arguments = [f"--workdir={folder}", "--checkpoint=latest", "--nofloors"]
     for filters in ("all", "none"):
-        done = program("evaluate", *arguments, f"--filter_seen={filters},{filters}")
+        done = program("evaluate", *arguments, f"--config.evaluation.filter_seen={filters}")
         assert done.returncode == 0, done.stderr
         assert f"-{filters}.json and .npz" in done.stdout
     written = {path.name: json.loads(path.read_text()) for path in folder.rglob("test-*.json")}
@@ -99,12 +99,14 @@ def test_an_evaluation_under_another_filter_replaces_none(trained, tmp_path):
     ("argument", "message"),
     [
         ("--split=test,training", "choose among validation, test"),
-        ("--filter_seen=both", "choose none, all, or none,all for the two"),
+        ("--config.filter_seen=both", "evaluation.filter_seen is 'both': it must be one of 'none'"),
+        ("--config.evaluation.filter=all", "has no field evaluation.filter (did you mean evaluat"),
+        ("--config.model.width=8", "--config.model.width: the run was trained with its own"),
     ],
 )
-def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message):
-    done = program("evaluate", "--workdir=runs/none", argument)
-    assert done.returncode == 1
+def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message, trained):
+    done = program("evaluate", f"--workdir={trained[0]}", argument)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "error:" in done.stderr and message in done.stderr
 
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.config import from_json, to_json
+from linseqrec.config_fields import from_json, to_json
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints
 from linseqrec.training.loop import NonFiniteError, train

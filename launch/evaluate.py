@@ -5,10 +5,9 @@ r"""Evaluates checkpoints of runs: reproduces the metrics that the runs reported
         --split=validation,test
 
 Each is a row of one table; runs on other data, another split or filter have a table of their own.
-`--config.evaluation.FIELD=VALUE` changes the run's own protocol, as in
-`--config.evaluation.filter_seen=none,all`. All devices share the work, whatever mesh a run was
-trained on; `--config.mesh.model=2` divides a table that is too large for one device, and
-`--config.mesh.sequence=2` rows that are too long for one.
+`--config.evaluation.filter_seen=none,all` takes another filter than the run's own. All devices
+share the work, whatever mesh a run was trained on. `--config.mesh.model=2` divides a table that is
+too large for one device, and `--config.mesh.sequence=2` rows that are too long for one.
 Writes each one's `evaluations/SPLIT-STEP-FILTERS.json` (`test-1200-none-all.json`) and the
 per-target ranks beside it, in its workdir.
 """
@@ -34,12 +33,13 @@ from linseqrec.training.results import data_title, references
 from linseqrec.training.run import Run, SplitName
 
 _SPLITS = ("validation", "test")
+_CHANGEABLE = ("evaluation.filter_seen", "evaluation.batch_size", "mesh.")
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
 _DATA = launch_flags.define_data()
 _SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets are predicted.")
 _CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
 launch_flags.define_overrides(
-    "VALUE of a field of `evaluation` or of `mesh`; unset: evaluation as in the run, all devices"
+    "VALUE of evaluation.filter_seen, evaluation.batch_size (unset: the run's) or a mesh's field."
 )
 _FLOORS = flags.DEFINE_bool("floors", True, "Whether floors (and a world's oracle) are shown too.")
 flags.register_validator(
@@ -98,10 +98,9 @@ def _run(folder: Path) -> Run:
     experiment = workdir.read_experiment(folder)
     given = launch_flags.overrides(experiment)
     for field in given:
-        if not field.startswith(("evaluation.", "mesh.")):
-            raise ConfigError(
-                f"--config.{field}: the run was trained with its own, and is evaluated so"
-            )
+        if not field.startswith(_CHANGEABLE):
+            changeable = "evaluation.filter_seen, evaluation.batch_size and the mesh"
+            raise ConfigError(f"--config.{field}: an evaluation may change {changeable} only")
     experiment = override(dataclasses.replace(experiment, mesh=MeshConfig()), given)
     return Run.of(
         experiment,

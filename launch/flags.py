@@ -21,9 +21,7 @@ _OVERRIDES = "config.FIELD"
 
 def define_config() -> None:
     """Defines `--config=FILE:NAME` and its overrides; call it at import."""
-    flags.DEFINE_string(
-        "config", None, "FILE:NAME, an experiment file and the name of an experiment in it."
-    )
+    flags.DEFINE_string("config", None, "Experiment file, or FILE:NAME for an experiment in it.")
     define_overrides("VALUE of a field of the experiment, as in --config.training.seed=1")
 
 

@@ -29,11 +29,11 @@ from linseqrec.training.run import Run
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 LOGS = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.name != "__init__.py")
-# FILE:NAME, by the name of its record.
+# FILE:NAME, by the name of its record; FILE alone has no names.
 EXPERIMENTS = {
-    f"{path.stem}-{name}": f"{path}:{name}"
+    f"{path.stem}-{name}".removesuffix("-"): f"{path}:{name}".removesuffix(":")
     for path in LOGS
-    for name in runpy.run_path(str(path))["MODELS"]
+    for name in runpy.run_path(str(path)).get("MODELS", [""])
 }
 MODELS = {
     "gated_deltanet": (

@@ -200,8 +200,8 @@ def _find_class(named: Any) -> type:
         cls = getattr(sys.modules[module], name)
     except KeyError:
         raise ConfigError(
-            f"the class {named} is not known: put it into a module of its own, which the "
-            f"experiment's file imports, or a program that opens a run by --import={module}"
+            f"the class {named} cannot be found: put a model of your own into a module that the "
+            f"experiment's file imports, and give --import={module} to programs that open its runs"
         ) from None
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"the class {named} cannot be found: {error}") from error

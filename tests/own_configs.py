@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from linseqrec.models.recgrela import RecGRELAConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class OwnConfig:
@@ -13,6 +15,11 @@ class OwnConfig:
     depth: int | None = None
     gate: bool = True
     rates: tuple[float, ...] = (0.1,)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnRecGRELAConfig(RecGRELAConfig):
+    """A model that trains."""
 
 
 @dataclasses.dataclass(frozen=True)

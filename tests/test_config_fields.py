@@ -181,7 +181,7 @@ def test_json_of_another_version_is_refused():
     [
         (
             {"class": "<run_path>:Model"},
-            "class <run_path>:Model is not known: put it into a module",
+            "class <run_path>:Model cannot be found: put a model of your",
         ),
         ({"class": "linseqrec.config:Model"}, "has no attribute 'Model'"),
         ({"class": "linseqrec.models.none:Model"}, "cannot be found: No module named"),
@@ -189,7 +189,7 @@ def test_json_of_another_version_is_refused():
         ({"class": "linseqrec.errors:UserError"}, "is no dataclass"),
         ({"class": "os:abort"}, "os:abort is no dataclass"),
         ({"class": "subprocess:Popen", "args": ["false"]}, "subprocess:Popen is no dataclass"),
-        ({"class": 3}, "the class 3 is not known"),
+        ({"class": 3}, "the class 3 cannot be found"),
         ({"width": 8, "heads": 2}, "model.class is missing beside width, heads"),
         (
             {"class": "linseqrec.models.sasrec:SASRecConfig", "heads": 3},
@@ -207,7 +207,7 @@ def test_json_does_not_choose_what_module_is_imported(tmp_path, monkeypatch):
     (tmp_path / "named_in_json.py").write_text("raise SystemExit('the file was run')")
     monkeypatch.syspath_prepend(tmp_path)
     value = to_json(EXPERIMENT) | {"model": {"class": "named_in_json:Config"}}
-    with pytest.raises(ConfigError, match="is not known: .*--import=named_in_json"):
+    with pytest.raises(ConfigError, match="cannot be found: .*--import=named_in_json"):
         from_json(value)
     assert "named_in_json" not in sys.modules
 

@@ -110,6 +110,23 @@ def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message, train
     assert "error:" in done.stderr and message in done.stderr
 
 
+def test_the_module_of_a_model_outside_of_the_library_is_named_by_a_flag(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["class"] = "tests.own_configs:OwnRecGRELAConfig"
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = ["evaluate", f"--workdir={folder}", "--nofloors"]
+    done = program(*arguments)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "OwnRecGRELAConfig cannot be found: " in done.stderr
+    assert "give --import=tests.own_configs to programs that open" in done.stderr
+    done = program(*arguments, "--import=tests.own_configs")
+    assert done.returncode == 0, done.stderr
+    done = program(*arguments, "--import=tests.no_such_module")
+    assert done.returncode == 1 and "error: --import=tests.no_such_module" in done.stderr
+
+
 @pytest.fixture
 def forsaken(trained, tmp_path):
     """A run whose data set is no longer where it was."""

@@ -260,7 +260,7 @@ def get_config():
 """)
     done = program("train", f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1 and done.stderr.startswith("error: the class <run_path>:OwnConfig")
-    assert "put it into a module of its own, which the experiment's file imports" in done.stderr
+    assert "put a model of your own into a module that the experiment's file imports" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,7 @@ the product of these and of the grids. `--config.FIELD=VALUE` holds for every ru
 
 The plan is printed first. Each run has a folder named from its overrides; the same command again
 skips the runs that have finished and goes on with the others. A list stands in brackets among the
-values: `--grid filter_seen=none,[none,all]`.
+values: `--grid 'filter_seen=none,[none,all]'`.
 """
 
 import contextlib

@@ -77,4 +77,4 @@ def choose(options: Mapping[str, Any], name: str) -> Any:
 def nearest(name: str, known: Iterable[Any]) -> str:
     """A question after the nearest of the known names, to append; empty where none is near."""
     close = difflib.get_close_matches(name, list(map(str, known)), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -116,11 +116,12 @@ def parse(text: str, field: str, config: Any) -> Any:
     """
     *owners, last = field.split(".")
     hint = typing.get_type_hints(type(functools.reduce(getattr, owners, config)))[last]
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if text.lower() == "none" and types.NoneType in kinds:
-        return None
-    several = typing.get_origin(kinds[0]) is tuple
-    kind = typing.get_args(kinds[0])[0] if several else kinds[0]
+    if types.NoneType in typing.get_args(hint):  # T | None
+        if text.lower() == "none":
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    several = typing.get_origin(hint) is tuple
+    kind = typing.get_args(hint)[0] if several else hint
     # Which texts a choice admits, its configuration checks.
     kind = str if typing.get_origin(kind) is typing.Literal else kind
     if kind not in _KINDS:

@@ -13,6 +13,7 @@ class OwnConfig:
     sizes: tuple = ()
     order: Literal["past", "future"] = "past"
     depth: int | None = None
+    side: Literal["left", "right"] | None = "left"
     gate: bool = True
     rates: tuple[float, ...] = (0.1,)
 

@@ -100,7 +100,7 @@ def test_an_evaluation_under_another_filter_replaces_none(trained, tmp_path):
     [
         ("--split=test,training", "choose among validation, test"),
         ("--config.filter_seen=both", "evaluation.filter_seen is 'both': it must be one of 'none'"),
-        ("--config.evaluation.filter=all", "has no field evaluation.filter (did you mean evaluat"),
+        ("--config.evaluation.filter=all", "has no field evaluation.filter (did you mean 'evaluat"),
         ("--config.model.width=8", "--config.model.width: an evaluation may change"),
     ],
 )

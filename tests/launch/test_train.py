@@ -181,10 +181,10 @@ def test_an_analysis_that_cannot_be_is_refused_before_a_run_is_read(tmp_path, ar
     ("arguments", "message"),
     [
         (["--config=experiments/none.py"], "no experiment file experiments/none.py"),
-        (["--config=experiments/quik.py"], "did you mean experiments/quick.py?"),
+        (["--config=experiments/quik.py"], "did you mean 'experiments/quick.py'?"),
         (
             [SMALL[0], "--config.model.num_layer=3"],
-            "the experiment has no field model.num_layer (did you mean model.num_layers",
+            "the experiment has no field model.num_layer (did you mean 'model.num_layers",
         ),
         ([SMALL[0], "--config.model.num_heads=3"], "no field model.num_heads (did you mean "),
         ([SMALL[0], "--config.batch_size=3"], "may be data.batch_size or evaluation.batch_size"),
@@ -192,9 +192,9 @@ def test_an_analysis_that_cannot_be_is_refused_before_a_run_is_read(tmp_path, ar
         (["--config=experiments/quick.py:sasrek"], "experiments/quick.py: no 'sasrek': choose rec"),
         (
             [SMALL[0], "--config.optimiser.learning_rate=3"],
-            "no field optimiser.learning_rate (did you mean optimizer.learning_rate?)",
+            "no field optimiser.learning_rate (did you mean 'optimizer.learning_rate'?)",
         ),
-        ([SMALL[0], "--config.sed=3"], "the experiment has no field sed (did you mean seed?)"),
+        ([SMALL[0], "--config.sed=3"], "the experiment has no field sed (did you mean 'seed'?)"),
         ([SMALL[0], "--config.data.plan=pack"], "error: data.plan is 'pack'"),
         ([SMALL[0], "--config.model.heads=3"], "error: model.width 64 must be even and a multiple"),
         ([SMALL[0], "--config.data.split=folds"], "the data set has no folds"),

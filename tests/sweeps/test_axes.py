@@ -14,7 +14,7 @@ EXPERIMENT = Experiment(model=SASRecConfig())
         ({"grids": ["seed=1.5"]}, "training.seed is '1.5': it must be a whole number"),
         ({"grids": ["learning_rate=nan"]}, "learning_rate is 'nan'"),
         ({"grids": ["seed"]}, "write FIELD=VALUE"),
-        ({"grids": ["sed=1"]}, r"no field sed \(did you mean seed\?\)"),
+        ({"grids": ["sed=1"]}, r"no field sed \(did you mean 'seed'"),
         ({"grids": ["seed=1", "training.seed=2"]}, "training.seed is swept twice"),
         ({"zips": ["seed=1", "training.seed=2"]}, "training.seed is swept twice"),
         ({"grids": ["seed=1"], "fixed": ["training.seed"]}, "seed is swept, and set by --config"),

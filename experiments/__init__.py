@@ -1,1 +1,1 @@
-"""The experiments: one file each, whose docstring is its record."""
+"""The experiments: one file a log, `--config=experiments/FILE.py:NAME`."""

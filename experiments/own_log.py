@@ -1,36 +1,47 @@
-r"""A log of your own, of whatever size: prepare it, choose the model below, and train.
+"""A log of your own, of whatever size: prepare it, name a model, and train.
 
     python -m launch.prepare --input=clicks.csv.gz --output=data/own_log
-    python -m launch.train --config=experiments/own_log.py --workdir=runs/own_log
+    python -m launch.train --config=experiments/own_log.py:recgrela --workdir=runs/own_log
 
-Another folder is `--config.data.folder=...`. Training stops by itself, ten validations after the
-best one. What to look at first, by what the log's card says:
+The other models are `hytrec`, `sinkrec`, `gated_deltanet` and `sasrec`; HyTRec and SinkRec read the
+times between events. `--config.data.folder=FOLDER` names another folder. Training stops by itself,
+ten validations after the best one. Look at the card that `launch.prepare` prints:
 
-- a small log (some 100,000 events or fewer) overfits: `--config.model.dropout=0.3`;
-- half of the users have far more events than are read: `--config.data.length=400`, which SASRec
-  (and RecGRELA with learned positions) is told as well, `--config.model.max_length=400`;
-- some users have thousands of events, and the model is a linear one: `--config.data.length=0` packs
-  and reads whole histories; make `--config.data.batch_size` smaller, since rows are longer;
-- no user repeats an item: the metrics with seen items filtered are the ones to select by,
-  `--config.evaluation.filter_seen=all --config.evaluation.filter_seen=none`.
+- A small log (some 100,000 events or fewer) overfits: `--config.model.dropout=0.3`.
+- Half of the users have far more events than a row holds: `--config.data.length=400`. SASRec, and
+  RecGRELA with learned positions, also need `--config.model.max_length=400`.
+- Some users have thousands of events: `--config.data.length=0` reads whole histories, at little
+  cost in a linear model. Rows are longer then: make `--config.data.batch_size` smaller.
+- No user repeats an item: select the checkpoint by the metrics with seen items filtered,
+  `--config.evaluation.filter_seen=all,none`.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.config_checks import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
+MODELS = {
+    "recgrela": ("RecGRELA", RecGRELAConfig()),
+    "hytrec": ("HyTRec", HyTRecConfig()),
+    "sinkrec": ("SinkRec", SinkRecConfig()),
+    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig()),
+    "sasrec": ("SASRec", SASRecConfig()),
+}
 
-def get_config() -> Experiment:
-    # To edit, with its import: GatedDeltaNetConfig(), HyTRecConfig(), SinkRecConfig() or
-    # SASRecConfig(), of linseqrec.models.gated_deltanet, hytrec, sinkrec and sasrec. HyTRec and
-    # SinkRec read the times between events.
-    model = RecGRELAConfig()
+
+def get_config(name: str = "recgrela") -> Experiment:
+    title, model = choose(MODELS, name)
     return Experiment(
-        name=type(model).__name__.removesuffix("Config"),
+        name=title,
         model=model,
         data=DataConfig(folder="data/own_log", batch_size=16),
-        # At the least an epoch is one step, and so the warm-up is shorter than any log's run.
+        # An epoch is at least one step, so this warm-up is shorter than any log's run.
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, clip_norm=1.0),
         training=TrainingConfig(num_epochs=50, patience=10, log_every=20),
         evaluation=EvaluationConfig(filter_seen=("none", "all")),

@@ -9,21 +9,22 @@ other data or under another filter, stand in different tables. Writes each evalu
 `evaluations/SPLIT-STEP-FILTERS.json` (`test-1200-none-all.json`) in the run's workdir, and the
 ranks, target by target, to the `.npz` beside it.
 
-All devices share the work, whatever mesh a run was trained on. `--mesh_model` divides an item table
-that is too large for one device, and `--mesh_sequence` rows that are too long for one.
+`--config.evaluation.filter_seen=none,all` takes another filter than the run's own. All devices
+share the work, whatever mesh a run was trained on. `--config.mesh.model=2` divides an item table
+that is too large for one device, and `--config.mesh.sequence=2` rows that are too long for one.
 """
 
 import dataclasses
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from absl import flags
 
-from launch.flags import define_data
+from launch import flags as launch_flags
 from launch.program import run_program
-from linseqrec.evaluation.ranks import FilterSeen
+from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import override
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.files import write_json
 from linseqrec.runs.comparable import Conditions, comparable, shared_title
@@ -36,19 +37,14 @@ from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run, SplitName
 
 _SPLITS = ("validation", "test")
+_CHANGEABLE = ("evaluation.filter_seen", "evaluation.batch_size", "mesh.")
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
-_DATA = define_data()
+_DATA = launch_flags.define_data()
 _SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets are predicted.")
 _CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
-_FILTER_SEEN = flags.DEFINE_list(
-    "filter_seen", [], "Seen items: none, all, or none,all for the two; unset: as in the run."
+launch_flags.define_overrides(
+    "VALUE of evaluation.filter_seen, evaluation.batch_size (unset: the run's) or a mesh's field."
 )
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Users a batch at most; unset: as in the run.", 1
-)
-_MESH_DATA = flags.DEFINE_integer("mesh_data", -1, "Parts of a batch's rows; -1: all devices.")
-_MESH_SEQUENCE = flags.DEFINE_integer("mesh_sequence", 1, "Parts of the slots of each row.")
-_MESH_MODEL = flags.DEFINE_integer("mesh_model", 1, "Parts of the item table's rows.")
 _BASELINES = flags.DEFINE_bool(
     "baselines", True, "Whether the tables hold the baselines (and a world's oracle)."
 )
@@ -56,11 +52,6 @@ flags.register_validator(
     "split",
     lambda names: len(names) > 0 and set(names) <= set(_SPLITS),
     message=f"choose among {', '.join(_SPLITS)}",
-)
-flags.register_validator(
-    "filter_seen",
-    lambda names: set(names) <= set(typing.get_args(FilterSeen)),
-    message="choose none, all, or none,all for the two",
 )
 flags.register_validator("checkpoint", bool, message="name at least one checkpoint")
 
@@ -109,16 +100,16 @@ def main(_: list[str]) -> None:
 
 def _run(folder: Path) -> Run:
     experiment = workdir.read_experiment(folder)
-    evaluation = dataclasses.replace(
-        experiment.evaluation,
-        filter_seen=cast(tuple[FilterSeen, ...], tuple(dict.fromkeys(_FILTER_SEEN.value)))
-        or experiment.evaluation.filter_seen,
-        batch_size=_BATCH_SIZE.value or experiment.evaluation.batch_size,
-    )
+    given = launch_flags.overrides(experiment)
+    for field in given:
+        if not field.startswith(_CHANGEABLE):
+            changeable = "evaluation.filter_seen, evaluation.batch_size and the mesh"
+            raise ConfigError(f"--config.{field}: an evaluation may change {changeable} only")
+    experiment = override(dataclasses.replace(experiment, mesh=MeshConfig()), given)
     return Run.of(
-        dataclasses.replace(experiment, evaluation=evaluation),
+        experiment,
         workdir.load_data(folder, _DATA.value),
-        mesh=make_mesh(MeshConfig(_MESH_DATA.value, _MESH_MODEL.value, _MESH_SEQUENCE.value)),
+        mesh=make_mesh(experiment.mesh),
         trains=False,
     )
 

@@ -1,41 +1,106 @@
-"""Flags of several programs: folders, `--data`, and `--config` with its overrides.
+"""Flags of several programs: `--config` with its overrides, folders, and `--data`."""
 
-`--config` is an experiment's file, whose fields `--config.FIELD=VALUE` overrides.
-"""
-
-import dataclasses
+import inspect
 import re
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_dict, config_flags
 
-from linseqrec import config as config_lib
-from linseqrec.errors import SweepError
-from linseqrec.sweeps import fields
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError, nearest
+from linseqrec.config_fields import assignment, field_names, override, parse
 
 # What is defined from here on belongs to the program that asked for it: its `--help` shows it.
 flags.disclaim_key_flags()
 
-
-@dataclasses.dataclass
-class _Unset:
-    """The flag's value before it is given."""
+# Where `split_overrides` puts all `--config.FIELD=VALUE`.
+_OVERRIDES = "config.FIELD"
 
 
 def define_config() -> None:
-    """Defines `--config=experiments/NAME.py` and its overrides; call it at import."""
-    config_flags.DEFINE_config_dataclass(
-        "config",
-        _Unset(),
-        "Experiment file; override its fields by --config.optimizer.learning_rate=3e-4.",
-        parse_fn=lambda path: _mutable(path),
-    )
-    # "_Unset()" would say nothing in --help.
-    flags.FLAGS["config"].default_as_str = None
+    """Defines `--config=FILE:NAME` and its overrides; call it at import."""
+    flags.DEFINE_string("config", None, "Experiment file, or FILE:NAME for an experiment in it.")
+    define_overrides("VALUE of a field of the experiment, as in --config.training.seed=1")
+
+
+def define_overrides(help_string: str) -> None:
+    """Defines `--config.FIELD=VALUE`; call it at import."""
+    flags.DEFINE_multi_string(_OVERRIDES, [], help_string)
+
+
+def split_overrides(argv: list[str]) -> list[str]:
+    """The arguments with `--config.FIELD=seed=1` for `--config.seed=1`: one flag, for all fields.
+
+    Like any flag of absl, an override may also be written `--config.seed 1`, and that of a bool
+    `--config.model.gate` or `--noconfig.model.gate`.
+    """
+    if _OVERRIDES not in flags.FLAGS:
+        return argv
+    rest, split = flags.FLAGS.read_flags_from_files(argv, force_gnu=False), []
+    while rest:
+        argument = rest.pop(0)
+        if match := re.fullmatch(r"--?(no)?config\.([^=]+)(=.*)?", argument, re.DOTALL):
+            value = match[3] or ("=false" if match[1] else "=true")
+            if match[0] == f"--config.{match[2]}" and rest and not rest[0].startswith("-"):
+                value = f"={rest.pop(0)}"
+            argument = f"--{_OVERRIDES}={match[2]}{value}"
+        split.append(argument)
+    return split
+
+
+def overrides(experiment: Experiment) -> dict[str, Any]:
+    """The values of the fields that the flags override, by dotted name.
+
+    Raises:
+      ConfigError: If the experiment has no such field, or the field takes no such value.
+    """
+    names = field_names(experiment)
+    given = dict(assignment(text, names) for text in flags.FLAGS[_OVERRIDES].value or ())
+    return {field: parse(text, field, experiment) for field, text in given.items()}
+
+
+def experiment() -> Experiment:
+    """The experiment that the parsed flags ask for.
+
+    Raises:
+      ConfigError: If there is none, or it cannot be.
+    """
+    if not flags.FLAGS.config:
+        raise ConfigError("give an experiment: --config=experiments/FILE.py:NAME")
+    template = load_experiment(flags.FLAGS.config)
+    return override(template, overrides(template))
+
+
+def load_experiment(experiment: str | Path) -> Experiment:
+    """What `get_config` of an experiment file returns.
+
+    Args:
+      experiment: FILE, or FILE:NAME for `get_config(NAME)`.
+
+    Raises:
+      ConfigError: If there is no such file, or it defines no experiment of that name.
+    """
+    file, colon, name = str(experiment).partition(":")
+    if not Path(file).is_file():
+        others = map(str, Path(file).parent.glob("*.py"))
+        raise ConfigError(f"no experiment file {file}{nearest(file, others)}")
+    module, names = runpy.run_path(file), [name] if colon else []
+    if "get_config" not in module:
+        raise ConfigError(f"{file} defines no get_config()")
+    signature = inspect.signature(module["get_config"])
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        raise ConfigError(f"{experiment}: get_config{signature}: {error}") from error
+    try:
+        made = module["get_config"](*names)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if not isinstance(made, Experiment):
+        raise ConfigError(f"{file}: get_config() must return an Experiment")
+    return made
 
 
 def define_data() -> flags.FlagHolder[str]:
@@ -43,49 +108,6 @@ def define_data() -> flags.FlagHolder[str]:
     return flags.DEFINE_string(
         "data", "", "Folder of the run's data set; unset: where it was when the run was started."
     )
-
-
-def experiment() -> config_lib.Experiment:
-    """The experiment that the parsed flags ask for.
-
-    Raises:
-      ConfigError: If no `--config` was given, an overridden value is not one its field admits, or
-        a run of it could not be restored.
-    """
-    values = flags.FLAGS.config
-    if isinstance(values, _Unset):
-        raise config_lib.ConfigError("give an experiment: --config=experiments/NAME.py")
-    made = config_lib.from_config_dict(values, load_experiment(experiment_file()))
-    config_lib.check_restorable(made)
-    return made
-
-
-def experiment_file() -> str:
-    """The file that `--config` names."""
-    return config_flags.get_config_filename(flags.FLAGS["config"])
-
-
-def overrides() -> dict[str, Any]:
-    """The fields overridden by `--config.FIELD=VALUE`, by dotted name, with their values."""
-    values = config_lib.flatten(experiment())
-    given = config_flags.get_override_values(flags.FLAGS["config"])
-    return {field: values[field] for field in given}
-
-
-def load_experiment(path: str | Path) -> config_lib.Experiment:
-    """`get_config()` of an experiment's file.
-
-    Raises:
-      ConfigError: If there is no such file, or it defines no experiment.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise config_lib.ConfigError(f"no experiment file {path}")
-    module = runpy.run_path(str(path))
-    made = module["get_config"]() if "get_config" in module else None
-    if not isinstance(made, config_lib.Experiment):
-        raise config_lib.ConfigError(f"{path}: get_config() must return an Experiment")
-    return made
 
 
 def define_folder(
@@ -106,24 +128,3 @@ def _check_folder(path: str | None) -> bool:
     if path and Path(path).exists() and not Path(path).is_dir():
         raise flags.ValidationError("it is a file: name a folder")
     return True
-
-
-def _mutable(path: str) -> config_dict.ConfigDict:
-    made = load_experiment(path)
-    names = fields.field_names(made)
-    # Before the overrides are parsed: ml_collections' own errors name neither field nor section.
-    for argument in flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False):
-        if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
-            _check_field(match[1], names)
-    return config_lib.to_config_dict(made)
-
-
-def _check_field(name: str, names: list[str]) -> None:
-    """Refuses an override of what is no field by its whole name."""
-    if name in names:
-        return
-    try:
-        meant = fields.resolve(name, names)
-    except SweepError as error:
-        raise config_lib.ConfigError(str(error)) from error
-    raise config_lib.ConfigError(f"the experiment has no field {name} (did you mean {meant}?)")

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import importlib
 import importlib.util
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from launch.flags import split_overrides
 from linseqrec.errors import UserError
 from linseqrec.training.preemption import EXIT_CODE, Preempted
 
@@ -30,6 +32,7 @@ def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = 
         an accelerator it never does.
     """
     _admit_cpu()
+    flags.DEFINE_list("import", [], "Modules of your own that hold the models of the runs to open.")
     if keep_freed_memory and _runs_on_cpu():
         _keep_freed_memory()
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
@@ -102,6 +105,11 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+        for module in flags.FLAGS["import"].value or ():
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise app.UsageError(f"--import={module}: {error}") from error
         main(argv)
     except _FOR_THE_USER as error:
         sys.exit(f"error: {error}")
@@ -116,6 +124,6 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(split_overrides(argv))
     except (flags.Error, *_FOR_THE_USER) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")

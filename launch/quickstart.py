@@ -10,7 +10,7 @@ the best score that any model could reach.
 from pathlib import Path
 from typing import Any
 
-from experiments import recgrela_quick, sasrec_quick
+from experiments import quick
 from launch import flags as launch_flags
 from launch.program import run_program
 from linseqrec.runs.figures import write_figures
@@ -27,9 +27,9 @@ def main(argv: list[str]) -> None:
     folders: list[Path] = []
     models: dict[str, Any] = {}
     source = None
-    for module in (recgrela_quick, sasrec_quick):
-        run = Run.of(module.get_config(), source)
-        source, name = run.source, module.__name__.partition(".")[2]
+    for name in ("recgrela", "sasrec"):
+        run = Run.of(quick.get_config(name), source)
+        source = run.source
         folders.append(Path(_WORKDIR.value) / name)
         print(f"training {run.experiment.name}, {run.num_steps} steps", flush=True)
         state, _ = train(run, folders[-1])

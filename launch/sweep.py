@@ -1,6 +1,6 @@
 r"""Trains many runs of an experiment: grids, zips and random draws over its fields.
 
-    python -m launch.sweep --config=experiments/sasrec_quick.py --workdir=runs/sweep \
+    python -m launch.sweep --config=experiments/quick.py:sasrec --workdir=runs/sweep \
         --grid optimizer.learning_rate=1e-3,3e-4 --grid seed=0,1,2 --parallel=2
 
 A field is given by its name or the end of it, where that means one field (`seed`). All `--zip` are
@@ -8,8 +8,8 @@ taken element by element, the `--range`s are drawn from together `--random` time
 the product of these and of the grids. `--config.FIELD=VALUE` holds for every run.
 
 The plan is printed first. Each run has a folder named from its overrides; the same command again
-skips the runs that have finished and goes on with the others. `+` joins the elements of a tuple:
-`--grid filter_seen=none,all,none+all`.
+skips the runs that have finished and goes on with the others. A list stands in brackets among the
+values: `--grid 'filter_seen=none,[none,all]'`.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ from absl import flags
 from launch import flags as launch_flags
 from launch.program import run_program
 from linseqrec.sweeps.axes import read_axes
-from linseqrec.sweeps.fields import to_flags
 from linseqrec.sweeps.local import Interrupted, run_local
 from linseqrec.sweeps.plan import PlannedRun, check_no_clash, make_plan, plan_table
 from linseqrec.sweeps.slurm import SlurmConfig, read_options, submit, wait_for
@@ -64,8 +63,8 @@ _WANDB_PROJECT = flags.DEFINE_string("wandb_project", "", "Mirror metrics to thi
 
 def main(argv: list[str]) -> None:
     del argv
-    given = launch_flags.overrides()
     experiment, workdir = launch_flags.experiment(), Path(_WORKDIR.value)
+    given = launch_flags.overrides(experiment)
     slurm = _slurm_config()
     axis = read_axes(
         experiment,
@@ -91,10 +90,8 @@ def main(argv: list[str]) -> None:
 
 
 def _task(run: PlannedRun, given: dict[str, object]) -> Task:
-    train_flags = to_flags(given | run.overrides)
-    if _WANDB_PROJECT.value:
-        train_flags.append(f"--wandb_project={_WANDB_PROJECT.value}")
-    return train_task(launch_flags.experiment_file(), train_flags, run.folder)
+    other = [f"--wandb_project={_WANDB_PROJECT.value}"] if _WANDB_PROJECT.value else []
+    return train_task(flags.FLAGS.config, given | run.overrides, other, run.folder)
 
 
 def _slurm_config() -> SlurmConfig:

@@ -1,6 +1,6 @@
 """Trains an experiment, then tests the checkpoint that validation selects.
 
-    python -m launch.train --config=experiments/recgrela_quick.py --workdir=runs/quick
+    python -m launch.train --config=experiments/quick.py --workdir=runs/quick
 
 Running the same command again goes on where the run stopped, however it was stopped; a run that has
 ended prints its results. SIGTERM saves and ends with code 75: nothing is wrong, run it again.
@@ -16,7 +16,9 @@ from absl import flags
 
 from launch import flags as launch_flags
 from launch.program import cache_compilations, run_program
-from linseqrec.config import flatten
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import field_names, flatten, resolve
 from linseqrec.evaluation.result import selected_by
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import write_results
@@ -69,6 +71,14 @@ def meet() -> None:
     distributed.initialize(address, *numbers, timeout=_INITIALIZATION_TIMEOUT.value)
 
 
+def _full_name(field: str, experiment: Experiment) -> str:
+    try:
+        return resolve(field, field_names(experiment))
+    # It may be a field of the run's own configuration alone.
+    except ConfigError:
+        return field
+
+
 def main(argv: list[str]) -> None:
     del argv
     experiment = launch_flags.experiment()
@@ -86,7 +96,7 @@ def main(argv: list[str]) -> None:
             workdir,
             preemption=preemption,
             wandb_project=_WANDB_PROJECT.value,
-            allowed_changes=_ALLOWED.value,
+            allowed_changes=[_full_name(field, experiment) for field in _ALLOWED.value],
             profile_steps=_PROFILE.value,
         )
         with preemption.interruptible():

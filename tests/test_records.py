@@ -1,4 +1,4 @@
-"""Every experiment is a record: its result or that there is none, and where its data are from."""
+"""An experiment's file says where its data are from, and where its results stand."""
 
 import ast
 import re
@@ -7,11 +7,9 @@ import pytest
 
 from launch.flags import load_experiment
 from linseqrec.training.optimizer import learning_rate
-from tests.models.test_golden import EXPERIMENTS, ROOT
+from tests.models.test_golden import EXPERIMENTS, LOGS, ROOT
 
-DOCSTRINGS = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in EXPERIMENTS}
-# Those of the quick start, whose table is the README's, and the one for any log.
-WITHOUT = {"recgrela_quick", "sasrec_quick", "own_log"}
+DOCSTRINGS = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in LOGS}
 
 
 def prepare_commands(text):
@@ -20,18 +18,30 @@ def prepare_commands(text):
     return re.findall(r"python -m launch\.prepare (.*)", lines)
 
 
-@pytest.mark.parametrize("name", sorted(DOCSTRINGS.keys() - WITHOUT))
-def test_an_experiment_has_a_result_or_is_listed_as_not_run(name):
-    waiting = (ROOT / "RESULTS.md").read_text().split("\n## Not run yet\n")[1].split("\n## ")[0]
-    assert ("\nResult (" in DOCSTRINGS[name]) != (f"`{name}`" in waiting)
+def headings(markdown):
+    """The links that GitHub gives to a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_an_experiment_says_how_its_data_are_made(path):
-    folder = load_experiment(path).data.folder
-    own = DOCSTRINGS[path.stem]
-    others = [DOCSTRINGS[name] for name in re.findall(r"`(\w+)\.py`", own)]
-    made = [command for text in (own, *others) for command in prepare_commands(text)]
+@pytest.mark.parametrize("log", DOCSTRINGS)
+def test_a_docstring_links_to_results_that_there_are(log):
+    anchors = headings((ROOT / "RESULTS.md").read_text())
+    links = re.findall(r"RESULTS\.md#([\w-]+)", DOCSTRINGS[log])
+    assert links or log in ("quick", "own_log")
+    assert set(links) <= anchors
+
+
+@pytest.mark.parametrize("log", DOCSTRINGS)
+def test_a_docstring_shows_a_command_for_an_experiment_of_its_file(log):
+    shown = re.findall(rf"--config=experiments/{log}\.py:(\w+)", DOCSTRINGS[log])
+    assert shown and {f"{log}-{name}" for name in shown} <= EXPERIMENTS.keys()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_docstring_says_how_the_data_are_made(name):
+    folder = load_experiment(EXPERIMENTS[name]).data.folder
+    made = prepare_commands(DOCSTRINGS[name.partition("-")[0]])
     assert not folder or any(command.endswith(f"--output={folder}") for command in made)
 
 
@@ -40,6 +50,28 @@ def test_every_log_is_described():
     shown = {command for text in DOCSTRINGS.values() for command in prepare_commands(text)}
     from_logs = {command for command in shown if "--input=logs/" in command}
     assert from_logs and from_logs <= set(described)
+
+
+@pytest.mark.parametrize("log", DOCSTRINGS)
+def test_a_file_has_recgrela_first_and_the_other_systems_too(log):
+    names = [name.partition("-")[2] for name in EXPERIMENTS if name.startswith(f"{log}-")]
+    assert names[0] == "recgrela"
+    assert {"hytrec", "sinkrec", "gated_deltanet", "sasrec"} < set(names)
+    default = load_experiment(ROOT / "experiments" / f"{log}.py")
+    assert default == load_experiment(EXPERIMENTS[f"{log}-recgrela"])
+
+
+@pytest.mark.parametrize("log", DOCSTRINGS)
+def test_the_models_of_a_log_share_its_recipe(log):
+    made = [load_experiment(EXPERIMENTS[name]) for name in EXPERIMENTS if f"{log}-" in name]
+    # RecGRELA as released trains on other rows.
+    sections = ("note", "data", "loss", "optimizer", "training", "evaluation", "mesh")
+    recipes = [
+        [getattr(experiment, section) for section in sections]
+        for experiment in made
+        if getattr(experiment.model, "causal", True)
+    ]
+    assert len(recipes) >= 5 and all(recipe == recipes[0] for recipe in recipes)
 
 
 def test_the_experiment_for_any_log_fits_the_smallest():

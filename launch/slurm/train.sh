@@ -3,7 +3,7 @@
 # stopped. From the repository's root, whatever differs from below first, then launch.train's flags:
 #
 #     sbatch --nodes=4 --partition=gpu launch/slurm/train.sh \
-#         --config=experiments/recgrela_ml1m.py --workdir=/shared/runs/ml1m \
+#         --config=experiments/ml1m.py:recgrela --workdir=/shared/runs/ml1m \
 #         --config.data.batch_size=32
 #
 # The devices, here 4 nodes of 8 GPUs, must divide the batch. The repository, the workdir and the

@@ -3,8 +3,8 @@
 # other. After launch/tpu/setup.sh:
 #
 #     TPU=pod ZONE=us-central2-b launch/tpu/train.sh \
-#         --config=experiments/recgrela_ml1m.py --workdir=/mnt/shared/runs/ml1m \
-#         --config.data.folder=/mnt/shared/data/ml-1m --config.data.batch_size=32
+#         --config=experiments/ml1m.py:recgrela --workdir=/mnt/shared/runs/ml1m \
+#         --config.data.folder=/mnt/shared/data/ml-1m-times --config.data.batch_size=32
 #
 # The devices, here a slice of 32 chips, must divide the batch. The workdir and the data must be
 # folders that all hosts see (Filestore, or a bucket that is mounted). The hosts' output comes here:

@@ -7,7 +7,7 @@ The suite measures, in this order:
    two where they are installed);
 3. the training step of each model at two sizes: time, kernels, share of the GPU's peak, and compile
    time;
-4. Gated DeltaNet trained on MovieLens-1M, if `data/ml-1m` is prepared.
+4. Gated DeltaNet trained on MovieLens-1M, if `data/ml-1m-times` is prepared.
 
 An implementation that fails becomes a row with the reason. After eight minutes the suite skips the
 remaining parts, so that ten minutes on a GPU are enough. Without a GPU it rehearses at small sizes.
@@ -403,9 +403,9 @@ def kernel_seconds(folder: pathlib.Path) -> list[float]:
 
 def trained() -> Iterator[Row]:
     """Trains Gated DeltaNet to the end and reads its test metrics."""
-    from experiments import gated_deltanet_ml1m
+    from experiments import ml1m
 
-    experiment = gated_deltanet_ml1m.get_config()
+    experiment = ml1m.get_config("gated_deltanet")
     folder = pathlib.Path(experiment.data.folder)
     case = f"trained on {folder}"
     if jax.default_backend() != "gpu":

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from linseqrec.config_checks import check_fields, require
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
 from linseqrec.data.worlds import World, generate, resized, world_config
@@ -58,6 +59,21 @@ class DataConfig:
     phase: Literal["fixed", "random"] = "fixed"
     batch_size: int = 32
     request_time: Literal["hidden", "known"] = "hidden"
+
+    def __post_init__(self) -> None:
+        check_fields(self, counts=("batch_size",))
+        length, stride = self.length, self.stride
+        require(length >= 0, "length", length, "at least 1, or 0: whole histories")
+        if self.plan == "prefixes":
+            cut_by = "for the plan 'prefixes', in which every prediction sees a whole row"
+            require(stride is None, "stride", stride, f"none {cut_by}")
+            require(self.phase == "fixed", "phase", self.phase, f"'fixed' {cut_by}")
+        require(
+            stride is None or 1 <= stride <= length,
+            "stride",
+            stride,
+            f"in 1..{length}, the length" if length else "none for whole histories (length=0)",
+        )
 
     def row_length(self, dataset: Dataset) -> int:
         """T, the slots of a row: `length`, or what whole histories of a data set need."""

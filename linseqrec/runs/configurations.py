@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.config import Experiment, flatten
+from linseqrec.config import Experiment
+from linseqrec.config_fields import flatten, short_name, to_text
 from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import make_buckets
 from linseqrec.runs.finished import FinishedRun, distinct_folders
-from linseqrec.sweeps.fields import short_name, to_text
 from linseqrec.training import workdir
 
 # The seed, and fields that change no result: speed, devices, logging, remarks.

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.config import ConfigError, Experiment
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError
 from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import per_target
 from linseqrec.runs.comparable import Conditions, shared_title

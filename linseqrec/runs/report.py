@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from linseqrec.config_fields import to_text
 from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.ranks import in_words
 from linseqrec.evaluation.result import selected_by
@@ -21,7 +22,6 @@ from linseqrec.runs.configurations import (
 from linseqrec.runs.figures import COLOURS, run_figures, save_figure
 from linseqrec.runs.finished import FinishedRun, baselines_of, find_runs, title_of
 from linseqrec.runs.tables import markdown_table
-from linseqrec.sweeps.fields import to_text
 
 METRICS = ("HR@10", "NDCG@10")
 # The palette has no more colours.

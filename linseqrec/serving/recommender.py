@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec import config as config_lib
+from linseqrec.config_fields import to_json
 from linseqrec.evaluation.ranks import NonFiniteScoreError, seen_slots
 from linseqrec.events import Events
 from linseqrec.models.encoding import SequenceModel
@@ -124,7 +124,7 @@ class Recommender:
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
             params = checkpoints.restore_params(step, params)
-        configuration = json.dumps(config_lib.to_json(experiment), sort_keys=True)
+        configuration = json.dumps(to_json(experiment), sort_keys=True)
         return cls(
             nnx.merge(graphdef, params, rest),
             origin=int(card["time"]["first"]),

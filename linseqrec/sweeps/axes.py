@@ -1,12 +1,17 @@
 """From what is asked for on the command line to the overrides of each run."""
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from linseqrec.config import Experiment
+from linseqrec.config_fields import assignment, field_names, parse
 from linseqrec.errors import SweepError
-from linseqrec.sweeps import algebra, fields
+from linseqrec.sweeps import algebra
 from linseqrec.sweeps.ranges import parse_range
+
+# A comma that is not within brackets.
+_COMMA = re.compile(r",(?![^\[]*\])")
 
 
 def read_axes(
@@ -23,7 +28,7 @@ def read_axes(
 
     Args:
       experiment: Whose fields and types they are.
-      grids: "FIELD=VALUE,VALUE,..." each.
+      grids: "FIELD=VALUE,VALUE,..." each; a list among the values stands in brackets.
       zips: The same.
       ranges: "FIELD=SCALE:LOW:HIGH" each.
       draws: How many times the ranges are drawn from.
@@ -34,14 +39,15 @@ def read_axes(
       Overrides by dotted name, in the order of the experiment's fields; one of them a run.
 
     Raises:
-      SweepError: If nothing is swept, a fixed field is, a field or a value is not the experiment's,
-        or the draws and the ranges are not given together.
+      ConfigError: If a field or a value is not the experiment's.
+      SweepError: If nothing is swept, a fixed field or one field twice is, or the draws and the
+        ranges are not given together.
     """
-    names = fields.field_names(experiment)
+    names = field_names(experiment)
 
     def read(text: str) -> tuple[str, list[Any]]:
-        field, values = _split(text, names)
-        return field, [fields.parse(value, field, experiment) for value in values.split(",")]
+        field, values = assignment(text, names)
+        return field, [parse(value, field, experiment) for value in _COMMA.split(values)]
 
     if bool(ranges) != bool(draws):
         raise SweepError("random search needs both how many draws and at least one range")
@@ -49,11 +55,11 @@ def read_axes(
     if zips:
         axes.append(algebra.zipped(_once([read(text) for text in zips])))
     if ranges:
-        drawn = _once([_split(text, names) for text in ranges])
+        drawn = _once([assignment(text, names) for text in ranges])
         within = {field: parse_range(text) for field, text in drawn.items()}
         for field, range_ in within.items():
             wanted = int if range_.scale == "int" else float
-            kind = type(fields.parse(str(range_.low), field, experiment))
+            kind = type(parse(str(range_.low), field, experiment))
             if kind is not wanted:
                 raise SweepError(
                     f"{field} holds {kind.__name__}s, and {drawn[field]} draws {wanted.__name__}s"
@@ -68,13 +74,6 @@ def read_axes(
     return [
         {field: overrides[field] for field in names if field in overrides} for overrides in product
     ]
-
-
-def _split(text: str, names: Sequence[str]) -> tuple[str, str]:
-    name, equals, values = text.partition("=")
-    if not equals or not values:
-        raise SweepError(f"{text!r}: write FIELD=VALUES")
-    return fields.resolve(name, names), values
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

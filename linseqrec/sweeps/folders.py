@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from linseqrec.sweeps.fields import short_name, to_text
+from linseqrec.config_fields import short_name, to_text
 
 # File systems stop at 255 bytes.
 _LONGEST = 160
@@ -22,17 +22,16 @@ def folder_name(overrides: Mapping[str, Any], fields: Sequence[str]) -> str:
       overrides: By dotted name.
       fields: All of the experiment's (`field_names`): they say how short a field's name can be.
     """
-    parts = {short_name(field, fields): to_text(value) for field, value in overrides.items()}
+    texts = {
+        field: list(map(to_text, value if isinstance(value, tuple) else (value,)))
+        for field, value in overrides.items()
+    }
     name = ",".join(
-        # A tuple's `+` is kept: the joint of texts that hold none.
-        f"{field}={re.sub(r'[^A-Za-z0-9._+-]', '-', text)}"
-        for field, text in parts.items()
+        # A comma joins fields, so a `+` joins what a list holds.
+        f"{short_name(field, fields)}={re.sub(r'[^A-Za-z0-9._+-]', '-', '+'.join(parts))}"
+        for field, parts in texts.items()
     )
-    plain = all(
-        re.fullmatch(r"[a-z0-9._-]*", to_text(part))
-        for value in overrides.values()
-        for part in (value if isinstance(value, tuple) else (value,))
-    )
+    plain = all(re.fullmatch(r"[a-z0-9._-]*", part) for parts in texts.values() for part in parts)
     if plain and len(name) <= _LONGEST:
         return name
     digest = hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:10]

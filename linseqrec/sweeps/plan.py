@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from linseqrec import config as config_lib
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import field_names, override, to_text
 from linseqrec.data.source import DataConfig, load_source
-from linseqrec.sweeps import fields
+from linseqrec.errors import SweepError
 from linseqrec.sweeps.algebra import Axis
 from linseqrec.sweeps.folders import folder_name
 from linseqrec.training import workdir
@@ -30,12 +32,12 @@ class PlannedRun:
 
     folder: Path
     overrides: dict[str, Any]
-    experiment: config_lib.Experiment
+    experiment: Experiment
     state: State
     clash: str = ""
 
 
-def make_plan(experiment: config_lib.Experiment, axis: Axis, folder: Path) -> list[PlannedRun]:
+def make_plan(experiment: Experiment, axis: Axis, folder: Path) -> list[PlannedRun]:
     """The runs of a sweep, each checked against the typed configuration and its folder.
 
     Args:
@@ -48,10 +50,13 @@ def make_plan(experiment: config_lib.Experiment, axis: Axis, folder: Path) -> li
       DatasetError: If data that a folder's run is to be compared with cannot be read.
       SplitError: If they cannot be split so.
     """
-    names, cards = fields.field_names(experiment), _Cards()
+    names, cards = field_names(experiment), _Cards()
     runs = []
     for overrides in axis:
-        made = fields.override(experiment, overrides)
+        try:
+            made = override(experiment, overrides)
+        except ConfigError as error:
+            raise SweepError(f"{_flags(overrides)}: {error}") from error
         place = folder / folder_name(overrides, names)
         clash = _clash(place, made, cards)
         state: State = "new"
@@ -78,8 +83,7 @@ def plan_table(runs: Sequence[PlannedRun]) -> str:
     """The plan as an aligned table, a run a line, with a count of the states below."""
     rows = [("folder", "overrides", "state")]
     for run in runs:
-        flags = (f"{field}={fields.to_text(value)}" for field, value in run.overrides.items())
-        rows.append((run.folder.name, " ".join(flags), run.state))
+        rows.append((run.folder.name, _flags(run.overrides), run.state))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -88,6 +92,10 @@ def plan_table(runs: Sequence[PlannedRun]) -> str:
     states = [run.state for run in runs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return "\n".join([*lines, f"{len(runs)} runs: {counts}"])
+
+
+def _flags(overrides: dict[str, Any]) -> str:
+    return " ".join(f"{field}={to_text(value)}" for field, value in overrides.items())
 
 
 class _Cards:
@@ -102,13 +110,13 @@ class _Cards:
         return self._known[data]
 
 
-def _clash(folder: Path, experiment: config_lib.Experiment, cards: _Cards) -> str:
+def _clash(folder: Path, experiment: Experiment, cards: _Cards) -> str:
     """Why a run cannot be in a folder; empty if it can."""
     if not workdir.has_begun(folder):
         return ""
     try:
         workdir.check_experiment(folder, experiment)
         workdir.check_data(folder, cards.of(experiment.data))
-    except (workdir.WorkdirError, config_lib.ConfigError) as error:
+    except (workdir.WorkdirError, ConfigError) as error:
         return str(error) if str(folder) in str(error) else f"{folder}: {error}"
     return ""

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from linseqrec.config_fields import to_text
 from linseqrec.runs.finished import LOG
 from linseqrec.training import preemption
 
@@ -69,16 +71,20 @@ class Failure:
         return f"{self.task.folder}: {self.reason}; the last lines of {log}:\n{shown}"
 
 
-def train_task(config: str, flags: Sequence[str], folder: Path) -> Task:
+def train_task(
+    config: str, overrides: Mapping[str, Any], flags: Sequence[str], folder: Path
+) -> Task:
     """The task of `python -m launch.train`.
 
     Args:
-      config: The experiment's file.
-      flags: `--config.FIELD=VALUE` for each override, and other flags of the program.
+      config: The experiment: FILE:NAME.
+      overrides: Values of its fields, by dotted name.
+      flags: Other flags of the program.
       folder: The workdir.
     """
-    program = (sys.executable, "-m", "launch.train")
-    return Task(folder, (*program, f"--config={config}", *flags, f"--workdir={folder}"))
+    program = (sys.executable, "-m", "launch.train", f"--config={config}")
+    fields = [f"--config.{field}={to_text(value)}" for field, value in overrides.items()]
+    return Task(folder, (*program, *fields, *flags, f"--workdir={folder}"))
 
 
 def reason_of(code: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from linseqrec.config_checks import check_fields
 from linseqrec.data.batch import Batch
 from linseqrec.mesh_axes import MODEL
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
@@ -38,6 +39,9 @@ class LossConfig:
     negatives: int = 256
     popularity_power: float = 0.0
     calibration: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_fields(self, counts=("negatives",))
 
 
 def make_loss(

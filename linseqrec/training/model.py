@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from linseqrec import sharding
-from linseqrec.config import ConfigError, Experiment
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError
 from linseqrec.events import Events
 from linseqrec.mesh_axes import while_tracing
 from linseqrec.models.encoding import SequenceModel

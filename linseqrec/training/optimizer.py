@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import optax
 
+from linseqrec.config_checks import check_fields
 from linseqrec.models.weights import parameter_path
 
 
@@ -36,28 +37,29 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     clip_norm: float = 0.0
 
+    def __post_init__(self) -> None:
+        not_negative = ("warmup_steps", "weight_decay", "clip_norm", "final_fraction")
+        check_fields(
+            self, positive=("learning_rate",), rates=("b1", "b2"), not_negative=not_negative
+        )
+
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """The learning rate by step, for a run of `num_steps`.
 
     Raises:
-      ValueError: If the learning rate is not positive, the warm-up longer than the run, or the
-        schedule not known.
+      ValueError: If the warm-up is longer than the run.
     """
-    if not config.learning_rate > 0:
-        raise ValueError(f"optimizer.learning_rate is {config.learning_rate}: want it positive")
     if config.warmup_steps > num_steps:
         raise ValueError(
             f"optimizer.warmup_steps {config.warmup_steps} exceeds the run's {num_steps} steps"
         )
     if config.schedule == "constant":
         main = optax.constant_schedule(config.learning_rate)
-    elif config.schedule == "cosine":
+    else:
         main = optax.cosine_decay_schedule(
             config.learning_rate, max(num_steps - config.warmup_steps, 1), config.final_fraction
         )
-    else:
-        raise ValueError(f"optimizer.schedule is {config.schedule!r}: want 'constant' or 'cosine'")
     if not config.warmup_steps:
         return main
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)

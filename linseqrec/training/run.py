@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from linseqrec import sharding
-from linseqrec.config import ConfigError, Experiment
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
 from linseqrec.evaluation import queries

@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 
-from linseqrec import config as config_lib
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import differences, flatten, from_json, to_json
 from linseqrec.data.card import differing_data
 from linseqrec.data.source import Source, load_source
 from linseqrec.errors import UserError
@@ -62,7 +64,7 @@ def lock(workdir: Path) -> Iterator[None]:
 
 def claim(
     workdir: Path,
-    experiment: config_lib.Experiment,
+    experiment: Experiment,
     card: dict[str, Any],
     *,
     allowed_changes: Collection[str] = (),
@@ -99,12 +101,12 @@ def claim(
                     "other values in another --workdir\n  " + "\n  ".join(changes.values())
                 )
             _append_json(workdir / "config_changes.jsonl", changes)
-            write_json(config_path, config_lib.to_json(experiment))
+            write_json(config_path, to_json(experiment))
     else:
         if config_path.exists():
             _clear_other_start(workdir, experiment, card)
         write_json(workdir / "card.json", card)
-        write_json(config_path, config_lib.to_json(experiment))
+        write_json(config_path, to_json(experiment))
     _record_environment(workdir)
 
 
@@ -113,13 +115,11 @@ def has_begun(workdir: Path) -> bool:
     return (workdir / "results.json").exists() or ever_saved(workdir / "checkpoints")
 
 
-def _clear_other_start(
-    workdir: Path, experiment: config_lib.Experiment, card: dict[str, Any]
-) -> None:
+def _clear_other_start(workdir: Path, experiment: Experiment, card: dict[str, Any]) -> None:
     """Removes the records of a start that saved nothing, where it was another run's."""
     try:
-        other = list(config_lib.differences(read_experiment(workdir), experiment).values())
-    except config_lib.ConfigError as error:
+        other = list(differences(read_experiment(workdir), experiment).values())
+    except ConfigError as error:
         other = [str(error)]
     try:
         check_data(workdir, card)
@@ -153,7 +153,7 @@ def _append_json(path: Path, value: Any) -> None:
 
 
 def check_experiment(
-    workdir: Path, experiment: config_lib.Experiment, *, allowed_changes: Collection[str] = ()
+    workdir: Path, experiment: Experiment, *, allowed_changes: Collection[str] = ()
 ) -> dict[str, str]:
     """Checks that a configuration is the one that a workdir's run was started with.
 
@@ -170,9 +170,9 @@ def check_experiment(
         exist.
     """
     before = read_experiment(workdir)
-    changes = config_lib.differences(before, experiment)
+    changes = differences(before, experiment)
     # One that does not differ is no error: the same command goes on with a change made before.
-    known = config_lib.flatten(before).keys() | config_lib.flatten(experiment).keys()
+    known = flatten(before).keys() | flatten(experiment).keys()
     if unknown := sorted(set(allowed_changes) - known):
         raise WorkdirError(f"allowed to change, but no field: {', '.join(unknown)}")
     forbidden = [line for field, line in changes.items() if field not in allowed_changes]
@@ -237,7 +237,7 @@ def read_card(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def read_experiment(workdir: Path) -> config_lib.Experiment:
+def read_experiment(workdir: Path) -> Experiment:
     """The configuration that a workdir was started with.
 
     Raises:
@@ -248,9 +248,9 @@ def read_experiment(workdir: Path) -> config_lib.Experiment:
     if not path.exists():
         raise WorkdirError(f"no config.json in {workdir}: it is not the workdir of a run")
     try:
-        return config_lib.from_json(json.loads(path.read_text()))
-    except config_lib.ConfigError as error:
-        raise config_lib.ConfigError(f"{path}: {error}") from error
+        return from_json(json.loads(path.read_text()))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def environment() -> dict[str, Any]:

@@ -21,7 +21,6 @@ LIBRARIES = [
     "grain",
     "jax",
     "matplotlib.pyplot",
-    "ml_collections.config_flags",
     "optax",
     "orbax.checkpoint",
     "tensorboardX",

@@ -10,19 +10,18 @@ from tests.launch.forked import Program
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
-    "--config=experiments/recgrela_quick.py",
+    "--config=experiments/quick.py",
     "--config.model.width=16",
     "--config.model.num_layers=1",
     "--config.data.length=16",
     "--config.data.batch_size=8",
     "--config.training.num_epochs=2",
     "--config.optimizer.warmup_steps=2",
-    "--config.evaluation.filter_seen=none",
-    "--config.evaluation.filter_seen=all",
+    "--config.evaluation.filter_seen=none,all",
 ]
 # Smaller still: for runs that are started many times.
 TINY = [
-    "--config=experiments/sasrec_quick.py",
+    "--config=experiments/quick.py:sasrec",
     "--config.model.width=8",
     "--config.model.num_layers=1",
     "--config.model.heads=1",

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from launch.flags import load_experiment
-from linseqrec.config import from_config_dict, to_config_dict
+from linseqrec.config_fields import override, parse
 from linseqrec.mesh_axes import DATA, MODEL, SEQUENCE
 from linseqrec.sharding import check_rows
 from linseqrec.training.preemption import EXIT_CODE
@@ -200,20 +200,11 @@ def test_all_the_cluster_commands_are_found():
 def test_a_shown_command_divides_its_batch_over_its_devices(devices, arguments):
     flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     template = load_experiment(ROOT / flags["config"])
-    values = to_config_dict(template)
-    for name, value in flags.items():
-        if name.startswith("config."):
-            field = name.removeprefix("config.")
-            values.update_from_flattened_dict({field: type(_at(values, field))(value)})
-    experiment = from_config_dict(values, template)
+    given = {name.removeprefix("config."): value for name, value in flags.items() if "." in name}
+    values = {field: parse(text, field, template) for field, text in given.items()}
+    experiment = override(template, values)
     model = experiment.mesh.model
     sequence = experiment.mesh.sequence
     shape = (devices // (sequence * model), sequence, model)
     mesh = AbstractMesh(shape, (DATA, SEQUENCE, MODEL))
     check_rows(mesh, experiment.data.batch_size, experiment.training.accumulation_steps)
-
-
-def _at(values, field):
-    for part in field.split("."):
-        values = values[part]
-    return values

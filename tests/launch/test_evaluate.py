@@ -85,7 +85,7 @@ def test_an_evaluation_under_another_filter_replaces_none(trained, tmp_path):
     shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
     arguments = [f"--workdir={folder}", "--checkpoint=latest", "--nobaselines"]
     for filters in ("all", "none"):
-        done = program("evaluate", *arguments, f"--filter_seen={filters},{filters}")
+        done = program("evaluate", *arguments, f"--config.evaluation.filter_seen={filters}")
         assert done.returncode == 0, done.stderr
         assert f"-{filters}.json and .npz" in done.stdout
     written = {path.name: json.loads(path.read_text()) for path in folder.rglob("test-*.json")}
@@ -99,13 +99,32 @@ def test_an_evaluation_under_another_filter_replaces_none(trained, tmp_path):
     ("argument", "message"),
     [
         ("--split=test,training", "choose among validation, test"),
-        ("--filter_seen=both", "choose none, all, or none,all for the two"),
+        ("--config.filter_seen=both", "evaluation.filter_seen is 'both': it must be one of 'none'"),
+        ("--config.evaluation.filter=all", "has no field evaluation.filter (did you mean 'evaluat"),
+        ("--config.model.width=8", "--config.model.width: an evaluation may change"),
     ],
 )
-def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message):
-    done = program("evaluate", "--workdir=runs/none", argument)
-    assert done.returncode == 1
+def test_a_flag_that_cannot_be_is_refused_with_what_can(argument, message, trained):
+    done = program("evaluate", f"--workdir={trained[0]}", argument)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "error:" in done.stderr and message in done.stderr
+
+
+def test_the_module_of_a_model_outside_of_the_library_is_named_by_a_flag(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["class"] = "tests.own_configs:OwnRecGRELAConfig"
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = ["evaluate", f"--workdir={folder}", "--nofloors"]
+    done = program(*arguments)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "OwnRecGRELAConfig cannot be found: " in done.stderr
+    assert "give --import=tests.own_configs to programs that open" in done.stderr
+    done = program(*arguments, "--import=tests.own_configs")
+    assert done.returncode == 0, done.stderr
+    done = program(*arguments, "--import=tests.no_such_module")
+    assert done.returncode == 1 and "error: --import=tests.no_such_module" in done.stderr
 
 
 @pytest.fixture

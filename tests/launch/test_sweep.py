@@ -9,15 +9,14 @@ import pytest
 from tests.launch.test_train import program
 
 SMALL = [
-    "--config=experiments/sasrec_quick.py",
+    "--config=experiments/quick.py:sasrec",
     "--config.model.width=8",
     "--config.model.heads=1",
     "--config.model.num_layers=1",
     "--config.data.world_users=60",
     "--config.data.length=16",
     "--config.training.num_epochs=1",
-    "--config.evaluation.filter_seen=none",
-    "--config.evaluation.filter_seen=all",
+    "--config.evaluation.filter_seen=none,all",
 ]
 # The second warm-up is longer than the run: what only the run itself can know.
 WARMUPS = "--grid=warmup_steps=1,99999"

@@ -31,7 +31,7 @@ def test_a_run_leaves_what_is_promised(trained):
 @pytest.mark.parametrize(
     ("arguments", "devices"),
     # Another batch size changes no digit, nor do more devices than the run's batch has rows for.
-    [(["--batch_size=7"], 1), (["--mesh_model=2"], 6)],
+    [(["--config.evaluation.batch_size=7"], 1), (["--config.mesh.model=2"], 6)],
 )
 def test_evaluate_reproduces_the_reported_metrics(arguments, devices, trained):
     workdir, _, _ = trained
@@ -180,16 +180,20 @@ def test_an_analysis_that_cannot_be_is_refused_before_a_run_is_read(tmp_path, ar
     ("arguments", "message"),
     [
         (["--config=experiments/none.py"], "no experiment file experiments/none.py"),
+        (["--config=experiments/quik.py"], "did you mean 'experiments/quick.py'?"),
         (
             [SMALL[0], "--config.model.num_layer=3"],
-            "the experiment has no field model.num_layer (did you mean model.num_layers",
+            "the experiment has no field model.num_layer (did you mean 'model.num_layers",
         ),
-        ([SMALL[0], "--config.model.num_heads=3"], "no field model.num_heads (did you mean model."),
+        ([SMALL[0], "--config.model.num_heads=3"], "no field model.num_heads (did you mean "),
+        ([SMALL[0], "--config.batch_size=3"], "may be data.batch_size or evaluation.batch_size"),
+        ([SMALL[0], "--config.model.heads=four"], "model.heads is 'four': it must be a whole"),
+        (["--config=experiments/quick.py:sasrek"], "experiments/quick.py: no 'sasrek': choose rec"),
         (
             [SMALL[0], "--config.optimiser.learning_rate=3"],
-            "no field optimiser.learning_rate (did you mean optimizer.learning_rate?)",
+            "no field optimiser.learning_rate (did you mean 'optimizer.learning_rate'?)",
         ),
-        ([SMALL[0], "--config.seed=3"], "no field seed (did you mean training.seed?)"),
+        ([SMALL[0], "--config.sed=3"], "the experiment has no field sed (did you mean 'seed'?)"),
         ([SMALL[0], "--config.data.plan=pack"], "error: data.plan is 'pack'"),
         ([SMALL[0], "--config.model.heads=3"], "error: model.width 64 must be even and a multiple"),
         ([SMALL[0], "--config.data.split=folds"], "the data set has no folds"),
@@ -254,8 +258,8 @@ def get_config():
     return Experiment(model=OwnConfig())
 """)
     done = program("train", f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 1 and done.stderr.startswith("error: config.json would not give")
-    assert "module of their own, import it from the experiment's file" in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("error: the class <run_path>:OwnConfig")
+    assert "put a model of your own into a module that the experiment's file imports" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

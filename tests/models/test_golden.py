@@ -6,13 +6,15 @@ version control is the record of it.
 
 import json
 import pathlib
+import runpy
 
 import jax
 import numpy as np
 import pytest
 
 from launch.flags import load_experiment
-from linseqrec.config import EvaluationConfig, Experiment, flatten
+from linseqrec.config import EvaluationConfig, Experiment
+from linseqrec.config_fields import flatten
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
@@ -26,9 +28,13 @@ from linseqrec.training.run import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-EXPERIMENTS = sorted(
-    path for path in (ROOT / "experiments").glob("*.py") if path.name != "__init__.py"
-)
+LOGS = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.name != "__init__.py")
+# FILE:NAME, by the name of its record; FILE alone has no names.
+EXPERIMENTS = {
+    f"{path.stem}-{name}".removesuffix("-"): f"{path}:{name}".removesuffix(":")
+    for path in LOGS
+    for name in runpy.run_path(str(path)).get("MODELS", [""])
+}
 MODELS = {
     "gated_deltanet": (
         GatedDeltaNetConfig(width=16, heads=2, num_layers=2, key_width=8, value_width=8),
@@ -97,9 +103,10 @@ def first_steps(name):
     return steps
 
 
-def resolved(path):
+def resolved(name):
     """An experiment's configuration, a field a line."""
-    return "".join(f"{key}: {value}\n" for key, value in flatten(load_experiment(path)).items())
+    values = flatten(load_experiment(EXPERIMENTS[name]))
+    return "".join(f"{key}: {value}\n" for key, value in values.items())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -119,16 +126,16 @@ def test_the_step_lowers_for_accelerators(name):
         assert "custom_call" not in lowered
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_an_experiment_resolves_to_its_record(path):
-    recorded = GOLDEN / "configs" / f"{path.stem}.txt"
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_resolves_to_its_record(name):
+    recorded = GOLDEN / "configs" / f"{name}.txt"
     assert recorded.exists(), "no record: python -m tests.models.test_golden"
-    assert resolved(path).splitlines() == recorded.read_text().splitlines()
+    assert resolved(name).splitlines() == recorded.read_text().splitlines()
 
 
 def test_every_record_has_its_experiment():
     recorded = {path.stem for path in (GOLDEN / "configs").glob("*.txt")}
-    assert recorded == {path.stem for path in EXPERIMENTS}
+    assert recorded == EXPERIMENTS.keys()
 
 
 def rewrite():
@@ -138,8 +145,8 @@ def rewrite():
     (GOLDEN / "steps.json").write_text(json.dumps(steps, indent=2) + "\n")
     for old in (GOLDEN / "configs").glob("*.txt"):
         old.unlink()
-    for path in EXPERIMENTS:
-        (GOLDEN / "configs" / f"{path.stem}.txt").write_text(resolved(path))
+    for name in EXPERIMENTS:
+        (GOLDEN / "configs" / f"{name}.txt").write_text(resolved(name))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.config import ConfigError, Experiment
+from linseqrec.config import Experiment
+from linseqrec.config_checks import ConfigError
 from linseqrec.data.source import DataConfig
 from linseqrec.layers import feed_forward
 from linseqrec.layers.rela import RELA

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.config import from_json, to_json
+from linseqrec.config_fields import from_json, to_json
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir
@@ -199,7 +199,7 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
         assert metrics[name]["NDCG@10"] == pytest.approx(gains.mean(), abs=1e-15)
     fresh = make_run(from_json(to_json(workdir.read_experiment(tmp_path))))
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(best, fresh.initial_state())
+        restored = checkpoints.restore(best, fresh.step.initial_state())
     assert fresh.evaluate(restored.params, "test").summary()["metrics"] == metrics
 
     paths = write_figures([tmp_path], tmp_path / "figures")

@@ -1,0 +1,56 @@
+r"""A year of supermarket purchases, leave-one-out: 2,449 households, 28,164 products.
+
+Histories are long (median 389 purchases, the longest 4,088), and 43 % of the purchases are repeats.
+The purchases of a basket share their time and have no order, so the next event is often another
+product of the same basket. docs/data.md says where the log is from.
+
+    python -m launch.prepare --input=logs/completejourney/transactions.parquet \
+        --columns user=household_id,item=product_id,timestamp=transaction_timestamp \
+        --user_core=5 --item_core=5 --output=data/completejourney
+    python -m launch.train --config=experiments/completejourney.py:gated_deltanet \
+        --workdir=runs/completejourney/gated_deltanet
+
+The other models are `recgrela`, `hytrec`, `sinkrec` and `sasrec`. With
+`--config.data.request_time=known` a model is told when the next purchase is made.
+
+Results: RESULTS.md#large-catalogues.
+"""
+
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.config_checks import choose
+from linseqrec.data.source import DataConfig
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.training.loss import LossConfig
+from linseqrec.training.optimizer import OptimizerConfig
+
+MODELS = {
+    "recgrela": ("RecGRELA", RecGRELAConfig()),
+    # Chunks of 32 are faster on a CPU.
+    "hytrec": ("HyTRec", HyTRecConfig(chunk_size=32)),
+    "sinkrec": ("SinkRec", SinkRecConfig(chunk_size=32)),
+    "gated_deltanet": (
+        "Gated DeltaNet",
+        GatedDeltaNetConfig(num_layers=2, key_width=128, value_width=64, chunk_size=32),
+    ),
+    "sasrec": ("SASRec", SASRecConfig(max_length=512)),
+}
+
+
+def get_config(name: str = "recgrela") -> Experiment:
+    title, model = choose(MODELS, name)
+    return Experiment(
+        name=title,
+        model=model,
+        data=DataConfig(folder="data/completejourney", length=512, batch_size=4),
+        # The whole catalogue in every step would be most of the training time.
+        loss=LossConfig(kind="sampled", negatives=2048, popularity_power=0.5),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3, schedule="cosine", final_fraction=0.05, warmup_steps=200
+        ),
+        training=TrainingConfig(num_epochs=6, evaluate_every=1, log_every=100),
+        evaluation=EvaluationConfig(filter_seen=("none",)),
+    )

@@ -1,0 +1,38 @@
+"""A small generated world (synthetic data): a model trains on it in a minute or two.
+
+    python -m launch.train --config=experiments/quick.py:recgrela --workdir=runs/quick/recgrela
+
+The other models are `hytrec`, `sinkrec`, `gated_deltanet` and `sasrec`. `python -m
+launch.quickstart` trains `recgrela` and `sasrec` and shows them in one table: README.md.
+"""
+
+from linseqrec.config import Experiment, TrainingConfig
+from linseqrec.config_checks import choose
+from linseqrec.data.source import DataConfig
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.training.optimizer import OptimizerConfig
+
+MODELS = {
+    "recgrela": ("RecGRELA", RecGRELAConfig(num_layers=2)),
+    "hytrec": ("HyTRec", HyTRecConfig()),
+    "sinkrec": ("SinkRec", SinkRecConfig()),
+    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(num_layers=2)),
+    "sasrec": ("SASRec", SASRecConfig(dropout=0.1)),
+}
+
+
+def get_config(name: str = "recgrela") -> Experiment:
+    title, model = choose(MODELS, name)
+    return Experiment(
+        name=title,
+        model=model,
+        data=DataConfig(world="quick", length=100, batch_size=16),
+        optimizer=OptimizerConfig(
+            learning_rate=4e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0
+        ),
+        training=TrainingConfig(num_epochs=8, evaluate_every=1),
+    )

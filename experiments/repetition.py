@@ -1,0 +1,61 @@
+r"""The generated world `repetition` (synthetic data): 2,000 users, whose habits recur.
+
+Over half of the events are habits: a model has to recall what followed an item before.
+
+    python -m launch.train --config=experiments/repetition.py:gated_deltanet \
+        --workdir=runs/repetition/gated_deltanet
+
+The other models are `recgrela` (its heads start as lookups here), `hytrec`, `sinkrec` and
+`sasrec`.
+
+Results: RESULTS.md#starting-values.
+"""
+
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.config_checks import choose
+from linseqrec.data.source import DataConfig
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.training.optimizer import OptimizerConfig
+
+MODELS = {
+    # One head: a lookup wants all features in a key.
+    "recgrela": (
+        "RecGRELA",
+        RecGRELAConfig(heads=1, lookup=True, positions="none", dropout=0.0),
+    ),
+    # Chunks of 32 are faster on a CPU.
+    "hytrec": ("HyTRec", HyTRecConfig(dropout=0.0, chunk_size=32)),
+    "sinkrec": ("SinkRec", SinkRecConfig(dropout=0.0, chunk_size=32)),
+    "gated_deltanet": (
+        "Gated DeltaNet",
+        GatedDeltaNetConfig(
+            width=80,
+            num_layers=2,
+            key_width=128,
+            value_width=80,
+            feed_forward=2,
+            dropout=0.1,
+            chunk_size=32,
+        ),
+    ),
+    "sasrec": ("SASRec", SASRecConfig(max_length=400, dropout=0.0)),
+}
+
+
+def get_config(name: str = "recgrela") -> Experiment:
+    title, model = choose(MODELS, name)
+    return Experiment(
+        name=title,
+        model=model,
+        # More updates help these models more than larger batches do.
+        data=DataConfig(world="repetition", length=400, batch_size=2),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100
+        ),
+        training=TrainingConfig(num_epochs=12, evaluate_every=1, log_every=200),
+        evaluation=EvaluationConfig(filter_seen=("none",)),
+    )

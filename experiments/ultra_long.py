@@ -1,0 +1,54 @@
+r"""The generated world `ultra_long` (synthetic data): 1,500 users of some 1,500 events each.
+
+A user has fifty habits among a thousand items. Most of them come once in a thousand events or less:
+a model that sees the last few hundred events has not seen them.
+
+    python -m launch.train --config=experiments/ultra_long.py:hytrec \
+        --workdir=runs/ultra_long/hytrec
+
+The other models are `recgrela`, `sinkrec`, `gated_deltanet` and `sasrec`. HyTRec's controls are
+`--config.model.time=shuffled`, `positions` or `none`, `--config.model.branches=short`, and
+`--config.model.branches=long --config.model.short_events=0`.
+
+Results: RESULTS.md#two-branches.
+"""
+
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.config_checks import choose
+from linseqrec.data.source import DataConfig
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.training.optimizer import OptimizerConfig
+
+MODELS = {
+    "recgrela": ("RecGRELA", RecGRELAConfig(dropout=0.0)),
+    # Chunks of 32 are faster on a CPU.
+    "hytrec": ("HyTRec", HyTRecConfig(dropout=0.0, chunk_size=32)),
+    "sinkrec": ("SinkRec", SinkRecConfig(dropout=0.0, chunk_size=32)),
+    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(dropout=0.0, chunk_size=32)),
+    "sasrec": ("SASRec", SASRecConfig(max_length=1_536, dropout=0.0)),
+}
+
+
+def get_config(name: str = "recgrela") -> Experiment:
+    title, model = choose(MODELS, name)
+    return Experiment(
+        name=title,
+        model=model,
+        data=DataConfig(
+            world="ultra_long",
+            world_users=1_500,
+            world_length=1_500,
+            world_items=1_000,
+            length=1_536,
+            batch_size=1,
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100
+        ),
+        training=TrainingConfig(num_epochs=2, evaluate_every=1, log_every=200),
+        evaluation=EvaluationConfig(filter_seen=("none",)),
+    )

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +133,7 @@ def _as_list(section: re.Match[str]) -> str:
     named = re.compile(rf"^{indent}(?=\w+: )", re.MULTILINE)
     if len(named.findall(section[0])) < 2:
         return section[0]
-    return f"{indent}Several values\n\n" + named.sub(f"{indent}- ", section[0])
+    return f"{indent}A tuple of\n\n" + named.sub(f"{indent}- ", section[0])
 
 
 def skip_field(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: Any) -> bool:
@@ -141,9 +142,18 @@ def skip_field(app: Sphinx, what: str, name: str, obj: object, skip: bool, optio
     return skip or str(getattr(obj, "__doc__", "")).startswith("Alias for field number")
 
 
+def shorten_types(app: Sphinx, document: nodes.document) -> None:
+    """Calls JAX's arrays what the code calls them."""
+    del app
+    for text in list(document.findall(nodes.Text)):
+        if "jaxlib._jax." in text:
+            text.parent.replace(text, nodes.Text(text.replace("jaxlib._jax.", "")))
+
+
 def setup(app: Sphinx) -> None:
     """Registers the functions above."""
     app.connect("source-read", read_page)
     # Before napoleon (500), which turns the sections into fields.
     app.connect("autodoc-process-docstring", read_docstring, priority=400)
     app.connect("autodoc-skip-member", skip_field)
+    app.connect("doctree-read", shorten_types)

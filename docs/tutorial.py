@@ -17,7 +17,8 @@
 # two users, and draws what the model learned. It takes about a minute on two CPU cores.
 #
 # The notebook is the script `docs/tutorial.py`. VS Code and PyCharm open it as a notebook;
-# `jupytext --to ipynb docs/tutorial.py` writes the `.ipynb` file.
+# `jupytext --to ipynb docs/tutorial.py` writes the `.ipynb` file. The site offers the executed
+# notebook: {nb-download}`tutorial.ipynb`.
 
 # %%
 import csv

@@ -1,6 +1,6 @@
 """Lists the files that run between a flag and the first parameter update, in order of first use.
 
-    PYTHONPATH=. python docs/reading_path.py --config=experiments/recgrela_quick.py
+    PYTHONPATH=. python docs/reading_path.py --config=experiments/quick.py
 
 Takes the flags of `launch.train`; the workdir is a temporary folder. A file counts when one of its
 functions runs, or when it makes the experiment: what is only imported is not read.

@@ -204,5 +204,5 @@ def _check_reads_no_time(experiment: Experiment) -> None:
         raise ConfigError(
             f"{experiment.name} reads the time between events, by model "
             f"{' '.join(model.reads_timestamps)}, and this log has only their order; which "
-            "other values read none is in the README, under 'Your own log'"
+            "other values read none is in docs/train_on_your_log.md, under 'Logs without times'"
         )

@@ -158,11 +158,10 @@ def test_scripts_are_sound(script):
 
 
 def cluster_commands():
-    """(where, devices, arguments) of each start on a cluster that the README or a script shows."""
+    """(where, devices, arguments) of each start on a cluster that the page or a script shows."""
     defaults = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script_text("slurm"), re.MULTILINE))
-    section = (ROOT / "README.md").read_text().split("## On a cluster\n")[1].split("\n## ")[0]
     for where, text in {
-        "README.md": section,
+        "page": (ROOT / "docs" / "run_on_a_cluster.md").read_text(),
         "slurm": re.sub("^# *", "", script_text("slurm"), flags=re.MULTILINE),
         "tpu": re.sub("^# *", "", script_text("tpu"), flags=re.MULTILINE),
     }.items():
@@ -189,8 +188,8 @@ COMMANDS = list(cluster_commands())
 
 def test_all_the_cluster_commands_are_found():
     assert [command.id for command in COMMANDS] == [
-        "README.md-32",
-        "README.md-32",
+        "page-32",
+        "page-32",
         "slurm-32",
         "tpu-32",
     ]

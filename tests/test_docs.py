@@ -1,7 +1,8 @@
-"""What the README shows works."""
+"""What the README and the pages of `docs/` show is there, and works."""
 
 import importlib.util
 import pathlib
+import re
 import sys
 
 import jax
@@ -17,14 +18,31 @@ from linseqrec.data.splits import leave_one_out
 from linseqrec.events import Events
 from linseqrec.training.run import Run
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLE = ROOT / "docs" / "add_a_model.md"
+
+
+def shown(pattern):
+    """What a pattern finds on the pages, but for the files that a page has its reader write."""
+    found = {name for page in PAGES for name in re.findall(pattern, page.read_text())}
+    return sorted(found - set(re.findall(r"^`(\S+)`:$", EXAMPLE.read_text(), re.MULTILINE)))
+
+
+@pytest.mark.parametrize("name", shown(r"[`\s=]((?:\w+/)+\w+\.(?:py|sh))\b"))
+def test_a_file_that_a_page_names_is_there(name):
+    assert (ROOT / name).exists() or (ROOT / "linseqrec" / name).exists()
+
+
+@pytest.mark.parametrize("name", shown(r"--config=([\w/.:]+)"))
+def test_an_experiment_that_a_page_names_is_there(name):
+    assert load_experiment(ROOT / name).name
 
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """The section's two files, written and read as its reader would: the model, the experiment."""
-    section = README.read_text().split("## A new model\n")[1].split("\n## ")[0]
-    blocks = [block.split("```")[0] for block in section.split("```python\n")[1:]]
+    """The page's two files, written and read as its reader would: the model, the experiment."""
+    blocks = [block.split("```")[0] for block in EXAMPLE.read_text().split("```python\n")[1:]]
     for name, block in zip(("mean.py", "mean_quick.py"), blocks, strict=True):
         (tmp_path / name).write_text(block)
     spec = importlib.util.spec_from_file_location("linseqrec.models.mean", tmp_path / "mean.py")

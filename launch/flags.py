@@ -10,7 +10,7 @@ from absl import flags
 
 from linseqrec.config import Experiment
 from linseqrec.config_checks import ConfigError, nearest
-from linseqrec.config_fields import assignment, field_names, override, parse
+from linseqrec.config_fields import assignment, field_names, override, parse, to_text
 
 # What is defined from here on belongs to the program that asked for it: its `--help` shows it.
 flags.disclaim_key_flags()
@@ -51,14 +51,21 @@ def split_overrides(argv: list[str]) -> list[str]:
 
 
 def overrides(experiment: Experiment) -> dict[str, Any]:
-    """The values of the fields that the flags override, by dotted name.
+    """The values of the fields that the flags override, by dotted name; the last one counts.
 
     Raises:
-      ConfigError: If the experiment has no such field, or the field takes no such value.
+      ConfigError: If the experiment has no such field, the field takes no such value, or a list is
+        given twice.
     """
-    names = field_names(experiment)
-    given = dict(assignment(text, names) for text in flags.FLAGS[_OVERRIDES].value or ())
-    return {field: parse(text, field, experiment) for field, text in given.items()}
+    names, values = field_names(experiment), dict[str, Any]()
+    for given in flags.FLAGS[_OVERRIDES].value or ():
+        field, text = assignment(given, names)
+        value = parse(text, field, experiment)
+        if field in values and isinstance(value, tuple):
+            both = to_text(values[field] + value)
+            raise ConfigError(f"{field} is given twice: write --config.{field}={both} for a list")
+        values[field] = value
+    return values
 
 
 def experiment() -> Experiment:

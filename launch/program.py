@@ -18,6 +18,7 @@ from launch.flags import split_overrides
 from linseqrec.errors import UserError
 from linseqrec.training.preemption import EXIT_CODE, Preempted
 
+_IMPORT = flags.DEFINE_list("import", [], "Modules that hold models of your own, of runs to open.")
 _FOR_THE_USER = (UserError, app.UsageError)
 _CACHE_BYTES = 4 * 2**30
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,7 +33,6 @@ def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = 
         an accelerator it never does.
     """
     _admit_cpu()
-    flags.DEFINE_list("import", [], "Modules of your own that hold the models of the runs to open.")
     if keep_freed_memory and _runs_on_cpu():
         _keep_freed_memory()
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
@@ -105,7 +105,7 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
-        for module in flags.FLAGS["import"].value or ():
+        for module in _IMPORT.value:
             try:
                 importlib.import_module(module)
             except ImportError as error:

@@ -156,7 +156,7 @@ def to_json(config: Any) -> Any:
     return [to_json(item) for item in config] if isinstance(config, tuple) else config
 
 
-def from_json(value: Any, prefix: str = "") -> Any:
+def from_json(value: Any, prefix: str = "", *, floats: bool = False) -> Any:
     """The inverse of `to_json`.
 
     A class is one of the library's, or of a module that the program has imported: a file does not
@@ -165,6 +165,7 @@ def from_json(value: Any, prefix: str = "") -> Any:
     Args:
       value: What JSON gave.
       prefix: Stands before the fields' names in errors: "model.".
+      floats: Whether 40 in a field of type float becomes 40.0.
 
     Raises:
       ConfigError: If a class is another or cannot be made, or has no such field: the file is of
@@ -181,9 +182,8 @@ def from_json(value: Any, prefix: str = "") -> Any:
     for key in (key for key in value if key != _CLASS):
         if key not in hints:
             raise ConfigError(f"{cls.__name__} has no field {key!r}{nearest(key, hints)}")
-        made = from_json(value[key], f"{prefix}{key}.")
-        # A float that an experiment writes as 40 is the same configuration's as 40.0.
-        fields[key] = float(made) if hints[key] is float and isinstance(made, int) else made
+        made = from_json(value[key], f"{prefix}{key}.", floats=floats)
+        fields[key] = float(made) if floats and hints[key] is float else made
     try:
         return cls(**fields)
     except ConfigError as error:
@@ -231,4 +231,5 @@ def override(config: Any, values: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError) as error:
         want = "keep to fields of plain values and tuples of them"
         raise ConfigError(f"config.json cannot hold this experiment: {error}: {want}") from error
-    return from_json(json.loads(text))
+    # 40 and 40.0 are one configuration: its text must be one, too.
+    return from_json(json.loads(text), floats=True)

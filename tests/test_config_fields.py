@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sys
 
 import pytest
@@ -160,9 +161,16 @@ def test_json_and_back(model):
     assert from_json(to_json(experiment)) == experiment
 
 
-def test_a_float_that_is_written_as_an_int_is_restored_as_a_float():
-    restored = from_json(to_json(EXPERIMENT))
-    assert repr(restored.training.num_epochs) == "2.0" and repr(restored.training.seed) == "0"
+def test_a_float_that_an_experiment_writes_as_an_int_is_a_float_with_and_without_overrides():
+    for values in ({}, {"training.num_epochs": 2}):
+        made = override(EXPERIMENT, values)
+        assert repr(made.training.num_epochs) == "2.0" and repr(made.training.seed) == "0"
+
+
+def test_json_and_back_to_the_same_text():
+    # A digest of it names the model that a user's carried state belongs to.
+    text = json.dumps(to_json(EXPERIMENT))
+    assert '"num_epochs": 2,' in text and json.dumps(to_json(from_json(json.loads(text)))) == text
 
 
 def test_json_from_before_there_were_meshes():

@@ -9,7 +9,12 @@ from launch.flags import load_experiment
 from linseqrec.training.optimizer import learning_rate
 from tests.models.test_golden import EXPERIMENTS, LOGS, ROOT
 
-DOCSTRINGS = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in LOGS}
+# Of the files of several experiments: another is its user's own.
+DOCSTRINGS = {
+    path.stem: ast.get_docstring(ast.parse(path.read_text()))
+    for path in LOGS
+    if path.stem not in EXPERIMENTS
+}
 
 
 def prepare_commands(text):
@@ -38,7 +43,7 @@ def test_a_docstring_shows_a_command_for_an_experiment_of_its_file(log):
     assert shown and {f"{log}-{name}" for name in shown} <= EXPERIMENTS.keys()
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "-" in name])
 def test_a_docstring_says_how_the_data_are_made(name):
     folder = load_experiment(EXPERIMENTS[name]).data.folder
     made = prepare_commands(DOCSTRINGS[name.partition("-")[0]])

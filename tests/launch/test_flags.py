@@ -42,6 +42,13 @@ def test_overrides_have_the_values_that_are_typed(defined, arguments, field, val
         flags.FLAGS.unparse_flags()
 
 
+def test_a_list_is_not_given_element_by_element(defined):
+    argv = ["train", "--config.filter_seen=all", "--config.evaluation.filter_seen=none"]
+    flags.FLAGS(split_overrides([*argv, "--config=experiments/quick.py"]))
+    with pytest.raises(ConfigError, match="given twice: write --config.*filter_seen=all,none for"):
+        launch_flags.experiment()
+
+
 @pytest.mark.parametrize(
     ("argument", "gate"), [("--config.gate", True), ("--noconfig.gate", False)]
 )

@@ -27,7 +27,7 @@ from linseqrec.data.card import differing_data
 from linseqrec.evaluation import metrics
 from linseqrec.evaluation.figures import metric_by_bucket
 from linseqrec.evaluation.ranks import catalogue_ranks, in_words
-from linseqrec.layers.gated_delta_net import GatedDelta
+from linseqrec.layers.gated_delta import GatedDelta
 from linseqrec.layers.rela import RELA
 from linseqrec.training.results import data_title
 from linseqrec.training.run import SplitName

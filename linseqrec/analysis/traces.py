@@ -9,9 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from linseqrec.events import Events
-from linseqrec.layers.gated_delta_net import GatedDelta
+from linseqrec.layers.gated_delta import GatedDelta
 from linseqrec.layers.rela import RELA
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
+from linseqrec.layers.tadn import TADN
 from linseqrec.models.encoding import SequenceModel
 
 
@@ -94,13 +94,13 @@ def trace(model: SequenceModel, events: Events) -> dict[str, MixerTrace]:
 def _of_delta(mixer: nnx.Module, outputs: Any) -> list[MixerTrace]:
     calls, inputs = outputs["__call__"].get_value(), outputs["inputs"].get_value()
     own = {name: outputs[name].get_value() for name in ("coverage", "removal") if name in outputs}
-    if isinstance(mixer, TemporalDeltaMixer) and mixer.spike_gate is not None:
+    if isinstance(mixer, TADN) and mixer.spike_gate is not None:
         own["spike"] = [jax.nn.sigmoid(write.spike) for write, _ in outputs["late"].get_value()]
     traces = []
     for index, ((first, *_), (_, state)) in enumerate(zip(inputs, calls, strict=True)):
         gates = {name: each[index] for name, each in own.items()}
         written = first.beta
-        if isinstance(mixer, TemporalDeltaMixer):
+        if isinstance(mixer, TADN):
             written = mixer.written(written, gates.get("spike"))
         gates = {"kept": jnp.exp(first.log_decay), "written": written} | gates
         traces.append(MixerTrace(keys=first.key, memory=state.memory, gates=gates))

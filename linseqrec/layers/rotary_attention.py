@@ -19,7 +19,7 @@ class RotaryAttention(nnx.Module):
 
     Timed, an event's weight fades with the days since: softmax(q kᵀ / √K - (t_q - t_k) / T), with
     T = e^c days a head. The factor exp(-(t_q - t_k) / T) on a softmax weight is what a decaying
-    memory has on a write (`TemporalDeltaMixer`); the idea is ours, and ALiBi's with days for
+    memory has on a write (`TADN`); the idea is ours, and ALiBi's with days for
     positions.
 
     What it carries are the keys and values of the last `window - 1` events: a short window makes it

@@ -4,7 +4,7 @@
     per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(FFN(RMSNorm(H)))
     scores = RMSNorm(H) E^T
 
-The mixer (`layers/gated_delta_net.py`) is the paper's. Ours: the frame of a recommender around it,
+The mixer (`layers/gated_delta.py`) is the paper's. Ours: the frame of a recommender around it,
 with a tied item table and a GELU feed-forward half. No positions: the memory knows the order.
 
 The parameters by name, with i the block from 0, kernels [in, out]:
@@ -34,7 +34,7 @@ from linseqrec.layers.dense import rms_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.feed_forward import FeedForward
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer, GatedDeltaState
+from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState
 from linseqrec.layers.request_time import request_layer
 from linseqrec.models.encoding import Encoding
 

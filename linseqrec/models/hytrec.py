@@ -7,14 +7,14 @@
 
     per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(SwiGLU(RMSNorm(H)))
 
-TADN is `layers/temporal_delta.py`, attention `layers/rotary_attention.py`. For the prediction after
+TADN is `layers/tadn.py`, attention `layers/rotary_attention.py`. For the prediction after
 event t, the short branch sees the events from t - K + 1 on, and what the long branch remembers are
 the events up to t - K, exactly at every position. What it is asked is the field `question`:
 
     "delayed"  the question of event t - K, that is the branch's own output of K events ago:
                    long_t <- long_{t-K} within the history; a learned vector where t < K
     "present"  that of event t, in each layer: mixers have a memory K events late, which fades with
-               the time up to now (`TemporalDeltaMixer`), or keys up to t - K. Of the last K events
+               the time up to now (`TADN`), or keys up to t - K. Of the last K events
                there enter event t, by the residual, and the taps of the TADN layers' convolutions
                before it, W - 1 events a layer.
     "short"    that of the short branch: the long branch is a stream without delay, and one more
@@ -77,12 +77,12 @@ from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.rotary_attention import RotaryAttention
 from linseqrec.layers.swiglu import SwiGLU
-from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer, TemporalDeltaState
+from linseqrec.layers.tadn import TADN, Gate, TADNState
 from linseqrec.layers.time_gaps import Time, days_since, gaps_in_days, gaps_taken, waits_in_days
 from linseqrec.models.encoding import Encoding
 from linseqrec.ops.recent import Recent, delayed
 
-# A block's: `TemporalDeltaState` of TADN, `Recent` of softmax attention, None before any event.
+# A block's: `TADNState` of TADN, `Recent` of softmax attention, None before any event.
 BlockState = Any
 
 Question = Literal["delayed", "present", "short"]
@@ -108,7 +108,7 @@ class HyTRecConfig:
       branches: "both"; "short" or "long" alone, without fusion, for the ablation. The long branch
         alone stays K events behind; with `short_events=0` it is a plain stack over all events,
         whatever the question.
-      gate: What TADN's write gate weighs (see `TemporalDeltaMixer`).
+      gate: What TADN's write gate weighs (see `TADN`).
       time: What the decay takes for the days between events: "gaps" themselves, and from the last
         event to a known request time; "positions" 1 at every event; "shuffled" the gaps of each
         history in another order (see `shuffled_gaps`), which takes whole histories and so carries
@@ -258,7 +258,7 @@ class HyTRecState:
 
     long: list[BlockState]
     short: list[BlockState]
-    reading: TemporalDeltaState | None
+    reading: TADNState | None
     delay: Recent | None
     gaps: Recent | None
     length: Int[Array, "B"]
@@ -383,7 +383,7 @@ class Block(nnx.Module):
         self.rate, self.waits = config.dropout, config.time == "gaps"
         self.mixer_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.mixer = (
-            _temporal_delta(config, delay, rngs=rngs)
+            _tadn(config, delay, rngs=rngs)
             if window is None
             else RotaryAttention(
                 width,
@@ -413,7 +413,7 @@ class Block(nnx.Module):
         """Returns the block's output and its mixer's state."""
         mixer_key, hidden_key, output_key = split_key(dropout_key, 3)
         h, ids = self.mixer_norm(x), events.segment_ids
-        if isinstance(self.mixer, TemporalDeltaMixer):
+        if isinstance(self.mixer, TADN):
             wait = waits_in_days(events) if self.waits else None
             mixed, state = self.mixer(h, ids, gaps, state, age=age, wait=wait)
         else:
@@ -432,7 +432,7 @@ class Reading(nnx.Module):
             config.width, epsilon=1e-6, dtype=jnp.dtype(config.dtype), rngs=rngs
         )
         self.memory_norm, self.question_norm = make(), make()
-        self.mixer = _temporal_delta(config, config.short_events, rngs=rngs)
+        self.mixer = _tadn(config, config.short_events, rngs=rngs)
 
     def __call__(
         self,
@@ -441,10 +441,10 @@ class Reading(nnx.Module):
         events: Events,
         gaps: Float[Array, "B T"],
         age: Float[Array, "B T"] | None,
-        state: TemporalDeltaState | None,
+        state: TADNState | None,
         *,
         dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], TemporalDeltaState]:
+    ) -> tuple[Float[Array, "B T D"], TADNState]:
         """Returns what the short branch reads, 0 where t < K, and the mixer's state."""
         mixed, state = self.mixer(
             self.memory_norm(long),
@@ -458,8 +458,8 @@ class Reading(nnx.Module):
         return dropout(mixed, self.rate, dropout_key), state
 
 
-def _temporal_delta(config: HyTRecConfig, delay: int, *, rngs: nnx.Rngs) -> TemporalDeltaMixer:
-    return TemporalDeltaMixer(
+def _tadn(config: HyTRecConfig, delay: int, *, rngs: nnx.Rngs) -> TADN:
+    return TADN(
         config.width,
         config.heads,
         gate=config.gate,

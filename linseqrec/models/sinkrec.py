@@ -19,7 +19,7 @@ parameters; a conditional memory of contiguous and dilated windows, residually q
 and shown to the attention as keys and values; a gated delta network with temporal addressing and
 decay whose writing and reading the memory purifies; the three losses.
 [O] Ours, since the paper's equations are not public: every equation above and in
-`layers/{conditional_memory,memory_attention,temporal_relation_delta,gap_features}.py`, all sizes
+`layers/{conditional_memory,memory_attention,tdgd,gap_features}.py`, all sizes
 and initial values, how dead codes are replaced, and the frame of a recommender (tied table, norms,
 dropout). Positions are not encoded: the recurrence and the short convolutions know the order, the
 gaps the time.
@@ -39,7 +39,7 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
     blocks/i/attention/query_key_value/kernel [D, 3D], convolution/weight [4, 3D],
         memory_key_value/kernel [D/2, 2D], output/kernel [D, D]
     blocks/i/mixer/{query_key_value,convolution,decay_gate,write_strength,output_gate,
-        log_rate,step_bias,norm,output}              as in `layers/gated_delta_net.py`
+        log_rate,step_bias,norm,output}              as in `layers/gated_delta.py`
     blocks/i/mixer/address/kernel [F, 2 H K]         U_q, then U_k;  log_horizon [H]: log T
     blocks/i/mixer/memory_key/kernel [D, H K]        W_mk
     blocks/i/mixer/coverage_gate/kernel [2D, H]      W_c;  coverage_weights [2, H]: w_1, w_2
@@ -64,11 +64,11 @@ from linseqrec.layers.dense import dense, rms_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.gap_features import GapFeatures
-from linseqrec.layers.gated_delta_net import GatedDeltaState
+from linseqrec.layers.gated_delta import GatedDeltaState
 from linseqrec.layers.memory_attention import MemoryAttention, MemoryAttentionState
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.swiglu import SwiGLU
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta, WriteGate
+from linseqrec.layers.tdgd import TDGD, WriteGate
 from linseqrec.layers.time_gaps import gaps_in_days, waits_in_days
 from linseqrec.models.encoding import Encoding
 from linseqrec.ops.recent import Recent
@@ -355,7 +355,7 @@ class Block(nnx.Module):
             rngs=rngs,
         )
         self.mixer_norm = norm()
-        self.mixer = TemporalRelationDelta(
+        self.mixer = TDGD(
             width,
             config.heads,
             key_width=config.key_width,

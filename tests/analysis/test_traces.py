@@ -7,7 +7,7 @@ from flax import nnx
 
 from linseqrec.analysis.traces import is_recurrent, linear_mixers, trace
 from linseqrec.events import Events
-from linseqrec.layers.gated_delta_net import GatedDelta
+from linseqrec.layers.gated_delta import GatedDelta
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig

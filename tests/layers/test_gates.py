@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
+from linseqrec.layers.gated_delta import GatedDeltaMixer
+from linseqrec.layers.tadn import TADN
+from linseqrec.layers.tdgd import TDGD
 from tests.models.reference import randomise, sigmoid
 
 WIDTH, HEADS = 12, 2
@@ -28,7 +28,7 @@ def test_decay_and_write():
 
 
 def test_fresh_signal_against_the_mean():
-    mixer = TemporalDeltaMixer(WIDTH, HEADS, **OPTIONS)
+    mixer = TADN(WIDTH, HEADS, **OPTIONS)
     arrays = randomise(mixer)
     logits, _ = mixer.spike_logits(X, IDS, None)
     mean = np.cumsum(EXACT, axis=1) / np.arange(1, 10)[:, None]
@@ -38,7 +38,7 @@ def test_fresh_signal_against_the_mean():
 
 
 def test_coverage_and_removal():
-    mixer = TemporalRelationDelta(
+    mixer = TDGD(
         WIDTH,
         HEADS,
         gap_features=None,

@@ -10,8 +10,8 @@ from flax import nnx
 
 from linseqrec.events import Events
 from linseqrec.layers.request_time import RequestTime, calendar, elapsed_bucket
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
+from linseqrec.layers.tadn import TADN
+from linseqrec.layers.tdgd import TDGD
 from linseqrec.layers.time_gaps import waits_in_days
 from tests.models.reference import randomise
 
@@ -72,12 +72,12 @@ def test_waits_are_the_days_until_the_request():
 
 
 def temporal_delta(rngs):
-    mixer = TemporalDeltaMixer(8, 2, rngs=rngs)
+    mixer = TADN(8, 2, rngs=rngs)
     return mixer, lambda x, ids, gaps, **told: mixer(x, ids, gaps, **told)[0]
 
 
 def temporal_relation_delta(rngs):
-    mixer = TemporalRelationDelta(
+    mixer = TDGD(
         8,
         2,
         key_width=4,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer, unit
+from linseqrec.layers.gated_delta import GatedDeltaMixer, unit
 from linseqrec.layers.memory_attention import MemoryAttention
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
+from linseqrec.layers.tadn import TADN
+from linseqrec.layers.tdgd import TDGD
 
 WIDTH = 256
 ITEMS = np.random.default_rng(1).normal(size=(40, WIDTH)).astype(np.float32)
@@ -21,15 +21,15 @@ RNGS = nnx.Rngs(1)
 def mixed_by(mixer, history):
     x = jnp.asarray(ITEMS[history])[None]
     ids, gaps = jnp.ones((1, len(history)), jnp.int32), jnp.zeros((1, len(history)))
-    if isinstance(mixer, TemporalDeltaMixer):
+    if isinstance(mixer, TADN):
         return mixer(x, ids, gaps)[0]
     return mixer(x, ids)[0]
 
 
 MIXERS = {
     "Gated DeltaNet": lambda: GatedDeltaMixer(WIDTH, 2, key_width=128, value_width=64, rngs=RNGS),
-    "TADN": lambda: TemporalDeltaMixer(WIDTH, 2, gate="none", rngs=RNGS),
-    "TDGD": lambda: TemporalRelationDelta(
+    "TADN": lambda: TADN(WIDTH, 2, gate="none", rngs=RNGS),
+    "TDGD": lambda: TDGD(
         WIDTH,
         2,
         key_width=128,

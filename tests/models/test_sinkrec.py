@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
+from linseqrec.layers.gated_delta import GatedDeltaMixer
+from linseqrec.layers.tdgd import TDGD
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models.reference import (
     assert_states_equal,
@@ -124,7 +124,7 @@ def test_without_gates_and_time_the_mixer_is_gated_deltanets(how):
         else dict(gap_features=5, temporal_decay=True, write_gate="memory", read_removal=True)
     )
     plain = GatedDeltaMixer(12, 2, **MIXER, rngs=nnx.Rngs(0))
-    ours = TemporalRelationDelta(12, 2, **MIXER, **parts, rngs=nnx.Rngs(1))
+    ours = TDGD(12, 2, **MIXER, **parts, rngs=nnx.Rngs(1))
     arrays = parameter_arrays(plain)
     rest = {name: a for name, a in parameter_arrays(ours).items() if name not in arrays}
     assert (rest == {}) == (how == "absent")

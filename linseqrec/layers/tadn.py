@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import gate_logits
-from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, unit
+from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, unit
 from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.recent import Recent, delayed
@@ -17,7 +17,7 @@ from linseqrec.ops.running_mean import running_mean
 
 Gate = Literal["write", "retention", "erase", "beta", "none"]
 
-# The least erase gate: it divides the values (see `TemporalDeltaMixer`).
+# The least erase gate: it divides the values (see `TADN`).
 _LEAST_ERASE = 0.01
 # What the bias of a retention gate starts at: half of a memory is left after 280 events.
 _TRUST = 6.0
@@ -43,7 +43,7 @@ class Write(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TemporalDeltaState:
+class TADNState:
     """What the mixer carries from one call to the next, of a size that no history changes.
 
     Attributes:
@@ -60,7 +60,7 @@ class TemporalDeltaState:
     pending: Recent | None
 
 
-class TemporalDeltaMixer(GatedDelta):
+class TADN(GatedDelta):
     """Mixes a history's events through a memory that fades with the days between them.
 
         q, k, v = SiLU(conv(W_qkv x));  q = q / |q| / √K;  k = k / |k|            per head
@@ -136,12 +136,12 @@ class TemporalDeltaMixer(GatedDelta):
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         gaps: Float[Array, "B T"],
-        state: TemporalDeltaState | None = None,
+        state: TADNState | None = None,
         *,
         question: Float[Array, "B T D"] | None = None,
         age: Float[Array, "B T"] | None = None,
         wait: Float[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], TemporalDeltaState]:
+    ) -> tuple[Float[Array, "B T D"], TADNState]:
         """Mixes a row's events over time.
 
         Args:
@@ -160,7 +160,7 @@ class TemporalDeltaMixer(GatedDelta):
             x, segment_ids, gaps, state, question=question, age=age
         )
         output, memory = self.remember(inputs, segment_ids, None if state is None else state.memory)
-        state = TemporalDeltaState(memory, convolution, mean, pending)
+        state = TADNState(memory, convolution, mean, pending)
         left = left_at_request(wait, None if self.log_horizon is None else self.log_horizon[...])
         return self.emit(output, x if question is None else question, left), state
 
@@ -169,7 +169,7 @@ class TemporalDeltaMixer(GatedDelta):
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         gaps: Float[Array, "B T"],
-        state: TemporalDeltaState | None,
+        state: TADNState | None,
         *,
         question: Float[Array, "B T D"] | None = None,
         age: Float[Array, "B T"] | None = None,

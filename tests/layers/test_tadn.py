@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
+from linseqrec.layers.tadn import TADN
 from linseqrec.layers.time_gaps import days_since, gaps_in_days, gaps_taken
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models.hytrec_reference import random_times, temporal_delta
@@ -26,9 +26,7 @@ VARIANTS = [
 
 
 def random_mixer(gate="write", time="gaps", **options):
-    mixer = TemporalDeltaMixer(
-        WIDTH, HEADS, gate=gate, timed=time != "none", rngs=nnx.Rngs(0), **options
-    )
+    mixer = TADN(WIDTH, HEADS, gate=gate, timed=time != "none", rngs=nnx.Rngs(0), **options)
     return mixer, randomise(mixer)
 
 
@@ -114,14 +112,14 @@ def test_an_absence_fades_the_memory_by_its_days_over_the_horizon():
 
 
 def test_horizons_start_log_uniform_from_a_day_to_a_year():
-    mixer = TemporalDeltaMixer(400, 400, rngs=nnx.Rngs(0))
+    mixer = TADN(400, 400, rngs=nnx.Rngs(0))
     logs = parameter_arrays(mixer)["log_horizon"] / np.log(365)
     assert 0 <= logs.min() < 0.03 and 0.97 < logs.max() <= 1
     assert abs(logs.mean() - 0.5) < 0.06 and abs(logs.std() - 12**-0.5) < 0.03
 
 
 def test_a_retention_gate_starts_by_trusting_the_past():
-    mixer = TemporalDeltaMixer(WIDTH, HEADS, gate="retention", rngs=nnx.Rngs(0))
+    mixer = TADN(WIDTH, HEADS, gate="retention", rngs=nnx.Rngs(0))
     np.testing.assert_allclose(mixer.spike_gate.bias[...], 6)
 
 
@@ -156,7 +154,7 @@ def test_each_event_weighs_what_the_time_up_to_now_leaves_of_it():
 
     The memory is a sum over the events up to t - 5, each with exp(-(now - then) / T), T = 2 days.
     """
-    mixer = TemporalDeltaMixer(4, 1, gate="none", kernel=1, delay=LATE, rngs=nnx.Rngs(0))
+    mixer = TADN(4, 1, gate="none", kernel=1, delay=LATE, rngs=nnx.Rngs(0))
     arrays = {name: 0 * array for name, array in parameter_arrays(mixer).items()}
     arrays["query_key_value/kernel"] = 50 * np.tile(np.eye(4), 3)  # SiLU leaves large ones alone
     arrays["convolution/weight"] += 1

@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.conditional_memory import MemoryReading
 from linseqrec.layers.dense import dense, gate_logits
-from linseqrec.layers.gated_delta_net import DeltaInputs, GatedDelta, GatedDeltaState, unit
+from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, GatedDeltaState, unit
 from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
 
 WriteGate = Literal["memory", "input", "none"]
 
 
-class TemporalRelationDelta(GatedDelta):
+class TDGD(GatedDelta):
     """TDGD, the Temporal-Aware State-Relation Differential Gated DeltaNet (arXiv 2606.09888).
 
     Per head, with everything not named here as in `GatedDelta`:

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from linseqrec.config_checks import ConfigError, check_fields, nearest, require
 from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.ranks import FilterSeen, Ties
-from linseqrec.models.encoding import ModelConfig
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.sharding import MeshConfig
 from linseqrec.training.loss import LossConfig
@@ -124,8 +124,8 @@ class Experiment:
             "'none', 'all', or these two",
         )
         require(data.length >= 0, "data.length", data.length, "at least 1, or 0: whole histories")
-        # Positions that are learned have an end. A model need not say.
-        longest = getattr(self.model, "longest_row", None)
+        # Positions that are learned have an end.
+        longest = self.model.longest_row
         require(
             longest is None or 1 <= data.length <= longest,
             "data.length",
@@ -147,7 +147,7 @@ class Experiment:
                 else "unset for whole histories (data.length=0)",
             )
         require(
-            getattr(self.model, "causal", True) or data.plan == "prefixes",
+            self.model.causal or data.plan == "prefixes",
             "data.plan",
             data.plan,
             "'prefixes' for a model that is not causal, or it would read its targets",

@@ -103,7 +103,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
     """The rank of a rare event's item against the events inserted, repeated or random."""
     config, first = settings.probe, subjects[0]
     for subject in subjects:
-        longest = getattr(subject.run.experiment.model, "longest_row", None)
+        longest = subject.run.experiment.model.longest_row
         if longest is not None and config.length > longest:
             raise ConfigError(
                 f"the probe's longest history has {config.length} events, and {subject.name} has "

@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.analysis.traces import MixerTrace, linear_mixers, trace
+from linseqrec.analysis.traces import linear_mixers
 from linseqrec.data.histories import gather_histories
 from linseqrec.events import Events
+from linseqrec.layers.traces import MixerTrace
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run, SplitName
@@ -61,7 +62,7 @@ class Subject:
 
     @property
     def mixers(self) -> list[nnx.Module]:
-        """The model's linear mixers, those that `trace` looks into."""
+        """The model's linear mixers, those that a trace is of."""
         model = nnx.merge(self.run.graphdef, self.params, self.run.rest)
         return [module for _, module in linear_mixers(model)]
 
@@ -103,7 +104,7 @@ class Subject:
     @functools.cached_property
     def _trace(self) -> Any:
         graphdef, rest = self.run.graphdef, self.run.rest
-        return jax.jit(lambda params, events: trace(nnx.merge(graphdef, params, rest), events))
+        return jax.jit(lambda params, events: nnx.merge(graphdef, params, rest).trace(events))
 
     def hidden(self, events: Events, slot: int) -> Float[Array, "B D"]:
         """The hidden vectors [B, D] at a slot, of many rows, a batch at a time."""

@@ -1,16 +1,27 @@
 """TADN: a gated delta memory whose decay knows the time (HyTRec, arXiv 2602.18283)."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import gate_logits
-from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, unit
-from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
+from linseqrec.layers.dense import GateLogits
+from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, delta_trace, unit
+from linseqrec.layers.states import PartState, carried, empty, empty_recent
+from linseqrec.layers.time_gaps import (
+    Clock,
+    Horizon,
+    initial_log_horizon,
+    left_at_request,
+    log_fading,
+)
+from linseqrec.layers.traces import MixerTrace, record
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.recent import Recent, delayed
 from linseqrec.ops.running_mean import running_mean
@@ -31,14 +42,14 @@ class Write(NamedTuple):
       value: In the compute dtype.
       log_decay: float32, of the content alone.
       beta: float32.
-      spike: float32, the logits of the gate s; None without a gate.
+      spike: float32, the logits of the gate s; () without a gate.
     """
 
     key: Float[Array, "B T H K"]
     value: Float[Array, "B T H V"]
     log_decay: Float[Array, "B T H"]
     beta: Float[Array, "B T H"]
-    spike: Float[Array, "B T H"] | None
+    spike: Any
 
 
 @jax.tree_util.register_dataclass
@@ -49,15 +60,15 @@ class TADNState:
     Attributes:
       memory: [B, H, K, V], float32.
       convolution: The last `kernel - 1` inputs of the short convolution, [B, W - 1, 3 D].
-      mean: Sum [B, 1, 1, D] and count [B, 1, 1] of the history's inputs; None without a gate.
-      pending: The last `delay` events' `Write`s, which the memory has still to take; None without a
+      mean: Sum [B, 1, 1, D] and count [B, 1, 1] of the history's inputs; () without a gate.
+      pending: The last `delay` events' `Write`s, which the memory has still to take; () without a
         delay.
     """
 
     memory: Float[Array, "B H K V"]
     convolution: Float[Array, "B W-1 E"]
-    mean: LinearAttentionState | None
-    pending: Recent | None
+    mean: PartState
+    pending: PartState
 
 
 class TADN(GatedDelta):
@@ -123,122 +134,217 @@ class TADN(GatedDelta):
             dtype=dtype,
             rngs=rngs,
         )
-        self.gate, self.delay = gate, delay
-        self.spike_gate = (
-            None if gate == "none" else gate_logits(2 * width, heads, bias=True, rngs=rngs)
-        )
-        if self.spike_gate is not None and gate == "retention":
+        self.gate = gate
+        self.late = NoDelay() if delay == 0 else Delay(delay)
+        self.spike_gate = NoSpikeGate() if gate == "none" else SpikeGate(width, heads, rngs=rngs)
+        if isinstance(self.spike_gate, SpikeGate) and gate == "retention":
             self.spike_gate.bias = nnx.Param(jnp.full((heads,), _TRUST))
-        self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else None
+        self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else math.inf
+
+    def initial_state(self, batch_size: int) -> TADNState:
+        """The state before any event."""
+        slot = Write(
+            key=empty(batch_size, 1, self.heads, self.key_width),
+            value=empty(batch_size, 1, self.heads, self.value_width),
+            log_decay=empty(batch_size, 1, self.heads),
+            beta=empty(batch_size, 1, self.heads),
+            spike=self.spike_gate.empty_logits(batch_size),
+        )
+        return TADNState(
+            self.empty_memory(batch_size),
+            self.convolution.initial_state(batch_size),
+            self.spike_gate.initial_state(batch_size),
+            self.late.initial_state(batch_size, slot),
+        )
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        gaps: Float[Array, "B T"],
-        state: TADNState | None = None,
+        clock: Clock,
+        state: TADNState,
         *,
         question: Float[Array, "B T D"] | None = None,
-        age: Float[Array, "B T"] | None = None,
-        wait: Float[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], TADNState]:
         """Mixes a row's events over time.
 
         Args:
           x: Normalised inputs: what the memory is written from.
-          segment_ids: One id from 1 per history; 0 is padding.
-          gaps: Days before each event, float32.
-          state: The past of each row's first segment; None is no past.
+          clock: Segments, gaps and waits; the age where the memory is late and fades.
+          state: The past of each row's first segment.
           question: Normalised inputs that q and the output gate are made of; None: x.
-          age: Days since the event `delay` before, float32; where timed and delayed.
-          wait: Days from each event to the request after it, float32; None where it is hidden.
 
         Returns:
           The mixed values, and the state after each row's last segment.
         """
-        inputs, convolution, mean, pending = self.inputs(
-            x, segment_ids, gaps, state, question=question, age=age
+        ids = clock.segment_ids
+        query, key, value, convolution = self.project(x, ids, state.convolution, question)
+        spike, mean = self.spike_gate(x, ids, state.mean)
+        write, pending = self.late.take(
+            Write(unit(key), value, *self.gates(x), spike), ids, state.pending
         )
-        output, memory = self.remember(inputs, segment_ids, None if state is None else state.memory)
-        state = TADNState(memory, convolution, mean, pending)
-        left = left_at_request(wait, None if self.log_horizon is None else self.log_horizon[...])
-        return self.emit(output, x if question is None else question, left), state
-
-    def inputs(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        gaps: Float[Array, "B T"],
-        state: TADNState | None,
-        *,
-        question: Float[Array, "B T D"] | None = None,
-        age: Float[Array, "B T"] | None = None,
-    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"], LinearAttentionState | None, Recent | None]:
-        """What goes into the rule, and the state of all but the memory, in its order."""
-        query, key, value, convolution = self.project(
-            x, segment_ids, None if state is None else state.convolution, question
+        value, log_decay, beta = _WEIGH[self.gate](write)
+        inputs = DeltaInputs(
+            unit(query) * self.key_width**-0.5,
+            write.key,
+            self.late.fade(value, clock.age, self.log_horizon),
+            log_decay + log_fading(clock.gaps, self.log_horizon),
+            beta,
         )
-        spike, mean = self.spike_logits(x, segment_ids, None if state is None else state.mean)
-        write, pending = self.late(
-            Write(unit(key), value, *self.gates(x), spike),
-            segment_ids,
-            None if state is None else state.pending,
-        )
-        value, log_decay, beta = self._weigh(write)
-        if self.log_horizon is not None:
-            log_decay = log_decay + log_fading(gaps, self.log_horizon[...])
-            if self.delay:
-                assert age is not None, "a memory that is late and fades reads ages"
-                left = jnp.exp(log_fading(age, self.log_horizon[...]))
-                value = (left[..., None] * value).astype(value.dtype)
-        query = unit(query) * self.key_width**-0.5
-        inputs = DeltaInputs(query, write.key, value, log_decay, beta)
-        return inputs, convolution, mean, pending
+        output, memory = self.remember(inputs, ids, state.memory)
+        record(self, lambda: self._trace(inputs, memory, write))
+        left = left_at_request(clock.wait, self.log_horizon)
+        mixed = self.emit(output, x if question is None else question, left)
+        return mixed, TADNState(memory, convolution, mean, pending)
 
-    def spike_logits(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        state: LinearAttentionState | None,
-    ) -> tuple[Float[Array, "B T H"] | None, LinearAttentionState | None]:
-        """What s is the sigmoid of, and the sums that the next call's mean goes on from."""
-        if self.spike_gate is None:
-            return None, None
-        mean, state = running_mean(x, segment_ids=segment_ids, initial_state=state)
-        return self.spike_gate(jnp.concatenate([x, x - mean], axis=-1)), state
-
-    def late(
-        self, write: Write, segment_ids: Int[Array, "B T"], pending: Recent | None
-    ) -> tuple[Write, Recent | None]:
-        """The writes of the events `delay` before, 0 where there are none; and the last ones."""
-        if not self.delay:
-            return write, None
-        return delayed(write, self.delay, segment_ids=segment_ids, recent=pending)
-
-    def _weigh(
-        self, write: Write
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], Float[Array, "B T H"]]:
-        """Values, the logarithm of α and β as the gate has them."""
-        value, log_decay, beta = write.value, write.log_decay, write.beta
-        if write.spike is None:
-            return value, log_decay, beta
-        if self.gate == "retention":
-            return value, log_decay + jax.nn.log_sigmoid(write.spike), beta
+    def _trace(
+        self, inputs: DeltaInputs, memory: Float[Array, "B H K V"], write: Write
+    ) -> MixerTrace:
+        if self.gate == "none":
+            return delta_trace(inputs, memory, inputs.beta)
         share = jax.nn.sigmoid(write.spike)
-        if self.gate == "write":
-            return (share[..., None] * value).astype(value.dtype), log_decay, beta
-        if self.gate == "erase":
-            share = _erase_share(share)
-            return (value / share[..., None]).astype(value.dtype), log_decay, share * beta
-        return value, log_decay, share * beta
+        written = {
+            "write": lambda: share * inputs.beta,
+            "erase": lambda: inputs.beta / _erase_share(share),
+        }.get(self.gate, lambda: inputs.beta)
+        return delta_trace(inputs, memory, written(), spike=share)
 
-    def written(
-        self, beta: Float[Array, "B T H"], share: Float[Array, "B T H"] | None
-    ) -> Float[Array, "B T H"]:
-        """How much of its value each event writes, of the β that the rule was given and s."""
-        if share is None or self.gate in ("retention", "beta"):
-            return beta
-        return share * beta if self.gate == "write" else beta / _erase_share(share)
+
+class SpikeGate(GateLogits):
+    """W_s [x; x - mean(x_1..x_t)] + b_s: how far an event departs from its history's mean."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        super().__init__(2 * width, heads, bias=True, rngs=rngs)
+
+    def initial_state(self, batch_size: int) -> LinearAttentionState:
+        """The sums of the mean before any event."""
+        return LinearAttentionState(
+            empty(batch_size, 1, 1, self.in_features // 2), empty(batch_size, 1, 1)
+        )
+
+    def empty_logits(self, batch_size: int) -> Float[Array, "B 1 H"]:
+        """The logits of a slot without an event."""
+        return empty(batch_size, 1, self.out_features)
+
+    def __call__(  # type: ignore[override]
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        state: LinearAttentionState,
+    ) -> tuple[Float[Array, "B T H"], LinearAttentionState]:
+        """What s is the sigmoid of, and the sums that the next call's mean goes on from."""
+        mean, state = running_mean(x, segment_ids=segment_ids, initial_state=carried(state))
+        return super().__call__(jnp.concatenate([x, x - mean], axis=-1)), state
+
+
+class NoSpikeGate(nnx.Module):
+    """Stands for `SpikeGate` where nothing weighs the past against the event."""
+
+    def initial_state(self, batch_size: int) -> tuple[()]:
+        """Nothing."""
+        del batch_size
+        return ()
+
+    def empty_logits(self, batch_size: int) -> tuple[()]:
+        """Nothing."""
+        del batch_size
+        return ()
+
+    def __call__(
+        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], state: tuple[()]
+    ) -> tuple[tuple[()], tuple[()]]:
+        """Nothing."""
+        del x, segment_ids
+        return (), state
+
+
+class Delay(nnx.Module):
+    """A memory that takes each write so many events late, faded since."""
+
+    def __init__(self, events: int):
+        self.events = events
+
+    def initial_state(self, batch_size: int, slot: Write) -> Recent:
+        """The pending writes before any event; `slot` is one of them, [B, 1, ...]."""
+        writes = jax.tree.map(lambda part: np.repeat(part, self.events, axis=1), slot)
+        return empty_recent(batch_size, writes)
+
+    def take(
+        self, write: Write, segment_ids: Int[Array, "B T"], pending: Recent
+    ) -> tuple[Write, Recent]:
+        """The writes of so many events before, 0 where there are none; and the last ones."""
+        return delayed(write, self.events, segment_ids=segment_ids, recent=carried(pending))
+
+    def fade(
+        self,
+        value: Float[Array, "B T H V"],
+        age: Float[Array, "B T"],
+        log_horizon: Horizon,
+    ) -> Float[Array, "B T H V"]:
+        """The values, faded over the time since their events."""
+        left = jnp.exp(log_fading(age, log_horizon))
+        return (left[..., None] * value).astype(value.dtype)
+
+
+class NoDelay(nnx.Module):
+    """Stands for `Delay` where an event is written at once."""
+
+    def initial_state(self, batch_size: int, slot: Write) -> tuple[()]:
+        """Nothing."""
+        del batch_size, slot
+        return ()
+
+    def take(
+        self, write: Write, segment_ids: Int[Array, "B T"], pending: tuple[()]
+    ) -> tuple[Write, tuple[()]]:
+        """The writes as they are."""
+        del segment_ids
+        return write, pending
+
+    def fade(
+        self,
+        value: Float[Array, "B T H V"],
+        age: Float[Array, "B T"],
+        log_horizon: Horizon,
+    ) -> Float[Array, "B T H V"]:
+        """The values as they are."""
+        del age, log_horizon
+        return value
+
+
+# Value, log-decay and β of a write, as the gate has them.
+Weighed = tuple[Float[Array, "B T H V"], Float[Array, "B T H"], Float[Array, "B T H"]]
+
+
+def _weigh_write(write: Write) -> Weighed:
+    share = jax.nn.sigmoid(write.spike)
+    return (share[..., None] * write.value).astype(write.value.dtype), write.log_decay, write.beta
+
+
+def _weigh_retention(write: Write) -> Weighed:
+    return write.value, write.log_decay + jax.nn.log_sigmoid(write.spike), write.beta
+
+
+def _weigh_erase(write: Write) -> Weighed:
+    share = _erase_share(jax.nn.sigmoid(write.spike))
+    value = (write.value / share[..., None]).astype(write.value.dtype)
+    return value, write.log_decay, share * write.beta
+
+
+def _weigh_beta(write: Write) -> Weighed:
+    return write.value, write.log_decay, jax.nn.sigmoid(write.spike) * write.beta
+
+
+def _weigh_nothing(write: Write) -> Weighed:
+    return write.value, write.log_decay, write.beta
+
+
+_WEIGH: dict[Gate, Callable[[Write], Weighed]] = {
+    "write": _weigh_write,
+    "retention": _weigh_retention,
+    "erase": _weigh_erase,
+    "beta": _weigh_beta,
+    "none": _weigh_nothing,
+}
 
 
 def _erase_share(share: Float[Array, "B T H"]) -> Float[Array, "B T H"]:

@@ -1,5 +1,6 @@
-"""SinkRec's recurrent mixer: a gated delta memory that knows time and what is known already."""
+"""SinkRec's recurrent mixer: a gated delta memory that reads times and what is known already."""
 
+import math
 from typing import Literal
 
 import jax
@@ -8,9 +9,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.conditional_memory import MemoryReading
-from linseqrec.layers.dense import dense, gate_logits
-from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, GatedDeltaState, unit
+from linseqrec.layers.dense import Dense, GateLogits
+from linseqrec.layers.gated_delta import (
+    DeltaInputs,
+    GatedDelta,
+    GatedDeltaState,
+    delta_trace,
+    unit,
+)
 from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
+from linseqrec.layers.traces import MixerTrace, record
 
 WriteGate = Literal["memory", "input", "none"]
 
@@ -35,9 +43,14 @@ class TDGD(GatedDelta):
     Where request times are known, the temporal decay runs on to the request: RMSNorm(o) is
     multiplied by exp(−(request − t) / T).
 
+    A part that is off is a constant in these equations: U = 0, T = ∞, b_c = −∞ or b_λ = −∞; the
+    gate that does not see the memory has w_1 = w_2 = 0 and reads x alone.
+
     Attributes:
       log_horizon: log T, float32 [H], T in days.
+      coverage_bias: b_c, float32 [H].
       coverage_weights: w_1 and w_2, float32 [2, H].
+      removal_bias: b_λ, float32 [H].
     """
 
     def __init__(
@@ -82,15 +95,11 @@ class TDGD(GatedDelta):
             dtype=dtype,
             rngs=rngs,
         )
-        make = lambda inputs, outputs: dense(inputs, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
-        # Gates start nearly shut: as Gated DeltaNet, but for some fifth of each write (an eighth by
-        # the bias, the rest by w_1 and w_2) and an eighth of what the memory's key reads.
-        shut = lambda: nnx.Param(jnp.full((heads,), -2.0))  # noqa: E731
         # U = 0: gaps turn no query or key before training says how, and the lookup stands.
         self.address = (
-            None
+            Zeros(2 * heads * key_width)
             if gap_features is None
-            else dense(
+            else Dense(
                 gap_features,
                 2 * heads * key_width,
                 bias=False,
@@ -100,28 +109,43 @@ class TDGD(GatedDelta):
             )
         )
         self.log_horizon = (
-            nnx.Param(initial_log_horizon(heads, rngs=rngs)) if temporal_decay else None
+            nnx.Param(initial_log_horizon(heads, rngs=rngs)) if temporal_decay else math.inf
         )
         sees_memory = write_gate == "memory"
-        self.memory_key = make(width, heads * key_width) if sees_memory or read_removal else None
-        gated = write_gate != "none"
-        self.coverage_gate = (
-            gate_logits(2 * width if sees_memory else width, heads, rngs=rngs) if gated else None
+        self.memory_key = (
+            Dense(width, heads * key_width, bias=False, dtype=dtype, rngs=rngs)
+            if sees_memory or read_removal
+            else Zeros(heads * key_width)
         )
-        self.coverage_bias = shut() if gated else None
-        self.coverage_weights = nnx.Param(jnp.ones((2, heads))) if sees_memory else None
-        self.removal_gate = gate_logits(2 * width, heads, rngs=rngs) if read_removal else None
-        self.removal_bias = shut() if read_removal else None
+        # Gates start nearly shut: as Gated DeltaNet, but for some fifth of each write (an eighth by
+        # the bias, the rest by w_1 and w_2) and an eighth of what the memory's key reads.
+        self.coverage_gate = {
+            "memory": lambda: GateOfBoth(2 * width, heads, rngs=rngs),
+            "input": lambda: GateOfInput(width, heads, rngs=rngs),
+            "none": lambda: Zeros(heads),
+        }[write_gate]()
+        self.coverage_bias = -math.inf if write_gate == "none" else _nearly_shut(heads)
+        self.coverage_weights = nnx.Param(jnp.ones((2, heads))) if sees_memory else (0.0, 0.0)
+        self.removal_gate = (
+            GateOfBoth(2 * width, heads, rngs=rngs) if read_removal else Zeros(heads)
+        )
+        self.removal_bias = _nearly_shut(heads) if read_removal else -math.inf
+
+    def initial_state(self, batch_size: int) -> GatedDeltaState:
+        """The state before any event."""
+        return GatedDeltaState(
+            self.empty_memory(batch_size), self.convolution.initial_state(batch_size)
+        )
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        state: GatedDeltaState | None = None,
+        state: GatedDeltaState,
         *,
-        gaps: Float[Array, "B T"] | None = None,
-        gap_features: Float[Array, "B T F"] | None = None,
-        memory: MemoryReading | None = None,
+        gaps: Float[Array, "B T"],
+        gap_features: Float[Array, "B T F"],
+        memory: MemoryReading,
         wait: Float[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
         """Mixes a row's events over time.
@@ -129,86 +153,105 @@ class TDGD(GatedDelta):
         Args:
           x: Normalised inputs.
           segment_ids: One id from 1 per history; 0 is padding.
-          state: The past of each row's first segment; None is no past.
+          state: The past of each row's first segment.
           gaps: Days since the last event; for temporal decay.
           gap_features: φ; for temporal addressing.
-          memory: The memory's reading of the events; for gates that ask for it.
+          memory: The memory's reading of the events; for the gates that see it.
           wait: Days from each event to the request after it, to which temporal decay runs on; None
             where it is hidden.
 
         Returns:
           The mixed values, and the state after each row's last segment.
         """
-        inputs, convolution = self.inputs(
-            x,
-            segment_ids,
-            None if state is None else state.convolution,
-            gaps=gaps,
-            gap_features=gap_features,
-            memory=memory,
+        query, key, value, convolution = self.project(x, segment_ids, state.convolution)
+        shift = self.address(gap_features).reshape(*query.shape[:2], 2, *query.shape[2:])
+        query, key = unit(query + shift[:, :, 0]), unit(key + shift[:, :, 1])
+        memory_key = unit(self.memory_key(memory.vector).reshape(key.shape))
+        log_decay, beta = self.gates(x)
+        coverage = self.coverage(x, key, memory_key, memory)
+        removal = self.removal(x, memory)
+        query = query - removal[..., None].astype(query.dtype) * memory_key
+        inputs = DeltaInputs(
+            query * self.key_width**-0.5,
+            key,
+            value,
+            log_decay + log_fading(gaps, self.log_horizon),
+            beta * (1 - coverage),
         )
-        output, after = self.remember(inputs, segment_ids, None if state is None else state.memory)
-        left = left_at_request(wait, None if self.log_horizon is None else self.log_horizon[...])
+        output, after = self.remember(inputs, segment_ids, state.memory)
+        record(self, lambda: self._trace(inputs, after, coverage, removal))
+        left = left_at_request(wait, self.log_horizon)
         return self.emit(output, x, left), GatedDeltaState(after, convolution)
 
-    def inputs(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        past: Float[Array, "B W-1 E"] | None,
-        *,
-        gaps: Float[Array, "B T"] | None,
-        gap_features: Float[Array, "B T F"] | None,
-        memory: MemoryReading | None,
-    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"]]:
-        """What goes into the rule, and the convolution's state."""
-        query, key, value, convolution = self.project(x, segment_ids, past)
-        log_decay, beta = self.gates(x)
-        if self.address is not None:
-            assert gap_features is not None, "temporal addressing reads the gaps' features"
-            shift = self.address(gap_features).reshape(*query.shape[:2], 2, *query.shape[2:])
-            query, key = query + shift[:, :, 0], key + shift[:, :, 1]
-        query, key = unit(query), unit(key)
-        if self.log_horizon is not None:
-            assert gaps is not None, "temporal decay reads gaps"
-            log_decay = log_decay + log_fading(gaps, self.log_horizon[...])
-        memory_key = None
-        both = x
-        if self.memory_key is not None:
-            assert memory is not None, "these gates read the memory"
-            memory_key = unit(self.memory_key(memory.vector).reshape(key.shape))
-            both = jnp.concatenate([x, memory.vector], axis=-1)
-        if self.coverage_gate is not None:
-            beta = beta * (1 - self.coverage(x, both, key, memory_key, memory))
-        if self.removal_gate is not None:
-            assert memory_key is not None
-            query = query - self.removal(both)[..., None].astype(query.dtype) * memory_key
-        query = query * self.key_width**-0.5
-        return DeltaInputs(query, key, value, log_decay, beta), convolution
-
-    def removal(self, both: Float[Array, "B T 2D"]) -> Float[Array, "B T H"]:
+    def removal(self, x: Float[Array, "B T D"], memory: MemoryReading) -> Float[Array, "B T H"]:
         """λ, how much of the answer to the memory's key is taken out of a reading; float32."""
-        assert self.removal_gate is not None and self.removal_bias is not None
-        return jax.nn.sigmoid(self.removal_gate(both) + self.removal_bias[...])
+        return jax.nn.sigmoid(self.removal_gate(x, memory.vector) + self.removal_bias)
 
     def coverage(
         self,
         x: Float[Array, "B T D"],
-        both: Float[Array, "B T 2D"],
         key: Float[Array, "B T H K"],
-        memory_key: Float[Array, "B T H K"] | None,
-        memory: MemoryReading | None,
+        memory_key: Float[Array, "B T H K"],
+        memory: MemoryReading,
     ) -> Float[Array, "B T H"]:
         """c, the share of each write that is suppressed; float32."""
-        assert self.coverage_gate is not None and self.coverage_bias is not None
-        if self.coverage_weights is None:
-            return jax.nn.sigmoid(self.coverage_gate(x) + self.coverage_bias[...])
-        assert memory is not None and memory_key is not None
         alike = jnp.einsum("bthk,bthk->bth", key.astype(jnp.float32), memory_key)
-        weights = self.coverage_weights[...]
         return jax.nn.sigmoid(
-            weights[0] * jax.nn.relu(alike)
-            + weights[1] * (1 - memory.error)[..., None]
-            + self.coverage_gate(both)
-            + self.coverage_bias[...]
+            self.coverage_weights[0] * jax.nn.relu(alike)
+            + self.coverage_weights[1] * (1 - memory.error)[..., None]
+            + self.coverage_gate(x, memory.vector)
+            + self.coverage_bias
         )
+
+    def _trace(
+        self,
+        inputs: DeltaInputs,
+        memory: Float[Array, "B H K V"],
+        coverage: Float[Array, "B T H"],
+        removal: Float[Array, "B T H"],
+    ) -> MixerTrace:
+        gates = {
+            "coverage": (self.coverage_gate, coverage),
+            "removal": (self.removal_gate, removal),
+        }
+        learned = {name: g for name, (layer, g) in gates.items() if not isinstance(layer, Zeros)}
+        return delta_trace(inputs, memory, inputs.beta, **learned)
+
+
+class GateOfBoth(GateLogits):
+    """W [x; m]: the logits of a gate that sees the memory."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "B T D"], memory: Float[Array, "B T D"]
+    ) -> Float[Array, "B T H"]:
+        """The logits, float32."""
+        return super().__call__(jnp.concatenate([x, memory], axis=-1))
+
+
+class GateOfInput(GateLogits):
+    """W x: the logits of a gate that does not see the memory."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "B T D"], memory: Float[Array, "B T D"]
+    ) -> Float[Array, "B T H"]:
+        """The logits, float32."""
+        del memory
+        return super().__call__(x)
+
+
+class Zeros(nnx.Module):
+    """Stands for a projection that is off."""
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def __call__(
+        self, x: Float[Array, "B T D"], memory: Float[Array, "B T D"] | None = None
+    ) -> Float[Array, "B T W"]:
+        """Zeros in x's dtype."""
+        del memory
+        return jnp.zeros((*x.shape[:2], self.width), x.dtype)
+
+
+def _nearly_shut(heads: int) -> nnx.Param:
+    return nnx.Param(jnp.full((heads,), -2.0))

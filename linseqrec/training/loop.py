@@ -234,7 +234,7 @@ class Meter:
         self._bar = bar
         self._per_event = throughput.flops_per_event(run.initial_params, run.experiment.model)
         self._per_target = throughput.flops_per_target(run.item_table(run.initial_params))
-        self._peak = throughput.peak_flops(getattr(run.experiment.model, "dtype", "float32"))
+        self._peak = throughput.peak_flops(run.experiment.model.dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         unlogged = unlogged or {}
         self._loss, self._targets = unlogged.get("loss", 0.0), unlogged.get("targets", 0.0)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from linseqrec.evaluation.floors import item_counts
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
 from linseqrec.mesh_axes import DATA, SEQUENCE, while_tracing
-from linseqrec.models.encoding import ReadsTimestamps, SequenceModel, SplitsTime
+from linseqrec.models.base import SequenceModel
 from linseqrec.training.loss import make_loss
 from linseqrec.training.optimizer import make_optimizer
 from linseqrec.training.step import TrainState, init_state, make_train_step
@@ -50,18 +49,16 @@ def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
     Raises:
       ConfigError: If request times are known and the model cannot be told of them.
     """
-    rngs = nnx.Rngs(experiment.training.seed)
-    if experiment.data.request_time == "hidden":
-        return experiment.model.build(num_items, rngs=rngs)
-    parameters = inspect.signature(experiment.model.build).parameters
-    if "request_time" not in parameters:
+    known = experiment.data.request_time == "known"
+    if known and not experiment.model.reads_request_times:
         raise ConfigError(
-            "data.request_time is 'known', but "
-            f"{type(experiment.model).__name__}.build takes no argument request_time: the model "
-            "cannot be told request times. Add the argument as linseqrec.models.encoding."
-            "ModelConfig has it, or set data.request_time to 'hidden'"
+            f"data.request_time is 'known', but {type(experiment.model).__name__} has "
+            "reads_request_times=False: the model cannot be told request times. Let its build make "
+            "the layer of linseqrec.layers.request_time and set reads_request_times = True, or set "
+            "data.request_time to 'hidden'"
         )
-    return experiment.model.build(num_items, rngs=rngs, request_time=True)
+    rngs = nnx.Rngs(experiment.training.seed)
+    return experiment.model.build(num_items, rngs=rngs, request_time=known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +293,7 @@ def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
     if mesh is None or mesh.shape[SEQUENCE] == 1:
         return
     model = experiment.model
-    if not (isinstance(model, SplitsTime) and model.splits_time):
+    if not model.splits_time:
         raise ConfigError(
             f"mesh.sequence is {mesh.shape[SEQUENCE]}, and {type(model).__name__} does "
             "not say that its layers take rows that are split over devices (splits_time): set "
@@ -312,7 +309,7 @@ def _check_reads_no_time(experiment: Experiment) -> None:
             "be 'hidden'"
         )
     model = experiment.model
-    if isinstance(model, ReadsTimestamps) and model.reads_timestamps:
+    if model.reads_timestamps:
         raise ConfigError(
             f"{experiment.name} reads the time between events, by model "
             f"{' '.join(model.reads_timestamps)}, and this log has only their order; which "

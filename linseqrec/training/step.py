@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 from linseqrec import sharding
 from linseqrec.data.batch import Batch
 from linseqrec.mesh_axes import while_tracing
-from linseqrec.models.encoding import ChangesAfterStep
 from linseqrec.training.loss import PredictionLoss
 
 # Folded into a step's key: beyond the number of any key that it is split into.
@@ -136,9 +135,8 @@ def make_train_step(
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         model = nnx.merge(graphdef, params, rest)
-        if isinstance(model, ChangesAfterStep):
-            model.after_step(batch.events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
-            params = nnx.state(model, nnx.Param)
+        model.after_step(batch.events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
+        params = nnx.state(model, nnx.Param)
         advanced = TrainState(state.step + 1, params, after, halted)
         kept = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.models.encoding import ModelConfig, ReusesParameters
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.weights import parameter_path
 
 # Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`.
@@ -35,9 +35,8 @@ def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
       params: The model's parameters.
       model: Its hyperparameters; they say which of its weights an event goes through repeatedly.
     """
-    uses = model.uses if isinstance(model, ReusesParameters) else lambda name: 1
     return 6.0 * sum(
-        leaf.size * uses(parameter_path(path))
+        leaf.size * model.uses(parameter_path(path))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if parameter_path(path).endswith("kernel")
     )

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from linseqrec.layers.tadn import TADN
-from linseqrec.layers.time_gaps import days_since, gaps_in_days, gaps_taken
+from linseqrec.layers.time_gaps import Clock, DaysSince, gaps_in_days, gaps_taken, no_timestamp
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models.hytrec_reference import random_times, temporal_delta
 from tests.models.reference import jit, randomise
@@ -37,14 +37,18 @@ def inputs(batch=1, time=TIME, seed=0):
 
 
 def days(times, ids, time="gaps"):
-    return np.asarray(gaps_taken(time, gaps_in_days(times, ids)[0], ids))
+    gaps, _ = gaps_in_days(times, ids, no_timestamp(len(ids)))
+    return np.asarray(gaps_taken(time, gaps, ids))
 
 
-_run = jit(lambda g, p, *rest, **late: nnx.merge(g, p)(*rest, **late), static_argnums=0)
+_run = jit(lambda g, p, *rest, **asked: nnx.merge(g, p)(*rest, **asked), static_argnums=0)
 
 
-def run(mixer, x, ids, gaps, state=None, **late):
-    return _run(*nnx.split(mixer), x, ids, gaps, state, **late)
+def run(mixer, x, ids, gaps, state=None, age=None, **asked):
+    state = mixer.initial_state(len(x)) if state is None else state
+    age = np.zeros_like(gaps) if age is None else age
+    clock = Clock(ids, np.zeros_like(ids), gaps, age)
+    return _run(*nnx.split(mixer), x, clock, state, **asked)
 
 
 @pytest.mark.parametrize("gate, time", VARIANTS)
@@ -132,7 +136,8 @@ def test_a_closed_gate_divides_by_no_zero_and_has_a_logarithm(gate):
     gaps = days(times, ids)
 
     def loss(params):
-        output, state = nnx.merge(graphdef, params)(x, ids, gaps)
+        clock = Clock(ids, 0 * ids, gaps, 0 * gaps)
+        output, state = nnx.merge(graphdef, params)(x, clock, mixer.initial_state(len(x)))
         return (output**2).sum() + (state.memory**2).sum()
 
     value, gradient = jit(jax.value_and_grad(loss))(params)
@@ -146,7 +151,8 @@ LATE = 5
 
 
 def ages(gaps, ids):
-    return np.asarray(days_since(gaps, LATE, segment_ids=ids)[0])
+    since = DaysSince(LATE)
+    return np.asarray(since(gaps, ids, since.initial_state(len(ids)))[0])
 
 
 def test_each_event_weighs_what_the_time_up_to_now_leaves_of_it():

@@ -90,6 +90,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         data, training, evaluation = self.data, self.training, self.evaluation
+        require(
+            isinstance(self.model, ModelConfig),
+            "model",
+            self.model,
+            "a dataclass derived from linseqrec.models.base.ModelConfig",
+        )
         check_fields(self.model, "model.")
         check_fields(data, "data.", counts=("batch_size",))
         check_fields(self.loss, "loss.", counts=("negatives",))

@@ -6,6 +6,7 @@ import pytest
 from linseqrec import config as config_lib
 from linseqrec.config import ConfigError, EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.data.source import DataConfig
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
@@ -47,7 +48,7 @@ def test_json_of_a_model_that_cannot_be_made_is_refused(model, message):
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnConfig:
+class OwnConfig(ModelConfig):
     """A model's configuration in a module that can be imported; fields of any kind."""
 
     sizes: tuple = ()
@@ -56,7 +57,7 @@ class OwnConfig:
 
 def test_an_experiment_that_its_json_does_not_give_back_is_refused():
     @dataclasses.dataclass(frozen=True)
-    class Nameless:
+    class Nameless(ModelConfig):
         width: int = 8
 
     for model in (SASRecConfig(), OwnConfig((1, 2)), OwnConfig(((1, 2), (3,)))):
@@ -173,7 +174,7 @@ def test_models_that_cannot_be_are_refused(model, wrong, message):
 
 def test_an_override_that_a_model_refuses_names_the_section():
     @dataclasses.dataclass(frozen=True)
-    class OddConfig:
+    class OddConfig(ModelConfig):
         width: int = 3
 
         def __post_init__(self):
@@ -198,3 +199,12 @@ def test_differences_are_listed_by_field():
         "name": "name: 'x' -> 'y'",
         "data.length": "data.length: 50 -> 60",
     }
+
+
+def test_a_model_config_of_no_kind_is_refused_with_its_base_class():
+    @dataclasses.dataclass(frozen=True)
+    class Loose:
+        width: int = 8
+
+    with pytest.raises(ConfigError, match=r"model is .*Loose\(width=8\).*models.base.ModelConfig"):
+        dataclasses.replace(EXPERIMENT, model=Loose())

@@ -27,8 +27,8 @@ class Block(nnx.Module):
         feed_forward: Make,
         *,
         norm: Make,
-        dropout: float,
-        drop_path: float | None = None,
+        rate: float,
+        path_rate: float | None = None,
         name: str = "mixer",
     ):
         """Makes the parts, in the order in which events go through them.
@@ -37,12 +37,13 @@ class Block(nnx.Module):
           mixer: Makes a mixer, called as `mixer(x, *told, state)`; it returns outputs and state.
           feed_forward: Makes the feed-forward half, called as `feed_forward(x, dropout_key=key)`.
           norm: Makes a norm.
-          dropout: Rate on each half's output.
-          drop_path: Rate at which a segment skips the mixer, in place of dropout on its output.
+          rate: Of dropout on each half's output.
+          path_rate: Rate at which a segment skips the mixer, in place of dropout on its output.
           name: What the mixer is called.
         """
-        self.name, self.rate = name, dropout
-        self.mixer_rate, self.path_rate = (dropout, 0.0) if drop_path is None else (0.0, drop_path)
+        self.name, self.rate = name, rate
+        self.mixer_rate = rate if path_rate is None else path_rate
+        self.mixer_drop = _drop_entries if path_rate is None else drop_path
         setattr(self, f"{name}_norm", norm())
         setattr(self, name, mixer())
         self.feed_forward_norm = norm()
@@ -76,9 +77,7 @@ class Block(nnx.Module):
         mixer_key, *feed_keys = split_key(dropout_key, 3)
         mixer, norm = getattr(self, self.name), getattr(self, f"{self.name}_norm")
         mixed, state = mixer(norm(x), *told, state)
-        mixed = dropout(mixed, self.mixer_rate, mixer_key)
-        # Of the two rates one is 0, which changes nothing.
-        x = x + drop_path(mixed, self.path_rate, segment_ids, mixer_key)
+        x = x + self.mixer_drop(mixed, self.mixer_rate, segment_ids, mixer_key)
         return self.feed(x, *feed_keys), state
 
     def feed(
@@ -90,3 +89,14 @@ class Block(nnx.Module):
         """The feed-forward half, with the keys of its dropouts."""
         fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
         return x + dropout(fed, self.rate, output_key)
+
+
+def _drop_entries(
+    x: Float[Array, "B T D"],
+    rate: float,
+    segment_ids: Int[Array, "B T"],
+    key: PRNGKeyArray | None,
+) -> Float[Array, "B T D"]:
+    """`dropout` with the arguments of `drop_path`."""
+    del segment_ids
+    return dropout(x, rate, key)

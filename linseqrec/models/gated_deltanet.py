@@ -125,7 +125,7 @@ class GatedDeltaNet(SequenceModel):
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             [
-                Block(mixer, feed_forward, norm=norm, dropout=config.dropout)
+                Block(mixer, feed_forward, norm=norm, rate=config.dropout)
                 for _ in range(config.num_layers)
             ]
         )

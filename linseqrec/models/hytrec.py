@@ -472,7 +472,7 @@ def _block(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rn
         lambda: _mixer(config, window, delay, rngs=rngs),
         lambda: SwiGLU(width, config.feed_forward * width, rate, dtype=dtype, rngs=rngs),
         norm=lambda: rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs),
-        dropout=rate,
+        rate=rate,
     )
 
 

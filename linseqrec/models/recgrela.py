@@ -209,8 +209,8 @@ class RecGRELA(SequenceModel):
                     attention,
                     feed_forward,
                     norm=norm,
-                    dropout=config.dropout,
-                    drop_path=config.drop_path,
+                    rate=config.dropout,
+                    path_rate=config.drop_path,
                     name="attention",
                 )
                 for _ in range(config.num_layers)

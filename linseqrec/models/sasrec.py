@@ -94,7 +94,7 @@ class SASRec(SequenceModel):
         self.positions = PositionEmbedding(config.max_length, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             [
-                Block(attention, feed_forward, norm=norm, dropout=rate, name="attention")
+                Block(attention, feed_forward, norm=norm, rate=rate, name="attention")
                 for _ in range(config.num_layers)
             ]
         )

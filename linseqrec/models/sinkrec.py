@@ -355,7 +355,7 @@ class SinkRecBlock(Block):
                 width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs
             ),
             norm=norm,
-            dropout=config.dropout,
+            rate=config.dropout,
         )
 
     def initial_state(self, batch_size: int) -> LoopState:

@@ -58,7 +58,9 @@ def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
             "data.request_time to 'hidden'"
         )
     rngs = nnx.Rngs(experiment.training.seed)
-    return experiment.model.build(num_items, rngs=rngs, request_time=known)
+    # A model that reads no request times may have a build without the argument.
+    told = {"request_time": True} if known else {}
+    return experiment.model.build(num_items, rngs=rngs, **told)
 
 
 @dataclasses.dataclass(frozen=True)

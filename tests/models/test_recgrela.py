@@ -12,7 +12,7 @@ from flax import nnx
 
 from linseqrec.config import ConfigError, Experiment
 from linseqrec.data.source import DataConfig
-from linseqrec.layers import feed_forward
+from linseqrec.layers import block, feed_forward
 from linseqrec.layers.rela import RELA, LookupRELA, NoGate
 from linseqrec.models import recgrela
 from linseqrec.models.base import NoState
@@ -302,6 +302,7 @@ def test_dropout_stands_where_the_equations_have_it(monkeypatch):
         return x * (1 - 0.5 * (jnp.arange(x.shape[-1]) % 2))
 
     monkeypatch.setattr(recgrela, "dropout", halve_odd_features)
+    monkeypatch.setattr(block, "dropout", halve_odd_features)
     monkeypatch.setattr(feed_forward, "dropout", halve_odd_features)
     events = ragged()
 

@@ -9,6 +9,8 @@ from jaxtyping import Array, Int
 
 from linseqrec.ops.segments import at_last_event
 
+SECONDS_PER_DAY = 86_400
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

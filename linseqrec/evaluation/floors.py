@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split
+from linseqrec.events import SECONDS_PER_DAY
 
-SECONDS_PER_DAY = 86_400
 # Where the waits of `TimedMarkov` begin, in seconds; the first are shorter.
 _WAITS = (1, 60)
 

@@ -5,8 +5,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
+class Decayed(nnx.Param):
+    """A parameter that weight decay draws towards 0. All others keep their scale."""
+
+
 class Dense(nnx.Linear):
-    """A linear layer: float32 parameters, `dtype` compute, biases 0.
+    """A linear layer: float32 parameters, `dtype` compute, biases 0; its weights decay.
 
     Weights are drawn from N(0, deviation²). By default the deviation is 1 / √inputs: inputs of rms
     1 make outputs of rms 1.
@@ -31,10 +35,25 @@ class Dense(nnx.Linear):
             kernel_init=nnx.initializers.normal(deviation),
             rngs=rngs,
         )
+        self.kernel = self.weights(self.kernel[...])
+
+    @staticmethod
+    def weights(kernel: Float[Array, "I O"]) -> nnx.Param:
+        """The kind of parameter that the weights are."""
+        return Decayed(kernel)
 
 
-class GateLogits(Dense):
-    """A dense layer to one logit a head, in float32 whatever the model computes in.
+class Gate(Dense):
+    """A dense layer whose outputs open and shut something: its weights do not decay."""
+
+    @staticmethod
+    def weights(kernel: Float[Array, "I O"]) -> nnx.Param:
+        """The kind of parameter that the weights are."""
+        return nnx.Param(kernel)
+
+
+class GateLogits(Gate):
+    """A gate of one logit a head, in float32 whatever the model computes in.
 
     A logit of 3 rounded to bfloat16 is off by up to .008, and the logarithm of what a memory keeps
     by as much times its rate, at every event anew.

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import Dense, GateLogits, rms_norm
+from linseqrec.layers.dense import Dense, Gate, GateLogits, rms_norm
 from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.layers.starting_values import (
     LINEAR,
@@ -92,7 +92,7 @@ class GatedDelta(nnx.Module):
         self.convolution.weight[...] = lookup_taps(kernel, *sizes, size=LINEAR)
         self.decay_gate = GateLogits(width, heads, rngs=rngs)
         self.write_strength = GateLogits(width, heads, rngs=rngs)
-        self.output_gate = Dense(width, heads * value_width, bias=False, dtype=dtype, rngs=rngs)
+        self.output_gate = Gate(width, heads * value_width, bias=False, dtype=dtype, rngs=rngs)
         self.log_rate, self.step_bias = map(nnx.Param, lookup_decay(heads))
         self.norm = rms_norm(value_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.output = Dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import Dense, Identity
+from linseqrec.layers.dense import Dense, Gate, Identity
 from linseqrec.layers.short_convolution import NoConvolution, ShortConvolution
 from linseqrec.layers.states import PartState, carried, empty
 from linseqrec.layers.traces import MixerTrace, record
@@ -91,7 +91,7 @@ class RELA(nnx.Module):
         self.rotate = rotary if rotation else _unrotated
         options: dict[str, Any] = dict(deviation=deviation, dtype=dtype, rngs=rngs)
         self.gate = OutputGate(width, width, **options) if gate else NoGate()
-        self.input_gate = Dense(width, width, **options) if input_gate else Identity()
+        self.input_gate = Gate(width, width, **options) if input_gate else Identity()
         self.query_key = Dense(width, 2 * width, **options)
         self.value = Dense(width, width, **options) if value_projection else Identity()
         self.output = Dense(width, width, **options)
@@ -249,7 +249,7 @@ class LookupRELA(RELA):
         return query, key, previous
 
 
-class OutputGate(Dense):
+class OutputGate(Gate):
     """G: SiLU(W_1 x + b_1) ⊙ y."""
 
     def __call__(  # type: ignore[override]
@@ -268,7 +268,7 @@ class NoGate(nnx.Module):
         return y
 
 
-class Convex(Dense):
+class Convex(Gate):
     """The convex selector: g ⊙ o + (1 − g) ⊙ S, g = σ(W_s x + b_s)."""
 
     def __call__(  # type: ignore[override]

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from linseqrec.events import SECONDS_PER_DAY
 from linseqrec.layers.dense import Dense
 from linseqrec.layers.states import behind_recent, empty, empty_recent
-from linseqrec.layers.time_gaps import SECONDS_A_DAY, Clock, initial_log_horizon
+from linseqrec.layers.time_gaps import Clock, initial_log_horizon
 from linseqrec.ops.recent import Recent
 from linseqrec.ops.rotary import rotary
 from linseqrec.ops.softmax_attention import Fading, softmax_attention
@@ -133,11 +134,11 @@ class TimedRotaryAttention(RotaryAttention):
 
     def times(self, clock: Clock) -> list[Array]:
         """Seconds of each row's own clock: only differences within a history are read."""
-        return [jnp.cumsum(jnp.round(clock.gaps * SECONDS_A_DAY).astype(jnp.int32), axis=1)]
+        return [jnp.cumsum(jnp.round(clock.gaps * SECONDS_PER_DAY).astype(jnp.int32), axis=1)]
 
     def fading(self, seen: list[Array]) -> Fading:
         """The seconds of the events seen, and 1 / T."""
-        return Fading(seen[2], jnp.exp(-self.log_horizon[...]) / SECONDS_A_DAY)
+        return Fading(seen[2], jnp.exp(-self.log_horizon[...]) / SECONDS_PER_DAY)
 
     def carried_on(self, state: Recent) -> Recent:
         """The state with its seconds counted from its last event."""

@@ -26,7 +26,7 @@ from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.recent import Recent, delayed
 from linseqrec.ops.running_mean import running_mean
 
-Gate = Literal["write", "retention", "erase", "beta", "none"]
+GateKind = Literal["write", "retention", "erase", "beta", "none"]
 
 # The least erase gate: it divides the values (see `TADN`).
 _LEAST_ERASE = 0.01
@@ -98,7 +98,7 @@ class TADN(GatedDelta):
         "none"       nothing; there is no gate.
 
     Δ is what the caller takes for the days since the event before (`gaps_taken`); without `timed`
-    there is no T, and Δ is not read. Where request times are known, the fading runs on to the
+    T = ∞, and Δ changes nothing. Where request times are known, the fading runs on to the
     request: RMSNorm(o) is multiplied by exp(-(request - τ_t) / T).
 
     With `delay` the memory is so many events late: event t reads it as event t - delay left it,
@@ -115,7 +115,7 @@ class TADN(GatedDelta):
         width: int,
         heads: int,
         *,
-        gate: Gate = "write",
+        gate: GateKind = "write",
         timed: bool = True,
         delay: int = 0,
         kernel: int = 4,
@@ -338,7 +338,7 @@ def _weigh_nothing(write: Write) -> Weighed:
     return write.value, write.log_decay, write.beta
 
 
-_WEIGH: dict[Gate, Callable[[Write], Weighed]] = {
+_WEIGH: dict[GateKind, Callable[[Write], Weighed]] = {
     "write": _weigh_write,
     "retention": _weigh_retention,
     "erase": _weigh_erase,

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.events import Events
+from linseqrec.events import SECONDS_PER_DAY, Events
 from linseqrec.layers.states import carried, empty, empty_recent
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
 from linseqrec.ops.segments import at_last_event, keep, segment_runs
@@ -21,7 +21,6 @@ Time = Literal["gaps", "shuffled", "positions", "none"]
 # log T of a decay exp(-days / T), [H]; infinity where nothing fades.
 Horizon = nnx.Param | Array | float
 
-SECONDS_A_DAY = 86_400
 # The longest gap that a model is told of.
 MOST_DAYS = 3_650.0
 # Of the decay's time constants, in days.
@@ -80,7 +79,7 @@ def gaps_in_days(
     # The row's first segment is number 1; its first event goes on from the carried one.
     before = jnp.where(begins, jnp.where(runs == 1, last_timestamp[:, None], -1), before)
     seconds = jnp.where(real & (before >= 0), timestamps - before, 0)
-    gaps = jnp.clip(seconds.astype(jnp.float32) / SECONDS_A_DAY, 0.0, MOST_DAYS)
+    gaps = jnp.clip(seconds.astype(jnp.float32) / SECONDS_PER_DAY, 0.0, MOST_DAYS)
     return gaps, at_last_event(timestamps, segment_ids, last_timestamp)
 
 
@@ -193,7 +192,7 @@ def waits_in_days(events: Events) -> Float[Array, "B T"] | None:
     if events.request_times is None:
         return None
     seconds = jnp.asarray(events.request_times) - events.timestamps
-    return jnp.clip(seconds.astype(jnp.float32) / SECONDS_A_DAY, 0.0, MOST_DAYS)
+    return jnp.clip(seconds.astype(jnp.float32) / SECONDS_PER_DAY, 0.0, MOST_DAYS)
 
 
 def left_at_request(

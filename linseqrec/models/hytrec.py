@@ -73,14 +73,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
-from linseqrec.layers.dense import Dense, Identity, layer_norm, rms_norm
+from linseqrec.layers.dense import Gate, Identity, layer_norm, rms_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.rotary_attention import RotaryAttention, TimedRotaryAttention
 from linseqrec.layers.states import PartState, carried, empty, empty_recent
 from linseqrec.layers.swiglu import SwiGLU
-from linseqrec.layers.tadn import TADN, Gate, TADNState
+from linseqrec.layers.tadn import TADN, GateKind, TADNState
 from linseqrec.layers.time_gaps import (
     Clock,
     DaysSince,
@@ -126,7 +126,7 @@ class HyTRecConfig(ModelConfig):
         history in another order (see `shuffled_gaps`), which takes whole histories and so carries
         no state; "none" nothing: there is no T.
       timed_attention: Whether the softmax blocks' weights fade with that time, too (see
-        `RotaryAttention`). Without it the model knows of no time in the last K events.
+        `TimedRotaryAttention`). Without it the model knows of no time in the last K events.
       kernel: Taps of TADN's short convolution.
       feed_forward: Width of SwiGLU's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixers' outputs and in the feed-forward halves.
@@ -143,7 +143,7 @@ class HyTRecConfig(ModelConfig):
     attention_window: int = 1024
     question: Question = "present"
     branches: Literal["both", "long", "short"] = "both"
-    gate: Gate = "write"
+    gate: GateKind = "write"
     time: Time = "gaps"
     timed_attention: bool = False
     kernel: int = 4
@@ -350,7 +350,7 @@ class HyTRec(SequenceModel):
         return Encoding(hidden, state=after)
 
 
-class Fusion(Dense):
+class Fusion(Gate):
     """σ(W_f [long; short] + b_f), the share of the short branch."""
 
     def __call__(  # type: ignore[override]

@@ -61,7 +61,7 @@ from linseqrec.config_checks import ConfigError, check_fields, require
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading, NoMemory
-from linseqrec.layers.dense import Dense, rms_norm
+from linseqrec.layers.dense import Dense, Gate, rms_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.gap_features import GapFeatures, NoGapFeatures
@@ -396,15 +396,8 @@ class Reinjection(nnx.Module):
     """σ(⟨N_m(W_gk m), N_x(x)⟩ / √D) W_gv m, where W_gv starts at 0: nothing is added at first."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.gate_key = Dense(width, width, bias=False, dtype=dtype, rngs=rngs)
-        self.value = nnx.Linear(
-            width,
-            width,
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=nnx.initializers.zeros_init(),
-            rngs=rngs,
-        )
+        self.gate_key = Gate(width, width, bias=False, dtype=dtype, rngs=rngs)
+        self.value = Dense(width, width, bias=False, deviation=0.0, dtype=dtype, rngs=rngs)
         self.key_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.input_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
 

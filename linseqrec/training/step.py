@@ -55,7 +55,7 @@ def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> Tr
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    rest: Any,
+    rest: nnx.State,
     optimizer: optax.GradientTransformation,
     prediction_loss: PredictionLoss,
     *,

@@ -21,8 +21,8 @@ PartState = Any
 
 
 def empty(*shape: int, dtype: Any = np.float32) -> Any:
-    """An array of a state before any event: NumPy zeros."""
-    return np.zeros(shape, dtype)
+    """An array of a state before any event: NumPy zeros, one in memory whatever the shape."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def empty_recent(batch_size: int, values: Any) -> Recent:

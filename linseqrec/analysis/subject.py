@@ -94,10 +94,11 @@ class Subject:
             part = slice(start, start + _BATCH)
             real = len(users[part])
             # The last batch is filled up, so that one program serves all.
-            fill = lambda ids: np.pad(ids[part], (0, _BATCH - real), mode="edge")  # noqa: E731, B023
-            ends = fill(positions)
+            ends, rows = (
+                np.pad(ids[part], (0, _BATCH - real), mode="edge") for ids in (positions, users)
+            )
             times = np.asarray(dataset.timestamps)[ends] if data.request_time == "known" else None
-            events = gather_histories(dataset, fill(users), ends, length, times)
+            events = gather_histories(dataset, rows, ends, length, times)
             traced = self._trace(self.params, events)
             yield jax.tree.map(lambda leaf: np.asarray(leaf)[:real], (events, traced))  # noqa: B023
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from linseqrec.layers.dense import Dense, layer_norm
 from linseqrec.layers.feed_forward import exact_gelu
-from linseqrec.layers.states import carried, empty, empty_recent
+from linseqrec.layers.states import Stateless, carried, empty, empty_recent
 from linseqrec.ops.quantization import (
     code_counts,
     masked_mean,
@@ -295,13 +295,8 @@ class NoDecoder(nnx.Module):
         return {}
 
 
-class NoMemory(nnx.Module):
+class NoMemory(Stateless):
     """Stands for `ConditionalMemory` in a model without one: it has nothing to say."""
-
-    def initial_state(self, batch_size: int) -> tuple[()]:
-        """Nothing."""
-        del batch_size
-        return ()
 
     def __call__(
         self, embeddings: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], past: tuple[()]

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.states import carried, empty
+from linseqrec.layers.states import Stateless, carried, empty
 from linseqrec.mesh_axes import DATA, SEQUENCE, time_is_split
 from linseqrec.ops.convolution import sequence_parallel_short_convolution, short_convolution
 
@@ -57,13 +57,8 @@ class ShortConvolution(nnx.Module):
         return jax.nn.silu(mixed), state
 
 
-class NoConvolution(nnx.Module):
+class NoConvolution(Stateless):
     """Stands for a short convolution that a mixer does without: its inputs are its outputs."""
-
-    def initial_state(self, batch_size: int) -> tuple[()]:
-        """Nothing."""
-        del batch_size
-        return ()
 
     def __call__(
         self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None, state: tuple[()]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Int
 
 from linseqrec.ops.recent import Recent, after_recent, last_slots
@@ -18,6 +19,15 @@ from linseqrec.ops.recent import Recent, after_recent, last_slots
 State = TypeVar("State")
 # The state of a part that may be off; () where it is.
 PartState = Any
+
+
+class Stateless(nnx.Module):
+    """A part that stands for one with a state, and has none: the part is off."""
+
+    def initial_state(self, batch_size: int) -> tuple[()]:
+        """Nothing."""
+        del batch_size
+        return ()
 
 
 def empty(*shape: int, dtype: Any = np.float32) -> Any:

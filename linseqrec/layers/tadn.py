@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import GateLogits
 from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, delta_trace, unit
-from linseqrec.layers.states import PartState, carried, empty, empty_recent
+from linseqrec.layers.states import PartState, Stateless, carried, empty, empty_recent
 from linseqrec.layers.time_gaps import (
     Clock,
     Horizon,
@@ -236,13 +236,8 @@ class SpikeGate(GateLogits):
         return super().__call__(jnp.concatenate([x, x - mean], axis=-1)), state
 
 
-class NoSpikeGate(nnx.Module):
+class NoSpikeGate(Stateless):
     """Stands for `SpikeGate` where nothing weighs the past against the event."""
-
-    def initial_state(self, batch_size: int) -> tuple[()]:
-        """Nothing."""
-        del batch_size
-        return ()
 
     def empty_logits(self, batch_size: int) -> tuple[()]:
         """Nothing."""

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.events import SECONDS_PER_DAY, Events
-from linseqrec.layers.states import carried, empty, empty_recent
+from linseqrec.layers.states import Stateless, carried, empty, empty_recent
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
 from linseqrec.ops.segments import at_last_event, keep, segment_runs
 
@@ -167,13 +167,8 @@ class DaysSince(nnx.Module):
         return keep(same[:, :, 0], sums), last_slots(longer, ids, self.events)
 
 
-class NoAge(nnx.Module):
+class NoAge(Stateless):
     """Stands for `DaysSince` where no memory fades with the time that it is late."""
-
-    def initial_state(self, batch_size: int) -> tuple[()]:
-        """Nothing."""
-        del batch_size
-        return ()
 
     def __call__(
         self, gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"], state: tuple[()]

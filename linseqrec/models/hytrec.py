@@ -78,7 +78,7 @@ from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.rotary_attention import RotaryAttention, TimedRotaryAttention
-from linseqrec.layers.states import PartState, carried, empty, empty_recent
+from linseqrec.layers.states import PartState, Stateless, carried, empty, empty_recent
 from linseqrec.layers.swiglu import SwiGLU
 from linseqrec.layers.tadn import TADN, GateKind, TADNState
 from linseqrec.layers.time_gaps import (
@@ -395,13 +395,8 @@ class Late(nnx.Module):
         return delayed(long, self.events, null[...], segment_ids=segment_ids, recent=carried(state))
 
 
-class InTime(nnx.Module):
+class InTime(Stateless):
     """Stands for `Late` where the long branch's own output is not delayed."""
-
-    def initial_state(self, batch_size: int) -> tuple[()]:
-        """Nothing."""
-        del batch_size
-        return ()
 
     def __call__(
         self,
@@ -443,13 +438,8 @@ class Reading(nnx.Module):
         return dropout(mixed, self.rate, dropout_key), state
 
 
-class NoReading(nnx.Module):
+class NoReading(Stateless):
     """Stands for `Reading` where the long branch answers itself."""
-
-    def initial_state(self, batch_size: int) -> tuple[()]:
-        """Nothing."""
-        del batch_size
-        return ()
 
     def __call__(
         self,

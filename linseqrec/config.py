@@ -5,7 +5,7 @@ import dataclasses
 from linseqrec.config_checks import check_fields, require
 from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.ranks import FilterSeen, Ties
-from linseqrec.models.encoding import ModelConfig
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.sharding import MeshConfig
 from linseqrec.training.loss import LossConfig
@@ -93,6 +93,12 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
+        require(
+            isinstance(self.model, ModelConfig),
+            "model",
+            self.model,
+            "a dataclass derived from linseqrec.models.base.ModelConfig",
+        )
         check_fields(self.model, "model.")
         data, steps = self.data, self.training.accumulation_steps
         require(
@@ -101,8 +107,8 @@ class Experiment:
             steps,
             f"a divisor of data.batch_size, {data.batch_size}",
         )
-        # Positions that are learned have an end. A model need not say.
-        longest = getattr(self.model, "longest_row", None)
+        # Positions that are learned have an end.
+        longest = self.model.longest_row
         require(
             longest is None or 1 <= data.length <= longest,
             "data.length",
@@ -111,7 +117,7 @@ class Experiment:
             + ("; 0 stands for whole histories" if not data.length else ""),
         )
         require(
-            getattr(self.model, "causal", True) or data.plan == "prefixes",
+            self.model.causal or data.plan == "prefixes",
             "data.plan",
             data.plan,
             "'prefixes' for a model that is not causal, or it would read its targets",

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from linseqrec.ops.segments import at_last_event
 
-SECONDS_A_DAY = 86_400
+SECONDS_PER_DAY = 86_400
 
 
 @jax.tree_util.register_dataclass

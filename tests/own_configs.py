@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Literal
 
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnConfig:
+class OwnConfig(ModelConfig):
     """Fields of many kinds, which it does not check itself."""
 
     sizes: tuple = ()
@@ -24,7 +25,7 @@ class OwnRecGRELAConfig(RecGRELAConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class OddConfig:
+class OddConfig(ModelConfig):
     """It refuses a value in words of its own."""
 
     width: int = 3

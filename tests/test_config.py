@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
@@ -115,3 +117,12 @@ def test_a_name_that_is_no_option_is_refused_with_those_there_are():
         ConfigError, match=r"^no 'sasrek': choose recgrela, sasrec \(did you mean 's"
     ):
         choose({"recgrela": 1, "sasrec": 2}, "sasrek")
+
+
+def test_a_model_config_of_no_kind_is_refused_with_its_base_class():
+    @dataclasses.dataclass(frozen=True)
+    class Loose:
+        width: int = 8
+
+    with pytest.raises(ConfigError, match=r"model is .*Loose\(width=8\).*models.base.ModelConfig"):
+        Experiment(model=Loose())

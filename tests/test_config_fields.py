@@ -20,6 +20,7 @@ from linseqrec.config_fields import (
     to_text,
 )
 from linseqrec.data.source import DataConfig
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 from tests.own_configs import OddConfig, OwnConfig
@@ -236,7 +237,7 @@ def test_an_experiment_that_its_json_does_not_hold_is_refused(model, reason):
 
 def test_a_class_within_a_function_is_refused():
     @dataclasses.dataclass(frozen=True)
-    class Nameless:
+    class Nameless(ModelConfig):
         width: int = 8
 
     with pytest.raises(ConfigError, match="Nameless cannot be found"):

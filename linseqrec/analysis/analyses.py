@@ -26,7 +26,7 @@ from linseqrec.analysis.traces import is_recurrent
 from linseqrec.config_checks import ConfigError
 from linseqrec.evaluation import metrics
 from linseqrec.evaluation.ranks import catalogue_ranks, in_words
-from linseqrec.layers.gated_delta_net import GatedDelta
+from linseqrec.layers.gated_delta import GatedDelta
 from linseqrec.layers.rela import RELA
 from linseqrec.runs.comparable import shared_title
 from linseqrec.runs.configurations import configuration_labels
@@ -109,7 +109,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
     """
     config, first = settings.probe, subjects[0]
     for subject in subjects:
-        longest = getattr(subject.run.experiment.model, "longest_row", None)
+        longest = subject.run.experiment.model.longest_row
         if longest is not None and config.length > longest:
             raise ConfigError(
                 f"the probe's longest history has {config.length} events, and {subject.name} has "

@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.analysis.traces import MixerTrace, linear_mixers, trace
+from linseqrec.analysis.traces import linear_mixers
 from linseqrec.data.histories import gather_histories
 from linseqrec.events import Events
+from linseqrec.layers.traces import MixerTrace
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run, SplitName
@@ -62,7 +63,7 @@ class Subject:
 
     @property
     def mixers(self) -> list[nnx.Module]:
-        """The model's linear mixers, those that `trace` reads."""
+        """The model's linear mixers, those that a trace is of."""
         model = self.run.model.merge(self.params)
         return [module for _, module in linear_mixers(model)]
 
@@ -117,7 +118,7 @@ class Subject:
     @functools.cached_property
     def _trace(self) -> Any:
         merge = self.run.model.merge
-        return jax.jit(lambda params, events: trace(merge(params), events))
+        return jax.jit(lambda params, events: merge(params).trace(events))
 
     def hidden(self, events: Events, slot: int) -> Float[Array, "B D"]:
         """The hidden vectors at one slot of each row, [B, D], computed in batches."""

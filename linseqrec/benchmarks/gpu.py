@@ -36,7 +36,7 @@ from linseqrec.benchmarks.measuring import Row, compare
 from linseqrec.data.batch import Batch
 from linseqrec.data.source import DataConfig
 from linseqrec.events import Events
-from linseqrec.models.encoding import ModelConfig
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig

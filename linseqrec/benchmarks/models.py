@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from linseqrec.benchmarks.measuring import Row, compare, growth_exponent, temporary_bytes
 from linseqrec.events import Events
-from linseqrec.models.encoding import ModelConfig
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig

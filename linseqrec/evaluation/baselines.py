@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split
-from linseqrec.events import SECONDS_A_DAY
+from linseqrec.events import SECONDS_PER_DAY
 
 # Where the second and the third wait of `TimedMarkov` begin, in seconds.
 _WAITS = (1, 60)
@@ -107,7 +107,7 @@ class RecentPopularity(Popularity):
         if days is not None and share is None:
             if days <= 0:
                 raise ValueError(f"days must be positive, got {days}")
-            since = times.max() - days * SECONDS_A_DAY
+            since = times.max() - days * SECONDS_PER_DAY
         elif share is not None and days is None:
             if not 0 < share <= 1:
                 raise ValueError(f"share must lie in (0, 1], got {share}")
@@ -324,9 +324,9 @@ def _near_in_the_day(
     Events of the last half day weigh 1. They are close to the request because they belong to the
     same session.
     """
-    apart = (times - requests) % SECONDS_A_DAY
-    apart = np.minimum(apart, SECONDS_A_DAY - apart)
-    earlier = requests - times >= SECONDS_A_DAY // 2
+    apart = (times - requests) % SECONDS_PER_DAY
+    apart = np.minimum(apart, SECONDS_PER_DAY - apart)
+    earlier = requests - times >= SECONDS_PER_DAY // 2
     return 1 + 20 * earlier * np.exp(-((apart / 5_400) ** 2))
 
 

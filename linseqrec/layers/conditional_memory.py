@@ -5,14 +5,17 @@ to the attention is the paper's; its equations are not public, and those here ar
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from linseqrec.layers.dense import dense, layer_norm
+from linseqrec.layers.dense import Dense, layer_norm
 from linseqrec.layers.feed_forward import exact_gelu
+from linseqrec.layers.states import Stateless, carried, empty, empty_recent
 from linseqrec.ops.quantization import (
     code_counts,
     masked_mean,
@@ -45,8 +48,8 @@ class MemoryReading:
       vector: m, [B, T, D] in the compute dtype.
       slots: n, [B, T, M, D_c] in the compute dtype: one slot a window and level.
       error: ρ, float32 [B, T], the mean of the windows' relative errors, without gradient.
-      quantization_loss: L_vq, the mean over windows and events.
-      reconstruction_loss: L_rec, the mean over windows; 0 where there is no decoder.
+      losses: "vq", L_vq, the mean over windows and events; with decoders "reconstruction", L_rec,
+        the mean over windows; not weighted.
       code_counts: float32 [S, L, K], how many events took each code, without gradient.
       metrics: Perplexity a window and level, relative errors of quantisation and reconstruction a
         window; scalars.
@@ -55,8 +58,7 @@ class MemoryReading:
     vector: Float[Array, "B T D"]
     slots: Float[Array, "B T M D_c"]
     error: Float[Array, "B T"]
-    quantization_loss: Float[Array, ""]
-    reconstruction_loss: Float[Array, ""]
+    losses: dict[str, Float[Array, ""]]
     code_counts: Float[Array, "S L K"]
     metrics: dict[str, Float[Array, ""]]
 
@@ -109,18 +111,22 @@ class ConditionalMemory(nnx.Module):
           dtype: Compute dtype; quantisation and losses are float32.
           rngs: Randomness.
         """
-        self.window, self.dilations, self.frozen, self.dtype = window, dilations, frozen, dtype
+        self.width, self.window, self.dilations, self.dtype = width, window, dilations, dtype
+        self.frozen, self.held = frozen, jax.lax.stop_gradient if frozen else _learned
         code_width, count = width // 2, len(dilations)
-        make = lambda inputs, outputs: dense(inputs, outputs, dtype=dtype, rngs=rngs)  # noqa: E731
-        self.encoders = nnx.List([make(window * width, code_width) for _ in dilations])
-        self.projections = nnx.List([make(code_width, code_width) for _ in dilations])
-        self.norms = nnx.List(
-            [layer_norm(code_width, epsilon=1e-8, dtype=dtype, rngs=rngs) for _ in dilations]
-        )
+
+        def per_window(make: Callable[..., nnx.Module], *widths: int, **options: Any) -> nnx.List:
+            return nnx.List([make(*widths, dtype=dtype, rngs=rngs, **options) for _ in dilations])
+
+        self.encoders = per_window(Dense, window * width, code_width)
+        self.projections = per_window(Dense, code_width, code_width)
+        self.norms = per_window(layer_norm, code_width, epsilon=1e-8)
         self.decoders = (
-            nnx.List([make(code_width, window * width) for _ in dilations]) if decoder else None
+            per_window(Decoder, code_width, window * width)
+            if decoder
+            else nnx.List([NoDecoder() for _ in dilations])
         )
-        self.output = dense(count * code_width, width, bias=False, dtype=dtype, rngs=rngs)
+        self.output = Dense(count * code_width, width, bias=False, dtype=dtype, rngs=rngs)
         # Half as long as the normalised vectors they stand for: about where the nearest of a few
         # hundred random codes explains most.
         self.codebooks = nnx.Param(
@@ -136,29 +142,28 @@ class ConditionalMemory(nnx.Module):
         """Slots before an event that its widest window sees."""
         return (self.window - 1) * max(self.dilations)
 
+    def initial_state(self, batch_size: int) -> Recent:
+        """The embeddings before any event."""
+        return empty_recent(batch_size, empty(batch_size, self.reach, self.width))
+
     def __call__(
-        self,
-        embeddings: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        past: Recent | None = None,
+        self, embeddings: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], past: Recent
     ) -> tuple[MemoryReading, Recent]:
         """Reads the memory for each event.
 
         Args:
           embeddings: The items' embeddings.
           segment_ids: One id from 1 per history; 0 is padding.
-          past: The embeddings before each row's first history; None is no past.
+          past: The embeddings before each row's first history.
 
         Returns:
           The reading, and the embeddings to go on from.
         """
-        real = segment_ids > 0
-        codebooks = self.codebooks[...]
-        if self.frozen:
-            codebooks = jax.lax.stop_gradient(codebooks)
+        real, codebooks = segment_ids > 0, self.held(self.codebooks[...])
         windows, past = self._windows(embeddings, segment_ids, past)
-        vectors, slots, errors, quantization_losses, reconstructions = [], [], [], [], []
-        counts, metrics = [], {}
+        vectors, slots, errors, counts = [], [], [], []
+        losses: dict[str, list[Float[Array, ""]]] = {}
+        metrics = {}
         for index, (taps, present) in enumerate(windows):
             name = f"{self.window}x{self.dilations[index]}"
             encoded = self._encode(index, taps)
@@ -167,27 +172,20 @@ class ConditionalMemory(nnx.Module):
             vectors.append(vector.astype(self.dtype))
             slots.append(straight_through(quantized.residuals, quantized.retrieved))
             errors.append(relative_error(quantized))
-            quantization_losses.append(quantization_loss(quantized, real))
-            if self.decoders is not None:
-                decoded = self.decoders[index](vectors[-1]).astype(jnp.float32)
-                target = jax.lax.stop_gradient(taps.astype(jnp.float32))
-                there = present[..., None]
-                missed = jnp.sum(jnp.square(decoded.reshape(target.shape) - target) * there)
-                square = jnp.sum(jnp.square(target) * there)
-                reconstructions.append(missed / jnp.maximum(square, _TINY))
-                metrics[f"reconstruction_error/{name}"] = reconstructions[-1]
+            losses.setdefault("vq", []).append(quantization_loss(quantized, real))
+            for kind, loss in self.decoders[index](vectors[-1], taps, present).items():
+                losses.setdefault(kind, []).append(loss)
+                metrics[f"{kind}_error/{name}"] = loss
             counts.append(code_counts(quantized.codes, codebooks.shape[2], real))
             for level, used in enumerate(perplexity(counts[-1])):
                 metrics[f"perplexity/{name}/{level}"] = used
             metrics[f"quantization_error/{name}"] = masked_mean(errors[-1], real)
         slot = jnp.concatenate(slots, axis=-2) + self.types[...]
-        mean = lambda values: sum(values, jnp.zeros(())) / len(self.dilations)  # noqa: E731
         reading = MemoryReading(
             vector=self.output(jnp.concatenate(vectors, axis=-1)),
             slots=slot.astype(self.dtype),
-            error=mean(errors),
-            quantization_loss=mean(quantization_losses),
-            reconstruction_loss=mean(reconstructions),
+            error=_mean(errors),
+            losses={kind: _mean(parts) for kind, parts in losses.items()},
             code_counts=jnp.stack(counts),
             metrics=metrics,
         )
@@ -223,8 +221,10 @@ class ConditionalMemory(nnx.Module):
         averaged = jnp.where(usage == 0, 0, averaged)
         dead = averaged < _DEAD
         drawn = _different(segment_ids.reshape(-1) > 0, levels * codes, key)
+        before_any = self.initial_state(len(segment_ids))
+        windows, _ = self._windows(embeddings, segment_ids, before_any)
         fresh, seeded = [], []
-        for index, (taps, _) in enumerate(self._windows(embeddings, segment_ids, None)[0]):
+        for index, (taps, _) in enumerate(windows):
             some = taps.reshape(1, -1, *taps.shape[2:])[:, drawn]
             rests = self._encode(index, some).reshape(levels, codes, width)
             books: list[Float[Array, "K D_c"]] = []
@@ -251,16 +251,81 @@ class ConditionalMemory(nnx.Module):
         self,
         embeddings: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        past: Recent | None,
+        past: Recent,
     ) -> tuple[list[tuple[Float[Array, "B T W D"], Bool[Array, "B T W"]]], Recent]:
         """Each dilation's taps, the current event first, and which are events; the new past."""
-        extended, ids = after_recent(embeddings, segment_ids, past, self.reach)
+        extended, ids = after_recent(embeddings, segment_ids, carried(past), self.reach)
         windows = []
         for dilation in self.dilations:
             steps = range(0, self.window * dilation, dilation)
             taps, present = slots_back(extended, ids, segment_ids, steps)
             windows.append((keep(present, taps), present))
         return windows, last_slots(extended, ids, self.reach)
+
+
+class Decoder(Dense):
+    """W_d z̃ + b_d: reconstructs a window from its quantised vector."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        vector: Float[Array, "B T D_c"],
+        taps: Float[Array, "B T W D"],
+        present: Bool[Array, "B T W"],
+    ) -> dict[str, Float[Array, ""]]:
+        """The share of the windows that is not reconstructed, over the taps that are events."""
+        target = jax.lax.stop_gradient(taps.astype(jnp.float32))
+        decoded = super().__call__(vector).astype(jnp.float32).reshape(target.shape)
+        there = present[..., None]
+        missed = jnp.sum(jnp.square(decoded - target) * there)
+        square = jnp.sum(jnp.square(target) * there)
+        return {"reconstruction": missed / jnp.maximum(square, _TINY)}
+
+
+class NoDecoder(nnx.Module):
+    """Stands for `Decoder` where nothing is reconstructed."""
+
+    def __call__(
+        self,
+        vector: Float[Array, "B T D_c"],
+        taps: Float[Array, "B T W D"],
+        present: Bool[Array, "B T W"],
+    ) -> dict[str, Float[Array, ""]]:
+        """No loss."""
+        del vector, taps, present
+        return {}
+
+
+class NoMemory(Stateless):
+    """Stands for `ConditionalMemory` in a model without one: it has nothing to say."""
+
+    def __call__(
+        self, embeddings: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], past: tuple[()]
+    ) -> tuple[MemoryReading, tuple[()]]:
+        """A reading of zeros."""
+        slots = jnp.zeros((*segment_ids.shape, 0, 0), embeddings.dtype)
+        error = jnp.zeros(segment_ids.shape)
+        nothing = MemoryReading(
+            jnp.zeros_like(embeddings), slots, error, {}, jnp.zeros((0, 0, 0)), {}
+        )
+        return nothing, past
+
+    def reseed(
+        self,
+        embeddings: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        counts: Float[Array, "S L K"],
+        key: PRNGKeyArray,
+    ) -> None:
+        """Does nothing."""
+        del embeddings, segment_ids, counts, key
+
+
+def _learned(codebooks: Float[Array, "S L K D_c"]) -> Float[Array, "S L K D_c"]:
+    return codebooks
+
+
+def _mean(values: list[Float[Array, "..."]]) -> Float[Array, "..."]:
+    return sum(values, jnp.zeros(())) / len(values)
 
 
 def _different(real: Bool[Array, "E"], count: int, key: PRNGKeyArray) -> Int[Array, "N"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from linseqrec.layers.dense import dense
+from linseqrec.layers.dense import Dense
 from linseqrec.layers.dropout import dropout
 
 exact_gelu = partial(jax.nn.gelu, approximate=False)
@@ -31,9 +31,9 @@ class FeedForward(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Args: `deviation` is that of fresh kernels (see `dense`)."""
-        self.expand = dense(width, hidden_width, deviation=deviation, dtype=dtype, rngs=rngs)
-        self.contract = dense(hidden_width, width, deviation=deviation, dtype=dtype, rngs=rngs)
+        """Args: `deviation` is that of fresh kernels (see `Dense`)."""
+        self.expand = Dense(width, hidden_width, deviation=deviation, dtype=dtype, rngs=rngs)
+        self.contract = Dense(hidden_width, width, deviation=deviation, dtype=dtype, rngs=rngs)
         self.rate, self.activation = rate, activation
 
     def __call__(

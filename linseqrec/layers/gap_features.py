@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.layers.dense import dense
+from linseqrec.layers.dense import Dense
 from linseqrec.layers.time_gaps import MOST_DAYS
 
 
@@ -21,7 +21,7 @@ class GapFeatures(nnx.Module):
         self, features: int, *, waves: int = 8, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
     ):
         self.waves, self.dtype = waves, dtype
-        self.projection = dense(2 * waves, features, bias=False, dtype=dtype, rngs=rngs)
+        self.projection = Dense(2 * waves, features, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, gaps: Float[Array, "B T"]) -> Float[Array, "B T F"]:
         """The features of gaps in days."""
@@ -29,3 +29,11 @@ class GapFeatures(nnx.Module):
         angles = jnp.log1p(gaps)[..., None] * rates
         features = jnp.concatenate([jnp.sin(angles), 1 - jnp.cos(angles)], axis=-1)
         return self.projection(features.astype(self.dtype))
+
+
+class NoGapFeatures(nnx.Module):
+    """Stands for `GapFeatures` in a model whose queries and keys know no gaps."""
+
+    def __call__(self, gaps: Float[Array, "B T"]) -> Float[Array, "B T 0"]:
+        """No features."""
+        return jnp.zeros((*gaps.shape, 0), gaps.dtype)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import dense
-from linseqrec.layers.short_convolution import ShortConvolution
+from linseqrec.layers.dense import Dense
+from linseqrec.layers.short_convolution import NoConvolution, ShortConvolution
 from linseqrec.layers.starting_values import copy_kernel, lookup_kernel, lookup_taps
-from linseqrec.ops.recent import Recent, after_recent, last_slots
+from linseqrec.layers.states import PartState, behind_recent, empty, empty_recent
+from linseqrec.ops.recent import Recent
 from linseqrec.ops.softmax_attention import MemorySlots, softmax_attention
 
 
@@ -21,11 +22,11 @@ class MemoryAttentionState:
 
     Attributes:
       window: Keys and values [B, window - 1, H, K] of the last events.
-      convolution: The last inputs of the short convolution, [B, W - 1, 3 D]; None without it.
+      convolution: The last inputs of the short convolution, [B, W - 1, 3 D]; () without it.
     """
 
     window: Recent
-    convolution: Float[Array, "B W-1 E"] | None
+    convolution: PartState
 
 
 class MemoryAttention(nnx.Module):
@@ -64,64 +65,84 @@ class MemoryAttention(nnx.Module):
           dtype: Compute dtype.
           rngs: Randomness.
         """
-        self.heads, self.window = heads, window
-        make = lambda inputs, outputs: dense(inputs, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
+        self.width, self.heads, self.window = width, heads, window
         sizes = heads, width // heads, width // heads
-        self.query_key_value = make(width, 3 * width)
+        self.query_key_value = Dense(width, 3 * width, bias=False, dtype=dtype, rngs=rngs)
         self.query_key_value.kernel[...] = lookup_kernel(width, *sizes, rngs=rngs)
-        self.convolution = (
-            None if kernel is None else ShortConvolution(3 * width, kernel, bias=False, rngs=rngs)
-        )
-        if self.convolution is not None and kernel is not None:
+        self.convolution: ShortConvolution | NoConvolution = NoConvolution()
+        if kernel is not None:
+            self.convolution = ShortConvolution(3 * width, kernel, bias=False, rngs=rngs)
             self.convolution.weight[...] = lookup_taps(kernel, *sizes)
-        self.memory_key_value = None if slot_width is None else make(slot_width, 2 * width)
-        self.output = make(width, width)
+        self.memory_key_value = (
+            NoSlots()
+            if slot_width is None
+            else SlotKeyValue(slot_width, 2 * width, bias=False, dtype=dtype, rngs=rngs)
+        )
+        self.output = Dense(width, width, bias=False, dtype=dtype, rngs=rngs)
         self.output.kernel[...] = copy_kernel(self.query_key_value.kernel[...], heads, sizes[-1])
+
+    def initial_state(self, batch_size: int) -> MemoryAttentionState:
+        """The state before any event."""
+        kept = empty(batch_size, self.window - 1, self.heads, self.width // self.heads)
+        return MemoryAttentionState(
+            empty_recent(batch_size, (kept, kept)), self.convolution.initial_state(batch_size)
+        )
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        state: MemoryAttentionState | None = None,
+        state: MemoryAttentionState,
         *,
-        slots: Float[Array, "B T M D_c"] | None = None,
+        slots: Float[Array, "B T M D_c"],
     ) -> tuple[Float[Array, "B T D"], MemoryAttentionState]:
         """Mixes a row's events over time.
 
         Args:
           x: Normalised inputs.
           segment_ids: One id from 1 per history; 0 is padding.
-          state: What came before each row's first segment; None is no past.
-          slots: The memory slots of each event, if the layer was made for some.
+          state: What came before each row's first segment.
+          slots: The memory slots of each event; not read if the layer was made for none.
 
         Returns:
           The mixed values, and the state after each row's last segment.
         """
-        heads = lambda part: part.reshape(*part.shape[:-1], self.heads, -1)  # noqa: E731
-        mixed, convolution = self.query_key_value(x), None
-        if self.convolution is not None:
-            mixed, convolution = self.convolution(
-                mixed, segment_ids, None if state is None else state.convolution
-            )
-        query, key, value = (heads(part) for part in jnp.split(mixed, 3, axis=-1))
-        kept = self.window - 1
-        past, past_ids = after_recent(
-            (key, value), segment_ids, None if state is None else state.window, kept
+        mixed, convolution = self.convolution(
+            self.query_key_value(x), segment_ids, state.convolution
         )
-        # Without a past the row is attended to as it stands, not behind an empty cache.
-        (key, value), ids = ((key, value), segment_ids) if state is None else (past, past_ids)
-        memory = None
-        if self.memory_key_value is not None:
-            assert slots is not None, "the layer was made for memory slots"
-            maps = self.memory_key_value.kernel[...].astype(query.dtype)
-            memory = MemorySlots(slots, *(heads(part) for part in jnp.split(maps, 2, axis=-1)))
+        query, key, value = (_heads(part, self.heads) for part in jnp.split(mixed, 3, axis=-1))
+        (key, value), ids, window = behind_recent(
+            (key, value), segment_ids, state.window, self.window - 1
+        )
         attended = softmax_attention(
             query,
             key,
             value,
-            memory=memory,
+            memory=self.memory_key_value(slots, self.heads, query.dtype),
             window=self.window,
             segment_ids=ids,
         )
-        window = last_slots(past, past_ids, kept)
         return self.output(attended.reshape(x.shape)), MemoryAttentionState(window, convolution)
+
+
+class SlotKeyValue(Dense):
+    """W_kv^m, which makes keys and values of the memory slots within the attention."""
+
+    def __call__(  # type: ignore[override]
+        self, slots: Float[Array, "B T M D_c"], heads: int, dtype: jnp.dtype
+    ) -> MemorySlots:
+        """The slots, and the maps that the attention takes them through."""
+        maps = self.kernel[...].astype(dtype)
+        return MemorySlots(slots, *(_heads(part, heads) for part in jnp.split(maps, 2, axis=-1)))
+
+
+class NoSlots(nnx.Module):
+    """Stands for `SlotKeyValue` where the attention sees no memory."""
+
+    def __call__(self, slots: Float[Array, "B T M D_c"], heads: int, dtype: jnp.dtype) -> None:
+        """No slots."""
+        del slots, heads, dtype
+
+
+def _heads(part: Float[Array, "... D"], heads: int) -> Float[Array, "... H K"]:
+    return part.reshape(*part.shape[:-1], heads, -1)

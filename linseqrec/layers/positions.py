@@ -25,8 +25,10 @@ class PositionEmbedding(nnx.Module):
         self.table = nnx.Param(draw(rngs.params(), (max_length, width), jnp.float32))
         self.dtype = dtype
 
-    def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Looks positions up.
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Adds the positions' vectors to x.
 
         Raises:
           ValueError: If a row is longer than the table.
@@ -38,7 +40,31 @@ class PositionEmbedding(nnx.Module):
                 "learned: raise the model's max_length or shorten the rows"
             )
         # A position past the end (a history carried on too far) must not pass for the last one.
-        return jnp.take(table, positions, axis=0, mode="fill").astype(self.dtype)
+        return x + jnp.take(table, positions, axis=0, mode="fill").astype(self.dtype)
+
+
+class Sinusoids(nnx.Module):
+    """Fixed sinusoids in the place of learned positions."""
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Adds the positions' sinusoids to x."""
+        return x + sinusoidal_positions(positions, self.width).astype(x.dtype)
+
+
+class NoPositions(nnx.Module):
+    """Stands for position vectors in a model that adds none."""
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Returns x."""
+        del positions
+        return x
 
 
 def sinusoidal_positions(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:

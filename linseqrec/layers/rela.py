@@ -1,15 +1,17 @@
 """RELA: rotary-enhanced linear attention with its local branch (arXiv 2506.13315)."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import dense
-from linseqrec.layers.short_convolution import ShortConvolution
+from linseqrec.layers.dense import Dense, Gate, Identity
+from linseqrec.layers.short_convolution import NoConvolution, ShortConvolution
+from linseqrec.layers.states import PartState, carried, empty
+from linseqrec.layers.traces import MixerTrace, record
 from linseqrec.ops.convolution import short_convolution
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.rotary import rotary
@@ -30,13 +32,13 @@ class RELAState:
 
     Attributes:
       attention: Sums over the past: Σ k vᵀ [B, H, K, V] and Σ φ(k) [B, H, K], float32.
-      convolution: The last `kernel - 1` inputs of the local branch, [B, W - 1, D]; None without it.
-      previous: The last event's X, [B, 1, D], for the next key of a lookup; None without it.
+      convolution: The last `kernel - 1` inputs of the local branch, [B, W - 1, D]; () without it.
+      previous: The last event's X, [B, 1, D], for the next key of a `LookupRELA`; else ().
     """
 
     attention: LinearAttentionState
-    convolution: Array | None
-    previous: Array | None
+    convolution: PartState
+    previous: PartState
 
 
 class RELA(nnx.Module):
@@ -62,16 +64,6 @@ class RELA(nnx.Module):
 
     with m = 1 for a history's first event. In the released code such a slot holds the padding
     item's own key. From event N on, o is the running mean again.
-
-    `lookup=True` (ours, causal form only) starts each head as the question "what followed this item
-    before?", whose answer is an item's own vector. Starting values alone cannot ask it: the key of
-    an event and its value are the same item. Two learned taps a feature, c_0 = 1 and c_1 = 0 at the
-    start, therefore give event n the key of the event before it,
-
-        k_n = W_k (c_0 ⊙ X_{n−1} + c_1 ⊙ X_n) + b_k
-
-    The other starting values are in `_start_as_lookup`. A lookup needs `rotation=False`: rotated,
-    a key that is many events old no longer matches its query.
     """
 
     def __init__(
@@ -88,158 +80,259 @@ class RELA(nnx.Module):
         value_projection: bool = False,
         kernel: int = 4,
         denominator_events: int | None = None,
-        lookup: bool = False,
         epsilon: float = 1e-6,
         deviation: float | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Args: `deviation` is that of fresh kernels (see `dense`)."""
-        self.width, self.heads, self.causal = width, heads, causal
-        self.epsilon, self.rotation, self.dtype = epsilon, rotation, dtype
-        self.denominator_events = denominator_events
-        make = lambda outputs: dense(  # noqa: E731
-            width, outputs, deviation=deviation, dtype=dtype, rngs=rngs
+        self.width, self.heads, self.causal, self.epsilon = width, heads, causal, epsilon
+        self.unfilled = NoSlots() if denominator_events is None else Unfilled(denominator_events)
+        self.rotate = rotary if rotation else _unrotated
+        options: dict[str, Any] = dict(deviation=deviation, dtype=dtype, rngs=rngs)
+        self.gate = OutputGate(width, width, **options) if gate else NoGate()
+        self.input_gate = Gate(width, width, **options) if input_gate else Identity()
+        self.query_key = Dense(width, 2 * width, **options)
+        self.value = Dense(width, width, **options) if value_projection else Identity()
+        self.output = Dense(width, width, **options)
+        self.selector = (
+            Convex(width, width, **options)
+            if selector == "convex"
+            else (Sum() if shortcut else AttendedAlone())
         )
-        self.gate = make(width) if gate else None
-        self.input_gate = make(width) if input_gate else None
-        self.query_key = make(2 * width)
-        self.value = make(width) if value_projection else None
-        self.output = make(width)
-        self.selector = make(width) if selector == "convex" else None
-        self.shortcut = ShortConvolution(width, kernel, rngs=rngs) if shortcut else None
-        taps = jnp.stack([jnp.ones(width), jnp.zeros(width)])
-        self.key_taps = nnx.Param(taps) if lookup else None
-        if lookup:
-            self._start_as_lookup(rngs)
+        self.shortcut = ShortConvolution(width, kernel, rngs=rngs) if shortcut else NoConvolution()
 
-    def _start_as_lookup(self, rngs: nnx.Rngs) -> None:
-        """Sets what a lookup starts with.
-
-        - W_k = W_q: an item's key is the query that finds it.
-        - Columns of W_q of length `_SHARPNESS`, and biases of −`_SPARSITY`: φ is nearly 0 for most
-          features, and large for a few. Near φ(0) = 1 all items have the same features.
-        - W_2 = I and W_3 = `_GAIN` · I: what is read is an item's normalised vector, which the tied
-          scores understand. The local branch starts with the current event alone.
-        - b_1 = 1: the output gate starts open. SiLU(0) is 0, and passes nothing on.
-        """
-        width = self.width
-        query = _SHARPNESS / width**0.5 * jax.random.normal(rngs.params(), (width, width))
-        self.query_key.kernel = nnx.Param(jnp.concatenate([query, query], axis=1))
-        self.query_key.bias = nnx.Param(jnp.full(2 * width, -_SPARSITY))
-        for layer, gain in ((self.input_gate, 1.0), (self.value, 1.0), (self.output, _GAIN)):
-            if layer is not None:
-                layer.kernel = nnx.Param(gain * jnp.eye(width))
-        if self.gate is not None:
-            self.gate.bias = nnx.Param(jnp.ones(width))
-        if self.shortcut is not None:
-            taps = self.shortcut.weight.shape
-            self.shortcut.weight = nnx.Param(jnp.zeros(taps).at[-1].set(1))
-            self.shortcut.bias = nnx.Param(jnp.zeros(width))
+    def initial_state(self, batch_size: int) -> RELAState:
+        """The state before any event."""
+        head = self.width // self.heads
+        attention = LinearAttentionState(
+            empty(batch_size, self.heads, head, head), empty(batch_size, self.heads, head)
+        )
+        return RELAState(attention, self.shortcut.initial_state(batch_size), ())
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
         positions: Int[Array, "B T"],
-        state: RELAState | None = None,
-    ) -> tuple[Float[Array, "B T D"], RELAState | None]:
+        state: RELAState,
+    ) -> tuple[Float[Array, "B T D"], RELAState]:
         """Mixes a row's events over time.
 
         Args:
           x: Normalised inputs.
-          segment_ids: One id from 1 per history; 0 is padding. The released form (`causal=False`)
-            does not look at them: it sums over every slot.
+          segment_ids: One id from 1 per history; 0 is padding. None, for the released form: every
+            slot is an event of one segment.
           positions: Positions within the history, from 0: for the rotation and the denominator.
-          state: The past of each row's first segment; None is no past. Causal form only.
+          state: The past of each row's first segment.
 
         Returns:
-          The mixed values, and the state after each row's last segment (None if not causal).
+          The mixed values, and the state after each row's last segment.
         """
-        mixed = x if self.input_gate is None else self.input_gate(x)
-        keyed, previous = None, None
-        if self.key_taps is not None:
-            keyed, previous = short_convolution(
-                mixed,
-                self.key_taps[...].astype(mixed.dtype),
-                segment_ids=segment_ids,
-                state=None if state is None else state.previous,
-            )
-        attended, attention = self.attend(
-            mixed, segment_ids, positions, None if state is None else state.attention, keyed
+        mixed = self.input_gate(x)
+        query, key, previous = self.query_and_key(mixed, segment_ids, state.previous)
+        rotated_query, rotated_key = map(
+            self._split, (self.rotate(query, positions), self.rotate(key, positions))
         )
-        output, convolution = attended, None
-        if self.shortcut is not None:
-            local, convolution = self.shortcut(
-                mixed,
-                segment_ids if self.causal else None,
-                None if state is None else state.convolution,
-            )
-            output = self.augment(x, attended, local)
-        if self.gate is not None:
-            output = jax.nn.silu(self.gate(x)) * output
-        after = RELAState(attention, convolution, previous) if self.causal else None
-        return self.output(output), after
-
-    def attend(
-        self,
-        mixed: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        past: LinearAttentionState | None,
-        keyed: Float[Array, "B T D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], LinearAttentionState]:
-        """The linear attention's branch o, heads side by side, and its sums over the past.
-
-        `keyed` is what keys are made of; None is `mixed`.
-        """
-        query, key, rotated_query, rotated_key = self.features(mixed, positions, keyed)
-        value = mixed if self.value is None else self.value(mixed)
+        query, key = self._split(query), self._split(key)
         # The released code divides by the number of slots throughout, so its ε counts once a slot.
-        slots = 1 if self.causal else mixed.shape[1]
-        epsilon: float | Array = self.epsilon * slots
-        if self.denominator_events is not None:
-            unfilled = jnp.maximum(self.denominator_events - 1 - positions, 0)
-            epsilon = epsilon + unfilled[..., None] * jnp.sum(query, axis=-1, dtype=jnp.float32)
-        attended, after = linear_attention(
+        slots = 1 if self.causal else x.shape[1]
+        attended, attention = linear_attention(
             rotated_query,
             rotated_key,
-            self._split(value),
+            self._split(self.value(mixed)),
             denominator_query=query,
             denominator_key=key,
             causal=self.causal,
-            segment_ids=segment_ids if self.causal else None,
-            epsilon=epsilon,
-            initial_state=past,
+            segment_ids=segment_ids,
+            epsilon=self.epsilon * slots + self.unfilled(query, positions),
+            initial_state=carried(state.attention),
         )
-        return attended.reshape(mixed.shape), after
+        attended = attended.reshape(x.shape)
+        local, convolution = self.shortcut(mixed, segment_ids, state.convolution)
+        selected = self.selector(x, attended, local)
+        record(self, lambda: self._trace(rotated_key, attention, attended, selected))
+        output = self.output(self.gate(x, selected))
+        return output, RELAState(attention, convolution, previous)
 
-    def features(
+    def query_and_key(
         self,
         mixed: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
-        keyed: Float[Array, "B T D"] | None = None,
-    ) -> tuple[Float[Array, "B T H K"], ...]:
-        """φ(q), φ(k), q̃ and k̃, in heads; keys of `keyed`, where it is given."""
+        segment_ids: Int[Array, "B T"] | None,
+        previous: PartState,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], PartState]:
+        """φ(q) and φ(k), and what the next call's keys go on from: nothing."""
+        del segment_ids
         query, key = jnp.split(jax.nn.elu(self.query_key(mixed)) + 1, 2, axis=-1)
-        if keyed is not None:
-            _, key = jnp.split(jax.nn.elu(self.query_key(keyed)) + 1, 2, axis=-1)
-        rotated = (
-            (rotary(query, positions), rotary(key, positions)) if self.rotation else (query, key)
-        )
-        return tuple(self._split(part) for part in (query, key, *rotated))
+        return query, key, previous
 
-    def augment(
+    def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
+        return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
+
+    def _trace(
+        self,
+        keys: Float[Array, "B T H K"],
+        attention: LinearAttentionState,
+        attended: Float[Array, "B T D"],
+        selected: Float[Array, "B T D"],
+    ) -> MixerTrace:
+        alone = isinstance(self.selector, AttendedAlone)
+        return MixerTrace(
+            keys,
+            attention.key_value,
+            attended=attended,
+            augmented=None if alone else selected,
+        )
+
+
+class LookupRELA(RELA):
+    """RELA whose heads start as the question "what followed this item before?" (ours).
+
+    The answer is an item's own vector. Starting values alone cannot ask it: the key of an event and
+    its value are the same item. Two learned taps a feature, c_0 = 1 and c_1 = 0 at the start,
+    therefore give event n the key of the event before it,
+
+        k_n = W_k (c_0 ⊙ X_{n−1} + c_1 ⊙ X_n) + b_k
+
+    It is causal and has no rotation: rotated, a key that is many events old no longer matches its
+    query. What it starts with besides:
+
+    - W_k = W_q: an item's key is the query that finds it.
+    - Columns of W_q of length `_SHARPNESS`, and biases of −`_SPARSITY`: φ is nearly 0 for most
+      features, and large for a few. Near φ(0) = 1 all items have the same features.
+    - W_2 = I and W_3 = `_GAIN` · I: what is read is an item's normalised vector, which the tied
+      scores understand. The local branch starts with the current event alone.
+    - b_1 = 1: the output gate starts open. SiLU(0) is 0, and passes nothing on.
+
+    Attributes:
+      key_taps: c, float32 [2, D]; row 1 multiplies the current event.
+    """
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, **options: Any):
+        """Args: as of `RELA`, without `causal` and `rotation`."""
+        super().__init__(width, heads, causal=True, rotation=False, rngs=rngs, **options)
+        self.key_taps = nnx.Param(jnp.stack([jnp.ones(width), jnp.zeros(width)]))
+        query = _SHARPNESS / width**0.5 * jax.random.normal(rngs.params(), (width, width))
+        self.query_key.kernel[...] = jnp.concatenate([query, query], axis=1)
+        self.query_key.bias = nnx.Param(jnp.full(2 * width, -_SPARSITY))
+        for layer, gain in ((self.input_gate, 1.0), (self.value, 1.0), (self.output, _GAIN)):
+            if isinstance(layer, Dense):
+                layer.kernel[...] = gain * jnp.eye(width)
+        if isinstance(self.gate, OutputGate):
+            self.gate.bias = nnx.Param(jnp.ones(width))
+        if isinstance(self.shortcut, ShortConvolution):
+            taps = self.shortcut.weight.shape
+            self.shortcut.weight[...] = jnp.zeros(taps).at[-1].set(1)
+            self.shortcut.bias = nnx.Param(jnp.zeros(width))
+
+    def initial_state(self, batch_size: int) -> RELAState:
+        """The state before any event."""
+        return dataclasses.replace(
+            super().initial_state(batch_size), previous=empty(batch_size, 1, self.width)
+        )
+
+    def query_and_key(
+        self,
+        mixed: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None,
+        previous: PartState,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], PartState]:
+        """φ(q), φ(k) of the event before, and the last event's X."""
+        keyed, previous = short_convolution(
+            mixed,
+            self.key_taps[...].astype(mixed.dtype),
+            segment_ids=segment_ids,
+            state=carried(previous),
+        )
+        query, _ = jnp.split(jax.nn.elu(self.query_key(mixed)) + 1, 2, axis=-1)
+        _, key = jnp.split(jax.nn.elu(self.query_key(keyed)) + 1, 2, axis=-1)
+        return query, key, previous
+
+
+class OutputGate(Gate):
+    """G: SiLU(W_1 x + b_1) ⊙ y."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """What passes."""
+        return jax.nn.silu(super().__call__(x)) * y
+
+
+class NoGate(nnx.Module):
+    """Stands for `OutputGate` where all of y passes."""
+
+    def __call__(self, x: Float[Array, "B T D"], y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Returns y."""
+        del x
+        return y
+
+
+class Convex(Gate):
+    """The convex selector: g ⊙ o + (1 − g) ⊙ S, g = σ(W_s x + b_s)."""
+
+    def __call__(  # type: ignore[override]
         self,
         x: Float[Array, "B T D"],
         attended: Float[Array, "B T D"],
         local: Float[Array, "B T D"],
     ) -> Float[Array, "B T D"]:
-        """The two branches joined: the local one raises the rank of the other."""
-        if self.selector is None:
-            return attended + local
-        share = jax.nn.sigmoid(self.selector(x))
+        """The two branches joined."""
+        share = jax.nn.sigmoid(super().__call__(x))
         return share * attended + (1 - share) * local
 
-    def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
-        return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
+
+class Sum(nnx.Module):
+    """The published selector: the local branch raises the rank of the other, and G chooses."""
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attended: Float[Array, "B T D"],
+        local: Float[Array, "B T D"],
+    ) -> Float[Array, "B T D"]:
+        """The two branches joined."""
+        del x
+        return attended + local
+
+
+class AttendedAlone(nnx.Module):
+    """Stands for the selector where there is no local branch."""
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attended: Float[Array, "B T D"],
+        local: Float[Array, "B T D"],
+    ) -> Float[Array, "B T D"]:
+        """Returns what was attended to."""
+        del x, local
+        return attended
+
+
+class Unfilled(nnx.Module):
+    """The released form's denominator over the slots that a history has not filled yet."""
+
+    def __init__(self, events: int):
+        self.events = events
+
+    def __call__(
+        self, query: Float[Array, "B T H K"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T H"]:
+        """max(N − m, 0) ⟨φ(q_m), 1⟩ for the m-th event."""
+        unfilled = jnp.maximum(self.events - 1 - positions, 0)
+        return unfilled[..., None] * jnp.sum(query, axis=-1, dtype=jnp.float32)
+
+
+class NoSlots(nnx.Module):
+    """Stands for `Unfilled` where the denominator counts the events so far."""
+
+    def __call__(self, query: Float[Array, "B T H K"], positions: Int[Array, "B T"]) -> float:
+        """Nothing."""
+        del query, positions
+        return 0.0
+
+
+def _unrotated(x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    del positions
+    return x

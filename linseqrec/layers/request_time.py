@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.events import Events
+from linseqrec.events import SECONDS_PER_DAY, Events
+from linseqrec.layers.dense import Decayed, Dense
 
 # Periods of the calendar in seconds, and how many harmonics of each are read: four of the day tell
 # hours, three of the week weekdays. The year is the Gregorian calendar's mean one.
-_PERIODS = ((86_400, 4), (604_800, 3), (31_556_952, 3))
+_PERIODS = ((SECONDS_PER_DAY, 4), (604_800, 3), (31_556_952, 3))
 # One a power of two of the elapsed seconds below 2^31, and one for the same second.
 _BUCKETS = 32
 
@@ -37,10 +38,11 @@ class RequestTime(nnx.Module):
         self.dtype = dtype
         self.elapsed = nnx.Param(jax.random.normal(rngs.params(), (_BUCKETS, width)))
         waves = 2 * sum(harmonics for _, harmonics in _PERIODS)
+        # Flax's own starting values, a normal cut at two deviations.
         self.calendar = nnx.Linear(waves, width, use_bias=False, dtype=dtype, rngs=rngs)
-        zeros = nnx.initializers.zeros_init()
+        self.calendar.kernel = Decayed(self.calendar.kernel[...])
         self.input, self.output = (
-            nnx.Linear(width, outputs, use_bias=False, dtype=dtype, kernel_init=zeros, rngs=rngs)
+            Dense(width, outputs, bias=False, deviation=0.0, dtype=dtype, rngs=rngs)
             for outputs in (width, 2 * width)
         )
 

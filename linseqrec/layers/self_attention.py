@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import dense
+from linseqrec.layers.dense import Dense
 from linseqrec.ops.softmax_attention import softmax_attention
 
 
@@ -20,16 +20,16 @@ class SelfAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads = heads
-        self.query_key_value = dense(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.output = dense(width, width, dtype=dtype, rngs=rngs)
+        self.query_key_value = Dense(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.output = Dense(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"]
-    ) -> Float[Array, "B T D"]:
-        """Mixes a row's events over time; 0 in `segment_ids` is padding."""
+        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], state: tuple[()] = ()
+    ) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        """Mixes a row's events over time; 0 in `segment_ids` is padding; it carries no state."""
         shape = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
         query, key, value = (
             part.reshape(shape) for part in jnp.split(self.query_key_value(x), 3, axis=-1)
         )
         mixed = softmax_attention(query, key, value, segment_ids=segment_ids)
-        return self.output(mixed.reshape(x.shape))
+        return self.output(mixed.reshape(x.shape)), state

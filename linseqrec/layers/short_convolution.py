@@ -6,6 +6,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from linseqrec.layers.states import Stateless, carried, empty
 from linseqrec.mesh_axes import DATA, SEQUENCE, time_is_split
 from linseqrec.ops.convolution import sequence_parallel_short_convolution, short_convolution
 
@@ -25,22 +26,46 @@ class ShortConvolution(nnx.Module):
         self.weight = nnx.Param(draw(rngs.params(), (kernel, width), jnp.float32) - bound)
         self.bias = nnx.Param(draw(rngs.params(), (width,), jnp.float32) - bound) if bias else None
 
+    def initial_state(self, batch_size: int) -> Float[Array, "B W-1 D"]:
+        """The inputs before any event."""
+        kernel, width = self.weight.shape
+        return empty(batch_size, kernel - 1, width)
+
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        state: Float[Array, "B W-1 D"] | None = None,
+        segment_ids: Int[Array, "B T"] | None,
+        state: Float[Array, "B W-1 D"],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
-        """Convolves each segment on its own; returns the outputs and the last W - 1 inputs."""
-        weight = self.weight[...].astype(x.dtype)
-        bias = None if self.bias is None else self.bias[...].astype(x.dtype)
+        """Convolves each segment on its own; returns the outputs and the last W - 1 inputs.
+
+        `segment_ids=None` takes every slot for an event of one segment.
+        """
+        weight, bias = jax.tree.map(
+            lambda parameter: parameter[...].astype(x.dtype),
+            (self.weight, self.bias),
+            is_leaf=lambda node: isinstance(node, nnx.Param),
+        )
         if time_is_split():
             if segment_ids is None:
                 segment_ids = jnp.ones(x.shape[:2], jnp.int32)
-            mixed, state = _split(x, weight, bias, segment_ids, state)
+            mixed, state = _split(x, weight, bias, segment_ids, carried(state))
         else:
-            mixed, state = short_convolution(x, weight, bias, segment_ids=segment_ids, state=state)
+            mixed, state = short_convolution(
+                x, weight, bias, segment_ids=segment_ids, state=carried(state)
+            )
         return jax.nn.silu(mixed), state
+
+
+class NoConvolution(Stateless):
+    """Stands for a short convolution that a mixer does without: its inputs are its outputs."""
+
+    def __call__(
+        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None, state: tuple[()]
+    ) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        """Returns x."""
+        del segment_ids
+        return x, state
 
 
 def _split(

@@ -52,7 +52,10 @@ def lookup_kernel(
       of queries are then longer, so that inputs of rms 1 make queries of rms 1).
     """
     orthogonal = nnx.initializers.orthogonal()
-    draw = lambda outputs: [orthogonal(rngs.params(), (width, outputs)) for _ in range(heads)]  # noqa: E731
+
+    def draw(outputs: int) -> list[Float[Array, "D K"]]:
+        return [orthogonal(rngs.params(), (width, outputs)) for _ in range(heads)]
+
     query = max(1.0, math.sqrt(key_width / width)) * jnp.concatenate(draw(key_width), axis=1)
     return jnp.concatenate([query, query, *draw(value_width)], axis=1)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from linseqrec.layers.dense import dense
+from linseqrec.layers.dense import Dense
 from linseqrec.layers.dropout import dropout
 
 
@@ -18,8 +18,8 @@ class SwiGLU(nnx.Module):
     def __init__(
         self, width: int, hidden_width: int, rate: float, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
-        self.expand = dense(width, 2 * hidden_width, bias=False, dtype=dtype, rngs=rngs)
-        self.contract = dense(hidden_width, width, bias=False, dtype=dtype, rngs=rngs)
+        self.expand = Dense(width, 2 * hidden_width, bias=False, dtype=dtype, rngs=rngs)
+        self.contract = Dense(hidden_width, width, bias=False, dtype=dtype, rngs=rngs)
         self.rate = rate
 
     def __call__(

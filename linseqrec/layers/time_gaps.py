@@ -1,5 +1,6 @@
 """The time between events: what temporal decays read."""
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from linseqrec.events import SECONDS_A_DAY, Events
+from linseqrec.events import SECONDS_PER_DAY, Events
+from linseqrec.layers.states import Stateless, carried, empty, empty_recent
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
 from linseqrec.ops.segments import at_last_event, keep, segment_runs
 
@@ -16,16 +18,44 @@ from linseqrec.ops.segments import at_last_event, keep, segment_runs
 # or 1, its controls; or nothing.
 Time = Literal["gaps", "shuffled", "positions", "none"]
 
+# log T of a decay exp(-days / T), [H]; infinity where nothing fades.
+Horizon = nnx.Param | Array | float
+
 # The longest gap that a model is told of.
 MOST_DAYS = 3_650.0
 # Of the decay's time constants, in days.
 _HORIZONS = (1.0, 365.0)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """What a mixer reads of each slot beside its input: where and when it stands.
+
+    Attributes:
+      segment_ids: One id from 1 per history; 0 is padding.
+      positions: Within the history, from 0; a carried history's go on.
+      gaps: Days since the event before, float32.
+      age: Days since the event before which a late memory stops, float32 (see `TADN`).
+      wait: Days from each event to the request after it, float32; None where it is hidden.
+    """
+
+    segment_ids: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    gaps: Float[Array, "B T"]
+    age: Float[Array, "B T"]
+    wait: Float[Array, "B T"] | None = None
+
+
+def no_timestamp(batch_size: int) -> Int[Array, "B"]:
+    """The last event's time before any event."""
+    return empty(batch_size, dtype=np.int32) - 1
+
+
 def gaps_in_days(
     timestamps: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
-    last_timestamp: Int[Array, "B"] | None = None,
+    last_timestamp: Int[Array, "B"],
 ) -> tuple[Float[Array, "B T"], Int[Array, "B"]]:
     """The time since the event before, in days, clipped to ten years.
 
@@ -35,22 +65,21 @@ def gaps_in_days(
       timestamps: int32 [B, T], seconds, not negative; any number at padding.
       segment_ids: [B, T], 0 = padding; the events of one segment are contiguous.
       last_timestamp: int32 [B], the event before the row's first segment; -1 where none came
-        before. None: none did.
+        before (`no_timestamp`).
 
     Returns:
       gaps: float32 [B, T], from 0 to 3650; 0 at a history's first event and at padding. A clock
         that goes back counts as no time.
       last_timestamp: int32 [B], of the row's last event; of a row without events, what was given.
     """
-    if last_timestamp is None:
-        last_timestamp = jnp.full_like(timestamps, -1, shape=timestamps.shape[:1])
+    last_timestamp = jnp.asarray(last_timestamp)
     real, runs = segment_ids > 0, segment_runs(segment_ids)
     begins = real & ~jnp.pad(real[:, :-1] & (runs[:, :-1] == runs[:, 1:]), ((0, 0), (1, 0)))
     before = jnp.pad(timestamps[:, :-1], ((0, 0), (1, 0)))
     # The row's first segment is number 1; its first event goes on from the carried one.
     before = jnp.where(begins, jnp.where(runs == 1, last_timestamp[:, None], -1), before)
     seconds = jnp.where(real & (before >= 0), timestamps - before, 0)
-    gaps = jnp.clip(seconds.astype(jnp.float32) / SECONDS_A_DAY, 0.0, MOST_DAYS)
+    gaps = jnp.clip(seconds.astype(jnp.float32) / SECONDS_PER_DAY, 0.0, MOST_DAYS)
     return gaps, at_last_event(timestamps, segment_ids, last_timestamp)
 
 
@@ -73,8 +102,11 @@ def shuffled_gaps(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> 
     changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
     slots = jnp.arange(gaps.shape[1])
     position = slots - jax.lax.cummax(jnp.where(changes, slots, 0), axis=1)
-    bits = lambda p: jax.random.bits(jax.random.fold_in(jax.random.key(0), p))  # noqa: E731
-    rank = jnp.where(position == 0, 0, jax.vmap(jax.vmap(bits))(position))
+
+    def draw(position: Int[Array, ""]) -> Array:
+        return jax.random.bits(jax.random.fold_in(jax.random.key(0), position))
+
+    rank = jnp.where(position == 0, 0, jax.vmap(jax.vmap(draw))(position))
     order = jnp.lexsort((rank, jnp.cumsum(changes, axis=1)), axis=1)
     return jnp.take_along_axis(gaps, order, axis=1)
 
@@ -99,32 +131,51 @@ def gaps_taken(
     return gaps if time == "gaps" else jnp.zeros_like(gaps)
 
 
-def days_since(
-    gaps: Float[Array, "B T"],
-    events: int,
-    *,
-    segment_ids: Int[Array, "B T"],
-    recent: Recent | None = None,
-) -> tuple[Float[Array, "B T"], Recent]:
-    """The days that have passed at each event since the one `events` before it.
+class DaysSince(nnx.Module):
+    """The days that have passed at each event since the one so many events before it.
 
     They are sums of so many gaps, of which none is lost behind years of others, as it would be in a
     difference of two sums over the row.
-
-    Args:
-      gaps: float32 [B, T], days before each event.
-      events: How far back; at least 1.
-      segment_ids: [B, T], 0 = padding; the events of one segment are contiguous.
-      recent: The last `events` gaps before the row's first segment; None is no past.
-
-    Returns:
-      float32 [B, T], 0 where a history is younger and at padding; and the last `events` gaps of the
-      row's last segment.
     """
-    longer, ids = after_recent(gaps, segment_ids, recent, events)
-    _, same = slots_back(longer, ids, segment_ids, [events])
-    sums = jax.lax.reduce_window(longer, 0.0, jax.lax.add, (1, events), (1, 1), "valid")[:, 1:]
-    return keep(same[:, :, 0], sums), last_slots(longer, ids, events)
+
+    def __init__(self, events: int):
+        """Args: `events` is how far back; at least 1."""
+        self.events = events
+
+    def initial_state(self, batch_size: int) -> Recent:
+        """The gaps before any event."""
+        return empty_recent(batch_size, empty(batch_size, self.events))
+
+    def __call__(
+        self, gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"], state: Recent
+    ) -> tuple[Float[Array, "B T"], Recent]:
+        """Sums the gaps.
+
+        Args:
+          gaps: float32 [B, T], days before each event.
+          segment_ids: [B, T], 0 = padding; the events of one segment are contiguous.
+          state: The last `events` gaps before the row's first segment.
+
+        Returns:
+          float32 [B, T], 0 where a history is younger and at padding; and the last `events` gaps of
+          the row's last segment.
+        """
+        longer, ids = after_recent(gaps, segment_ids, carried(state), self.events)
+        _, same = slots_back(longer, ids, segment_ids, [self.events])
+        window = (1, self.events)
+        sums = jax.lax.reduce_window(longer, 0.0, jax.lax.add, window, (1, 1), "valid")[:, 1:]
+        return keep(same[:, :, 0], sums), last_slots(longer, ids, self.events)
+
+
+class NoAge(Stateless):
+    """Stands for `DaysSince` where no memory fades with the time that it is late."""
+
+    def __call__(
+        self, gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"], state: tuple[()]
+    ) -> tuple[Float[Array, "B T"], tuple[()]]:
+        """No days."""
+        del segment_ids
+        return jnp.zeros_like(gaps), state
 
 
 def waits_in_days(events: Events) -> Float[Array, "B T"] | None:
@@ -136,35 +187,33 @@ def waits_in_days(events: Events) -> Float[Array, "B T"] | None:
     if events.request_times is None:
         return None
     seconds = jnp.asarray(events.request_times) - events.timestamps
-    return jnp.clip(seconds.astype(jnp.float32) / SECONDS_A_DAY, 0.0, MOST_DAYS)
+    return jnp.clip(seconds.astype(jnp.float32) / SECONDS_PER_DAY, 0.0, MOST_DAYS)
 
 
 def left_at_request(
-    wait: Float[Array, "B T"] | None, log_horizon: Float[Array, "H"] | None
-) -> Float[Array, "B T H"] | None:
+    wait: Float[Array, "B T"] | None, log_horizon: Horizon
+) -> Float[Array, "B T H 1"] | float:
     """exp(-wait / T), what is left of a reading when its request comes.
 
     Args:
       wait: float32 [B, T], days from each event to its request; None where it is hidden.
-      log_horizon: [H], log T, T in days; None where nothing fades.
+      log_horizon: [H], log T, T in days; infinity where nothing fades.
 
     Returns:
-      [B, T, H]; None for all of it.
+      [B, T, H, 1]; 1 where the request is hidden.
     """
-    if wait is None or log_horizon is None:
-        return None
-    return jnp.exp(log_fading(wait, log_horizon))
+    return 1.0 if wait is None else jnp.exp(log_fading(wait, log_horizon))[..., None]
 
 
-def log_fading(gaps: Float[Array, "B T"], log_horizon: Float[Array, "H"]) -> Float[Array, "B T H"]:
+def log_fading(gaps: Float[Array, "B T"], log_horizon: Horizon) -> Float[Array, "B T H"]:
     """The logarithm of exp(-gap / T), what so many days leave of a memory.
 
     Args:
       gaps: float32 [B, T], days.
-      log_horizon: [H], log T, T in days.
+      log_horizon: [H], log T, T in days; infinity where nothing fades.
 
     Returns:
-      [B, T, H], at most 0.
+      [B, T, H], at most 0; [B, T, 1] where nothing fades.
     """
     return -gaps[..., None] * jnp.exp(-log_horizon)
 

@@ -4,7 +4,7 @@
     per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(FFN(RMSNorm(H)))
     scores = RMSNorm(H) E^T
 
-The mixer (`layers/gated_delta_net.py`) is the paper's. Ours: the frame of a recommender around it,
+The mixer (`layers/gated_delta.py`) is the paper's. Ours: the frame of a recommender around it,
 with a tied item table and a GELU feed-forward half. No positions: the memory knows the order.
 
 The parameters by name, with i the block from 0, kernels [in, out]:
@@ -26,21 +26,22 @@ from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from linseqrec.config_checks import check_fields
 from linseqrec.events import Events
+from linseqrec.layers.block import Block
 from linseqrec.layers.dense import rms_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.feed_forward import FeedForward
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer, GatedDeltaState
+from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState
 from linseqrec.layers.request_time import request_layer
-from linseqrec.models.encoding import Encoding
+from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedDeltaNetConfig:
+class GatedDeltaNetConfig(ModelConfig):
     """Gated DeltaNet's hyperparameters.
 
     Attributes:
@@ -69,6 +70,8 @@ class GatedDeltaNetConfig:
     chunk_size: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    reads_request_times = True
+
     def __post_init__(self) -> None:
         counts = "width heads num_layers key_width value_width kernel feed_forward chunk_size"
         check_fields(self, counts=counts.split(), rates=("dropout",))
@@ -85,7 +88,7 @@ class GatedDeltaNetConfig:
         return GatedDeltaNet(self, num_items, request_time=request_time, rngs=rngs)
 
 
-class GatedDeltaNet(nnx.Module):
+class GatedDeltaNet(SequenceModel):
     """The model; see the module's docstring."""
 
     def __init__(
@@ -97,79 +100,52 @@ class GatedDeltaNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        dtype = jnp.dtype(config.dtype)
-        self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.request_time = request_layer(request_time, config.width, dtype=dtype, rngs=rngs)
+        width, dtype = config.width, jnp.dtype(config.dtype)
 
-    def __call__(
-        self,
-        events: Events,
-        state: list[GatedDeltaState] | None = None,
-        *,
-        dropout_key: PRNGKeyArray | None = None,
+        def norm() -> nnx.RMSNorm:
+            return rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+        def mixer() -> GatedDeltaMixer:
+            return GatedDeltaMixer(
+                width,
+                config.heads,
+                key_width=config.key_width,
+                value_width=config.value_width,
+                kernel=config.kernel,
+                negative_eigenvalues=config.negative_eigenvalues,
+                chunk_size=config.chunk_size,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        def feed_forward() -> FeedForward:
+            hidden = config.feed_forward * width
+            return FeedForward(width, hidden, config.dropout, dtype=dtype, rngs=rngs)
+
+        self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                Block(mixer, feed_forward, norm=norm, rate=config.dropout)
+                for _ in range(config.num_layers)
+            ]
+        )
+        self.norm = norm()
+        self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
+
+    def initial_state(self, batch_size: int) -> list[GatedDeltaState]:
+        """One state a block."""
+        return [block.initial_state(batch_size) for block in self.blocks]
+
+    def encode(
+        self, events: Events, state: list[GatedDeltaState], *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
-        """Encodes histories.
-
-        Args:
-          events: The batch, [B, T].
-          state: Where each row's first history stands, one state a block; None is no past.
-          dropout_key: Randomness of dropout; None is evaluation.
-
-        Returns:
-          Hidden states [B, T, D]; no auxiliary losses; the state after each row's last history.
-        """
+        """Returns hidden states [B, T, D], no auxiliary losses, and one state a block."""
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
         x = self.embedding(events.items) * self.config.width**0.5
         x = self.request_time.enter(x, events)
         x = dropout(x, self.config.dropout, embedding_key)
-        past = [None] * len(self.blocks) if state is None else state
-        states = []
-        for block, before, key in zip(self.blocks, past, block_keys, strict=True):
-            x, after = block(x, events.segment_ids, before, dropout_key=key)
-            states.append(after)
-        return Encoding(self.request_time.leave(self.norm(x), events), {}, states)
-
-    def item_table(self) -> Float[Array, "N+1 D"]:
-        """The tied output table, float32; row 0 is padding."""
-        return self.embedding.table[...]
-
-
-class Block(nnx.Module):
-    """One pre-norm block: the gated delta memory, then the feed-forward half."""
-
-    def __init__(self, config: GatedDeltaNetConfig, *, rngs: nnx.Rngs):
-        width, dtype = config.width, jnp.dtype(config.dtype)
-        self.rate = config.dropout
-        self.mixer_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mixer = GatedDeltaMixer(
-            width,
-            config.heads,
-            key_width=config.key_width,
-            value_width=config.value_width,
-            kernel=config.kernel,
-            negative_eigenvalues=config.negative_eigenvalues,
-            chunk_size=config.chunk_size,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.feed_forward_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.feed_forward = FeedForward(
-            width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        state: GatedDeltaState | None,
-        *,
-        dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
-        """Returns the block's output and its memory's state."""
-        mixer_key, hidden_key, output_key = split_key(dropout_key, 3)
-        mixed, state = self.mixer(self.mixer_norm(x), segment_ids, state)
-        x = x + dropout(mixed, self.rate, mixer_key)
-        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
-        return x + dropout(fed, self.rate, output_key), state
+        ids, after = events.segment_ids, []
+        for block, before, key in zip(self.blocks, state, block_keys, strict=True):
+            x, carried = block(x, ids, (ids,), before, dropout_key=key)
+            after.append(carried)
+        return Encoding(self.request_time.leave(self.norm(x), events), state=after)

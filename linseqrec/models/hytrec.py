@@ -7,14 +7,14 @@
 
     per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(SwiGLU(RMSNorm(H)))
 
-TADN is `layers/temporal_delta.py`, attention `layers/rotary_attention.py`. For the prediction after
+TADN is `layers/tadn.py`, attention `layers/rotary_attention.py`. For the prediction after
 event t, the short branch sees the events from t - K + 1 on, and what the long branch remembers are
 the events up to t - K, exactly at every position. What it is asked is the field `question`:
 
     "delayed"  the question of event t - K, that is the branch's own output of K events ago:
                    long_t <- long_{t-K} within the history; a learned vector where t < K
     "present"  that of event t, in each layer: mixers have a memory K events late, which fades with
-               the time up to now (`TemporalDeltaMixer`), or keys up to t - K. Of the last K events
+               the time up to now (`TADN`), or keys up to t - K. Of the last K events
                there enter event t, by the residual, and the taps of the TADN layers' convolutions
                before it, W - 1 events a layer.
     "short"    that of the short branch: the long branch is a stream without delay, and one more
@@ -66,30 +66,42 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events, history_lengths
-from linseqrec.layers.dense import dense, layer_norm, rms_norm
+from linseqrec.layers.block import Block
+from linseqrec.layers.dense import Gate, Identity, layer_norm, rms_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.request_time import request_layer
-from linseqrec.layers.rotary_attention import RotaryAttention
+from linseqrec.layers.rotary_attention import RotaryAttention, TimedRotaryAttention
+from linseqrec.layers.states import PartState, Stateless, carried, empty, empty_recent
 from linseqrec.layers.swiglu import SwiGLU
-from linseqrec.layers.temporal_delta import Gate, TemporalDeltaMixer, TemporalDeltaState
-from linseqrec.layers.time_gaps import Time, days_since, gaps_in_days, gaps_taken, waits_in_days
-from linseqrec.models.encoding import Encoding
+from linseqrec.layers.tadn import TADN, GateKind, TADNState
+from linseqrec.layers.time_gaps import (
+    Clock,
+    DaysSince,
+    NoAge,
+    Time,
+    gaps_in_days,
+    gaps_taken,
+    no_timestamp,
+    waits_in_days,
+)
+from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.recent import Recent, delayed
 
-# A block's: `TemporalDeltaState` of TADN, `Recent` of softmax attention, None before any event.
+# A block's: `TADNState` of TADN, `Recent` of softmax attention.
 BlockState = Any
 
 Question = Literal["delayed", "present", "short"]
 
 
 @dataclasses.dataclass(frozen=True)
-class HyTRecConfig:
+class HyTRecConfig(ModelConfig):
     """HyTRec's hyperparameters.
 
     Attributes:
@@ -108,13 +120,13 @@ class HyTRecConfig:
       branches: "both"; "short" or "long" alone, without fusion, for the ablation. The long branch
         alone stays K events behind; with `short_events=0` it is a plain stack over all events,
         whatever the question.
-      gate: What TADN's write gate weighs (see `TemporalDeltaMixer`).
+      gate: What TADN's write gate weighs (see `TADN`).
       time: What the decay takes for the days between events: "gaps" themselves, and from the last
         event to a known request time; "positions" 1 at every event; "shuffled" the gaps of each
         history in another order (see `shuffled_gaps`), which takes whole histories and so carries
         no state; "none" nothing: there is no T.
       timed_attention: Whether the softmax blocks' weights fade with that time, too (see
-        `RotaryAttention`). Without it the model knows of no time in the last K events.
+        `TimedRotaryAttention`). Without it the model knows of no time in the last K events.
       kernel: Taps of TADN's short convolution.
       feed_forward: Width of SwiGLU's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixers' outputs and in the feed-forward halves.
@@ -131,7 +143,7 @@ class HyTRecConfig:
     attention_window: int = 1024
     question: Question = "present"
     branches: Literal["both", "long", "short"] = "both"
-    gate: Gate = "write"
+    gate: GateKind = "write"
     time: Time = "gaps"
     timed_attention: bool = False
     kernel: int = 4
@@ -139,6 +151,8 @@ class HyTRecConfig:
     dropout: float = 0.1
     chunk_size: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    reads_request_times = True
 
     def __post_init__(self) -> None:
         counts = (
@@ -165,24 +179,6 @@ class HyTRecConfig:
                 "question='short' needs the short branch, which branches='long' has not: set "
                 "short_events=0, or another question"
             )
-        if self.time == "none" and self.timed_attention:
-            raise ConfigError("timed_attention=True fades nothing with time='none'")
-        if self.time in ("shuffled", "positions") and not self.reads_time:
-            raise ConfigError(
-                f"time={self.time!r} changes nothing: with branches={self.branches!r} and "
-                f"ratio={self.ratio!r} no block reads the time, unless timed_attention=True"
-            )
-        long, short = self.block_windows()
-        if self.gate != "write" and None not in long and not self.reads_long:
-            raise ConfigError(
-                f"gate={self.gate!r} changes nothing: with branches={self.branches!r} and "
-                f"ratio={self.ratio!r} there is no TADN block"
-            )
-        if self.timed_attention and not short and set(long) == {None}:
-            raise ConfigError(
-                "timed_attention=True changes nothing: with branches='long' and "
-                f"ratio={self.ratio!r} there is no softmax block"
-            )
 
     @property
     def answers_late(self) -> bool:
@@ -198,6 +194,11 @@ class HyTRecConfig:
     def reads_long(self) -> bool:
         """Whether there is a layer in which the short branch asks the long one."""
         return self.question == "short" and self.branches == "both"
+
+    @property
+    def timed(self) -> bool:
+        """Whether the weights of the softmax blocks fade with time."""
+        return self.timed_attention and self.time != "none"
 
     @property
     def reads_time(self) -> bool:
@@ -249,23 +250,23 @@ class HyTRecState:
     Attributes:
       long: One state a block of the long branch; empty without the branch.
       short: One state a block of the short branch; empty without the branch.
-      reading: Of the layer in which the short branch asks; None without it.
-      delay: The last K outputs of the long branch, [B, K, D], where its answer is late; else None.
-      gaps: The last K gaps in days, [B, K], where a late memory fades; else None.
+      reading: Of the layer in which the short branch asks; () without it.
+      delay: The last K outputs of the long branch, [B, K, D], where its answer is late; else ().
+      gaps: The last K gaps in days, [B, K], where a late memory fades; else ().
       length: int32 [B], events so far: the position of the next one.
       last_timestamp: int32 [B], seconds; -1 where no event came before.
     """
 
     long: list[BlockState]
     short: list[BlockState]
-    reading: TemporalDeltaState | None
-    delay: Recent | None
-    gaps: Recent | None
+    reading: PartState
+    delay: PartState
+    gaps: PartState
     length: Int[Array, "B"]
     last_timestamp: Int[Array, "B"]
 
 
-class HyTRec(nnx.Module):
+class HyTRec(SequenceModel):
     """The model; see the module's docstring."""
 
     def __init__(
@@ -278,188 +279,201 @@ class HyTRec(nnx.Module):
     ):
         self.config = config
         width, dtype = config.width, jnp.dtype(config.dtype)
+        both = config.branches == "both"
+
+        def norm() -> nnx.RMSNorm:
+            return rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         long, short = config.block_windows()
-        self.long = nnx.List(
-            [Block(config, window, delay=config.delay, rngs=rngs) for window in long]
-        )
-        self.short = nnx.List([Block(config, window, rngs=rngs) for window in short])
-        if config.answers_late:
-            self.null = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
-        self.reading = Reading(config, rngs=rngs) if config.reads_long else None
-        normed = config.branches == "both" and config.question != "delayed"
-        make = lambda: rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)  # noqa: E731
-        self.long_norm = make() if normed else None
-        self.short_norm = make() if normed else None
+        self.long = nnx.List([_block(config, window, config.delay, rngs=rngs) for window in long])
+        self.short = nnx.List([_block(config, window, 0, rngs=rngs) for window in short])
+        self.age = DaysSince(config.short_events) if config.reads_age else NoAge()
+        self.null: Any = _null_vector(width, rngs=rngs) if config.answers_late else None
+        self.delay = Late(config) if config.answers_late else InTime()
+        self.reading = Reading(config, rngs=rngs) if config.reads_long else NoReading()
+        normed = both and config.question != "delayed"
+        self.long_norm = norm() if normed else Identity()
+        self.short_norm = norm() if normed else Identity()
         self.fusion = (
-            dense(2 * width, width, dtype=dtype, rngs=rngs) if config.branches == "both" else None
+            Fusion(2 * width, width, dtype=dtype, rngs=rngs) if both else OneBranch(config.branches)
         )
         self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self,
-        events: Events,
-        state: HyTRecState | None = None,
-        *,
-        dropout_key: PRNGKeyArray | None = None,
+    @property
+    def carries_state(self) -> bool:
+        """Whether its gaps are in order: shuffled ones take whole rows."""
+        return self.config.time != "shuffled"
+
+    def initial_state(self, batch_size: int) -> HyTRecState:
+        """The state before any event."""
+        return HyTRecState(
+            [block.initial_state(batch_size) for block in self.long],
+            [block.initial_state(batch_size) for block in self.short],
+            self.reading.initial_state(batch_size),
+            self.delay.initial_state(batch_size),
+            self.age.initial_state(batch_size),
+            empty(batch_size, dtype=np.int32),
+            no_timestamp(batch_size),
+        )
+
+    def encode(
+        self, events: Events, state: HyTRecState, *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
-        """Encodes histories.
+        """Returns hidden states [B, T, D], no auxiliary losses, and the state.
 
-        Args:
-          events: The batch, [B, T].
-          state: Where each row's first history stands; its events' positions go on from
-            `state.length`.
-          dropout_key: Randomness of dropout; None is evaluation.
-
-        Returns:
-          Hidden states [B, T, D]; no auxiliary losses; the state (None with shuffled gaps).
-
-        Raises:
-          ValueError: If a state is given to a model with shuffled gaps, which takes whole rows.
+        The positions of a carried history go on from `state.length`.
         """
-        if state is not None and self.config.time == "shuffled":
-            raise ValueError("HyTRec with time='shuffled' reads whole rows: it carries no state")
-        events = self.request_time.told(events)
+        events, ids = self.request_time.told(events), events.segment_ids
         embedding_key, long_key, short_key, reading_key = split_key(dropout_key, 4)
         x = self.embedding(events.items) * self.config.width**0.5
         x = self.request_time.enter(x, events)
         x = dropout(x, self.config.dropout, embedding_key)
-        gaps, last_timestamp = gaps_in_days(
-            events.timestamps, events.segment_ids, None if state is None else state.last_timestamp
-        )
-        gaps = gaps_taken(self.config.time, gaps, events.segment_ids)
-        age, last_gaps = None, None
-        if self.config.reads_age:
-            age, last_gaps = days_since(
-                gaps,
-                self.config.short_events,
-                segment_ids=events.segment_ids,
-                recent=None if state is None else state.gaps,
-            )
-        long_past, short_past = (None, None) if state is None else (state.long, state.short)
-        long, long_states = _through(self.long, x, events, gaps, age, long_past, long_key)
-        short, short_states = _through(self.short, x, events, gaps, None, short_past, short_key)
-        delay, reading = None, None
-        if self.config.answers_late:
-            long, delay = delayed(
-                long,
-                self.config.short_events,
-                self.null[...],
-                segment_ids=events.segment_ids,
-                recent=None if state is None else state.delay,
-            )
-        if self.reading is not None:
-            past = None if state is None else state.reading
-            long, reading = self.reading(
-                long, short, events, gaps, age, past, dropout_key=reading_key
-            )
-        if self.long_norm is not None and self.short_norm is not None:
-            long, short = self.long_norm(long), self.short_norm(short)
-        if self.fusion is not None:
-            fusion = jax.nn.sigmoid(self.fusion(jnp.concatenate([long, short], axis=-1)))
-            fused = fusion * short + (1 - fusion) * long
-        else:
-            fused = long if self.config.branches == "long" else short
+
+        gaps, last_timestamp = gaps_in_days(events.timestamps, ids, state.last_timestamp)
+        gaps = gaps_taken(self.config.time, gaps, ids)
+        age, last_gaps = self.age(gaps, ids, state.gaps)
+        wait = waits_in_days(events) if self.config.time == "gaps" else None
+        clock = Clock(ids, events.positions, gaps, age, wait)
+
+        long, long_states = _through(self.long, x, clock, state.long, long_key)
+        short, short_states = _through(self.short, x, clock, state.short, short_key)
+        long, delay = self.delay(long, self.null, ids, state.delay)
+        long, reading = self.reading(long, short, clock, state.reading, dropout_key=reading_key)
+        fused = self.fusion(self.long_norm(long), self.short_norm(short))
         hidden = self.request_time.leave(self.norm(fused), events)
-        if self.config.time == "shuffled":
-            return Encoding(hidden, {}, None)
-        length = history_lengths(events, None if state is None else state.length)
-        state = HyTRecState(
+        length = history_lengths(events, state.length)
+        after = HyTRecState(
             long_states, short_states, reading, delay, last_gaps, length, last_timestamp
         )
-        return Encoding(hidden, {}, state)
-
-    def item_table(self) -> Float[Array, "N+1 D"]:
-        """The tied output table, float32; row 0 is padding."""
-        return self.embedding.table[...]
+        return Encoding(hidden, state=after)
 
 
-class Block(nnx.Module):
-    """One pre-norm block: TADN (`window=None`) or softmax attention, then SwiGLU."""
+class Fusion(Gate):
+    """σ(W_f [long; short] + b_f), the share of the short branch."""
 
-    def __init__(self, config: HyTRecConfig, window: int | None, *, delay: int = 0, rngs: nnx.Rngs):
-        width, dtype = config.width, jnp.dtype(config.dtype)
-        self.rate, self.waits = config.dropout, config.time == "gaps"
-        self.mixer_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mixer = (
-            _temporal_delta(config, delay, rngs=rngs)
-            if window is None
-            else RotaryAttention(
-                width,
-                config.heads,
-                window=window,
-                behind=delay,
-                timed=config.timed_attention,
-                dtype=dtype,
-                rngs=rngs,
-            )
-        )
-        self.feed_forward_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.feed_forward = SwiGLU(
-            width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs
-        )
+    def __call__(  # type: ignore[override]
+        self, long: Float[Array, "B T D"], short: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """The two branches fused."""
+        share = jax.nn.sigmoid(super().__call__(jnp.concatenate([long, short], axis=-1)))
+        return share * short + (1 - share) * long
+
+
+class OneBranch(nnx.Module):
+    """Stands for `Fusion` in a model of one branch."""
+
+    def __init__(self, branch: str):
+        self.takes_long = branch == "long"
+
+    def __call__(
+        self, long: Float[Array, "B T D"], short: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """The branch."""
+        return long if self.takes_long else short
+
+
+class Late(nnx.Module):
+    """The question "delayed": the long branch's output of K events ago."""
+
+    def __init__(self, config: HyTRecConfig):
+        self.events, self.width = config.short_events, config.width
+
+    def initial_state(self, batch_size: int) -> Recent:
+        """The outputs before any event."""
+        return empty_recent(batch_size, empty(batch_size, self.events, self.width))
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        events: Events,
-        gaps: Float[Array, "B T"],
-        age: Float[Array, "B T"] | None,
-        state: BlockState,
-        *,
-        dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], BlockState]:
-        """Returns the block's output and its mixer's state."""
-        mixer_key, hidden_key, output_key = split_key(dropout_key, 3)
-        h, ids = self.mixer_norm(x), events.segment_ids
-        if isinstance(self.mixer, TemporalDeltaMixer):
-            wait = waits_in_days(events) if self.waits else None
-            mixed, state = self.mixer(h, ids, gaps, state, age=age, wait=wait)
-        else:
-            mixed, state = self.mixer(h, ids, events.positions, gaps, state)
-        x = x + dropout(mixed, self.rate, mixer_key)
-        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
-        return x + dropout(fed, self.rate, output_key), state
+        long: Float[Array, "B T D"],
+        null: nnx.Param,
+        segment_ids: Int[Array, "B T"],
+        state: Recent,
+    ) -> tuple[Float[Array, "B T D"], Recent]:
+        """The output, the null vector where t < K, and the last K outputs."""
+        return delayed(long, self.events, null[...], segment_ids=segment_ids, recent=carried(state))
+
+
+class InTime(Stateless):
+    """Stands for `Late` where the long branch's own output is not delayed."""
+
+    def __call__(
+        self,
+        long: Float[Array, "B T D"],
+        null: None,
+        segment_ids: Int[Array, "B T"],
+        state: tuple[()],
+    ) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        """The output as it is."""
+        del null, segment_ids
+        return long, state
 
 
 class Reading(nnx.Module):
     """The layer in which the short branch asks a memory of the long branch's states up to t - K."""
 
     def __init__(self, config: HyTRecConfig, *, rngs: nnx.Rngs):
-        self.rate, self.waits = config.dropout, config.time == "gaps"
-        make = lambda: rms_norm(  # noqa: E731
-            config.width, epsilon=1e-6, dtype=jnp.dtype(config.dtype), rngs=rngs
-        )
-        self.memory_norm, self.question_norm = make(), make()
-        self.mixer = _temporal_delta(config, config.short_events, rngs=rngs)
+        self.rate, dtype = config.dropout, jnp.dtype(config.dtype)
+        self.memory_norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.question_norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.mixer = _mixer(config, None, config.short_events, rngs=rngs)
+
+    def initial_state(self, batch_size: int) -> TADNState:
+        """The memory before any event."""
+        return self.mixer.initial_state(batch_size)
 
     def __call__(
         self,
         long: Float[Array, "B T D"],
         short: Float[Array, "B T D"],
-        events: Events,
-        gaps: Float[Array, "B T"],
-        age: Float[Array, "B T"] | None,
-        state: TemporalDeltaState | None,
+        clock: Clock,
+        state: TADNState,
         *,
         dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], TemporalDeltaState]:
+    ) -> tuple[Float[Array, "B T D"], TADNState]:
         """Returns what the short branch reads, 0 where t < K, and the mixer's state."""
-        mixed, state = self.mixer(
-            self.memory_norm(long),
-            events.segment_ids,
-            gaps,
-            state,
-            question=self.question_norm(short),
-            age=age,
-            wait=waits_in_days(events) if self.waits else None,
-        )
+        question = self.question_norm(short)
+        mixed, state = self.mixer(self.memory_norm(long), clock, state, question=question)
         return dropout(mixed, self.rate, dropout_key), state
 
 
-def _temporal_delta(config: HyTRecConfig, delay: int, *, rngs: nnx.Rngs) -> TemporalDeltaMixer:
-    return TemporalDeltaMixer(
+class NoReading(Stateless):
+    """Stands for `Reading` where the long branch answers itself."""
+
+    def __call__(
+        self,
+        long: Float[Array, "B T D"],
+        short: Float[Array, "B T D"],
+        clock: Clock,
+        state: tuple[()],
+        *,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        """Returns the long branch."""
+        del short, clock, dropout_key
+        return long, state
+
+
+def _block(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rngs) -> Block:
+    """A block of TADN (`window=None`) or softmax attention, then SwiGLU."""
+    width, rate, dtype = config.width, config.dropout, jnp.dtype(config.dtype)
+    return Block(
+        lambda: _mixer(config, window, delay, rngs=rngs),
+        lambda: SwiGLU(width, config.feed_forward * width, rate, dtype=dtype, rngs=rngs),
+        norm=lambda: rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs),
+        rate=rate,
+    )
+
+
+def _mixer(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rngs) -> Any:
+    dtype = jnp.dtype(config.dtype)
+    if window is not None:
+        attention = TimedRotaryAttention if config.timed else RotaryAttention
+        return attention(
+            config.width, config.heads, window=window, behind=delay, dtype=dtype, rngs=rngs
+        )
+    return TADN(
         config.width,
         config.heads,
         gate=config.gate,
@@ -467,24 +481,25 @@ def _temporal_delta(config: HyTRecConfig, delay: int, *, rngs: nnx.Rngs) -> Temp
         delay=delay,
         kernel=config.kernel,
         chunk_size=config.chunk_size,
-        dtype=jnp.dtype(config.dtype),
+        dtype=dtype,
         rngs=rngs,
     )
+
+
+def _null_vector(width: int, *, rngs: nnx.Rngs) -> nnx.Param:
+    return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
 
 
 def _through(
     blocks: nnx.List,
     x: Float[Array, "B T D"],
-    events: Events,
-    gaps: Float[Array, "B T"],
-    age: Float[Array, "B T"] | None,
-    past: list[BlockState] | None,
+    clock: Clock,
+    states: list[BlockState],
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "B T D"], list[BlockState]]:
     """Takes the embeddings through a branch; returns its output and its blocks' states."""
-    past = [None] * len(blocks) if past is None else past
-    states = []
-    for block, before, own in zip(blocks, past, split_key(key, len(blocks)), strict=True):
-        x, after = block(x, events, gaps, age, before, dropout_key=own)
-        states.append(after)
-    return x, states
+    after = []
+    for block, state, own in zip(blocks, states, split_key(key, len(blocks)), strict=True):
+        x, state = block(x, clock.segment_ids, (clock,), state, dropout_key=own)
+        after.append(state)
+    return x, after

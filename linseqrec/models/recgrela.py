@@ -30,27 +30,30 @@ row 1 is the current event).
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from linseqrec.config_checks import ConfigError, check_fields, require
 from linseqrec.events import Events, history_lengths
+from linseqrec.layers.block import Block
 from linseqrec.layers.dense import layer_norm
-from linseqrec.layers.dropout import drop_path, dropout, split_key
+from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.feed_forward import FeedForward
-from linseqrec.layers.positions import PositionEmbedding, sinusoidal_positions
-from linseqrec.layers.rela import RELA, RELAState, Selector
+from linseqrec.layers.positions import NoPositions, PositionEmbedding, Sinusoids
+from linseqrec.layers.rela import RELA, LookupRELA, RELAState, Selector
 from linseqrec.layers.request_time import request_layer
-from linseqrec.models.encoding import Encoding
+from linseqrec.layers.states import empty
+from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
-class RecGRELAConfig:
+class RecGRELAConfig(ModelConfig):
     """RecGRELA's hyperparameters; the defaults are the published setting, in the causal form.
 
     Attributes:
@@ -73,8 +76,8 @@ class RecGRELAConfig:
         history's length (ours, see `RELA`); None divides by the weights of the events so far. 200
         is the released form's row.
       lookup: Whether the causal form's heads start as "what followed this item before" (ours, see
-        `RELA`), for logs in which people repeat themselves. It needs positions="none". One head
-        of the full width finds single events best.
+        `LookupRELA`), for logs in which people repeat themselves. It needs positions="none". One
+        head of the full width finds single events best.
       epsilon: Of the attention's denominator, and, `norm_epsilon`, of the layer norms.
       norm_epsilon: See `epsilon`.
       dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
@@ -98,6 +101,8 @@ class RecGRELAConfig:
     epsilon: float = 1e-6
     norm_epsilon: float = 1e-12
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    reads_request_times = True
 
     def __post_init__(self) -> None:
         counts = ("width", "heads", "num_layers", "max_length")
@@ -129,9 +134,9 @@ class RecGRELAConfig:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of fresh kernels and embeddings; None for `dense`'s.
+        """Standard deviation of fresh kernels and embeddings; None for `Dense`'s.
 
-        Released: 0.02. A lookup takes it, too: beside `dense`'s its readings are lost in the noise
+        Released: 0.02. A lookup takes it, too: beside `Dense`'s its readings are lost in the noise
         of the other layers (RESULTS.md).
         """
         return None if self.causal and not self.lookup else 0.02
@@ -155,7 +160,7 @@ class RecGRELAState:
     length: Int[Array, "B"]
 
 
-class RecGRELA(nnx.Module):
+class RecGRELA(SequenceModel):
     """The model; see the module's docstring."""
 
     def __init__(
@@ -167,123 +172,83 @@ class RecGRELA(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        dtype, deviation = jnp.dtype(config.dtype), config.deviation
-        self.embedding = ItemEmbedding(
-            num_items, config.width, deviation=deviation, dtype=dtype, rngs=rngs
-        )
-        self.positions = (
-            PositionEmbedding(
-                config.max_length, config.width, deviation=deviation, dtype=dtype, rngs=rngs
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        fresh: dict[str, Any] = dict(deviation=config.deviation, dtype=dtype, rngs=rngs)
+
+        def norm() -> nnx.LayerNorm:
+            return layer_norm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+
+        def attention() -> RELA:
+            options: dict[str, Any] = dict(
+                selector=config.selector,
+                gate=config.gate,
+                input_gate=config.input_gate,
+                shortcut=config.shortcut,
+                value_projection=config.value_projection,
+                denominator_events=config.denominator_events,
+                epsilon=config.epsilon,
+                **fresh,
             )
-            if config.positions == "learned"
-            else None
-        )
-        self.norm = layer_norm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
-        self.request_time = request_layer(request_time, config.width, dtype=dtype, rngs=rngs)
+            if config.lookup:
+                return LookupRELA(width, config.heads, **options)
+            rotation = config.positions == "rotary"
+            return RELA(width, config.heads, causal=config.causal, rotation=rotation, **options)
 
-    def __call__(
-        self,
-        events: Events,
-        state: RecGRELAState | None = None,
-        *,
-        dropout_key: PRNGKeyArray | None = None,
+        def feed_forward() -> FeedForward:
+            return FeedForward(width, 4 * width, config.dropout, **fresh)
+
+        self.embedding = ItemEmbedding(num_items, width, **fresh)
+        self.positions = {
+            "learned": lambda: PositionEmbedding(config.max_length, width, **fresh),
+            "absolute": lambda: Sinusoids(width),
+        }.get(config.positions, NoPositions)()
+        self.norm = norm()
+        self.blocks = nnx.List(
+            [
+                Block(
+                    attention,
+                    feed_forward,
+                    norm=norm,
+                    rate=config.dropout,
+                    path_rate=config.drop_path,
+                    name="attention",
+                )
+                for _ in range(config.num_layers)
+            ]
+        )
+        self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether it is the causal form: the released one sums over whole rows."""
+        return self.config.causal
+
+    def initial_state(self, batch_size: int) -> RecGRELAState:
+        """The state before any event."""
+        layers = [block.initial_state(batch_size) for block in self.blocks]
+        return RecGRELAState(layers, empty(batch_size, dtype=np.int32))
+
+    def encode(
+        self, events: Events, state: RecGRELAState, *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
-        """Encodes histories.
+        """Returns hidden states [B, T, D], no auxiliary losses, and the state.
 
-        Args:
-          events: The batch, [B, T]. The released form reads positions off the slots, and wants one
-            right-padded history a row.
-          state: Where each row's first history stands; its events' positions go on from
-            `state.length`. Causal form only.
-          dropout_key: Randomness of dropout and DropPath; None is evaluation.
-
-        Returns:
-          Hidden states [B, T, D]; no auxiliary losses; the state (None unless causal).
-
-        Raises:
-          ValueError: If a state is given to the released form, which cannot stream.
+        The released form reads positions off the slots, and wants one right-padded history a row.
+        In the causal form a carried history's positions go on from `state.length`.
         """
-        if state is not None and not self.config.causal:
-            raise ValueError("RecGRELA with causal=False reads whole rows: it carries no state")
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
-        positions = (
-            events.positions
-            if self.config.causal
-            else jnp.broadcast_to(jnp.arange(events.items.shape[1]), events.items.shape)
-        )
-        x = self.embedding(events.items)
-        if self.positions is not None:
-            x = x + self.positions(positions)
-        elif self.config.positions == "absolute":
-            x = x + sinusoidal_positions(positions, self.config.width).astype(x.dtype)
+        told = (events.segment_ids, events.positions) if self.config.causal else _slots(events)
+        x = self.positions(self.embedding(events.items), told[1])
         x = self.norm(dropout(x, self.config.dropout, embedding_key))
         x = self.request_time.enter(x, events)
-        states = []
-        for index, (block, key) in enumerate(zip(self.blocks, block_keys, strict=True)):
-            past = None if state is None else state.layers[index]
-            x, after = block(x, events.segment_ids, positions, past, dropout_key=key)
-            if after is not None:
-                states.append(after)
-        x = self.request_time.leave(x, events)
-        if not self.config.causal:
-            return Encoding(x, {}, None)
-        length = history_lengths(events, None if state is None else state.length)
-        return Encoding(x, {}, RecGRELAState(states, length))
-
-    def item_table(self) -> Float[Array, "N+1 D"]:
-        """The tied output table, float32; row 0 is padding."""
-        return self.embedding.table[...]
+        layers = []
+        for block, before, key in zip(self.blocks, state.layers, block_keys, strict=True):
+            x, after = block(x, events.segment_ids, told, before, dropout_key=key)
+            layers.append(after)
+        state = RecGRELAState(layers, history_lengths(events, state.length))
+        return Encoding(self.request_time.leave(x, events), state=state)
 
 
-class Block(nnx.Module):
-    """One pre-norm block: RELA, then the feed-forward half."""
-
-    def __init__(self, config: RecGRELAConfig, *, rngs: nnx.Rngs):
-        width, dtype = config.width, jnp.dtype(config.dtype)
-        self.config = config
-        self.attention_norm = layer_norm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
-        self.attention = RELA(
-            width,
-            config.heads,
-            causal=config.causal,
-            selector=config.selector,
-            gate=config.gate,
-            input_gate=config.input_gate,
-            shortcut=config.shortcut,
-            rotation=config.positions == "rotary",
-            value_projection=config.value_projection,
-            denominator_events=config.denominator_events,
-            lookup=config.lookup,
-            epsilon=config.epsilon,
-            deviation=config.deviation,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.feed_forward_norm = layer_norm(
-            width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs
-        )
-        self.feed_forward = FeedForward(
-            width,
-            4 * width,
-            config.dropout,
-            deviation=config.deviation,
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        state: RELAState | None,
-        *,
-        dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], RELAState | None]:
-        """Returns the block's output and its attention's state."""
-        path_key, hidden_key, output_key = split_key(dropout_key, 3)
-        mixed, state = self.attention(self.attention_norm(x), segment_ids, positions, state)
-        x = x + drop_path(mixed, self.config.drop_path, segment_ids, path_key)
-        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
-        return x + dropout(fed, self.config.dropout, output_key), state
+def _slots(events: Events) -> tuple[None, Int[Array, "B T"]]:
+    """What RELA is told in the released form: no segments, and the slots for positions."""
+    return None, jnp.broadcast_to(jnp.arange(events.items.shape[1]), events.items.shape)

@@ -9,15 +9,16 @@ or `gbce` in the experiment gives the original and gSASRec (arXiv 2308.07192).
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events
+from linseqrec.layers.block import Block
 from linseqrec.layers.dense import layer_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
@@ -25,11 +26,11 @@ from linseqrec.layers.feed_forward import FeedForward
 from linseqrec.layers.positions import PositionEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.self_attention import SelfAttention
-from linseqrec.models.encoding import Encoding
+from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
-class SASRecConfig:
+class SASRecConfig(ModelConfig):
     """SASRec's hyperparameters.
 
     Attributes:
@@ -48,6 +49,8 @@ class SASRecConfig:
     max_length: int = 200
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    reads_request_times = True
+
     def __post_init__(self) -> None:
         counts = ("width", "heads", "num_layers", "max_length")
         check_fields(self, counts=counts, rates=("dropout",))
@@ -64,8 +67,8 @@ class SASRecConfig:
         return SASRec(self, num_items, request_time=request_time, rngs=rngs)
 
 
-class SASRec(nnx.Module):
-    """The model; see the module's docstring."""
+class SASRec(SequenceModel):
+    """The model; see the module's docstring. It re-reads whole histories: it carries no state."""
 
     def __init__(
         self,
@@ -76,60 +79,42 @@ class SASRec(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        dtype = jnp.dtype(config.dtype)
-        self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
-        self.positions = PositionEmbedding(config.max_length, config.width, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = layer_norm(config.width, epsilon=1e-8, dtype=dtype, rngs=rngs)
-        self.request_time = request_layer(request_time, config.width, dtype=dtype, rngs=rngs)
+        width, rate, dtype = config.width, config.dropout, jnp.dtype(config.dtype)
 
-    def __call__(
-        self, events: Events, state: Any = None, *, dropout_key: PRNGKeyArray | None = None
+        def norm() -> nnx.LayerNorm:
+            return layer_norm(width, epsilon=1e-8, dtype=dtype, rngs=rngs)
+
+        def attention() -> SelfAttention:
+            return SelfAttention(width, config.heads, dtype=dtype, rngs=rngs)
+
+        def feed_forward() -> FeedForward:
+            return FeedForward(width, width, rate, activation=jax.nn.relu, dtype=dtype, rngs=rngs)
+
+        self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
+        self.positions = PositionEmbedding(config.max_length, width, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                Block(attention, feed_forward, norm=norm, rate=rate, name="attention")
+                for _ in range(config.num_layers)
+            ]
+        )
+        self.norm = norm()
+        self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
+
+    def encode(
+        self, events: Events, state: NoState, *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
-        """Encodes histories [B, T]; causal, segment by segment.
+        """Returns hidden states [B, T, D]; causal, segment by segment.
 
         Raises:
-          ValueError: If a state is given (SASRec re-reads the whole history), or the row is longer
-            than `max_length`.
+          ValueError: If the row is longer than `max_length`.
         """
-        if state is not None:
-            raise ValueError("SASRec carries no state: give it the whole history")
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
-        x = self.embedding(events.items) * self.config.width**0.5 + self.positions(events.positions)
+        x = self.embedding(events.items) * self.config.width**0.5
+        x = self.positions(x, events.positions)
         x = self.request_time.enter(x, events)
         x = dropout(x, self.config.dropout, embedding_key)
+        ids = events.segment_ids
         for block, key in zip(self.blocks, block_keys, strict=True):
-            x = block(x, events.segment_ids, dropout_key=key)
-        return Encoding(self.request_time.leave(self.norm(x), events), {}, None)
-
-    def item_table(self) -> Float[Array, "N+1 D"]:
-        """The tied output table, float32; row 0 is padding."""
-        return self.embedding.table[...]
-
-
-class Block(nnx.Module):
-    """One pre-norm block: causal self-attention, then the feed-forward half."""
-
-    def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
-        width, dtype = config.width, jnp.dtype(config.dtype)
-        self.rate = config.dropout
-        self.attention_norm = layer_norm(width, epsilon=1e-8, dtype=dtype, rngs=rngs)
-        self.attention = SelfAttention(width, config.heads, dtype=dtype, rngs=rngs)
-        self.feed_forward_norm = layer_norm(width, epsilon=1e-8, dtype=dtype, rngs=rngs)
-        self.feed_forward = FeedForward(
-            width, width, config.dropout, activation=jax.nn.relu, dtype=dtype, rngs=rngs
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        *,
-        dropout_key: PRNGKeyArray | None,
-    ) -> Float[Array, "B T D"]:
-        """Returns the block's output."""
-        attention_key, hidden_key, output_key = split_key(dropout_key, 3)
-        mixed = self.attention(self.attention_norm(x), segment_ids)
-        x = x + dropout(mixed, self.rate, attention_key)
-        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
-        return x + dropout(fed, self.rate, output_key)
+            x, _ = block(x, ids, (ids,), (), dropout_key=key)
+        return Encoding(self.request_time.leave(self.norm(x), events), state=state)

@@ -19,7 +19,7 @@ parameters; a conditional memory of contiguous and dilated windows, residually q
 and shown to the attention as keys and values; a gated delta network with temporal addressing and
 decay whose writing and reading the memory purifies; the three losses.
 [O] Ours, since the paper's equations are not public: every equation above and in
-`layers/{conditional_memory,memory_attention,temporal_relation_delta,gap_features}.py`, all sizes
+`layers/{conditional_memory,memory_attention,tdgd,gap_features}.py`, all sizes
 and initial values, how dead codes are replaced, and the frame of a recommender (tied table, norms,
 dropout). Positions are not encoded: the recurrence and the short convolutions know the order, the
 gaps the time.
@@ -39,7 +39,7 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
     blocks/i/attention/query_key_value/kernel [D, 3D], convolution/weight [4, 3D],
         memory_key_value/kernel [D/2, 2D], output/kernel [D, D]
     blocks/i/mixer/{query_key_value,convolution,decay_gate,write_strength,output_gate,
-        log_rate,step_bias,norm,output}              as in `layers/gated_delta_net.py`
+        log_rate,step_bias,norm,output}              as in `layers/gated_delta.py`
     blocks/i/mixer/address/kernel [F, 2 H K]         U_q, then U_k;  log_horizon [H]: log T
     blocks/i/mixer/memory_key/kernel [D, H K]        W_mk
     blocks/i/mixer/coverage_gate/kernel [2D, H]      W_c;  coverage_weights [2, H]: w_1, w_2
@@ -50,7 +50,7 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,23 +59,24 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_checks import ConfigError, check_fields, require
 from linseqrec.events import Events
-from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading
-from linseqrec.layers.dense import dense, rms_norm
+from linseqrec.layers.block import Block
+from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading, NoMemory
+from linseqrec.layers.dense import Dense, Gate, rms_norm
 from linseqrec.layers.dropout import dropout, split_key
 from linseqrec.layers.embedding import ItemEmbedding
-from linseqrec.layers.gap_features import GapFeatures
-from linseqrec.layers.gated_delta_net import GatedDeltaState
+from linseqrec.layers.gap_features import GapFeatures, NoGapFeatures
+from linseqrec.layers.gated_delta import GatedDeltaState
 from linseqrec.layers.memory_attention import MemoryAttention, MemoryAttentionState
 from linseqrec.layers.request_time import request_layer
+from linseqrec.layers.states import PartState
 from linseqrec.layers.swiglu import SwiGLU
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta, WriteGate
-from linseqrec.layers.time_gaps import gaps_in_days, waits_in_days
-from linseqrec.models.encoding import Encoding
-from linseqrec.ops.recent import Recent
+from linseqrec.layers.tdgd import TDGD, WriteGate
+from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, waits_in_days
+from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
-class SinkRecConfig:
+class SinkRecConfig(ModelConfig):
     """SinkRec's hyperparameters; each ablation arm is a value of one of them.
 
     Attributes:
@@ -142,6 +143,8 @@ class SinkRecConfig:
     chunk_size: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    reads_request_times = True
+
     def __post_init__(self) -> None:
         counts = (
             "width heads loops key_width value_width kernel attention_window feed_forward "
@@ -165,19 +168,6 @@ class SinkRecConfig:
                 f"dilations {dilations} are the same window, the event itself, with "
                 "memory_window=1: they must be (1,)"
             )
-        readers = (
-            self.reinjection,
-            self.memory_key_values,
-            self.write_gate == "memory",
-            self.read_removal,
-        )
-        if self.memory and not any(readers):
-            raise ConfigError(
-                "nothing reads the memory with reinjection=False, memory_key_values=False, "
-                f"write_gate={self.write_gate!r} and read_removal=False: set memory=False"
-            )
-        if not self.shared and self.loops == 1:
-            raise ConfigError("shared=False changes nothing with loops=1")
 
     @property
     def reads_timestamps(self) -> list[str]:
@@ -210,16 +200,16 @@ class SinkRecState:
 
     Attributes:
       loops: One state a loop.
-      embeddings: The last events' embeddings, for the memory's windows; None without memory.
+      embeddings: The last events' embeddings, for the memory's windows; () without memory.
       last_timestamp: int32 [B], the last event's time in seconds; -1 before any.
     """
 
     loops: list[LoopState]
-    embeddings: Recent | None
+    embeddings: PartState
     last_timestamp: Int[Array, "B"]
 
 
-class SinkRec(nnx.Module):
+class SinkRec(SequenceModel):
     """The model; see the module's docstring."""
 
     def __init__(
@@ -231,11 +221,11 @@ class SinkRec(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        dtype = jnp.dtype(config.dtype)
-        self.embedding = ItemEmbedding(num_items, config.width, dtype=dtype, rngs=rngs)
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.memory = (
             ConditionalMemory(
-                config.width,
+                width,
                 window=config.memory_window,
                 dilations=config.dilations,
                 levels=config.levels,
@@ -246,186 +236,168 @@ class SinkRec(nnx.Module):
                 rngs=rngs,
             )
             if config.memory
-            else None
+            else NoMemory()
         )
         self.gap_features = (
             GapFeatures(config.gap_features, dtype=dtype, rngs=rngs)
             if config.temporal_addressing
-            else None
+            else NoGapFeatures()
         )
-        self.loops = nnx.Param(jnp.zeros((config.loops, config.width), jnp.float32))
+        self.loops = nnx.Param(jnp.zeros((config.loops, width), jnp.float32))
         blocks = 1 if config.shared else config.loops
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(blocks)])
-        self.norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.request_time = request_layer(request_time, config.width, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([SinkRecBlock(config, rngs=rngs) for _ in range(blocks)])
+        self.norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self,
-        events: Events,
-        state: SinkRecState | None = None,
-        *,
-        dropout_key: PRNGKeyArray | None = None,
+    def initial_state(self, batch_size: int) -> SinkRecState:
+        """The state before any event."""
+        return SinkRecState(
+            [self._block(loop).initial_state(batch_size) for loop in range(self.config.loops)],
+            self.memory.initial_state(batch_size),
+            no_timestamp(batch_size),
+        )
+
+    def encode(
+        self, events: Events, state: SinkRecState, *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
-        """Encodes histories.
-
-        Args:
-          events: The batch, [B, T].
-          state: Where each row's first history stands; None is no past.
-          dropout_key: Randomness of dropout; None is evaluation.
-
-        Returns:
-          Hidden states [B, T, D]; the losses "vq" and "reconstruction", weighted, and the memory's
-          metrics; the state after each row's last history.
-        """
+        """Returns hidden states [B, T, D], the weighted losses, the memory's metrics, the state."""
         config, events = self.config, self.request_time.told(events)
         embedding_key, *loop_keys = split_key(dropout_key, 1 + config.loops)
-        gaps, last_timestamp = gaps_in_days(
-            events.timestamps, events.segment_ids, None if state is None else state.last_timestamp
-        )
-        gap_features = None if self.gap_features is None else self.gap_features(gaps)
-        embedded = self._embed(events)
-        memory, past, losses = None, None, {}
-        if self.memory is not None:
-            memory, past = self.memory(
-                embedded, events.segment_ids, None if state is None else state.embeddings
-            )
-            losses["vq"] = config.quantization_weight * memory.quantization_loss
-            if config.reconstruction_weight > 0:
-                losses["reconstruction"] = config.reconstruction_weight * memory.reconstruction_loss
-        # The memory's codes are of items, whenever they come: it is not told.
+        embedded, ids = self._embed(events), events.segment_ids
+        gaps, last_timestamp = gaps_in_days(events.timestamps, ids, state.last_timestamp)
+        memory, embeddings = self.memory(embedded, ids, state.embeddings)
+        told = Told(ids, gaps, self.gap_features(gaps), memory, waits_in_days(events))
+
+        # The memory's codes are of items, whenever they come: it is not told of request times.
         x = self.request_time.enter(embedded, events)
         x = dropout(x, config.dropout, embedding_key)
-        states = []
-        for index, key in enumerate(loop_keys):
-            block = self.blocks[0 if config.shared else index]
-            x, after = block(
-                x + self.loops[index].astype(x.dtype),
-                events.segment_ids,
-                None if state is None else state.loops[index],
-                gaps=gaps,
-                gap_features=gap_features,
-                memory=memory,
-                wait=waits_in_days(events),
-                dropout_key=key,
-            )
-            states.append(after)
+        loops = []
+        for loop, (before, key) in enumerate(zip(state.loops, loop_keys, strict=True)):
+            x = x + self.loops[loop].astype(x.dtype)
+            x, after = self._block(loop)(x, told, before, dropout_key=key)
+            loops.append(after)
+
+        weights = {"vq": config.quantization_weight, "reconstruction": config.reconstruction_weight}
         return Encoding(
             self.request_time.leave(self.norm(x), events),
-            losses,
-            SinkRecState(states, past, last_timestamp),
-            {} if memory is None else memory.metrics,
-            None if memory is None else memory.code_counts,
+            {name: weights[name] * loss for name, loss in memory.losses.items()},
+            SinkRecState(loops, embeddings, last_timestamp),
+            memory.metrics,
+            memory.code_counts,
         )
 
-    def item_table(self) -> Float[Array, "N+1 D"]:
-        """The tied output table, float32; row 0 is padding."""
-        return self.embedding.table[...]
-
-    def after_step(
-        self, events: Events, counts: Float[Array, "S L K"] | None, key: PRNGKeyArray
-    ) -> None:
+    def after_step(self, events: Events, counts: Float[Array, "S L K"], key: PRNGKeyArray) -> None:
         """Replaces the memory's dead codes after a training step; changes the model."""
-        if self.memory is not None and counts is not None:
-            self.memory.reseed(self._embed(events), events.segment_ids, counts, key)
+        self.memory.reseed(self._embed(events), events.segment_ids, counts, key)
+
+    def _block(self, loop: int) -> "SinkRecBlock":
+        return self.blocks[0 if self.config.shared else loop]
 
     def _embed(self, events: Events) -> Float[Array, "B T D"]:
         return self.embedding(events.items) * self.config.width**0.5
 
 
-class Block(nnx.Module):
+class Told(NamedTuple):
+    """What a block reads of the events beside its input: see `TDGD` and `MemoryAttention`."""
+
+    segment_ids: Int[Array, "B T"]
+    gaps: Float[Array, "B T"]
+    gap_features: Float[Array, "B T F"]
+    memory: MemoryReading
+    wait: Float[Array, "B T"] | None
+
+
+class SinkRecBlock(Block):
     """One pass: reinjection, memory attention, recurrence, feed-forward; each a residual branch."""
 
+    mixer: TDGD
+    mixer_norm: nnx.RMSNorm
+
     def __init__(self, config: SinkRecConfig, *, rngs: nnx.Rngs):
-        width, dtype = config.width, jnp.dtype(config.dtype)
-        self.rate = config.dropout
-        norm = lambda: rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)  # noqa: E731
+        width, dtype, memory = config.width, jnp.dtype(config.dtype), config.memory
+
+        def norm() -> nnx.RMSNorm:
+            return rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
         self.reinjection = (
             Reinjection(width, dtype=dtype, rngs=rngs)
-            if config.memory and config.reinjection
-            else None
+            if memory and config.reinjection
+            else NoReinjection()
         )
         self.attention_norm = norm()
         self.attention = MemoryAttention(
             width,
             config.heads,
             window=config.attention_window,
-            slot_width=width // 2 if config.memory and config.memory_key_values else None,
+            slot_width=width // 2 if memory and config.memory_key_values else None,
             kernel=config.kernel if config.attention_convolution else None,
             dtype=dtype,
             rngs=rngs,
         )
-        self.mixer_norm = norm()
-        self.mixer = TemporalRelationDelta(
-            width,
-            config.heads,
-            key_width=config.key_width,
-            value_width=config.value_width,
-            kernel=config.kernel,
-            gap_features=config.gap_features if config.temporal_addressing else None,
-            temporal_decay=config.temporal_decay,
-            write_gate=(
-                "none" if config.write_gate == "memory" and not config.memory else config.write_gate
+        super().__init__(
+            lambda: TDGD(
+                width,
+                config.heads,
+                key_width=config.key_width,
+                value_width=config.value_width,
+                kernel=config.kernel,
+                gap_features=config.gap_features if config.temporal_addressing else None,
+                temporal_decay=config.temporal_decay,
+                write_gate=(
+                    "none" if config.write_gate == "memory" and not memory else config.write_gate
+                ),
+                read_removal=config.read_removal and memory,
+                chunk_size=config.chunk_size,
+                dtype=dtype,
+                rngs=rngs,
             ),
-            read_removal=config.read_removal and config.memory,
-            chunk_size=config.chunk_size,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.feed_forward_norm = norm()
-        self.feed_forward = SwiGLU(
-            width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs
+            lambda: SwiGLU(
+                width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs
+            ),
+            norm=norm,
+            rate=config.dropout,
         )
 
-    def __call__(
+    def initial_state(self, batch_size: int) -> LoopState:
+        """The state of attention and recurrence before any event."""
+        return LoopState(
+            self.attention.initial_state(batch_size), self.mixer.initial_state(batch_size)
+        )
+
+    def __call__(  # type: ignore[override]
         self,
         x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        state: LoopState | None,
+        told: Told,
+        state: LoopState,
         *,
-        gaps: Float[Array, "B T"],
-        gap_features: Float[Array, "B T F"] | None,
-        memory: MemoryReading | None,
-        wait: Float[Array, "B T"] | None,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B T D"], LoopState]:
         """Returns the block's output, and the state of its attention and recurrence."""
-        attention_key, mixer_key, hidden_key, output_key = split_key(dropout_key, 4)
-        if self.reinjection is not None and memory is not None:
-            x = x + self.reinjection(x, memory.vector)
-        attended, seen = self.attention(
-            self.attention_norm(x),
-            segment_ids,
-            None if state is None else state.attention,
-            slots=None if memory is None else memory.slots,
+        attention_key, mixer_key, *feed_keys = split_key(dropout_key, 4)
+        x = x + self.reinjection(x, told.memory.vector)
+        attended, attention = self.attention(
+            self.attention_norm(x), told.segment_ids, state.attention, slots=told.memory.slots
         )
         x = x + dropout(attended, self.rate, attention_key)
-        mixed, recurrent = self.mixer(
+        mixed, mixer = self.mixer(
             self.mixer_norm(x),
-            segment_ids,
-            None if state is None else state.mixer,
-            gaps=gaps,
-            gap_features=gap_features,
-            memory=memory,
-            wait=wait,
+            told.segment_ids,
+            state.mixer,
+            gaps=told.gaps,
+            gap_features=told.gap_features,
+            memory=told.memory,
+            wait=told.wait,
         )
         x = x + dropout(mixed, self.rate, mixer_key)
-        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
-        return x + dropout(fed, self.rate, output_key), LoopState(seen, recurrent)
+        return self.feed(x, *feed_keys), LoopState(attention, mixer)
 
 
 class Reinjection(nnx.Module):
     """σ(⟨N_m(W_gk m), N_x(x)⟩ / √D) W_gv m, where W_gv starts at 0: nothing is added at first."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.gate_key = dense(width, width, bias=False, dtype=dtype, rngs=rngs)
-        self.value = nnx.Linear(
-            width,
-            width,
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=nnx.initializers.zeros_init(),
-            rngs=rngs,
-        )
+        self.gate_key = Gate(width, width, bias=False, dtype=dtype, rngs=rngs)
+        self.value = Dense(width, width, bias=False, deviation=0.0, dtype=dtype, rngs=rngs)
         self.key_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.input_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
@@ -437,3 +409,12 @@ class Reinjection(nnx.Module):
         alike = jnp.sum((key * query).astype(jnp.float32), axis=-1, keepdims=True)
         share = jax.nn.sigmoid(alike * x.shape[-1] ** -0.5)
         return share.astype(x.dtype) * self.value(memory)
+
+
+class NoReinjection(nnx.Module):
+    """Stands for `Reinjection` in a block without it."""
+
+    def __call__(self, x: Float[Array, "B T D"], memory: Float[Array, "B T D"]) -> float:
+        """Nothing."""
+        del x, memory
+        return 0.0

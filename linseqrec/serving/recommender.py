@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from linseqrec.config_fields import to_json
 from linseqrec.evaluation.ranks import NonFiniteScoreError, seen_slots
 from linseqrec.events import Events
-from linseqrec.models.encoding import SequenceModel
+from linseqrec.models.base import SequenceModel
 from linseqrec.models.weights import parameter_path
 from linseqrec.ops.top_k import catalogue_top_k
 from linseqrec.serving.states import (
@@ -88,12 +88,11 @@ class Recommender:
         self._table = model.item_table()
         self.num_items, self.origin = self._table.shape[0] - 1, origin
         self._chunk_length, self._item_block = chunk_length, item_block
-        self._none = jax.jit(self._before_any_event, static_argnums=1)
         self._advance = jax.jit(
             self._after_events_and_requests if request_time else self._after_events
         )
         self._ask = jax.jit(self._hidden_at)
-        if self._shapes(1).model is None:
+        if not model.carries_state:
             raise ServingError(
                 f"this {type(model).__name__} carries no state from event to event (SASRec, "
                 "RecGRELA with causal=False and HyTRec with time='shuffled' read whole rows): "
@@ -180,7 +179,7 @@ class Recommender:
         width = min(self._chunk_length, 1 << (longest - 1).bit_length())
         padding = ((0, 0), (0, -longest % width))
         items, timestamps = np.pad(items, padding), np.pad(timestamps, padding)
-        states = self._none(self._params, num_users)
+        states = self._before_any_event(self._params, num_users)
         for first in range(0, items.shape[1], width):
             chunk = np.s_[:, first : first + width]
             states = self._advance(self._params, states, items[chunk], timestamps[chunk])
@@ -291,13 +290,11 @@ class Recommender:
         return jax.eval_shape(before, self._params)
 
     def _before_any_event(self, params: nnx.State, num_users: int) -> UserStates:
-        padding = jnp.zeros((num_users, 1), jnp.int32)
         model = nnx.merge(self._graphdef, params, self._rest)
+        state = jax.tree.map(jnp.asarray, model.initial_state(num_users))
         zeros = jnp.zeros(num_users, jnp.int32)
         if self._request_time:
-            state = model(Events(padding, padding, padding, padding, padding)).state
             return UserStates(state, None, zeros, last_timestamp=zeros, pending=zeros)
-        state = model(Events(padding, padding, padding, padding)).state
         hidden = jnp.zeros((num_users, self._table.shape[1]), jnp.float32)
         return UserStates(state, hidden, length=zeros, last_timestamp=zeros)
 

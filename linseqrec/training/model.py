@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from linseqrec.config import Experiment
 from linseqrec.config_checks import ConfigError
 from linseqrec.events import Events
 from linseqrec.mesh_axes import while_tracing
-from linseqrec.models.encoding import SequenceModel
+from linseqrec.models.base import SequenceModel
 
 
 def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
@@ -30,18 +29,18 @@ def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
     Raises:
       ConfigError: If request times are known and the model cannot be told of them.
     """
-    rngs = nnx.Rngs(experiment.training.seed)
-    if experiment.data.request_time == "hidden":
-        return experiment.model.build(num_items, rngs=rngs)
-    parameters = inspect.signature(experiment.model.build).parameters
-    if "request_time" not in parameters:
+    known = experiment.data.request_time == "known"
+    if known and not experiment.model.reads_request_times:
         raise ConfigError(
-            "data.request_time is 'known', but "
-            f"{type(experiment.model).__name__}.build takes no argument request_time: the model "
-            "cannot be told request times. Add the argument as linseqrec.models.encoding."
-            "ModelConfig has it, or set data.request_time to 'hidden'"
+            f"data.request_time is 'known', but {type(experiment.model).__name__} has "
+            "reads_request_times=False: the model cannot be told request times. Let its build make "
+            "the layer of linseqrec.layers.request_time and set reads_request_times = True, or set "
+            "data.request_time to 'hidden'"
         )
-    return experiment.model.build(num_items, rngs=rngs, request_time=True)
+    rngs = nnx.Rngs(experiment.training.seed)
+    # A model that reads no request times may have a build without the argument.
+    request_time = {"request_time": True} if known else {}
+    return experiment.model.build(num_items, rngs=rngs, **request_time)
 
 
 def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -1,13 +1,14 @@
 """The optimizer: AdamW with a schedule, clipping, and a rule for what is decayed."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
+from flax import nnx
 
 from linseqrec.config_checks import check_fields
-from linseqrec.models.weights import parameter_path
+from linseqrec.layers.dense import Decayed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class OptimizerConfig:
         the run's last step.
       warmup_steps: Steps of linear increase from 0.
       final_fraction: Of the peak, at the end of the cosine.
-      weight_decay: Decoupled, on the weights of dense layers only (see `is_decayed`).
+      weight_decay: Decoupled, on the weights of dense layers only (see `decayed`).
       b1: Decay of the gradient's average.
       b2: Decay of the squared gradient's average.
       epsilon: Added to the root of the squared average.
@@ -66,18 +67,23 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, main], [config.warmup_steps])
 
 
-# Modules that are gates and are not called so.
-_GATES = ("selector", "fusion", "write_strength")
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay touches: those made as `Decayed` (`layers/dense.py`).
 
+    These are the weights of dense layers that are no gates. Biases, norms, embeddings, gates and
+    the recurrences' own parameters keep their scale.
 
-def is_decayed(path: str) -> bool:
-    """Whether weight decay touches the parameter at `path` ("blocks/0/attention/output/kernel").
+    Args:
+      params: A model's parameters.
 
-    Only the kernels of dense layers are decayed, and of these no gate's: biases, norms, embeddings
-    and the recurrences' own parameters keep their scale.
+    Returns:
+      A tree of the same form with a bool in the place of each parameter.
     """
-    *module, name = path.split("/")
-    return name == "kernel" and not any("gate" in part or part in _GATES for part in module)
+    return jax.tree.map(
+        lambda parameter: isinstance(parameter, Decayed),
+        params,
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
@@ -88,9 +94,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         b2=config.b2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, _: is_decayed(parameter_path(path)), params
-        ),
+        mask=decayed,
     )
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)

@@ -23,7 +23,6 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
 from linseqrec.mesh_axes import DATA, SEQUENCE
-from linseqrec.models.encoding import ReadsTimestamps, SplitsTime
 from linseqrec.training.loss import make_loss
 from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import make_optimizer
@@ -181,7 +180,7 @@ def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
     if mesh is None or mesh.shape[SEQUENCE] == 1:
         return
     model = experiment.model
-    if not (isinstance(model, SplitsTime) and model.splits_time):
+    if not model.splits_time:
         raise ConfigError(
             f"mesh.sequence is {mesh.shape[SEQUENCE]}, and {type(model).__name__} does "
             "not say that its layers take rows that are split over devices (splits_time): set "
@@ -200,7 +199,7 @@ def _check_reads_no_time(experiment: Experiment) -> None:
             "be 'hidden'"
         )
     model = experiment.model
-    if isinstance(model, ReadsTimestamps) and model.reads_timestamps:
+    if model.reads_timestamps:
         raise ConfigError(
             f"{experiment.name} reads the time between events, by model "
             f"{' '.join(model.reads_timestamps)}, and this log has only their order; which "

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from linseqrec import sharding
 from linseqrec.data.batch import Batch
 from linseqrec.mesh_axes import while_tracing
-from linseqrec.models.encoding import ChangesAfterStep
 from linseqrec.training.loss import PredictionLoss
 from linseqrec.training.model import FunctionalModel
 
@@ -58,7 +57,7 @@ def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> Tr
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    rest: Any,
+    rest: nnx.State,
     optimizer: optax.GradientTransformation,
     prediction_loss: PredictionLoss,
     *,
@@ -138,9 +137,8 @@ def make_train_step(
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         model = nnx.merge(graphdef, params, rest)
-        if isinstance(model, ChangesAfterStep):
-            model.after_step(batch.events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
-            params = nnx.state(model, nnx.Param)
+        model.after_step(batch.events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
+        params = nnx.state(model, nnx.Param)
         advanced = TrainState(state.step + 1, params, after, halted)
         kept = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)

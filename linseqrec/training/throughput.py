@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.models.encoding import ModelConfig, ReusesParameters
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.weights import parameter_path
 from linseqrec.training.checkpoint import Progress
 from linseqrec.training.model import FunctionalModel
@@ -40,9 +40,8 @@ def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
       params: The model's parameters.
       model: Its hyperparameters; they say which of its weights an event goes through repeatedly.
     """
-    uses = model.uses if isinstance(model, ReusesParameters) else lambda name: 1
     return 6.0 * sum(
-        leaf.size * uses(parameter_path(path))
+        leaf.size * model.uses(parameter_path(path))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if parameter_path(path).endswith("kernel")
     )
@@ -83,7 +82,7 @@ class Meter:
         """Starts the clock, and goes on from the sums that `progress` holds."""
         self._per_event = flops_per_event(model.initial_params, config)
         self._per_target = flops_per_target(model.item_table(model.initial_params))
-        self._peak = peak_flops(getattr(config, "dtype", "float32"))
+        self._peak = peak_flops(config.dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)
         self._targets = progress.unlogged.get("targets", 0.0)

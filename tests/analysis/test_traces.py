@@ -1,13 +1,15 @@
-"""What `trace` keeps is what the model used."""
+"""What a trace keeps is what the model used."""
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.analysis.traces import is_recurrent, linear_mixers, trace
+from linseqrec.analysis.traces import is_recurrent, linear_mixers
 from linseqrec.events import Events
-from linseqrec.layers.gated_delta_net import GatedDelta
+from linseqrec.layers.gated_delta import GatedDelta
+from linseqrec.layers.rela import AttendedAlone, NoGate
+from linseqrec.models.base import NoState
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
@@ -68,7 +70,7 @@ def test_memories_are_the_states_and_keys_what_wrote_them(name):
     read = jax.jit(
         lambda params, events: (
             nnx.merge(graphdef, params)(events),
-            trace(nnx.merge(graphdef, params), events),
+            nnx.merge(graphdef, params).trace(events),
         )
     )
     encoding, traces = read(params, EVENTS)
@@ -103,8 +105,8 @@ def test_shuffled_gaps_write_memories_though_none_is_carried():
     )
     model = config.build(5, rngs=nnx.Rngs(0))
     write_at_once(model)
-    assert model(EVENTS).state is None
-    traces = trace(model, EVENTS)
+    assert model(EVENTS).state == NoState()
+    traces = model.trace(EVENTS)
     assert list(traces) == ["long/0"]
     check_keys_wrote(traces["long/0"])
     assert all(is_recurrent(mixer) for _, mixer in linear_mixers(model))
@@ -114,23 +116,25 @@ def test_shuffled_gaps_write_memories_though_none_is_carried():
 def test_both_branches_of_recgrela_are_kept(causal):
     config = RecGRELAConfig(width=16, heads=2, num_layers=1, causal=causal)
     model = config.build(5, rngs=nnx.Rngs(0))
-    traced = trace(model, EVENTS)["blocks/0"]
+    traced = model.trace(EVENTS)["blocks/0"]
     attention = model.blocks[0].attention
     assert is_recurrent(attention) == causal
     x = model.blocks[0].attention_norm(model.norm(model.embedding(EVENTS.items)))
-    mixed, ids = attention.input_gate(x), EVENTS.segment_ids
+    mixed, ids = attention.input_gate(x), EVENTS.segment_ids if causal else None
     # The released form counts positions by slots.
     positions = EVENTS.positions if causal else np.tile(np.arange(4), (2, 1))
-    attended, _ = attention.attend(mixed, ids, positions, None)
-    np.testing.assert_allclose(traced.attended, attended, atol=1e-6)
-    local, _ = attention.shortcut(mixed, ids if causal else None)
+    local, _ = attention.shortcut(mixed, ids, attention.shortcut.initial_state(2))
+    attention.selector, attention.gate = AttendedAlone(), NoGate()
+    attended, _ = attention(x, ids, positions, attention.initial_state(2))
+    expected = attention.output(traced.attended)
+    np.testing.assert_allclose(attended, expected, atol=1e-6)
     np.testing.assert_allclose(traced.augmented - traced.attended, local, atol=1e-6)
     assert np.abs(local).max() > 1e-4
     alone = RecGRELAConfig(width=16, heads=2, num_layers=1, shortcut=False)
-    assert trace(alone.build(5, rngs=nnx.Rngs(0)), EVENTS)["blocks/0"].augmented is None
+    assert alone.build(5, rngs=nnx.Rngs(0)).trace(EVENTS)["blocks/0"].augmented is None
 
 
 def test_a_model_without_a_matrix_memory_is_refused():
     model = SASRecConfig(width=16, num_layers=1).build(5, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="SASRec has no matrix memory"):
-        trace(model, EVENTS)
+        model.trace(EVENTS)

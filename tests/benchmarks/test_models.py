@@ -8,26 +8,26 @@ import pytest
 from flax import nnx
 
 from linseqrec.benchmarks import models
-from linseqrec.models.encoding import Encoding
+from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class LookupConfig:
+class LookupConfig(ModelConfig):
     """A model whose gradient is known: it only looks embeddings up."""
 
     def build(self, num_items, *, rngs):
         return Lookup(num_items, rngs)
 
 
-class Lookup(nnx.Module):
+class Lookup(SequenceModel):
     def __init__(self, num_items, rngs):
         self.table = nnx.Param(rngs.params.normal((num_items + 1, 2), jnp.float32))
 
-    def __call__(self, events, state=None, *, dropout_key=None):
-        return Encoding(self.table[...][events.items], {}, None)
+    def encode(self, events, state, *, dropout_key):
+        return Encoding(self.table[...][events.items])
 
 
 def test_rows_count_the_tokens_of_their_batch(monkeypatch):

@@ -36,6 +36,7 @@ def embeddings(seed=1):
 
 
 def read(made, x, ids, past=None):
+    past = made.initial_state(len(x)) if past is None else past
     graphdef, params = nnx.split(made)
     return _read(graphdef, params, jnp.asarray(x), jnp.asarray(ids), past)
 
@@ -50,7 +51,8 @@ def gradients(made, x, ids, loss):
     graphdef, params = nnx.split(made)
 
     def both(params, x):
-        return loss(nnx.merge(graphdef, params)(x, jnp.asarray(ids))[0])
+        past = made.initial_state(len(ids))
+        return loss(nnx.merge(graphdef, params)(x, jnp.asarray(ids), past)[0])
 
     to_params, to_x = jit(jax.grad(both, argnums=(0, 1)))(params, jnp.asarray(x))
     holder = nnx.merge(graphdef, to_params)
@@ -65,11 +67,11 @@ def test_the_reconstructions_target_is_detached():
     made = memory()
     for decoder in made.decoders:
         decoder.kernel[...] *= 0
-    to_params, to_x = gradients(made, embeddings(), LAYOUT, lambda r: r.reconstruction_loss)
+    to_params, to_x = gradients(made, embeddings(), LAYOUT, lambda r: r.losses["reconstruction"])
     np.testing.assert_array_equal(to_x, 0)
     assert np.abs(to_params["decoders/0/bias"]).min() > 0
     # And with a decoder they are reached through the encoder.
-    _, to_x = gradients(memory(), embeddings(), LAYOUT, lambda r: r.reconstruction_loss)
+    _, to_x = gradients(memory(), embeddings(), LAYOUT, lambda r: r.losses["reconstruction"])
     assert np.abs(to_x[LAYOUT > 0]).max() > 1e-4
     np.testing.assert_array_equal(to_x[LAYOUT == 0], 0)
 
@@ -78,13 +80,18 @@ def test_only_the_quantisation_loss_moves_the_codebooks():
     made, x = memory(), embeddings()
 
     def others(reading):
-        everything = (reading.vector, reading.slots, reading.error, reading.reconstruction_loss)
+        everything = (
+            reading.vector,
+            reading.slots,
+            reading.error,
+            reading.losses["reconstruction"],
+        )
         return sum(jnp.sum(value**2) for value in everything)
 
     to_params, _ = gradients(made, x, LAYOUT, others)
     np.testing.assert_array_equal(to_params["codebooks"], 0)
     assert np.abs(to_params["encoders/0/kernel"]).max() > 1e-4
-    to_params, _ = gradients(made, x, LAYOUT, lambda reading: reading.quantization_loss)
+    to_params, _ = gradients(made, x, LAYOUT, lambda r: r.losses["vq"])
     moved = np.abs(to_params["codebooks"]).max(axis=-1) > 0
     assert moved.any(axis=-1).all() and not moved.all()
     np.testing.assert_array_equal(to_params["usage"], 0)
@@ -92,7 +99,7 @@ def test_only_the_quantisation_loss_moves_the_codebooks():
 
 def test_a_frozen_codebook_stays():
     made = memory(frozen=True)
-    to_params, to_x = gradients(made, embeddings(), LAYOUT, lambda r: r.quantization_loss)
+    to_params, to_x = gradients(made, embeddings(), LAYOUT, lambda r: r.losses["vq"])
     np.testing.assert_array_equal(to_params["codebooks"], 0)
     assert np.abs(to_x).max() > 1e-4
     before = parameter_arrays(made)
@@ -138,9 +145,14 @@ def test_a_window_reads_its_taps_and_no_others():
 # --------------------------------------------------------------------------------------- metrics
 
 
+def windows(made, x, ids):
+    past = made.initial_state(len(ids))
+    return made._windows(jnp.asarray(x), jnp.asarray(ids), past)[0]
+
+
 def vectors(made, x, ids, window):
     """z of one window, of each slot."""
-    taps, _ = made._windows(jnp.asarray(x), jnp.asarray(ids), None)[0][window]
+    taps, _ = windows(made, x, ids)[window]
     return np.asarray(made._encode(window, taps))
 
 
@@ -172,7 +184,7 @@ def test_the_metrics_are_of_events_by_window_and_level():
     expected = {}
     for s, dilation in enumerate(DILATIONS):
         name = f"3x{dilation}"
-        taps, present = made._windows(jnp.asarray(x), jnp.asarray(LAYOUT), None)[0][s]
+        taps, present = windows(made, x, LAYOUT)[s]
         codes = np.asarray(made.codebooks[s])
         z = rest = vectors(made, x, LAYOUT, s)
         for book in codes:
@@ -268,7 +280,7 @@ def test_fresh_codes_are_drawn_from_the_first_batch():
     assert (np.asarray(after.codebooks[...]) != np.asarray(made.codebooks[...])).all()
     np.testing.assert_array_equal(after.usage[...], 0.25)
     reading, _ = read(after, x, LAYOUT)
-    assert reading.quantization_loss < 0.7 * before.quantization_loss
+    assert reading.losses["vq"] < 0.7 * before.losses["vq"]
     other = reseeded(made, x, LAYOUT, key=1)
     assert (np.asarray(after.codebooks[...]) != np.asarray(other.codebooks[...])).any()
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.dense import dense, layer_norm
+from linseqrec.layers.dense import Dense, layer_norm
 
 
 def test_a_dense_layer_keeps_float32_parameters_and_computes_in_its_dtype():
-    layer = dense(6, 3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
+    layer = Dense(6, 3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
     assert layer.kernel[...].dtype == layer.bias[...].dtype == jnp.float32
     assert layer(jnp.ones((2, 6))).dtype == jnp.bfloat16
 

@@ -1,12 +1,15 @@
 """The gates of the delta memories are float32 in a model that computes in bfloat16."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
+from linseqrec.layers.conditional_memory import NoMemory
+from linseqrec.layers.gated_delta import GatedDeltaMixer
+from linseqrec.layers.tadn import TADN
+from linseqrec.layers.tdgd import TDGD
 from tests.models.reference import randomise, sigmoid
 
 WIDTH, HEADS = 12, 2
@@ -28,9 +31,9 @@ def test_decay_and_write():
 
 
 def test_fresh_signal_against_the_mean():
-    mixer = TemporalDeltaMixer(WIDTH, HEADS, **OPTIONS)
+    mixer = TADN(WIDTH, HEADS, **OPTIONS)
     arrays = randomise(mixer)
-    logits, _ = mixer.spike_logits(X, IDS, None)
+    logits, _ = mixer.spike_gate(X, IDS, mixer.spike_gate.initial_state(1))
     mean = np.cumsum(EXACT, axis=1) / np.arange(1, 10)[:, None]
     expected = np.concatenate([EXACT, EXACT - mean], -1) @ arrays["spike_gate/kernel"]
     expected = expected + arrays["spike_gate/bias"]
@@ -38,7 +41,7 @@ def test_fresh_signal_against_the_mean():
 
 
 def test_coverage_and_removal():
-    mixer = TemporalRelationDelta(
+    mixer = TDGD(
         WIDTH,
         HEADS,
         gap_features=None,
@@ -49,9 +52,12 @@ def test_coverage_and_removal():
         **OPTIONS,
     )
     arrays = randomise(mixer)
-    coverage = mixer.coverage(X, X, None, None, None)
+    nothing, _ = NoMemory()(X, IDS, ())
+    reading = dataclasses.replace(nothing, vector=X)
+    key = jnp.zeros((1, 9, HEADS, WIDTHS["key_width"]))
+    coverage = mixer.coverage(X, key, key, reading)
     logits = EXACT @ arrays["coverage_gate/kernel"] + arrays["coverage_bias"]
     np.testing.assert_allclose(coverage, sigmoid(logits), rtol=1e-5)
-    removal = mixer.removal(jnp.concatenate([X, X], axis=-1))
+    removal = mixer.removal(X, reading)
     logits = np.concatenate([EXACT, EXACT], -1) @ arrays["removal_gate/kernel"]
     np.testing.assert_allclose(removal, sigmoid(logits + arrays["removal_bias"]), rtol=1e-5)

@@ -34,6 +34,8 @@ def random_inputs(seed=1):
 
 
 def apply(made, x, ids, state=None, slots=None):
+    state = made.initial_state(len(x)) if state is None else state
+    slots = np.zeros((*x.shape[:2], 0, SLOT_WIDTH)) if slots is None else slots
     graphdef, params = nnx.split(made)
     return _apply(graphdef, params, jnp.asarray(x), jnp.asarray(ids), state, slots)
 
@@ -151,7 +153,7 @@ def test_memory_grows_linearly_with_time():
         ids = jax.ShapeDtypeStruct((1, time), jnp.int32)
 
         def loss(params, x, slots, ids):
-            output, _ = nnx.merge(graphdef, params)(x, ids, slots=slots)
+            output, _ = nnx.merge(graphdef, params)(x, ids, made.initial_state(1), slots=slots)
             return jnp.sum(output**2)
 
         inputs = params, shape(1, time, WIDTH), shape(1, time, SLOTS, SLOT_WIDTH), ids

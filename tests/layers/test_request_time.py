@@ -9,10 +9,12 @@ import pytest
 from flax import nnx
 
 from linseqrec.events import Events
+from linseqrec.layers.conditional_memory import NoMemory
+from linseqrec.layers.gap_features import NoGapFeatures
 from linseqrec.layers.request_time import RequestTime, calendar, elapsed_bucket
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
-from linseqrec.layers.time_gaps import waits_in_days
+from linseqrec.layers.tadn import TADN
+from linseqrec.layers.tdgd import TDGD
+from linseqrec.layers.time_gaps import Clock, waits_in_days
 from tests.models.reference import randomise
 
 LATEST = 2**31 - 1
@@ -71,13 +73,17 @@ def test_waits_are_the_days_until_the_request():
     assert waits_in_days(Events(ones, times, ones, ones)) is None
 
 
-def temporal_delta(rngs):
-    mixer = TemporalDeltaMixer(8, 2, rngs=rngs)
-    return mixer, lambda x, ids, gaps, **told: mixer(x, ids, gaps, **told)[0]
+def tadn(rngs):
+    mixer = TADN(8, 2, rngs=rngs)
+
+    def mix(x, ids, gaps, wait=None):
+        return mixer(x, Clock(ids, 0 * ids, gaps, 0 * gaps, wait), mixer.initial_state(len(x)))[0]
+
+    return mixer, mix
 
 
-def temporal_relation_delta(rngs):
-    mixer = TemporalRelationDelta(
+def tdgd(rngs):
+    mixer = TDGD(
         8,
         2,
         key_width=4,
@@ -88,10 +94,16 @@ def temporal_relation_delta(rngs):
         read_removal=False,
         rngs=rngs,
     )
-    return mixer, lambda x, ids, gaps, **told: mixer(x, ids, gaps=gaps, **told)[0]
+
+    def mix(x, ids, gaps, wait=None):
+        memory, _ = NoMemory()(x, ids, ())
+        told = dict(gaps=gaps, gap_features=NoGapFeatures()(gaps), memory=memory, wait=wait)
+        return mixer(x, ids, mixer.initial_state(len(x)), **told)[0]
+
+    return mixer, mix
 
 
-@pytest.mark.parametrize("make", [temporal_delta, temporal_relation_delta])
+@pytest.mark.parametrize("make", [tadn, tdgd])
 def test_a_reading_fades_until_its_request(make):
     """Head by head: what each one adds to the output, times exp(-wait / T)."""
     mixer, mix = make(nnx.Rngs(0))

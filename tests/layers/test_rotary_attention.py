@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.rotary_attention import RotaryAttention
+from linseqrec.layers.rotary_attention import TimedRotaryAttention
+from linseqrec.layers.time_gaps import Clock
 
 WIDTH, HEADS, LENGTH = 8, 2, 16
 
 
 @pytest.mark.parametrize("neighbours", [1, 63])
 def test_years_of_neighbours_in_a_packed_row_round_nothing_away(neighbours):
-    attention = RotaryAttention(
-        WIDTH, HEADS, window=LENGTH, timed=True, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    attention = TimedRotaryAttention(
+        WIDTH, HEADS, window=LENGTH, dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
     attention.log_horizon[...] = jnp.log(jnp.array([1.0, 30.0]))
     graphdef, params = nnx.split(attention)
@@ -28,8 +29,9 @@ def test_years_of_neighbours_in_a_packed_row_round_nothing_away(neighbours):
     weights = rng.normal(size=(1, LENGTH, WIDTH))
 
     @jax.jit
-    def last_history(params, *row):
-        output = nnx.merge(graphdef, params)(*row)[0][:, -LENGTH:]
+    def last_history(params, x, ids, positions, gaps):
+        clock, state = Clock(ids, positions, gaps, 0 * gaps), attention.initial_state(1)
+        output = nnx.merge(graphdef, params)(x, clock, state)[0][:, -LENGTH:]
         return (output * weights).sum(), output
 
     step = jax.grad(last_history, has_aux=True)
@@ -45,8 +47,8 @@ def test_years_of_a_history_round_nothing_away(days):
 
     It has faded, but as a number of float32 days it would leave 21 s to tell minutes by.
     """
-    attention = RotaryAttention(
-        WIDTH, HEADS, window=LENGTH, timed=True, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    attention = TimedRotaryAttention(
+        WIDTH, HEADS, window=LENGTH, dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
     attention.log_horizon[...] = jnp.log(jnp.array([days, 3 * days]))
     graphdef, params = nnx.split(attention)
@@ -58,7 +60,8 @@ def test_years_of_a_history_round_nothing_away(days):
 
     @jax.jit
     def after_the_first(params, x, ids, positions, gaps):
-        output = nnx.merge(graphdef, params)(x, ids, positions, gaps)[0]
+        clock, state = Clock(ids, positions, gaps, 0 * gaps), attention.initial_state(1)
+        output = nnx.merge(graphdef, params)(x, clock, state)[0]
         return (output[:, -(LENGTH - 1) :] * weights).sum(), output[:, -(LENGTH - 1) :]
 
     step = jax.grad(after_the_first, has_aux=True)

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.gated_delta_net import GatedDeltaMixer, unit
+from linseqrec.layers.conditional_memory import NoMemory
+from linseqrec.layers.gap_features import NoGapFeatures
+from linseqrec.layers.gated_delta import GatedDeltaMixer, unit
 from linseqrec.layers.memory_attention import MemoryAttention
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
-from linseqrec.layers.temporal_relation_delta import TemporalRelationDelta
+from linseqrec.layers.tadn import TADN
+from linseqrec.layers.tdgd import TDGD
+from linseqrec.layers.time_gaps import Clock
 
 WIDTH = 256
 ITEMS = np.random.default_rng(1).normal(size=(40, WIDTH)).astype(np.float32)
@@ -21,15 +24,22 @@ RNGS = nnx.Rngs(1)
 def mixed_by(mixer, history):
     x = jnp.asarray(ITEMS[history])[None]
     ids, gaps = jnp.ones((1, len(history)), jnp.int32), jnp.zeros((1, len(history)))
-    if isinstance(mixer, TemporalDeltaMixer):
-        return mixer(x, ids, gaps)[0]
-    return mixer(x, ids)[0]
+    state = mixer.initial_state(1)
+    if isinstance(mixer, TADN):
+        return mixer(x, Clock(ids, ids - 1, gaps, gaps), state)[0]
+    memory, _ = NoMemory()(x, ids, ())
+    told = {}
+    if isinstance(mixer, TDGD):
+        told = dict(gaps=gaps, gap_features=NoGapFeatures()(gaps), memory=memory)
+    if isinstance(mixer, MemoryAttention):
+        told = dict(slots=memory.slots)
+    return mixer(x, ids, state, **told)[0]
 
 
 MIXERS = {
     "Gated DeltaNet": lambda: GatedDeltaMixer(WIDTH, 2, key_width=128, value_width=64, rngs=RNGS),
-    "TADN": lambda: TemporalDeltaMixer(WIDTH, 2, gate="none", rngs=RNGS),
-    "TDGD": lambda: TemporalRelationDelta(
+    "TADN": lambda: TADN(WIDTH, 2, gate="none", rngs=RNGS),
+    "TDGD": lambda: TDGD(
         WIDTH,
         2,
         key_width=128,
@@ -48,7 +58,8 @@ MIXERS = {
 
 def test_fresh_keys_are_as_alike_as_their_items():
     mixer = GatedDeltaMixer(WIDTH, 1, key_width=WIDTH, value_width=64, rngs=RNGS)
-    _, keys, _, _ = mixer.project(ITEMS[None], jnp.ones((1, len(ITEMS)), jnp.int32), None)
+    past = mixer.convolution.initial_state(1)
+    _, keys, _, _ = mixer.project(ITEMS[None], jnp.ones((1, len(ITEMS)), jnp.int32), past)
     # The key of an event is the item before it.
     cosines, wanted = (
         (x @ x.T)[~np.eye(len(x), dtype=bool)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from linseqrec.layers.time_gaps import days_since, gaps_in_days, shuffled_gaps
+from linseqrec.layers.time_gaps import DaysSince, gaps_in_days, no_timestamp, shuffled_gaps
 from tests.ops.layouts import LAYOUT
 
 DAY = 86_400
@@ -38,7 +38,7 @@ def by_loops(times, ids, last):
 def test_equal_the_loop_whatever_the_segments(carried):
     times = random_times(LAYOUT)
     last = np.array([2**30 - 7 * DAY, -1, 5 * DAY, 2**30 - 1, 0] if carried else [-1] * 5, np.int32)
-    gaps, final = gaps_in_days(times, LAYOUT, last if carried else None)
+    gaps, final = gaps_in_days(times, LAYOUT, last if carried else no_timestamp(5))
     expected, expected_final = by_loops(times, LAYOUT, last)
     assert gaps.dtype == np.float32 and final.dtype == np.int32
     np.testing.assert_allclose(gaps, np.clip(expected, 0, 3650), rtol=1e-6)
@@ -52,7 +52,8 @@ def test_a_second_in_the_last_of_68_years_is_a_second():
 
 
 def test_a_clock_that_goes_back_counts_as_no_time():
-    gaps, final = gaps_in_days(np.array([[9 * DAY, 5 * DAY, 6 * DAY]]), np.ones((1, 3), np.int32))
+    times, ids = np.array([[9 * DAY, 5 * DAY, 6 * DAY]]), np.ones((1, 3), np.int32)
+    gaps, final = gaps_in_days(times, ids, no_timestamp(1))
     np.testing.assert_allclose(gaps[0], [0, 0, 1])
     assert final[0] == 6 * DAY
 
@@ -91,18 +92,20 @@ def test_shuffling_depends_on_positions_only():
 def test_days_since_an_earlier_event_are_differences_of_times(events):
     """In packed rows, in two parts of a history, and as exact behind years of others as alone."""
     times = random_times(LAYOUT)
-    gaps, _ = gaps_in_days(times, LAYOUT)
-    days, recent = days_since(gaps, events, segment_ids=LAYOUT)
+    gaps, _ = gaps_in_days(times, LAYOUT, no_timestamp(5))
+    since = DaysSince(events)
+    nothing = since.initial_state(5)
+    days, recent = since(gaps, LAYOUT, nothing)
     expected = np.zeros(LAYOUT.shape)
     for b, ids in enumerate(LAYOUT):
         for t in range(events, len(ids)):
             if ids[t] and ids[t] == ids[t - events]:
                 expected[b, t] = (int(times[b, t]) - int(times[b, t - events])) / DAY
     np.testing.assert_allclose(days, expected, rtol=1e-6)
-    first, carried = days_since(gaps[:, :8], events, segment_ids=LAYOUT[:, :8])
+    first, carried = since(gaps[:, :8], LAYOUT[:, :8], nothing)
     # Rows whose history goes on across the cut.
     going = np.flatnonzero((LAYOUT[:, 7] == LAYOUT[:, 8]) & (LAYOUT[:, 8] > 0))
-    second, last = days_since(gaps[:, 8:], events, segment_ids=LAYOUT[:, 8:], recent=carried)
+    second, last = since(gaps[:, 8:], LAYOUT[:, 8:], carried)
     for row in going:
         np.testing.assert_allclose(first[row], expected[row, :8], rtol=1e-6)
         own = LAYOUT[row, 8:] == LAYOUT[row, 8]
@@ -111,5 +114,5 @@ def test_days_since_an_earlier_event_are_differences_of_times(events):
     assert len(going) > 1
     years = np.concatenate([np.full((5, 6), 3650.0, np.float32), gaps], axis=1)
     behind = np.concatenate([np.full((5, 6), 9), LAYOUT], axis=1)
-    later, _ = days_since(years, events, segment_ids=behind)
+    later, _ = since(years, behind, nothing)
     np.testing.assert_array_equal(later[:, 6:], days)

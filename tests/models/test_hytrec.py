@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.time_gaps import gaps_in_days, shuffled_gaps
+from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, shuffled_gaps
+from linseqrec.models.base import NoState
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models import hytrec_reference
@@ -207,25 +208,24 @@ def test_each_control_takes_away_what_it_names():
         assert names(**same) == everything
 
 
-def test_a_control_of_a_time_that_no_block_reads_is_refused():
-    for untimed in (dict(branches="short"), dict(ratio="0:1")):
-        for time in ("shuffled", "positions"):
-            (setting,) = (f"{name}='{value}'" for name, value in untimed.items())
-            with pytest.raises(ValueError, match=f"^time='{time}' changes nothing: .*{setting}"):
-                dataclasses.replace(SMALL, time=time, **untimed)
-            dataclasses.replace(SMALL, time=time, timed_attention=True, **untimed)
-        dataclasses.replace(SMALL, time="none", **untimed)
-    with pytest.raises(ValueError, match="timed_attention=True fades nothing with time='none'"):
-        dataclasses.replace(SMALL, time="none", timed_attention=True)
-
-
-def test_an_arm_of_blocks_that_are_not_there_is_refused():
-    for missing in (dict(branches="short"), dict(ratio="0:1")):
-        with pytest.raises(ValueError, match="^gate='none' changes nothing: .* no TADN block"):
-            dataclasses.replace(SMALL, gate="none", **missing)
-    with pytest.raises(ValueError, match="^timed_attention=True changes nothing: .* no softmax"):
-        dataclasses.replace(LINEAR, branches="long", timed_attention=True)
-    dataclasses.replace(LINEAR, timed_attention=True)
+@pytest.mark.parametrize(
+    "model, idle",
+    [
+        (dict(branches="short"), dict(time="positions")),
+        (dict(ratio="0:1"), dict(time="positions")),
+        (dict(ratio="0:1"), dict(gate="none")),
+        (dict(time="none"), dict(timed_attention=True)),
+        (dict(ratio="1:0", branches="long", short_events=0), dict(timed_attention=True)),
+    ],
+)
+def test_a_setting_of_blocks_that_are_not_there_changes_nothing(model, idle):
+    config = dataclasses.replace(SMALL, **model)
+    (first, arrays), (second, others) = map(
+        random_model, (config, dataclasses.replace(config, **idle))
+    )
+    assert arrays.keys() == others.keys()
+    events = timed_events([random_histories([9])], 9)
+    np.testing.assert_array_equal(run(first, events).hidden, run(second, events).hidden)
 
 
 @pytest.mark.parametrize("timed", [False, True])
@@ -263,7 +263,7 @@ def test_the_long_branch_alone_without_delay_reads_every_event():
     events = timed_events([random_histories([9])], 9)
     at_once, late = run(first, events), run(second, events)
     np.testing.assert_allclose(at_once.hidden[:, :5], late.hidden[:, 4:], atol=1e-6)
-    assert at_once.state.delay is None
+    assert at_once.state.delay == ()
 
 
 @pytest.mark.parametrize("timed", [False, True])
@@ -274,8 +274,9 @@ def test_shuffled_gaps_are_gaps_of_other_times_and_carry_no_state(timed):
     )
     events = timed_events([random_histories([18])], 18)
     shuffled = run(model, events)
-    assert shuffled.state is None
-    gaps = shuffled_gaps(gaps_in_days(events.timestamps, events.segment_ids)[0], events.segment_ids)
+    assert shuffled.state == NoState()
+    gaps, _ = gaps_in_days(events.timestamps, events.segment_ids, no_timestamp(1))
+    gaps = shuffled_gaps(gaps, events.segment_ids)
     seconds = np.cumsum(np.round(np.asarray(gaps, np.float64) * DAY), axis=1).astype(np.int32)
     retimed = dataclasses.replace(events, timestamps=seconds)
     np.testing.assert_allclose(shuffled.hidden, run(plain, retimed).hidden, atol=1e-5)

@@ -1,6 +1,7 @@
 """RecGRELA against float64 NumPy written from its equations; its switches, noise and state."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -12,9 +13,10 @@ from flax import nnx
 from linseqrec.config import Experiment
 from linseqrec.config_checks import ConfigError
 from linseqrec.data.source import DataConfig
-from linseqrec.layers import feed_forward
-from linseqrec.layers.rela import RELA
+from linseqrec.layers import block, feed_forward
+from linseqrec.layers.rela import RELA, LookupRELA, NoGate
 from linseqrec.models import recgrela
+from linseqrec.models.base import NoState
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models import reference
@@ -75,7 +77,7 @@ def test_released_form_carries_no_state():
     events = make_events([random_histories([5])], 5)
     state = run(random_model(SMALL)[0], events).state
     released = random_model(RELEASED)[0]
-    assert run(released, events).state is None
+    assert run(released, events).state == NoState()
     with pytest.raises(ValueError, match="carries no state"):
         released(events, state)
 
@@ -115,10 +117,11 @@ def test_a_fresh_lookup_reads_what_followed_the_last_item_before(gap):
     ids, positions = np.ones_like(items), np.tile(np.arange(120), (64, 1))
     first = {}
     for lookup in (True, False):
-        layer = RELA(64, 1, rotation=False, lookup=lookup, shortcut=False, rngs=nnx.Rngs(0))
+        kind = LookupRELA if lookup else functools.partial(RELA, rotation=False)
+        layer = kind(64, 1, shortcut=False, rngs=nnx.Rngs(0))
         # The gate would multiply what is read by noise of its own.
-        layer.gate = None
-        output, _ = layer(vectors[items], ids, positions)
+        layer.gate = NoGate()
+        output, _ = layer(vectors[items], ids, positions, layer.initial_state(64))
         best = np.argmax(np.asarray(output[:, 119]) @ vectors.T, axis=1)
         first[lookup] = np.mean(best == items[:, asked + 1])
     assert first[True] > 0.25 and first[False] < 0.1
@@ -156,7 +159,8 @@ def test_a_fixed_denominator_divides_as_the_released_form_does():
         arrays = reference.randomise(layer)
         # Without biases a slot of zeros has the key and the value 0.
         load_parameters(layer, {k: v * (not k.endswith("bias")) for k, v in arrays.items()})
-        outputs[causal], _ = layer(x[None], padded.segment_ids, padded.positions)
+        ids = padded.segment_ids if causal else None
+        outputs[causal], _ = layer(x[None], ids, padded.positions, layer.initial_state(1))
     np.testing.assert_allclose(outputs[True][0, 6], outputs[False][0, 6], atol=1e-6, rtol=1e-4)
 
 
@@ -299,6 +303,7 @@ def test_dropout_stands_where_the_equations_have_it(monkeypatch):
         return x * (1 - 0.5 * (jnp.arange(x.shape[-1]) % 2))
 
     monkeypatch.setattr(recgrela, "dropout", halve_odd_features)
+    monkeypatch.setattr(block, "dropout", halve_odd_features)
     monkeypatch.setattr(feed_forward, "dropout", halve_odd_features)
     events = ragged()
 

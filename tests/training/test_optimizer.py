@@ -1,8 +1,15 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from linseqrec.training.optimizer import OptimizerConfig, is_decayed, learning_rate, make_optimizer
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.models.weights import parameter_path
+from linseqrec.training.optimizer import OptimizerConfig, decayed, learning_rate, make_optimizer
 
 
 def test_warmup_then_cosine():
@@ -28,26 +35,33 @@ def test_settings_that_make_no_schedule_are_refused(wrong, message):
         learning_rate(OptimizerConfig(**wrong), 10)
 
 
-@pytest.mark.parametrize(
-    ("path", "decayed"),
-    [
-        ("blocks/0/attention/output/kernel", True),
-        ("blocks/0/feed_forward/expand/kernel", True),
-        ("blocks/0/feed_forward/expand/bias", False),
-        ("blocks/0/attention/gate/kernel", False),
-        ("blocks/0/attention/input_gate/kernel", False),
-        ("blocks/0/attention/selector/kernel", False),
-        ("blocks/0/reinjection/gate_key/kernel", False),
-        ("fusion/kernel", False),
-        ("blocks/0/mixer/decay_gate/kernel", False),
-        ("blocks/0/mixer/write_strength/kernel", False),
-        ("blocks/0/attention_norm/scale", False),
-        ("blocks/0/attention/shortcut/weight", False),
-        ("embedding/table", False),
-    ],
-)
-def test_only_kernels_that_are_no_gates_decay(path, decayed):
-    assert is_decayed(path) is decayed
+MODELS = {
+    "gated_deltanet": GatedDeltaNetConfig(width=8, num_layers=1),
+    "recgrela": RecGRELAConfig(width=8, num_layers=1, selector="convex", value_projection=True),
+    "recgrela_lookup": RecGRELAConfig(width=8, num_layers=1, positions="none", lookup=True),
+    "sasrec": SASRecConfig(width=8, num_layers=1),
+    "hytrec": HyTRecConfig(width=8, num_layers=2, ratio="1:1", gate="retention", question="short"),
+    "sinkrec": SinkRecConfig(width=8, codes=4),
+    "sinkrec_input": SinkRecConfig(width=8, codes=4, write_gate="input"),
+}
+# Modules that are gates and are not called so.
+GATES = {"selector", "fusion", "write_strength"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_kernels_that_are_no_gates_decay(name):
+    model = nnx.eval_shape(lambda: MODELS[name].build(9, rngs=nnx.Rngs(0), request_time=True))
+    params = nnx.state(model, nnx.Param)
+    found = {
+        parameter_path(path): decays
+        for path, decays in jax.tree_util.tree_leaves_with_path(decayed(params))
+    }
+    assert len(found) == len(jax.tree.leaves(params))
+    for path, decays in found.items():
+        *module, kind = path.split("/")
+        gate = any("gate" in part or part in GATES for part in module)
+        assert decays == (kind == "kernel" and not gate), path
+    assert sum(found.values()) > 4
 
 
 def test_decay_reaches_the_model(experiment, make_run):

@@ -76,7 +76,7 @@ def test_known_times_of_targets_are_read_once_learned(experiment, source, model)
     """A model starts as the one that is told none, and its maps learn at once."""
     hidden, known = (make(experiment, source, model, each) for each in ("hidden", "known"))
     # The parameters of request times aside, the two start the same.
-    start = dict(jax.tree_util.tree_leaves_with_path(known.initial_params))
+    start = dict(jax.tree_util.tree_leaves_with_path(known.model.initial_params))
     for path, leaf in jax.tree_util.tree_leaves_with_path(hidden.initial_params):
         np.testing.assert_array_equal(leaf, start[path])
     batch = known.batches[0]
@@ -110,7 +110,9 @@ def test_a_log_without_times_has_no_request_times(experiment):
 
 @dataclasses.dataclass(frozen=True)
 class Deaf(RecGRELAConfig):
-    """A model of a user's own, made before there were request times."""
+    """A model of a user's own that is not told request times."""
+
+    reads_request_times = False
 
     def build(self, num_items, *, rngs):
         return super().build(num_items, rngs=rngs)
@@ -121,7 +123,7 @@ def test_a_model_that_cannot_be_told_request_times_is_refused_where_they_are_kno
 ):
     monkeypatch.setitem(MODELS, "deaf", Deaf(width=16, heads=2, num_layers=1))
     make(experiment, source, "deaf", "hidden")
-    with pytest.raises(ConfigError, match="Deaf.build takes no argument request_time.*'hidden'"):
+    with pytest.raises(ConfigError, match="Deaf has reads_request_times=False.*'hidden'"):
         make(experiment, source, "deaf", "known")
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from linseqrec.mesh_axes import DATA, MODEL, SEQUENCE
-from linseqrec.models.encoding import Encoding
+from linseqrec.models.base import Encoding, SequenceModel
 from linseqrec.training.loss import LossConfig, make_loss
 from linseqrec.training.step import init_state, make_train_step
 
@@ -145,14 +145,14 @@ def test_non_finite_gradient_changes_nothing_and_halts(experiment, make_run):
         np.testing.assert_array_equal(old, new)
 
 
-class TellsNothing(nnx.Module):
+class TellsNothing(SequenceModel):
     """A model with a metric that is not a number."""
 
     def __init__(self):
         self.table = nnx.Param(jnp.ones((25, 4)) / 4)
 
-    def __call__(self, events, state=None, *, dropout_key=None):
-        return Encoding(self.table[...][events.items], {}, None, {"share": jnp.float32(jnp.nan)})
+    def encode(self, events, state, *, dropout_key):
+        return Encoding(self.table[...][events.items], metrics={"share": jnp.float32(jnp.nan)})
 
     def item_table(self):
         return self.table[...]

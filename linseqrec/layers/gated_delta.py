@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import dense, gate_logits, rms_norm
+from linseqrec.layers.dense import Dense, Gate, GateLogits, rms_norm
 from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.layers.starting_values import (
     LINEAR,
@@ -18,6 +18,8 @@ from linseqrec.layers.starting_values import (
     lookup_kernel,
     lookup_taps,
 )
+from linseqrec.layers.states import carried, empty
+from linseqrec.layers.traces import MixerTrace, record
 from linseqrec.mesh_axes import DATA, SEQUENCE, time_is_split
 from linseqrec.ops.gated_delta_rule import gated_delta_rule, sequence_parallel_gated_delta_rule
 
@@ -82,26 +84,29 @@ class GatedDelta(nnx.Module):
         self.heads, self.key_width, self.value_width = heads, key_width, value_width
         self.beta_scale = 2.0 if negative_eigenvalues else 1.0
         self.chunk_size = chunk_size
-        make = lambda outputs: dense(width, outputs, bias=False, dtype=dtype, rngs=rngs)  # noqa: E731
         sizes = heads, key_width, value_width
         mixed = heads * (2 * key_width + value_width)
-        self.query_key_value = make(mixed)
+        self.query_key_value = Dense(width, mixed, bias=False, dtype=dtype, rngs=rngs)
         self.query_key_value.kernel[...] = lookup_kernel(width, *sizes, rngs=rngs)
         self.convolution = ShortConvolution(mixed, kernel, bias=False, rngs=rngs)
         self.convolution.weight[...] = lookup_taps(kernel, *sizes, size=LINEAR)
-        self.decay_gate = gate_logits(width, heads, rngs=rngs)
-        self.write_strength = gate_logits(width, heads, rngs=rngs)
-        self.output_gate = make(heads * value_width)
+        self.decay_gate = GateLogits(width, heads, rngs=rngs)
+        self.write_strength = GateLogits(width, heads, rngs=rngs)
+        self.output_gate = Gate(width, heads * value_width, bias=False, dtype=dtype, rngs=rngs)
         self.log_rate, self.step_bias = map(nnx.Param, lookup_decay(heads))
         self.norm = rms_norm(value_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.output = dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)
+        self.output = Dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)
         self.output.kernel[...] = copy_kernel(self.query_key_value.kernel[...], heads, value_width)
+
+    def empty_memory(self, batch_size: int) -> Float[Array, "B H K V"]:
+        """The memory before any event."""
+        return empty(batch_size, self.heads, self.key_width, self.value_width)
 
     def project(
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        past: Float[Array, "B W-1 E"] | None,
+        past: Float[Array, "B W-1 E"],
         question: Float[Array, "B T D"] | None = None,
     ) -> tuple[
         Float[Array, "B T H K"],
@@ -136,28 +141,28 @@ class GatedDelta(nnx.Module):
         self,
         inputs: DeltaInputs,
         segment_ids: Int[Array, "B T"],
-        memory: Float[Array, "B H K V"] | None,
+        memory: Float[Array, "B H K V"],
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
         """Takes the memory through a row's events: what each reads, and the memory after them."""
+        before = carried(memory)
         if time_is_split():
-            return _remember_split(inputs, segment_ids, memory, self.chunk_size)
+            return _remember_split(inputs, segment_ids, before, self.chunk_size)
         return gated_delta_rule(
-            *inputs, segment_ids=segment_ids, initial_state=memory, chunk_size=self.chunk_size
+            *inputs, segment_ids=segment_ids, initial_state=before, chunk_size=self.chunk_size
         )
 
     def emit(
         self,
         output: Float[Array, "B T H V"],
         x: Float[Array, "B T D"],
-        left: Float[Array, "B T H"] | None = None,
+        left: Float[Array, "B T H 1"] | float = 1.0,
     ) -> Float[Array, "B T D"]:
         """What was read, normalised, weighed by what is `left` of it, gated, mixed over the heads.
 
         The norm takes out of a reading how much the memory has faded; `left` comes after it.
         """
         gate, read = jax.nn.silu(self.output_gate(x)), self.norm(output)
-        if left is not None:
-            read = (left[..., None] * read).astype(read.dtype)
+        read = (left * read).astype(read.dtype)
         return self.output(read.reshape(gate.shape) * gate)
 
 
@@ -169,38 +174,48 @@ class GatedDeltaMixer(GatedDelta):
     with all else as in `GatedDelta`.
     """
 
+    def initial_state(self, batch_size: int) -> GatedDeltaState:
+        """The state before any event."""
+        return GatedDeltaState(
+            self.empty_memory(batch_size), self.convolution.initial_state(batch_size)
+        )
+
     def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        state: GatedDeltaState | None = None,
+        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], state: GatedDeltaState
     ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
         """Mixes a row's events over time.
 
         Args:
           x: Normalised inputs.
           segment_ids: One id from 1 per history; 0 is padding.
-          state: The past of each row's first segment; None is no past.
+          state: The past of each row's first segment.
 
         Returns:
           The mixed values, and the state after each row's last segment.
         """
-        inputs, convolution = self.inputs(
-            x, segment_ids, None if state is None else state.convolution
-        )
-        output, memory = self.remember(inputs, segment_ids, None if state is None else state.memory)
+        query, key, value, convolution = self.project(x, segment_ids, state.convolution)
+        inputs = DeltaInputs(unit(query) * self.key_width**-0.5, unit(key), value, *self.gates(x))
+        output, memory = self.remember(inputs, segment_ids, state.memory)
+        record(self, lambda: delta_trace(inputs, memory, inputs.beta))
         return self.emit(output, x), GatedDeltaState(memory, convolution)
 
-    def inputs(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        past: Float[Array, "B W-1 E"] | None,
-    ) -> tuple[DeltaInputs, Float[Array, "B W-1 E"]]:
-        """What goes into the rule, and the convolution's state."""
-        query, key, value, convolution = self.project(x, segment_ids, past)
-        query = unit(query) * self.key_width**-0.5
-        return DeltaInputs(query, unit(key), value, *self.gates(x)), convolution
+
+def delta_trace(
+    inputs: DeltaInputs,
+    memory: Float[Array, "B H K V"],
+    written: Float[Array, "B T H"],
+    **gates: Float[Array, "B T H"],
+) -> MixerTrace:
+    """The trace of a pass through a gated delta memory.
+
+    Args:
+      inputs: What went into the rule.
+      memory: What came out of it.
+      written: How much of its value an event writes.
+      **gates: The mixer's other gates by name.
+    """
+    kept = jnp.exp(inputs.log_decay)
+    return MixerTrace(inputs.key, memory, gates={"kept": kept, "written": written, **gates})
 
 
 def _remember_split(

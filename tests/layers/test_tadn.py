@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.temporal_delta import TemporalDeltaMixer
-from linseqrec.layers.time_gaps import days_since, gaps_in_days, gaps_taken
+from linseqrec.layers.tadn import TADN
+from linseqrec.layers.time_gaps import Clock, DaysSince, gaps_in_days, gaps_taken, no_timestamp
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models.hytrec_reference import random_times, temporal_delta
 from tests.models.reference import jit, randomise
@@ -26,9 +26,7 @@ VARIANTS = [
 
 
 def random_mixer(gate="write", time="gaps", **options):
-    mixer = TemporalDeltaMixer(
-        WIDTH, HEADS, gate=gate, timed=time != "none", rngs=nnx.Rngs(0), **options
-    )
+    mixer = TADN(WIDTH, HEADS, gate=gate, timed=time != "none", rngs=nnx.Rngs(0), **options)
     return mixer, randomise(mixer)
 
 
@@ -39,14 +37,18 @@ def inputs(batch=1, time=TIME, seed=0):
 
 
 def days(times, ids, time="gaps"):
-    return np.asarray(gaps_taken(time, gaps_in_days(times, ids)[0], ids))
+    gaps, _ = gaps_in_days(times, ids, no_timestamp(len(ids)))
+    return np.asarray(gaps_taken(time, gaps, ids))
 
 
-_run = jit(lambda g, p, *rest, **late: nnx.merge(g, p)(*rest, **late), static_argnums=0)
+_run = jit(lambda g, p, *rest, **asked: nnx.merge(g, p)(*rest, **asked), static_argnums=0)
 
 
-def run(mixer, x, ids, gaps, state=None, **late):
-    return _run(*nnx.split(mixer), x, ids, gaps, state, **late)
+def run(mixer, x, ids, gaps, state=None, age=None, **asked):
+    state = mixer.initial_state(len(x)) if state is None else state
+    age = np.zeros_like(gaps) if age is None else age
+    clock = Clock(ids, np.zeros_like(ids), gaps, age)
+    return _run(*nnx.split(mixer), x, clock, state, **asked)
 
 
 @pytest.mark.parametrize("gate, time", VARIANTS)
@@ -114,14 +116,14 @@ def test_an_absence_fades_the_memory_by_its_days_over_the_horizon():
 
 
 def test_horizons_start_log_uniform_from_a_day_to_a_year():
-    mixer = TemporalDeltaMixer(400, 400, rngs=nnx.Rngs(0))
+    mixer = TADN(400, 400, rngs=nnx.Rngs(0))
     logs = parameter_arrays(mixer)["log_horizon"] / np.log(365)
     assert 0 <= logs.min() < 0.03 and 0.97 < logs.max() <= 1
     assert abs(logs.mean() - 0.5) < 0.06 and abs(logs.std() - 12**-0.5) < 0.03
 
 
 def test_a_retention_gate_starts_by_trusting_the_past():
-    mixer = TemporalDeltaMixer(WIDTH, HEADS, gate="retention", rngs=nnx.Rngs(0))
+    mixer = TADN(WIDTH, HEADS, gate="retention", rngs=nnx.Rngs(0))
     np.testing.assert_allclose(mixer.spike_gate.bias[...], 6)
 
 
@@ -134,7 +136,8 @@ def test_a_closed_gate_divides_by_no_zero_and_has_a_logarithm(gate):
     gaps = days(times, ids)
 
     def loss(params):
-        output, state = nnx.merge(graphdef, params)(x, ids, gaps)
+        clock = Clock(ids, 0 * ids, gaps, 0 * gaps)
+        output, state = nnx.merge(graphdef, params)(x, clock, mixer.initial_state(len(x)))
         return (output**2).sum() + (state.memory**2).sum()
 
     value, gradient = jit(jax.value_and_grad(loss))(params)
@@ -148,7 +151,8 @@ LATE = 5
 
 
 def ages(gaps, ids):
-    return np.asarray(days_since(gaps, LATE, segment_ids=ids)[0])
+    since = DaysSince(LATE)
+    return np.asarray(since(gaps, ids, since.initial_state(len(ids)))[0])
 
 
 def test_each_event_weighs_what_the_time_up_to_now_leaves_of_it():
@@ -156,7 +160,7 @@ def test_each_event_weighs_what_the_time_up_to_now_leaves_of_it():
 
     The memory is a sum over the events up to t - 5, each with exp(-(now - then) / T), T = 2 days.
     """
-    mixer = TemporalDeltaMixer(4, 1, gate="none", kernel=1, delay=LATE, rngs=nnx.Rngs(0))
+    mixer = TADN(4, 1, gate="none", kernel=1, delay=LATE, rngs=nnx.Rngs(0))
     arrays = {name: 0 * array for name, array in parameter_arrays(mixer).items()}
     arrays["query_key_value/kernel"] = 50 * np.tile(np.eye(4), 3)  # SiLU leaves large ones alone
     arrays["convolution/weight"] += 1

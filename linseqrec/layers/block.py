@@ -1,0 +1,102 @@
+"""The pre-norm block that all stacks are made of."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from linseqrec.layers.dropout import drop_path, dropout, split_key
+
+Make = Callable[[], Any]
+
+
+class Block(nnx.Module):
+    """Two residual halves, each normed before: a mixer over time, then a feed-forward half.
+
+        H = H + Drop(Mixer(N(H)))
+        H = H + Drop(FeedForward(N(H)))
+
+    The parts stand at NAME and NAME_norm, with NAME the mixer's, and at `feed_forward` and
+    `feed_forward_norm`.
+    """
+
+    def __init__(
+        self,
+        mixer: Make,
+        feed_forward: Make,
+        *,
+        norm: Make,
+        rate: float,
+        path_rate: float | None = None,
+        name: str = "mixer",
+    ):
+        """Makes the parts, in the order in which events go through them.
+
+        Args:
+          mixer: Makes a mixer, called as `mixer(x, *told, state)`; it returns outputs and state.
+          feed_forward: Makes the feed-forward half, called as `feed_forward(x, dropout_key=key)`.
+          norm: Makes a norm.
+          rate: Of dropout on each half's output.
+          path_rate: Rate at which a segment skips the mixer, in place of dropout on its output.
+          name: What the mixer is called.
+        """
+        self.name, self.rate = name, rate
+        self.mixer_rate = rate if path_rate is None else path_rate
+        self.mixer_drop = _drop_entries if path_rate is None else drop_path
+        setattr(self, f"{name}_norm", norm())
+        setattr(self, name, mixer())
+        self.feed_forward_norm = norm()
+        self.feed_forward = feed_forward()
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The mixer's state before any event."""
+        return getattr(self, self.name).initial_state(batch_size)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        told: tuple[Any, ...],
+        state: Any,
+        *,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Takes a row's events through the block.
+
+        Args:
+          x: The residual stream.
+          segment_ids: One id from 1 per history; 0 is padding.
+          told: What the mixer reads beside x.
+          state: The mixer's past of each row's first segment.
+          dropout_key: Randomness of dropout; None is evaluation.
+
+        Returns:
+          The block's output, and the mixer's state after each row's last segment.
+        """
+        mixer_key, *feed_keys = split_key(dropout_key, 3)
+        mixer, norm = getattr(self, self.name), getattr(self, f"{self.name}_norm")
+        mixed, state = mixer(norm(x), *told, state)
+        x = x + self.mixer_drop(mixed, self.mixer_rate, segment_ids, mixer_key)
+        return self.feed(x, *feed_keys), state
+
+    def feed(
+        self,
+        x: Float[Array, "B T D"],
+        hidden_key: PRNGKeyArray | None,
+        output_key: PRNGKeyArray | None,
+    ) -> Float[Array, "B T D"]:
+        """The feed-forward half, with the keys of its dropouts."""
+        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
+        return x + dropout(fed, self.rate, output_key)
+
+
+def _drop_entries(
+    x: Float[Array, "B T D"],
+    rate: float,
+    segment_ids: Int[Array, "B T"],
+    key: PRNGKeyArray | None,
+) -> Float[Array, "B T D"]:
+    """`dropout` with the arguments of `drop_path`."""
+    del segment_ids
+    return dropout(x, rate, key)

@@ -1,0 +1,194 @@
+"""What a model is: its two base classes, what is asked of them, and what a model returns."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from linseqrec.events import Events
+from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.layers.traces import MixerTrace, recording
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoState:
+    """The state of a model that carries none from call to call."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """A model's reading of a batch.
+
+    Attributes:
+      hidden: [B, T, D]; position t predicts the event after t. Its scores are `hidden @ table.T`.
+      losses: Auxiliary losses by name, already weighted, to add to the prediction loss; scalars.
+      state: What to pass to the next call to go on from here.
+      metrics: Scalars to log with the losses; they train nothing.
+      counts: What `SequenceModel.after_step` reads of the batch: sums over its events, so that the
+        counts of a batch that is read in parts are the sum over the parts.
+    """
+
+    hidden: Float[Array, "B T D"]
+    losses: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
+    state: Any = NoState()
+    metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
+    counts: Any = ()
+
+
+class SequenceModel(nnx.Module):
+    """A model: events in, encoding out, and the table that its predictions are scored against.
+
+    A model implements `encode`. If it carries a state from call to call, it also implements
+    `initial_state`. The other methods have defaults.
+
+    Attributes:
+      embedding: The item table, which the default `item_table` ties to the output.
+    """
+
+    embedding: ItemEmbedding
+
+    def __call__(
+        self, events: Events, state: Any = None, *, dropout_key: PRNGKeyArray | None = None
+    ) -> Encoding:
+        """Encodes a batch.
+
+        Args:
+          events: The batch, [B, T].
+          state: The past of each row's first history; None is no past.
+          dropout_key: Randomness of dropout; None is evaluation.
+
+        Returns:
+          The encoding; its state is the one after each row's last history.
+
+        Raises:
+          ValueError: If a state is given to a model that carries none.
+        """
+        carries = self.carries_state
+        if not carries and not (state is None or isinstance(state, NoState)):
+            raise ValueError(
+                f"{type(self).__name__}, as configured, reads whole rows: it carries no state"
+            )
+        if state is None or not carries:
+            state = self.initial_state(len(events.items))
+        encoding = self.encode(events, state, dropout_key=dropout_key)
+        return encoding if carries else dataclasses.replace(encoding, state=NoState())
+
+    def encode(self, events: Events, state: Any, *, dropout_key: PRNGKeyArray | None) -> Encoding:
+        """Encodes a batch that goes on from a state; see `__call__`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement encode")
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The state of `batch_size` rows before any event.
+
+        Its arrays are NumPy zeros where they can be (see `layers/states.py`).
+        """
+        del batch_size
+        return NoState()
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether a call can go on from the state of another."""
+        return not isinstance(self.initial_state(1), NoState)
+
+    def item_table(self) -> Float[Array, "N+1 D"]:
+        """The output table, float32; row 0 is padding."""
+        return self.embedding.table[...]
+
+    def after_step(self, events: Events, counts: Any, key: PRNGKeyArray) -> None:
+        """Changes the model in place after a training step's update, within the compiled step.
+
+        For state that no gradient moves. It is an `nnx.Param` that takes no gradient, so that it is
+        trained state like any other: saved, restored, and returned by the step.
+
+        Args:
+          events: The step's batch.
+          counts: The batch's `Encoding.counts`, by the parameters before the update.
+          key: Randomness, this step's own.
+        """
+        del events, counts, key
+
+    def trace(self, events: Events) -> dict[str, MixerTrace]:
+        """Reads a batch, dropout off, and returns what the linear mixers held.
+
+        Args:
+          events: The batch, [B, T], one history a row.
+
+        Returns:
+          A trace a pass by name, first to last: "blocks/0", and "blocks/0 loop 2" where a block is
+          passed through more than once.
+
+        Raises:
+          ValueError: If no mixer of the model has a matrix memory.
+        """
+        with recording() as passes:
+            self(events)
+        if not passes:
+            raise ValueError(f"{type(self).__name__} has no matrix memory to look into")
+        names = {
+            id(module): "/".join(map(str, path[:-1])) for path, module in nnx.iter_modules(self)
+        }
+        traces: dict[str, list[MixerTrace]] = {}
+        for mixer, traced in passes:
+            traces.setdefault(names[id(mixer)], []).append(traced)
+        return {
+            name if len(loops) == 1 else f"{name} loop {loop}": traced
+            for name, loops in traces.items()
+            for loop, traced in enumerate(loops, start=1)
+        }
+
+
+class ModelConfig:
+    """A model's hyperparameters: the object that builds it. Configs are frozen dataclasses of it.
+
+    What else is asked of a model has a default here. A config overrides a default by a field, a
+    class attribute or a property of the same name.
+
+    Attributes:
+      dtype: Compute dtype.
+      causal: Whether a position sees only its past, so that all positions of a row can be trained
+        on at once. A model that is not causal needs the plan "prefixes".
+      longest_row: The most slots of a row that the model reads; None for any number.
+      reads_timestamps: The settings by which the model reads the log's times, as "FIELD=VALUE".
+      reads_request_times: Whether `build` takes `request_time=True`.
+      splits_time: Whether rows may be divided over devices (`mesh.sequence`). Each layer of the
+        model that mixes slots must then ask `linseqrec.mesh_axes.time_is_split`, and exchange
+        between devices what it needs.
+    """
+
+    dtype: str = "float32"
+    causal: bool = True
+    reads_request_times: bool = False
+
+    @property
+    def longest_row(self) -> int | None:
+        """See the class."""
+        return None
+
+    @property
+    def reads_timestamps(self) -> list[str]:
+        """See the class."""
+        return []
+
+    @property
+    def splits_time(self) -> bool:
+        """See the class."""
+        return False
+
+    def uses(self, name: str) -> int:
+        """How often an event goes through the parameter of that name, by `parameter_path`."""
+        del name
+        return 1
+
+    def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> SequenceModel:
+        """Makes the model with fresh parameters.
+
+        Args:
+          num_items: N, of the catalogue.
+          rngs: Randomness.
+          request_time: Whether the model reads `Events.request_times`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement build")

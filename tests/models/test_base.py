@@ -1,0 +1,103 @@
+"""What every model answers: states before any event, and the defaults of a user's own model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.models.sinkrec import SinkRecConfig
+from tests.models.reference import make_events, random_histories, random_model, run
+
+HYTREC = HyTRecConfig(
+    width=8, heads=1, short_events=3, short_layers=1, num_layers=2, ratio="1:1", attention_window=4
+)
+SINKREC = SinkRecConfig(
+    width=8, heads=1, key_width=4, value_width=4, loops=2, dilations=(1, 2), levels=1, codes=4
+)
+CARRYING = {
+    "gated deltanet": GatedDeltaNetConfig(width=8, num_layers=1, key_width=4, value_width=4),
+    "recgrela": RecGRELAConfig(width=8, heads=1, num_layers=1),
+    "recgrela lookup": RecGRELAConfig(
+        width=8, heads=1, num_layers=1, positions="none", lookup=True, shortcut=False
+    ),
+    "hytrec": HYTREC,
+    "hytrec delayed, timed": dataclasses.replace(HYTREC, question="delayed", timed_attention=True),
+    "hytrec asked by the short branch": dataclasses.replace(HYTREC, question="short", gate="none"),
+    "sinkrec": SINKREC,
+    "sinkrec bare": dataclasses.replace(
+        SINKREC, memory=False, attention_convolution=False, temporal_addressing=False
+    ),
+}
+WHOLE_ROWS = {
+    "sasrec": SASRecConfig(width=8, num_layers=1, max_length=9),
+    "recgrela released": RecGRELAConfig(width=8, heads=1, num_layers=1, causal=False),
+    "hytrec shuffled": dataclasses.replace(HYTREC, time="shuffled"),
+}
+EVENTS = make_events([random_histories([9])[0:1], [random_histories([5], seed=1)[0]]], 9)
+
+
+def kinds(state):
+    leaves, structure = jax.tree.flatten(state)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_the_initial_state_is_of_the_kind_that_is_carried_and_is_no_past(name):
+    model, _ = random_model(CARRYING[name])
+    assert model.carries_state
+    initial = model.initial_state(2)
+    without = run(model, EVENTS)
+    assert kinds(without.state) == kinds(initial)
+    # As an argument of the program its zeros are not known to be zeros.
+    given = run(model, EVENTS, initial)
+    real = EVENTS.items > 0
+    np.testing.assert_allclose(given.hidden[real], without.hidden[real], atol=1e-5)
+    for one, other in zip(*map(jax.tree.leaves, (given.state, without.state)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", WHOLE_ROWS)
+def test_a_model_without_a_state_says_so(name):
+    model, _ = random_model(WHOLE_ROWS[name])
+    assert not model.carries_state
+    encoding = run(model, EVENTS)
+    assert encoding.state == NoState()
+    again = run(model, EVENTS, encoding.state)
+    np.testing.assert_array_equal(again.hidden, encoding.hidden)
+    with pytest.raises(ValueError, match="reads whole rows: it carries no state"):
+        model(EVENTS, jnp.zeros(2))
+
+
+class OwnConfig(ModelConfig):
+    def build(self, num_items, *, rngs):
+        return Own(num_items, rngs=rngs)
+
+
+class Own(SequenceModel):
+    def __init__(self, num_items, *, rngs):
+        self.embedding = ItemEmbedding(num_items, 4, dtype=jnp.float32, rngs=rngs)
+
+    def encode(self, events, state, *, dropout_key):
+        return Encoding(self.embedding(events.items))
+
+
+def test_a_model_of_ones_own_needs_no_more_than_build_and_encode():
+    config = OwnConfig()
+    model = config.build(50, rngs=nnx.Rngs(0))
+    encoding = model(EVENTS)
+    np.testing.assert_array_equal(encoding.hidden, model.item_table()[EVENTS.items])
+    assert encoding.state == NoState() and not model.carries_state
+    model.after_step(EVENTS, encoding.counts, jax.random.key(0))
+    with pytest.raises(ValueError, match="Own has no matrix memory"):
+        model.trace(EVENTS)
+    assert config.causal and config.longest_row is None and config.uses("any/kernel") == 1
+    assert not (config.reads_timestamps or config.reads_request_times or config.splits_time)

@@ -25,7 +25,7 @@ from jaxtyping import Array
 from linseqrec.benchmarks.measuring import Row, compare, growth_exponent, temporary_bytes
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
-from linseqrec.ops import gated_delta_rule_triton
+from linseqrec.ops import gated_delta_rule_triton, triton_launch
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from linseqrec.ops.linear_attention import linear_attention
 from linseqrec.ops.softmax_attention import softmax_attention
@@ -87,7 +87,7 @@ def operations(time: int, width: int) -> dict[str, Operation]:
     }
     operations["associative, 64"] = _rule("associative", 64)
     on_gpu = jax.default_backend() == "gpu"
-    if on_gpu and gated_delta_rule_triton.unfit(width, width, jnp.bfloat16) is None:
+    if on_gpu and triton_launch.unfit({"K and V": width}, jnp.bfloat16) is None:
         operations["triton"] = _rule("triton", 64)
     if time <= _SHORT:
         operations["recurrent"] = _rule("recurrent", 64)
@@ -246,7 +246,7 @@ def compiled_kernels(
         kernel: Any,
         arrays: Sequence[jax.ShapeDtypeStruct],
         sizes: Sequence[int],
-        outputs: Sequence[gated_delta_rule_triton.Shape],
+        outputs: Sequence[triton_launch.Shape],
         *,
         grid: tuple[int],
         warps: int,

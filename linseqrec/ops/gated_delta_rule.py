@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops import gated_delta_rule_triton
+from linseqrec.ops import gated_delta_rule_triton, triton_launch
 from linseqrec.ops.chunks import cut, fill, from_chunks, runs_to_chunks, to_chunks
 from linseqrec.ops.segments import keep, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
@@ -96,13 +96,14 @@ def gated_delta_rule(
         implementation = "recurrent"
     if implementation not in (None, "triton"):
         return _by_xla(*arguments, implementation=implementation, chunk_size=chunk_size)
-    unfit = gated_delta_rule_triton.unfit(q.shape[-1], v.shape[-1], jnp.result_type(q, k, v))
+    widths = {"K": q.shape[-1], "V": v.shape[-1]}
+    unfit = triton_launch.unfit(widths, jnp.result_type(q, k, v))
     if implementation == "triton":
         if unfit is not None:
             raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
         return gated_delta_rule_triton.gated_delta_rule(*arguments)
     chunked = functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size)
-    wanted = gated_delta_rule_triton.by_default() and gated_delta_rule_triton.on_one_device(q)
+    wanted = triton_launch.by_default() and triton_launch.on_one_device(q)
     if not wanted or unfit is not None:
         return chunked(*arguments)
     # JAX decides when it lowers the program. The default backend would be wrong on a machine with a

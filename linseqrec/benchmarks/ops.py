@@ -52,8 +52,8 @@ def rows(repeats: int) -> Iterator[Row]:
         yield from _growth(repeats, name, operation)
     yield from _streaming(repeats)
     for size in _GPU_SIZES:
-        for operation in KERNELS:
-            yield from compiled_kernels(operation, size, "bfloat16")
+        for kernels in KERNELS:
+            yield from compiled_kernels(kernels, size, "bfloat16")
 
 
 def _rule(implementation: Any, chunk_size: int) -> Operation:
@@ -70,7 +70,8 @@ def linear(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> Array
     return linear_attention(jnp.exp(q), jnp.exp(k), v)[0]
 
 
-def _dot_product(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> Array:
+def dot_product(q: Array, k: Array, v: Array, *_: Array) -> Array:
+    """JAX's causal softmax attention: cuDNN's on a GPU."""
     on_gpu = jax.default_backend() == "gpu"
     implementation: Literal["cudnn", "xla"] = "cudnn" if on_gpu else "xla"
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
@@ -93,7 +94,7 @@ def operations(time: int, width: int) -> dict[str, Operation]:
     if time <= _SHORT:
         operations["recurrent"] = _rule("recurrent", 64)
     if time <= _SHORT or on_gpu:
-        operations["jax.nn.dot_product_attention"] = _dot_product
+        operations["jax.nn.dot_product_attention"] = dot_product
     operations["blockwise attention"] = _blockwise
     return operations
 
@@ -118,7 +119,7 @@ def differentiated(operation: Operation) -> Callable[..., Any]:
     def loss(*arguments: Array) -> Array:
         return jnp.sum(jnp.square(operation(*arguments).astype(jnp.float32)))
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))
+    return jax.jit(lambda *inputs: jax.grad(loss, argnums=tuple(range(len(inputs))))(*inputs))
 
 
 def _forms(repeats: int, size: tuple[int, int, int, int], dtype: Any) -> Iterator[Row]:

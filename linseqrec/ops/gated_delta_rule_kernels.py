@@ -2,7 +2,7 @@
 
 Axes: B batch, T time, H heads, K key width, V value width, C slots in a chunk (64), N chunks.
 
-A chunk of C slots with the state S before it (symbols as in `gated_delta_rule`) is computed as
+A chunk of C slots with the state S before it (symbols as in `gated_delta_rule_parts`) gives
 
     X  = (I + StrictLower(diag(beta) D * K Kᵀ))^-1
     W  = X diag(beta e^G) K        U0 = X diag(beta) V        P = D * Q Kᵀ

@@ -283,7 +283,7 @@ def _count_blocks(
     held = (own_targets >= 0) & (own_targets < part_rows)
     query, table = padded_rows(hidden), padded_table(table, block)
     rows = jnp.arange(num_rows)
-    # Which then holds all targets: one visit finds their scores and counts.
+    # One block holds all targets: one visit finds their scores and counts.
     one_block = axis_name is None and part_rows <= block
 
     def find(scores: Array, first: Array, start: Array, counts: Counts) -> Counts:

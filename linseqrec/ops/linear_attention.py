@@ -88,13 +88,14 @@ def linear_attention(
         chunks at once and combines their states in logarithmic depth. "chunked" does so by groups
         of chunks (see `chunks.cut`) and keeps only the states between groups for the gradient.
         "triton" runs kernels of its own on an NVIDIA GPU (Hopper or data-centre Blackwell, extra
-        `cuda`), for widths up to 128 and inputs in bfloat16 or float32. "full" is for causal=False,
+        `cuda`), for widths up to 128 and inputs in bfloat16 or float32. It rounds what it
+        multiplies to bfloat16 if all inputs are, and sums in float32. "full" is for causal=False,
         and the only one there. None picks "full" where not causal, else "recurrent" for T = 1 and
         "chunked" beyond; with LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can
         run. XLA cannot split a kernel over devices: with several, None picks it only inside
         `jax.shard_map`.
       chunk_size: The most slots in a chunk; a row is cut into equal ones. "chunked" rounds it up to
-        a tile of 16 on accelerators. "triton" has 64.
+        a tile of 16 on accelerators. "triton" has 64, and 32 for float32 inputs.
 
     Returns:
       output: [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.

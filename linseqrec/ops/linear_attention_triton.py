@@ -135,8 +135,8 @@ class _Tile(NamedTuple):
 
 
 # By dtype and the widest of K, V and D. In bfloat16 every thread holds all it needs in its 255
-# registers, as `launch.benchmark --suite=ops` prints. In float32 a product takes three passes, and
-# most kernels keep some operands on the stack.
+# registers, as `benchmarks.ops.compiled_kernels` shows. In float32 a product takes three passes,
+# and wide kernels keep some operands on the stack.
 _TILES = {
     ("bfloat16", 32): _Tile(columns=32, warps=4, stages=2),
     ("bfloat16", 64): _Tile(columns=64, warps=4, stages=2),
@@ -170,8 +170,8 @@ class _Plan(NamedTuple):
 
 
 def _plan(time: int, lanes: int, widest: int, dtype: str, parts: int | None) -> _Plan:
-    # Half a chunk of the widest float32 rows halves what spills.
-    chunk = CHUNK // 2 if (dtype, widest) == ("float32", 128) else CHUNK
+    # Of 64 slots a float32 thread of `attend` would keep 440 bytes on the stack, not 96 (width 64).
+    chunk = CHUNK // 2 if dtype == "float32" else CHUNK
     chunks = -(-time // chunk)
     if parts is None:
         tile = _TILES[dtype, widest]

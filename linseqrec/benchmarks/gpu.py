@@ -4,7 +4,7 @@ The suite measures, in this order:
 
 1. the error of every implementation of the operations against float64;
 2. their times, beside cuDNN's attention, PyTorch's attention and flash-linear-attention (the last
-   two where they are installed);
+   two where they are installed), and those of linear attention at four lengths;
 3. the training step of each model at two sizes: time, kernels, share of the GPU's peak, and compile
    time;
 4. Gated DeltaNet trained on MovieLens-1M, if `data/ml-1m-times` is prepared.
@@ -66,11 +66,13 @@ class Sizes:
     Attributes:
       exact: (B, T, H, K = V) of each measurement of errors.
       timed: (B, T, H, K = V) and dtype of each measurement of times.
+      lengths: (B, T, H, K = V) and dtype of each measurement of linear attention beside attention.
       steps: Width, dtype and number of rows of each training step; a row has 200 events.
     """
 
     exact: tuple[tuple[int, int, int, int], ...]
     timed: tuple[tuple[tuple[int, int, int, int], str], ...]
+    lengths: tuple[tuple[tuple[int, int, int, int], str], ...]
     steps: tuple[tuple[int, str, int], ...]
 
 
@@ -82,10 +84,16 @@ FULL = Sizes(
         ((256, 200, 2, 32), "bfloat16"),
         ((16, 200, 2, 32), "float32"),
     ),
+    lengths=tuple(
+        ((16_384 // length, length, 8, 64), "bfloat16") for length in (1_024, 2_048, 4_096, 8_192)
+    ),
     steps=((64, "float32", 16), (256, "bfloat16", 128)),
 )
 REHEARSAL = Sizes(
-    exact=((1, 70, 1, 8),), timed=(((1, 128, 1, 8), "float32"),), steps=((16, "float32", 1),)
+    exact=((1, 70, 1, 8),),
+    timed=(((1, 128, 1, 8), "float32"),),
+    lengths=(((1, 128, 1, 8), "float32"),),
+    steps=((16, "float32", 1),),
 )
 
 
@@ -98,6 +106,8 @@ def rows(repeats: int) -> Iterator[Row]:
         parts[f"errors at {size}"] = functools.partial(errors, size)
     for timed in sizes.timed:
         parts[f"times at {timed}"] = functools.partial(times, *timed, repeats)
+    for timed in sizes.lengths:
+        parts[f"linear attention at {timed}"] = functools.partial(lengths, *timed, repeats)
     for step in sizes.steps:
         parts[f"steps at {step}"] = functools.partial(steps, *step, repeats)
     parts["training"] = trained
@@ -135,6 +145,15 @@ def errors(size: tuple[int, int, int, int]) -> Iterator[Row]:
             jnp.exp(q), jnp.exp(k), v, segment_ids=ids, implementation=implementation
         )[0]
 
+    def rotated(implementation: Any) -> ops.Operation:
+        return lambda q, k, v: linear_attention(
+            *(q, k, v),
+            denominator_query=jnp.exp(q),
+            denominator_key=jnp.exp(k),
+            segment_ids=ids,
+            implementation=implementation,
+        )[0]
+
     def softmax(implementation: Any) -> ops.Operation:
         return lambda q, k, v: softmax_attention(
             q, k, v, segment_ids=ids, implementation=implementation
@@ -152,8 +171,11 @@ def errors(size: tuple[int, int, int, int]) -> Iterator[Row]:
         hard = {name: rule(name) for name in of_rule}
         name = f"{case}, gated delta rule, keys all alike"
         yield from _errors(name, rule("recurrent"), hard, inputs_alike)
-        sums = {name: linear(name) for name in ("chunked", "associative")}
+        sums = {name: linear(name) for name in of_rule}
         yield from _errors(f"{case}, linear attention", linear("recurrent"), sums, inputs[:3])
+        apart = {name: rotated(name) for name in of_rule}
+        name = f"{case}, linear attention, features of the denominator apart"
+        yield from _errors(name, rotated("recurrent"), apart, inputs[:3])
         blocks = {"blockwise": softmax("blockwise")}
         yield from _errors(f"{case}, softmax attention", softmax("dense"), blocks, inputs[:3])
 
@@ -200,19 +222,55 @@ def times(size: tuple[int, int, int, int], dtype: str, repeats: int) -> Iterator
     operations = {**ops.operations(size[1], size[3]), "linear attention": ops.linear}
     if dtype == "float32":
         del operations["jax.nn.dot_product_attention"]  # cuDNN's is for half precision
+    others = functools.partial(_others, inputs)
+    arguments = dict.fromkeys(operations, inputs)
+    yield from _timed(ops.describe(size, dtype), operations, arguments, repeats, others=others)
+
+
+def lengths(size: tuple[int, int, int, int], dtype: str, repeats: int) -> Iterator[Row]:
+    """Times linear attention with RELA's five arrays of features beside attention of three."""
+    q, k, v, *_ = ops.make_inputs(size, jnp.dtype(dtype))
+    inputs: tuple[Array, ...] = (q, k, v, jnp.exp(q), jnp.exp(k))
+    on_gpu = jax.default_backend() == "gpu"
+
+    def linear(implementation: Any) -> ops.Operation:
+        return lambda q, k, v, denominator_query, denominator_key: linear_attention(
+            *(q, k, v),
+            denominator_query=denominator_query,
+            denominator_key=denominator_key,
+            implementation=implementation,
+        )[0]
+
+    forms = ("chunked", *(("triton",) if on_gpu else ()))
+    operations = {f"linear attention, {name}": linear(name) for name in forms}
+    arguments = dict.fromkeys(operations, inputs)
+    operations["jax.nn.dot_product_attention"] = ops.dot_product
+    arguments["jax.nn.dot_product_attention"] = inputs[:3]
+    case = f"linear attention, {ops.describe(size, dtype)}"
+    yield from _timed(case, operations, arguments, repeats)
+
+
+def _timed(
+    of_size: str,
+    operations: Mapping[str, ops.Operation],
+    inputs: Mapping[str, tuple[Array, ...]],
+    repeats: int,
+    *,
+    others: Callable[..., dict[str, Callable[[], None]]] = lambda **_: {},
+) -> Iterator[Row]:
     forward = {name: jax.jit(operation) for name, operation in operations.items()}
     both = {name: ops.differentiated(operation) for name, operation in operations.items()}
     for what, programs in (("forward", forward), ("forward + backward", both)):
-        case = f"{what}, {ops.describe(size, dtype)}"
+        case = f"{what}, {of_size}"
         variants: dict[str, Callable[[], Any]] = {}
         compiled_for: dict[str, dict[str, float]] = {}
-        for name, (program, seconds) in compiled(programs, dict.fromkeys(programs, inputs)).items():
+        for name, (program, seconds) in compiled(programs, inputs).items():
             if isinstance(program, Exception):
                 yield Row(case, name, extra=_reason(program))
                 continue
-            variants[name] = functools.partial(program, *inputs)
+            variants[name] = functools.partial(program, *inputs[name])
             compiled_for[name] = {"compile_seconds": seconds}
-        for name, variant in _others(inputs, backward=programs is both).items():
+        for name, variant in others(backward=programs is both).items():
             try:
                 variant()
             except Exception as error:  # noqa: BLE001  another library, which we do not pin

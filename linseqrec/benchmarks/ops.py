@@ -3,7 +3,7 @@
 On a CPU in float32, also against PyTorch's `scaled_dot_product_attention` where that is installed
 (the fastest attention on a CPU); on a GPU in bfloat16, against cuDNN's attention. Then how time and
 memory grow with the length, and what one streaming step costs early and late. Where Triton is
-installed, with or without a GPU, also what its compiler makes of the gated delta rule's kernels.
+installed, with or without a GPU, also what its compiler makes of our kernels.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jaxtyping import Array
 from linseqrec.benchmarks.measuring import Row, compare, growth_exponent, temporary_bytes
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
-from linseqrec.ops import gated_delta_rule_triton
+from linseqrec.ops import gated_delta_rule_triton, linear_attention_triton, triton_launch
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from linseqrec.ops.linear_attention import linear_attention
 from linseqrec.ops.softmax_attention import softmax_attention
@@ -52,7 +52,8 @@ def rows(repeats: int) -> Iterator[Row]:
         yield from _growth(repeats, name, operation)
     yield from _streaming(repeats)
     for size in _GPU_SIZES:
-        yield from compiled_kernels(size, "bfloat16")
+        for kernels in KERNELS:
+            yield from compiled_kernels(kernels, size, "bfloat16")
 
 
 def _rule(implementation: Any, chunk_size: int) -> Operation:
@@ -69,7 +70,8 @@ def linear(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> Array
     return linear_attention(jnp.exp(q), jnp.exp(k), v)[0]
 
 
-def _dot_product(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> Array:
+def dot_product(q: Array, k: Array, v: Array, *_: Array) -> Array:
+    """JAX's causal softmax attention: cuDNN's on a GPU."""
     on_gpu = jax.default_backend() == "gpu"
     implementation: Literal["cudnn", "xla"] = "cudnn" if on_gpu else "xla"
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
@@ -87,12 +89,12 @@ def operations(time: int, width: int) -> dict[str, Operation]:
     }
     operations["associative, 64"] = _rule("associative", 64)
     on_gpu = jax.default_backend() == "gpu"
-    if on_gpu and gated_delta_rule_triton.unfit(width, width, jnp.bfloat16) is None:
+    if on_gpu and triton_launch.unfit({"K and V": width}, jnp.bfloat16) is None:
         operations["triton"] = _rule("triton", 64)
     if time <= _SHORT:
         operations["recurrent"] = _rule("recurrent", 64)
     if time <= _SHORT or on_gpu:
-        operations["jax.nn.dot_product_attention"] = _dot_product
+        operations["jax.nn.dot_product_attention"] = dot_product
     operations["blockwise attention"] = _blockwise
     return operations
 
@@ -117,7 +119,7 @@ def differentiated(operation: Operation) -> Callable[..., Any]:
     def loss(*arguments: Array) -> Array:
         return jnp.sum(jnp.square(operation(*arguments).astype(jnp.float32)))
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))
+    return jax.jit(lambda *inputs: jax.grad(loss, argnums=tuple(range(len(inputs))))(*inputs))
 
 
 def _forms(repeats: int, size: tuple[int, int, int, int], dtype: Any) -> Iterator[Row]:
@@ -217,21 +219,24 @@ def _history(events: int) -> Events:
 
 
 def compiled_kernels(
-    size: tuple[int, int, int, int], dtype: str, *, segments: bool = False
+    operation: str, size: tuple[int, int, int, int], dtype: str, *, segments: bool = False
 ) -> Iterator[Row]:
-    """What Triton makes of the gated delta rule's kernels for a Hopper GPU; needs none.
+    """What Triton makes of an operation's kernels for a Hopper GPU; needs none.
 
-    A launch moves `moved_bytes`: every array once, of which a scan reads some again from cache.
+    A launch moves `moved_bytes`: every array once, of which a kernel reads some again from cache.
     `stack_bytes` is what a thread's registers did not hold.
 
     Args:
-      size: B, T, H and K = V.
-      dtype: Of q, k and v: "bfloat16" or "float32".
+      operation: A name of `KERNELS`.
+      size: B, T, H and K = V, for linear attention also the width of the denominator's features.
+      dtype: Of queries, keys and values: "bfloat16" or "float32".
       segments: Whether there are segments.
 
     Yields:
       A row a launch of forward and backward, and their sum; none where Triton is not installed or
-      set to interpret kernels.
+      set to interpret kernels. The sum includes what XLA moves between the kernels. Its
+      `least_bytes` are those of the inputs, read forward and backward, of the output, of its
+      gradient, and of the inputs' gradients.
     """
     if importlib.util.find_spec("triton") is None:
         return
@@ -239,14 +244,14 @@ def compiled_kernels(
 
     if triton.knobs.runtime.interpret:
         return
-    case = f"Triton kernels, B {size[0]}, T {size[1]:,}, H {size[2]}, K = V = {size[3]}, {dtype}"
+    case = f"Triton kernels, {operation}, {describe(size, dtype)}"
     figures: list[Row] = []
 
     def launch(
         kernel: Any,
         arrays: Sequence[jax.ShapeDtypeStruct],
         sizes: Sequence[int],
-        outputs: Sequence[gated_delta_rule_triton.Shape],
+        outputs: Sequence[triton_launch.Shape],
         *,
         grid: tuple[int],
         warps: int,
@@ -254,27 +259,73 @@ def compiled_kernels(
         **constants: Any,
     ) -> list[jax.ShapeDtypeStruct]:
         results = [jax.ShapeDtypeStruct(*x) for x in outputs]
-        every = [*arrays, *results]
         figure = {
             "programs": grid[0],
-            "moved_bytes": sum(x.dtype.itemsize * math.prod(x.shape) for x in every),
+            "moved_bytes": _bytes([*arrays, *results]),
             **_compiled(kernel, arrays, len(sizes), results, warps, stages, constants),
         }
         figures.append(Row(case, kernel.fn.__name__, extra=figure))
         return results
 
+    inputs, output, between = KERNELS[operation](launch, size, dtype, segments)
+    total = {
+        "launches": len(figures),
+        "moved_bytes": _bytes(between) + sum(int(row.extra["moved_bytes"]) for row in figures),
+        "least_bytes": 3 * _bytes(inputs) + 2 * _bytes([output]),
+    }
+    yield from figures
+    yield Row(case, "all", extra=total)
+
+
+def _bytes(arrays: Sequence[jax.ShapeDtypeStruct]) -> int:
+    return sum(x.dtype.itemsize * math.prod(x.shape) for x in arrays)
+
+
+# Inputs of an operation, its output, and what XLA reads and writes between its kernels.
+_Arrays = tuple[list[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct, Sequence[jax.ShapeDtypeStruct]]
+
+
+def _launch_gated_delta_rule(
+    launch: triton_launch.Launch, size: tuple[int, int, int, int], dtype: str, segments: bool
+) -> _Arrays:
+    """Launches the kernels forward and backward."""
     batch, time, heads, width = size
     array = jax.ShapeDtypeStruct
     rows, gates = array((batch, time, heads, width), dtype), array((batch, time, heads), "float32")
-    state = array((batch, heads, width, width), "float32")
-    inputs = (rows, rows, rows, gates, gates, array((batch, time), "int32"))
-    initial: tuple[Any, ...] = (*inputs, state)
-    _, _, *kept = gated_delta_rule_triton.forward(launch, *initial, segments=segments, save=True)
-    saved: tuple[Any, ...] = (*inputs, *kept, rows, state)
-    gated_delta_rule_triton.backward(launch, *saved, segments=segments)
-    moved = sum(int(row.extra["moved_bytes"]) for row in figures)
-    yield from figures
-    yield Row(case, "all", extra={"launches": len(figures), "moved_bytes": moved})
+    runs, state = array((batch, time), "int32"), array((batch, heads, width, width), "float32")
+    inputs = [rows, rows, rows, gates, gates]
+    of_rule = gated_delta_rule_triton
+    initial: tuple[Any, ...] = (*inputs, runs, state)
+    _, _, *kept = of_rule.forward(launch, *initial, segments=segments, save=True)
+    saved: tuple[Any, ...] = (*inputs, runs, *kept, rows, state)
+    of_rule.backward(launch, *saved, segments=segments)
+    return inputs, rows, ()
+
+
+def _launch_linear_attention(
+    launch: triton_launch.Launch, size: tuple[int, int, int, int], dtype: str, segments: bool
+) -> _Arrays:
+    """Launches the kernels forward and backward."""
+    batch, time, heads, width = size
+    array = jax.ShapeDtypeStruct
+    rows, slots = array((batch, time, heads, width), dtype), array((batch, time, heads), "float32")
+    runs, state = array((batch, time), "int32"), array((batch, heads, width, width), "float32")
+    total = array((batch, heads, width), "float32")
+    features = [rows] * 5
+    attention = linear_attention_triton
+    initial: tuple[Any, ...] = (*features, slots, runs, state, total)
+    *_, states, sums = attention.forward(launch, *initial, segments=segments, save=True)
+    saved: tuple[Any, ...] = (*features, runs, states, sums, rows, slots, state, total)
+    attention.backward(launch, *saved, segments=segments)
+    # The output, its gradient and the denominators, and two gradients.
+    return [*features, slots], rows, (rows, rows, slots, rows, slots)
+
+
+# By the name of an operation, what launches its kernels forward and backward.
+KERNELS = {
+    "gated delta rule": _launch_gated_delta_rule,
+    "linear attention": _launch_linear_attention,
+}
 
 
 def _compiled(

@@ -273,8 +273,8 @@ def _count_blocks(
 ) -> Counts:
     """One loop over `visits`: the first `num_holding` find the targets' scores, the rest count.
 
-    With an axis name the table is one of its parts, and the parts put together what they found
-    after each of the two.
+    A table of one block needs no loop. With an axis name the table is one of its parts, and the
+    parts put together what they found after each of the two.
     """
     num_rows, part_rows = hidden.shape[0], table.shape[0]
     offset = 0 if axis_name is None else lax.axis_index(axis_name) * part_rows
@@ -283,6 +283,8 @@ def _count_blocks(
     held = (own_targets >= 0) & (own_targets < part_rows)
     query, table = padded_rows(hidden), padded_table(table, block)
     rows = jnp.arange(num_rows)
+    # One block holds all targets: one visit finds their scores and counts.
+    one_block = axis_name is None and part_rows <= block
 
     def find(scores: Array, first: Array, start: Array, counts: Counts) -> Counts:
         local = own_targets - start
@@ -316,7 +318,6 @@ def _count_blocks(
         return dataclasses.replace(counts, **changes), removed, candidate
 
     def visit(index: Array, carry: Carry) -> Carry:
-        counts, best, best_unseen = carry
         first = visits[0, index] * block
         start = jnp.minimum(first, table.shape[0] - block)
         scores = score_block(query, table, start, block)[:num_rows]
@@ -336,7 +337,9 @@ def _count_blocks(
         def found(counts: Counts, best: Best, best_unseen: Best) -> Carry:
             return find(scores, first, start, counts), best, best_unseen
 
-        return lax.cond(index < num_holding, found, counted, counts, best, best_unseen)
+        if one_block:
+            return counted(*found(*carry))
+        return lax.cond(index < num_holding, found, counted, *carry)
 
     zeros = jnp.zeros(num_rows, jnp.int32)
     counts = Counts(
@@ -344,7 +347,10 @@ def _count_blocks(
     )
     best = no_best(num_rows, top_k)
     carry = counts, best, best
-    if axis_name is None:
+    if one_block:
+        # A loop whose end is data would make an accelerator wait for the host.
+        counts, best, best_unseen = visit(jnp.zeros((), jnp.int32), carry)
+    elif axis_name is None:
         counts, best, best_unseen = lax.fori_loop(0, num_visits, visit, carry)
     else:
 

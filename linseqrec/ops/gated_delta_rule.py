@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops import gated_delta_rule_triton
-from linseqrec.ops.chunks import cut, fill, from_chunks, runs_to_chunks, to_chunks
+from linseqrec.ops import gated_delta_rule_triton, triton_launch
+from linseqrec.ops.chunks import cut, fill
+from linseqrec.ops.gated_delta_rule_associative import associative
+from linseqrec.ops.gated_delta_rule_parts import Inputs, chunk_terms, einsum, einsum_for, widen
 from linseqrec.ops.segments import keep, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 
@@ -20,16 +22,6 @@ Implementation = Literal["recurrent", "chunked", "associative", "triton"]
 
 # A log-decay that forgets everything in any float dtype, and is finite: masks multiply it by 0.
 _FORGET = -1e3
-
-
-class _Inputs(NamedTuple):
-    """What goes in, [B, T, H, ...]; or a chunk with heads before time, [..., B, H, C, ...]."""
-
-    query: Array
-    key: Array
-    value: Array
-    log_decay: Array
-    beta: Array
 
 
 def gated_delta_rule(
@@ -96,13 +88,14 @@ def gated_delta_rule(
         implementation = "recurrent"
     if implementation not in (None, "triton"):
         return _by_xla(*arguments, implementation=implementation, chunk_size=chunk_size)
-    unfit = gated_delta_rule_triton.unfit(q.shape[-1], v.shape[-1], jnp.result_type(q, k, v))
+    widths = {"K": q.shape[-1], "V": v.shape[-1]}
+    unfit = triton_launch.unfit(widths, jnp.result_type(q, k, v))
     if implementation == "triton":
         if unfit is not None:
             raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
         return gated_delta_rule_triton.gated_delta_rule(*arguments)
     chunked = functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size)
-    wanted = gated_delta_rule_triton.by_default() and gated_delta_rule_triton.on_one_device(q)
+    wanted = triton_launch.by_default() and triton_launch.on_one_device(q)
     if not wanted or unfit is not None:
         return chunked(*arguments)
     # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
@@ -131,7 +124,7 @@ def _by_xla(
     elif implementation == "chunked":
         output, state = _in_chunks(x, runs, state, chunk_size)
     elif implementation == "associative":
-        output, state = _associative(x, runs, state, chunk_size)
+        output, state = associative(x, runs, state, chunk_size)
     else:
         raise ValueError(
             f"implementation {implementation!r}: choose None, 'recurrent', 'chunked', "
@@ -187,7 +180,7 @@ def sequence_parallel_gated_delta_rule(
         before = jax.lax.dynamic_index_in_dim(runs, jnp.maximum(start - 1, 0), 1, keepdims=False)
         carried = jnp.where(start == 0, 1, before)
         runs = jax.lax.dynamic_slice_in_dim(runs, start, q.shape[1], axis=1)
-    output, state = _associative(
+    output, state = associative(
         x, runs, _initial_state(x, initial_state), chunk_size, carried=carried, axis_name=axis_name
     )
     return output.astype(v.dtype), state
@@ -224,11 +217,11 @@ def _check_shapes(
 
 def _prepare(
     q: Array, k: Array, v: Array, log_decay: Array, beta: Array, segment_ids: Array | None
-) -> tuple[_Inputs, Int[Array, "B T"]]:
+) -> tuple[Inputs, Int[Array, "B T"]]:
     """The inputs 0 at padding, which then changes nothing; the runs (see segments)."""
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
-    x = _Inputs(
+    x = Inputs(
         query=q.astype(dtype),
         key=k.astype(dtype),
         value=v.astype(dtype),
@@ -241,7 +234,7 @@ def _prepare(
     return jax.tree.map(lambda a: keep(real, a), x), segment_runs(segment_ids)
 
 
-def _initial_state(x: _Inputs, given: Array | None) -> Float[Array, "B H K V"]:
+def _initial_state(x: Inputs, given: Array | None) -> Float[Array, "B H K V"]:
     # Zeros derived from every input, not bare ones: inside shard_map, a scan's carry has to vary
     # over the mesh axes that what is added to it varies over.
     first = jax.tree.map(lambda a: a[:, 0], x)
@@ -250,37 +243,18 @@ def _initial_state(x: _Inputs, given: Array | None) -> Float[Array, "B H K V"]:
     return zeros if given is None else zeros + given.astype(zeros.dtype)
 
 
-# ------------------------------------------------------------------------------- building blocks
-
-
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-
-
-def _einsum_for(dtype: jnp.dtype) -> Callable[..., Array]:
-    """The einsum for what comes from inputs of a dtype."""
-    # TF32's 11 bits keep bfloat16 inputs whole and round what is computed from them eight times
-    # finer than bfloat16 does, whose own rounding would double the errors of the outputs.
-    if jnp.finfo(dtype).bits < 32:
-        return functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGH)
-    return _einsum
-
-
-def _widen(x: _Inputs) -> _Inputs:
-    return jax.tree.map(lambda a: a.astype(x.beta.dtype), x)
-
-
 def _recurrent(
-    x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"]
+    x: Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"]
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
 
-    def step(state: Array, now: tuple[_Inputs, Bool[Array, "B"]]) -> tuple[Array, Array]:
-        x, start = _widen(now[0]), now[1]
+    def step(state: Array, now: tuple[Inputs, Bool[Array, "B"]]) -> tuple[Array, Array]:
+        x, start = widen(now[0]), now[1]
         state = keep(~start, state) * jnp.exp(x.log_decay)[..., None, None]
-        recalled = _einsum("bhkv,bhk->bhv", state, x.key)
+        recalled = einsum("bhkv,bhk->bhv", state, x.key)
         update = x.beta[..., None] * (x.value - recalled)
         state = state + x.key[..., None] * update[..., None, :]
-        return state, _einsum("bhkv,bhk->bhv", state, x.query)
+        return state, einsum("bhkv,bhk->bhv", state, x.query)
 
     over_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, starts))
     state, output = jax.lax.scan(step, state, over_time)
@@ -289,67 +263,6 @@ def _recurrent(
 
 # ------------------------------------------------------------------------------------- in chunks
 #
-# With G_r the sum of the log-decays up to slot r of a chunk, D_ri = exp(G_r - G_i) for i <= r and
-# S the state before the chunk:
-#
-#     L = StrictLower(diag(beta) D * K Kᵀ)
-#     U = (I + L)^-1 diag(beta) (V - diag(e^G) K S)
-#     O = diag(e^G) Q S + (D * Q Kᵀ) U
-#     S' = e^G_C S + (diag(e^(G_C - G)) K)ᵀ U
-#
-# G is summed in two floats: the difference of two sums in one loses decays over days of absence.
-# A segment's boundary is a mask: D_ri is 0 where r and i are of different runs, and e^G is 0 where
-# the slot is not of the run that the carried state belongs to.
-
-
-class _Chunk(NamedTuple):
-    """What the slots [..., B, H, C] of a chunk are to each other and to the chunk's edges.
-
-    Attributes:
-      decay: D, how much of what slot i wrote is left at slot r, [..., C, C].
-      scores: D * Q Kᵀ.
-      gram: D * K Kᵀ, strictly lower.
-      reads: e^G, how much of the carried state is left at each slot, [..., C].
-      writes: e^(G_C - G), how much of each slot's update is left at the last, [..., C].
-    """
-
-    decay: Array
-    scores: Array
-    gram: Array
-    reads: Array
-    writes: Array
-
-
-def _sum_in_two_floats(x: Float[Array, "... C"]) -> tuple[Array, Array]:
-    """Cumulative sums to twice a float's digits: an exact sum of rounded terms, and of the rest."""
-    size = x.shape[-1]
-    up_to = jnp.tril(jnp.ones((size, size), x.dtype))
-    # Rounded to the last digit of a number that no sum of C terms exceeds, terms add up exactly.
-    large = 2 * size * jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    rounded = (x + large) - large
-    high, low = (_einsum("rj,...j->...r", up_to, part) for part in (rounded, x - rounded))
-    return high, low
-
-
-def _chunk(
-    x: _Inputs, runs: Int[Array, "... B C"], carried: Int[Array, "... B"], dot: Callable[..., Array]
-) -> _Chunk:
-    up_to = jnp.tril(jnp.ones((runs.shape[-1],) * 2, bool))
-    same = (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
-    high, low = _sum_in_two_floats(x.log_decay)
-    between = high[..., :, None] - high[..., None, :] + (low[..., :, None] - low[..., None, :])
-    # Above the diagonal exp would overflow, and 0 times its infinity poison gradients.
-    decay = jnp.where(up_to & same, jnp.exp(jnp.where(up_to, between, 0)), 0)
-    since_start = jnp.exp(high + low)
-    return _Chunk(
-        decay=decay,
-        scores=decay * dot("...rk,...ik->...ri", x.query, x.key),
-        gram=jnp.tril(decay * dot("...rk,...ik->...ri", x.key, x.key), -1),
-        reads=jnp.where((runs == carried[..., None])[..., None, :], since_start, 0),
-        writes=decay[..., -1, :],
-    )
-
-
 # A group of chunks is worked on at once, but for the state, which goes through them one by one. Its
 # arrays are [G, B, H, C, ...]. A group of one chunk has no axis G: with it XLA sums slower on CPUs.
 
@@ -401,7 +314,7 @@ def _one_by_one(
 
 
 def _in_chunks(
-    x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], chunk_size: int
+    x: Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], chunk_size: int
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     batch, time, heads, width = x.key.shape
     # A slot's rows of D, of the scores, of the Gram matrix and of the inverse; its key and value.
@@ -415,7 +328,7 @@ def _in_chunks(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _chunked(
-    x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], groups: int, chunks: int
+    x: Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"], groups: int, chunks: int
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     return _chunked_forward(x, runs, state, groups, chunks, keep=False)[0]
 
@@ -429,7 +342,7 @@ class _Kept(NamedTuple):
 
 
 def _chunked_forward(
-    x: _Inputs,
+    x: Inputs,
     runs: Int[Array, "B T"],
     state: Float[Array, "B H K V"],
     groups: int,
@@ -437,14 +350,14 @@ def _chunked_forward(
     *,
     keep: bool = True,
 ) -> tuple[tuple[Array, Array], tuple]:
-    size, dot = runs.shape[1] // (groups * chunks), _einsum_for(x.query.dtype)
+    size, dot = runs.shape[1] // (groups * chunks), einsum_for(x.query.dtype)
     # Groups are cut out of the rows and written back within the loop, while they are in cache:
     # transposing whole rows to [N, B, H, C, ...] beforehand took a quarter of the time on a CPU.
 
     def step(carry: tuple[Array, Array], group: Array) -> tuple[tuple[Array, Array], _Kept | None]:
         state, output = carry
-        now = _widen(jax.tree.map(lambda a: _group(a, group, chunks, size), x))
-        this = _chunk(now, *_runs(runs, group, chunks, size), dot)
+        now = widen(jax.tree.map(lambda a: _group(a, group, chunks, size), x))
+        this = chunk_terms(now, *_runs(runs, group, chunks, size), dot)
         inverse = inverse_unit_lower(now.beta[..., None] * this.gram)
 
         def write(state: Array, chunk: tuple) -> tuple[Array, tuple[Array, Array]]:
@@ -467,20 +380,22 @@ def _chunked_forward(
 def _chunked_backward(
     groups: int,
     chunks: int,
-    residuals: tuple[_Inputs, Array, _Kept],
+    residuals: tuple[Inputs, Array, _Kept],
     cotangents: tuple[Array, Array],
-) -> tuple[_Inputs, None, Float[Array, "B H K V"]]:
+) -> tuple[Inputs, None, Float[Array, "B H K V"]]:
     x, runs, kept = residuals
     d_output, d_final = cotangents
-    size, dot = runs.shape[1] // (groups * chunks), _einsum_for(x.query.dtype)
+    size, dot = runs.shape[1] // (groups * chunks), einsum_for(x.query.dtype)
     up_to = jnp.tril(jnp.ones((size, size), x.beta.dtype))
     earlier = jnp.tril(up_to, -1)
 
-    def step(carry: tuple[Array, _Inputs], now: tuple[Array, _Kept]) -> tuple[tuple, None]:
+    def step(carry: tuple[Array, Inputs], now: tuple[Array, _Kept]) -> tuple[tuple, None]:
         (d_state, d_x), (group, (state, inverse, update)) = carry, now
-        slots = _widen(jax.tree.map(lambda a: _group(a, group, chunks, size), x))
+        slots = widen(jax.tree.map(lambda a: _group(a, group, chunks, size), x))
         q, k, v, _, beta = slots
-        decay, scores, gram, reads, writes = _chunk(slots, *_runs(runs, group, chunks, size), dot)
+        decay, scores, gram, reads, writes = chunk_terms(
+            slots, *_runs(runs, group, chunks, size), dot
+        )
         d_read = _group(d_output, group, chunks, size).astype(state.dtype)
 
         # S' = reads_C S + Kᵀ diag(writes) U and O = diag(reads) Q S + scores U;
@@ -522,7 +437,7 @@ def _chunked_backward(
         d_between = d_between.at[..., -1, :].add(d_writes * writes)
         d_start = d_reads * reads
         d_between = d_between.at[..., 0].add(d_start)
-        d_steps = _einsum("rj,...ri->...ji", up_to, d_between)
+        d_steps = einsum("rj,...ri->...ji", up_to, d_between)
         d_log_decay = jnp.sum(earlier * d_steps, axis=-1)
         d_log_decay = d_log_decay.at[..., 0].add(jnp.sum(d_start, axis=-1))
 
@@ -534,7 +449,7 @@ def _chunked_backward(
             + dot("...cv,...kv->...ck", writes[..., None] * update, d_state)
             - (beta * reads)[..., None] * to_key
         )
-        d_slots = _Inputs(d_query, d_key, beta[..., None] * d_right, d_log_decay, d_beta)
+        d_slots = Inputs(d_query, d_key, beta[..., None] * d_right, d_log_decay, d_beta)
         return (d_before, jax.tree.map(lambda a, d: _put(a, d, group), d_x, d_slots)), None
 
     (d_state, d_x), _ = jax.lax.scan(
@@ -547,92 +462,3 @@ def _chunked_backward(
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
-
-
-# ---------------------------------------------------------------------------- all chunks at once
-#
-# A chunk maps the state before it to the state behind it: S' = A S + B. With U = U_0 - W S,
-# U_0 = (I + L)^-1 diag(beta) V and W = (I + L)^-1 diag(beta e^G) K:
-#
-#     A = e^G_C I - Kᵀ diag(e^(G_C - G)) W,        B = Kᵀ diag(e^(G_C - G)) U_0
-#
-# and A is 0 where a new segment starts in the chunk. Transitions compose, across devices as well.
-
-
-class _Transition(NamedTuple):
-    """S' = A S + B: A [..., K, K], B [..., K, V]."""
-
-    factor: Array
-    offset: Array
-
-
-def _then(earlier: _Transition, later: _Transition) -> _Transition:
-    return _Transition(
-        _einsum("...kj,...ji->...ki", later.factor, earlier.factor),
-        _einsum("...kj,...jv->...kv", later.factor, earlier.offset) + later.offset,
-    )
-
-
-def _apply(transition: _Transition, state: Float[Array, "B H K V"]) -> Array:
-    return _einsum("...kj,...jv->...kv", transition.factor, state) + transition.offset
-
-
-def _associative(
-    x: _Inputs,
-    runs: Int[Array, "B T"],
-    state: Float[Array, "B H K V"],
-    chunk_size: int,
-    *,
-    carried: Int[Array, "B"] | None = None,
-    axis_name: str | None = None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    """All chunks at once; with an axis name, those of the devices along it, too.
-
-    `carried` is the run that the state before these slots belongs to; None: the row's first.
-    """
-    dot = _einsum_for(x.query.dtype)
-    chunks = jax.tree.map(lambda a: jnp.swapaxes(to_chunks(a, chunk_size), 2, 3), x)
-    chunk_runs = runs_to_chunks(runs, chunk_size)
-    carried = jnp.ones_like(runs[:, 0]) if carried is None else carried
-    before_runs = jnp.concatenate([carried[None], chunk_runs[:-1, :, -1]])
-
-    @jax.checkpoint
-    def solve(x: _Inputs) -> tuple[Array, Array, Array, Array, _Transition]:
-        x = _widen(x)
-        this = _chunk(x, chunk_runs, before_runs, dot)
-        inverse = inverse_unit_lower(x.beta[..., None] * this.gram)
-        update = dot("...rc,...cv->...rv", inverse, x.beta[..., None] * x.value)
-        recall = dot("...rc,...ck->...rk", inverse, (x.beta * this.reads)[..., None] * x.key)
-        writes = this.writes[..., None]
-        identity = jnp.eye(x.key.shape[-1], dtype=x.beta.dtype)
-        transition = _Transition(
-            this.reads[..., -1, None, None] * identity
-            - dot("...ck,...ci->...ki", x.key, writes * recall),
-            dot("...ck,...cv->...kv", x.key, writes * update),
-        )
-        return this.scores, this.reads, update, recall, transition
-
-    scores, reads, update, recall, transition = solve(chunks)
-    up_to = jax.lax.associative_scan(_then, transition)
-    if axis_name is None:
-        start, final = state, _apply(jax.tree.map(lambda a: a[-1], up_to), state)
-    else:
-        start, final = _across_devices(jax.tree.map(lambda a: a[-1], up_to), state, axis_name)
-    before = _apply(jax.tree.map(lambda a: a[:-1], up_to), start)
-    before = jnp.concatenate([start[None], before])
-    update = update - dot("...ck,...kv->...cv", recall, before)
-    output = reads[..., None] * dot("...ck,...kv->...cv", _widen(chunks).query, before)
-    output = output + dot("...rc,...cv->...rv", scores, update)
-    return from_chunks(jnp.swapaxes(output, 2, 3), runs.shape[1]), final
-
-
-def _across_devices(
-    transition: _Transition, state: Float[Array, "B H K V"], axis_name: str
-) -> tuple[Float[Array, "B H K V"], Float[Array, "B H K V"]]:
-    """The state before this device's slots, and the one after the last device's, on all of them."""
-    everyone = jax.lax.all_gather(transition, axis_name)
-    final, starts = jax.lax.scan(lambda s, t: (_apply(t, s), s), state, everyone)
-    index = jax.lax.axis_index(axis_name)
-    start = jax.lax.dynamic_index_in_dim(starts, index, keepdims=False)
-    # Equal on every device already; the sum tells JAX so.
-    return start, jax.lax.psum(jnp.where(index == 0, final, 0), axis_name)

@@ -2,7 +2,7 @@
 
 Axes: B batch, T time, H heads, K key width, V value width, C slots in a chunk (64), N chunks.
 
-A chunk of C slots with the state S before it (symbols as in `gated_delta_rule`) is computed as
+A chunk of C slots with the state S before it (symbols as in `gated_delta_rule_parts`) gives
 
     X  = (I + StrictLower(diag(beta) D * K Kᵀ))^-1
     W  = X diag(beta e^G) K        U0 = X diag(beta) V        P = D * Q Kᵀ
@@ -25,6 +25,8 @@ Source: the chunked form of Gated DeltaNet (arXiv 2412.06464); the kernels are o
 import triton
 import triton.language as tl
 
+from linseqrec.ops.triton_tiles import columns, per_slot, put_columns, runs_of, slots, tile
+
 # Kernels read globals of this type only.
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # As in `gated_delta_rule`: forgets everything, and is finite.
@@ -32,33 +34,6 @@ _FORGET = tl.constexpr(-1e3)
 
 
 # --------------------------------------------------------------------------------- device functions
-
-
-@triton.jit
-def _slots(row, chunk, head, T, H, C: tl.constexpr):
-    """A chunk's slots: which of [B, T, H] they are, and whether they are within the row."""
-    time = chunk * C + tl.arange(0, C)
-    return (row * T + time) * H + head, time < T
-
-
-@triton.jit
-def _runs(runs, row, chunk, T, C: tl.constexpr, SEGMENTS: tl.constexpr):
-    """The run of each of a chunk's slots, and that of the state before the chunk."""
-    if SEGMENTS:
-        time = chunk * C + tl.arange(0, C)
-        run = tl.load(runs + row * T + tl.minimum(time, T - 1))
-        carried = tl.load(runs + row * T + tl.maximum(chunk * C - 1, 0))
-        carried = tl.where(chunk == 0, 1, carried)
-    else:
-        run = tl.full([C], 1, tl.int32)
-        carried = 1
-    return run, carried
-
-
-@triton.jit
-def _gate(gate, slot, inside):
-    """One number a slot, float32."""
-    return tl.load(gate + slot, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -152,27 +127,6 @@ def _inverse(lower, C: tl.constexpr):
     return tl.reshape(_joined(first, -corner, second, 1, 2 * R), [C, C])
 
 
-@triton.jit
-def _columns(x, slot, inside, D: tl.constexpr, first, W: tl.constexpr):
-    """Columns first ... first + W of the slots' rows of [B, T, H, D]; 0 after the end."""
-    at = slot.to(tl.int64)[:, None] * D + (first + tl.arange(0, W))[None, :]
-    return tl.load(x + at, mask=inside[:, None], other=0.0)
-
-
-@triton.jit
-def _put_columns(x, slot, inside, values, D: tl.constexpr, first, W: tl.constexpr):
-    """Writes what `_columns` reads."""
-    at = slot.to(tl.int64)[:, None] * D + (first + tl.arange(0, W))[None, :]
-    tl.store(x + at, values.to(x.dtype.element_ty), mask=inside[:, None])
-
-
-@triton.jit
-def _tile(x, at, R: tl.constexpr, D: tl.constexpr, first, W: tl.constexpr):
-    """Pointers to columns first ... first + W of the at-th matrix [R, D]."""
-    row, column = tl.arange(0, R), first + tl.arange(0, W)
-    return x + at.to(tl.int64) * R * D + row[:, None] * D + column[None, :]
-
-
 # ------------------------------------------------------------------------------------------ forward
 
 
@@ -204,29 +158,29 @@ def chunk_forward(
     at = tl.program_id(0)
     chunk, lane = at % N, at // N
     row, head = lane // H, lane % H
-    slot, inside = _slots(row, chunk, head, T, H, C)
-    run, carried = _runs(runs, row, chunk, T, C, SEGMENTS)
-    strength = _gate(beta, slot, inside)
-    decay, read, write = _decays(_gate(log_decay, slot, inside), run, carried, C)
+    slot, inside = slots(row, chunk, head, T, H, C)
+    run, carried = runs_of(runs, row, chunk, T, C, SEGMENTS)
+    strength = per_slot(beta, slot, inside)
+    decay, read, write = _decays(per_slot(log_decay, slot, inside), run, carried, C)
     index = tl.arange(0, C)
     tl.store(reads + at * C + index, read)
     tl.store(writes + at * C + index, write)
-    keys = _columns(k, slot, inside, K, 0, K)
-    queries = _columns(q, slot, inside, K, 0, K)
+    keys = columns(k, slot, inside, K, 0, K)
+    queries = columns(q, slot, inside, K, 0, K)
     score = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * decay
-    tl.store(_tile(scores, at, C, C, 0, C), score.to(scores.dtype.element_ty))
+    tl.store(tile(scores, at, C, C, 0, C), score.to(scores.dtype.element_ty))
     gram = tl.dot(keys, tl.trans(keys), input_precision=PRECISION) * decay
     lower = tl.where(index[:, None] > index[None, :], gram * strength[:, None], 0.0)
     solve = _inverse(lower, C)
     if SAVE:
-        tl.store(_tile(inverse, at, C, C, 0, C), solve)
+        tl.store(tile(inverse, at, C, C, 0, C), solve)
     # Read again: kept over the inversion, the keys would spill.
-    keys = _columns(k, slot, inside, K, 0, K).to(tl.float32) * (strength * read)[:, None]
+    keys = columns(k, slot, inside, K, 0, K).to(tl.float32) * (strength * read)[:, None]
     keys = tl.dot(solve, keys, input_precision=PRECISION)
-    tl.store(_tile(recall, at, C, K, 0, K), keys.to(recall.dtype.element_ty))
-    values = _columns(v, slot, inside, V, 0, V).to(tl.float32) * strength[:, None]
+    tl.store(tile(recall, at, C, K, 0, K), keys.to(recall.dtype.element_ty))
+    values = columns(v, slot, inside, V, 0, V).to(tl.float32) * strength[:, None]
     values = tl.dot(solve, values, input_precision=PRECISION)
-    tl.store(_tile(update, at, C, V, 0, V), values.to(update.dtype.element_ty))
+    tl.store(tile(update, at, C, V, 0, V), values.to(update.dtype.element_ty))
 
 
 @triton.jit
@@ -258,15 +212,15 @@ def scan_forward(
     first, lane = tl.program_id(0) % blocks * W, tl.program_id(0) // blocks
     row, head = lane // H, lane % H
     index = tl.arange(0, C)
-    state = tl.load(_tile(initial, lane, K, V, first, W))
+    state = tl.load(tile(initial, lane, K, V, first, W))
     for chunk in range(N):
         at = lane * N + chunk
-        slot, inside = _slots(row, chunk, head, T, H, C)
-        recalls = tl.load(_tile(recall, at, C, K, 0, K))
-        written = tl.load(_tile(update, at, C, V, first, W)).to(tl.float32)
-        keys = _columns(k, slot, inside, K, 0, K)
-        queries = _columns(q, slot, inside, K, 0, K)
-        score = tl.load(_tile(scores, at, C, C, 0, C))
+        slot, inside = slots(row, chunk, head, T, H, C)
+        recalls = tl.load(tile(recall, at, C, K, 0, K))
+        written = tl.load(tile(update, at, C, V, first, W)).to(tl.float32)
+        keys = columns(k, slot, inside, K, 0, K)
+        queries = columns(q, slot, inside, K, 0, K)
+        score = tl.load(tile(scores, at, C, C, 0, C))
         read = tl.load(reads + at * C + index)
         write = tl.load(writes + at * C + index)
         kept = tl.load(reads + at * C + C - 1)
@@ -274,8 +228,8 @@ def scan_forward(
         written -= tl.dot(recalls, before, input_precision=PRECISION)
         narrow = written.to(keys.dtype)
         if SAVE:
-            tl.store(_tile(states, at, K, V, first, W), before)
-            tl.store(_tile(updates, at, C, V, first, W), narrow)
+            tl.store(tile(states, at, K, V, first, W), before)
+            tl.store(tile(updates, at, C, V, first, W), narrow)
         state = tl.dot(
             tl.trans(keys),
             (written * write[:, None]).to(keys.dtype),
@@ -284,8 +238,8 @@ def scan_forward(
         )
         out = tl.dot(queries, before, input_precision=PRECISION) * read[:, None]
         out = tl.dot(score, narrow, acc=out, input_precision=PRECISION)
-        _put_columns(output, slot, inside, out, V, first, W)
-    tl.store(_tile(final, lane, K, V, first, W), state)
+        put_columns(output, slot, inside, out, V, first, W)
+    tl.store(tile(final, lane, K, V, first, W), state)
 
 
 # ----------------------------------------------------------------------------------------- backward
@@ -318,29 +272,29 @@ def scan_backward(
     first, lane = tl.program_id(0) % blocks * W, tl.program_id(0) // blocks
     row, head = lane // H, lane % H
     index = tl.arange(0, C)
-    d_state = tl.load(_tile(d_final, lane, K, V, first, W))
+    d_state = tl.load(tile(d_final, lane, K, V, first, W))
     for step in range(N):
         chunk = N - 1 - step
         at = lane * N + chunk
-        slot, inside = _slots(row, chunk, head, T, H, C)
-        keys = _columns(k, slot, inside, K, 0, K)
-        queries = _columns(q, slot, inside, K, 0, K)
-        recalls = tl.load(_tile(recall, at, C, K, 0, K))
-        score = tl.load(_tile(scores, at, C, C, 0, C))
-        d_out = _columns(d_output, slot, inside, V, first, W)
+        slot, inside = slots(row, chunk, head, T, H, C)
+        keys = columns(k, slot, inside, K, 0, K)
+        queries = columns(q, slot, inside, K, 0, K)
+        recalls = tl.load(tile(recall, at, C, K, 0, K))
+        score = tl.load(tile(scores, at, C, C, 0, C))
+        d_out = columns(d_output, slot, inside, V, first, W)
         read = tl.load(reads + at * C + index)
         write = tl.load(writes + at * C + index)
         kept = tl.load(reads + at * C + C - 1)
         after = d_state.to(keys.dtype)
-        tl.store(_tile(d_states, at, K, V, first, W), after)
+        tl.store(tile(d_states, at, K, V, first, W), after)
         d_update = tl.dot(keys, after, input_precision=PRECISION) * write[:, None]
         d_update = tl.dot(tl.trans(score), d_out, acc=d_update, input_precision=PRECISION)
-        tl.store(_tile(d_updates, at, C, V, first, W), d_update.to(keys.dtype))
+        tl.store(tile(d_updates, at, C, V, first, W), d_update.to(keys.dtype))
         d_read = (d_out.to(tl.float32) * read[:, None]).to(keys.dtype)
         d_state = tl.dot(tl.trans(queries), d_read, acc=d_state * kept, input_precision=PRECISION)
         d_recall = (-d_update).to(keys.dtype)
         d_state = tl.dot(tl.trans(recalls), d_recall, acc=d_state, input_precision=PRECISION)
-    tl.store(_tile(d_initial, lane, K, V, first, W), d_state)
+    tl.store(tile(d_initial, lane, K, V, first, W), d_state)
 
 
 @triton.jit
@@ -377,8 +331,8 @@ def chunk_backward(
     at = tl.program_id(0)
     chunk, lane = at % N, at // N
     row, head = lane // H, lane % H
-    slot, inside = _slots(row, chunk, head, T, H, C)
-    strength = _gate(beta, slot, inside)
+    slot, inside = slots(row, chunk, head, T, H, C)
+    strength = per_slot(beta, slot, inside)
     index = tl.arange(0, C)
     earlier = index[:, None] > index[None, :]
 
@@ -387,27 +341,27 @@ def chunk_backward(
     d_lower = tl.zeros([C, C], tl.float32)
     d_strength = tl.zeros([C], tl.float32)
     for column in range(0, V, W_VALUE):
-        d_update = tl.load(_tile(d_updates, at, C, V, column, W_VALUE)).to(tl.float32)
-        solve = tl.trans(tl.load(_tile(inverse, at, C, C, 0, C)))
+        d_update = tl.load(tile(d_updates, at, C, V, column, W_VALUE)).to(tl.float32)
+        solve = tl.trans(tl.load(tile(inverse, at, C, C, 0, C)))
         d_right = tl.dot(solve, d_update, input_precision=PRECISION)
-        _put_columns(d_v, slot, inside, d_right * strength[:, None], V, column, W_VALUE)
-        values = _columns(v, slot, inside, V, column, W_VALUE).to(tl.float32)
+        put_columns(d_v, slot, inside, d_right * strength[:, None], V, column, W_VALUE)
+        values = columns(v, slot, inside, V, column, W_VALUE).to(tl.float32)
         d_strength += tl.sum(values * d_right, 1)
-        d_out = _columns(d_output, slot, inside, V, column, W_VALUE)
-        update = tl.load(_tile(updates, at, C, V, column, W_VALUE))
+        d_out = columns(d_output, slot, inside, V, column, W_VALUE)
+        update = tl.load(tile(updates, at, C, V, column, W_VALUE))
         d_scores = tl.dot(d_out, tl.trans(update), acc=d_scores, input_precision=PRECISION)
         d_right = d_right.to(update.dtype)
         d_lower = tl.dot(d_right, tl.trans(update), acc=d_lower, input_precision=PRECISION)
     d_lower = tl.where(earlier, -d_lower, 0.0)
 
-    log_kept = _gate(log_decay, slot, inside)
-    run, carried = _runs(runs, row, chunk, T, C, SEGMENTS)
+    log_kept = per_slot(log_decay, slot, inside)
+    run, carried = runs_of(runs, row, chunk, T, C, SEGMENTS)
     decay, read, write = _decays(log_kept, run, carried, C)
     # The gradient of the exponent of D is D times that of D. The log-decay of slot j is in the
     # exponents of all pairs r >= j > i. Their sum is the sum over rows r >= j less the sum over
     # columns i >= j, because both contain the pairs r > i >= j.
-    keys = _columns(k, slot, inside, K, 0, K)
-    queries = _columns(q, slot, inside, K, 0, K)
+    keys = columns(k, slot, inside, K, 0, K)
+    queries = columns(q, slot, inside, K, 0, K)
     gram = tl.dot(keys, tl.trans(keys), input_precision=PRECISION) * decay
     d_strength += tl.sum(gram * d_lower, 1)
     d_gram = d_lower * strength[:, None]
@@ -427,37 +381,37 @@ def chunk_backward(
         block = at * (K // W_KEY) + first // W_KEY
         to_query = tl.zeros([C, W_KEY], tl.float32)
         for column in range(0, V, W_VALUE):
-            d_out = _columns(d_output, slot, inside, V, column, W_VALUE)
-            state = tl.load(_tile(states, block, W_KEY, V, column, W_VALUE))
+            d_out = columns(d_output, slot, inside, V, column, W_VALUE)
+            state = tl.load(tile(states, block, W_KEY, V, column, W_VALUE))
             to_query = tl.dot(d_out, tl.trans(state), acc=to_query, input_precision=PRECISION)
-        some_queries = _columns(q, slot, inside, K, first, W_KEY)
+        some_queries = columns(q, slot, inside, K, first, W_KEY)
         d_read += tl.sum(some_queries.to(tl.float32) * to_query, 1)
-        some_keys = _columns(k, slot, inside, K, first, W_KEY)
+        some_keys = columns(k, slot, inside, K, first, W_KEY)
         d_query = to_query * read[:, None]
         d_query = tl.dot(d_scores, some_keys, acc=d_query, input_precision=PRECISION)
-        _put_columns(d_q, slot, inside, d_query, K, first, W_KEY)
+        put_columns(d_q, slot, inside, d_query, K, first, W_KEY)
 
         # dR Sᵀ, with dR = Xᵀ dU, as Xᵀ (dU Sᵀ): one product with X for all value columns.
         to_write = tl.zeros([C, W_KEY], tl.float32)
         to_key = tl.zeros([C, W_KEY], tl.float32)
         for column in range(0, V, W_VALUE):
-            update = tl.load(_tile(updates, at, C, V, column, W_VALUE))
-            state = tl.load(_tile(states, block, W_KEY, V, column, W_VALUE))
-            d_state = tl.load(_tile(d_states, block, W_KEY, V, column, W_VALUE))
-            d_update = tl.load(_tile(d_updates, at, C, V, column, W_VALUE))
+            update = tl.load(tile(updates, at, C, V, column, W_VALUE))
+            state = tl.load(tile(states, block, W_KEY, V, column, W_VALUE))
+            d_state = tl.load(tile(d_states, block, W_KEY, V, column, W_VALUE))
+            d_update = tl.load(tile(d_updates, at, C, V, column, W_VALUE))
             d_kept += tl.sum(state.to(tl.float32) * d_state.to(tl.float32))
             to_key = tl.dot(d_update, tl.trans(state), acc=to_key, input_precision=PRECISION)
             to_write = tl.dot(update, tl.trans(d_state), acc=to_write, input_precision=PRECISION)
-        solve = tl.trans(tl.load(_tile(inverse, at, C, C, 0, C)))
+        solve = tl.trans(tl.load(tile(inverse, at, C, C, 0, C)))
         to_key = tl.dot(solve, to_key, input_precision=PRECISION)
-        some_keys = _columns(k, slot, inside, K, first, W_KEY)
+        some_keys = columns(k, slot, inside, K, first, W_KEY)
         d_write += tl.sum(some_keys.to(tl.float32) * to_write, 1)
         recalled += tl.sum(some_keys.to(tl.float32) * to_key, 1)
         d_key = to_write * write[:, None] - to_key * (strength * read)[:, None]
         d_key = tl.dot(d_pairs, some_keys, acc=d_key, input_precision=PRECISION)
-        some_queries = _columns(q, slot, inside, K, first, W_KEY)
+        some_queries = columns(q, slot, inside, K, first, W_KEY)
         d_key = tl.dot(tl.trans(d_scores), some_queries, acc=d_key, input_precision=PRECISION)
-        _put_columns(d_k, slot, inside, d_key, K, first, W_KEY)
+        put_columns(d_k, slot, inside, d_key, K, first, W_KEY)
 
     d_strength -= read * recalled
     d_read = (d_read - strength * recalled) * read

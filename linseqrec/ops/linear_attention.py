@@ -4,16 +4,18 @@ Axes: B batch, T time, H heads, K key width (Kd: of the denominator), V value wi
 N chunks.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from linseqrec.ops import linear_attention_triton, triton_launch
 from linseqrec.ops.chunks import cut, fill, from_chunks, runs_to_chunks, to_chunks
 from linseqrec.ops.segments import keep, segment_runs
 
-Implementation = Literal["recurrent", "chunked", "associative", "full"]
+Implementation = Literal["recurrent", "chunked", "associative", "triton", "full"]
 
 
 class LinearAttentionState(NamedTuple):
@@ -82,32 +84,76 @@ def linear_attention(
       epsilon: Added to the denominator, one number or [B, T, H]. The released RecGRELA adds 1e-6 to
         a mean over T slots: 1e-6 * T here.
       initial_state: The sums over what went before, for the first segment of the row. None: zeros.
-      implementation: None picks: "full" where not causal, else "recurrent" for T = 1 and "chunked"
-        beyond. "recurrent" is the definition, a step at a time; "associative" takes all chunks at
-        once and combines their states in logarithmic depth; "chunked" does so by groups of chunks
-        (see `chunks.cut`) and keeps only the states between groups for the gradient. "full" is for
-        causal=False, and the only one there.
+      implementation: "recurrent" is the definition, a step at a time. "associative" takes all
+        chunks at once and combines their states in logarithmic depth. "chunked" does so by groups
+        of chunks (see `chunks.cut`) and keeps only the states between groups for the gradient.
+        "triton" runs kernels of its own on an NVIDIA GPU (Hopper or data-centre Blackwell, extra
+        `cuda`), for widths up to 128 and inputs in bfloat16 or float32. It rounds what it
+        multiplies to bfloat16 if all inputs are, and sums in float32. "full" is for causal=False,
+        and the only one there. None picks "full" where not causal, else "recurrent" for T = 1 and
+        "chunked" beyond; with LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can
+        run. XLA cannot split a kernel over devices: with several, None picks it only inside
+        `jax.shard_map`.
       chunk_size: The most slots in a chunk; a row is cut into equal ones. "chunked" rounds it up to
-        a tile of 16 on accelerators.
+        a tile of 16 on accelerators. "triton" has 64, and 32 for float32 inputs.
 
     Returns:
       output: [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.
       state: The sums over the row's last segment; a row without events returns its initial state.
 
     Raises:
-      ValueError: shapes that do not match, or an implementation that does not fit `causal`.
+      ValueError: shapes that do not match, an implementation that does not fit `causal`, or
+        "triton" for inputs or on a machine that it does not fit.
+      NotImplementedError: "triton" in a program for another platform than CUDA, when JAX lowers it.
     """
     x = _Features(query, key, value, denominator_query, denominator_key)
-    _check_shapes(x, segment_ids)
+    _check_shapes(x, segment_ids, initial_state)
     if jnp.ndim(epsilon) and jnp.shape(epsilon) != query.shape[:3]:
         raise ValueError(
             f"epsilon must be a number or [B, T, H] = {query.shape[:3]}, got {jnp.shape(epsilon)}"
         )
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    implementation = _pick(implementation, causal, query.shape[1])
+    picked = _pick(implementation, causal, query.shape[1])
+    by_xla = functools.partial(_by_xla, implementation=picked, chunk_size=chunk_size)
+    arguments = (x, segment_ids, epsilon, initial_state)
+    if picked not in ("triton", "chunked") or implementation == "chunked":
+        return by_xla(*arguments)
+    unfit = triton_launch.unfit(_widths(x), jnp.result_type(*jax.tree.leaves(x)))
+    if implementation == "triton":
+        if unfit is not None:
+            raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
+        return _by_triton(*arguments)
+    wanted = triton_launch.by_default() and triton_launch.on_one_device(query)
+    if not wanted or unfit is not None:
+        return by_xla(*arguments)
+    # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
+    # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
+    return jax.lax.platform_dependent(*arguments, cuda=_by_triton, default=by_xla)
 
-    real, runs = None, None
+
+def _by_triton(
+    x: _Features,
+    segment_ids: Int[Array, "B T"] | None,
+    epsilon: float | Float[Array, "B T H"],
+    initial_state: LinearAttentionState | None,
+) -> tuple[Float[Array, "B T H V"], LinearAttentionState]:
+    output, *state = linear_attention_triton.linear_attention(
+        *x, epsilon, segment_ids, *(initial_state or (None, None))
+    )
+    return output, LinearAttentionState(*state)
+
+
+def _by_xla(
+    x: _Features,
+    segment_ids: Int[Array, "B T"] | None,
+    epsilon: float | Float[Array, "B T H"],
+    initial_state: LinearAttentionState | None,
+    *,
+    implementation: Implementation,
+    chunk_size: int,
+) -> tuple[Float[Array, "B T H V"], LinearAttentionState]:
+    dtype, real, runs = x.value.dtype, None, None
     if segment_ids is not None:
         real, runs = segment_ids > 0, segment_runs(segment_ids)
         x = jax.tree.map(lambda a: keep(real, a), x)
@@ -125,10 +171,12 @@ def linear_attention(
     denominator = denominator + epsilon
     if real is not None:
         denominator = jnp.where(real[..., None], denominator, 1)
-    return (numerator / denominator[..., None]).astype(value.dtype), state
+    return (numerator / denominator[..., None]).astype(dtype), state
 
 
-def _check_shapes(x: _Features, segment_ids: Array | None) -> None:
+def _check_shapes(
+    x: _Features, segment_ids: Array | None, initial_state: LinearAttentionState | None
+) -> None:
     if (x.denominator_query is None) != (x.denominator_key is None):
         raise ValueError("give denominator_query and denominator_key together, or neither")
     slots = x.query.shape[:3]
@@ -141,6 +189,19 @@ def _check_shapes(x: _Features, segment_ids: Array | None) -> None:
             raise ValueError(f"{name} and its key differ: {of_query.shape}, {of_key.shape}")
     if segment_ids is not None and segment_ids.shape != slots[:2]:
         raise ValueError(f"segment_ids must be [B, T] = {slots[:2]}, got {segment_ids.shape}")
+    if initial_state is None:
+        return
+    key, value, denominator_key = _widths(x).values()
+    rows = slots[0], slots[2]
+    expected = {"key_value": (*rows, key, value), "key_sum": (*rows, denominator_key)}
+    for name, array in initial_state._asdict().items():
+        if array.shape != expected[name]:
+            raise ValueError(f"initial_state.{name} must be {expected[name]}, got {array.shape}")
+
+
+def _widths(x: _Features) -> dict[str, int]:
+    denominator_key = x.key if x.denominator_key is None else x.denominator_key
+    return {"K": x.key.shape[-1], "V": x.value.shape[-1], "Kd": denominator_key.shape[-1]}
 
 
 def _pick(implementation: Implementation | None, causal: bool, time: int) -> Implementation:
@@ -148,7 +209,7 @@ def _pick(implementation: Implementation | None, causal: bool, time: int) -> Imp
         if not causal:
             return "full"
         return "recurrent" if time == 1 else "chunked"
-    fitting = ("recurrent", "chunked", "associative") if causal else ("full",)
+    fitting = ("recurrent", "chunked", "associative", "triton") if causal else ("full",)
     if implementation not in fitting:
         names = ", ".join(map(repr, fitting))
         raise ValueError(
@@ -163,9 +224,6 @@ def _initial_state(x: _Features, given: LinearAttentionState | None) -> LinearAt
     zeros = jax.tree.map(jnp.zeros_like, _sums(_heads_first(jax.tree.map(lambda a: a[:, :1], x))))
     if given is None:
         return zeros
-    for name, expected, array in zip(zeros._fields, zeros, given, strict=True):
-        if array.shape != expected.shape:
-            raise ValueError(f"initial_state.{name} must be {expected.shape}, got {array.shape}")
     return jax.tree.map(lambda zero, array: zero + array.astype(zero.dtype), zeros, given)
 
 

@@ -44,6 +44,24 @@ def nearest_code(x: Float[Array, "... D"], codebook: Float[Array, "K D"]) -> Int
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
+def _look_up(codebook: Float[Array, "K D"], code: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """The rows of a float32 codebook.
+
+    On accelerators they are a product with one-hot rows, which is exact: the gradient of a gather
+    is a scatter of all events into few codes, which wait for each other. On a CPU the product makes
+    a quantisation and its gradient take twice as long.
+    """
+
+    def by_product(codebook: Array, code: Array) -> Array:
+        chosen = jax.nn.one_hot(code, codebook.shape[0], dtype=codebook.dtype)
+        return jnp.einsum("...k,kd->...d", chosen, codebook, precision=jax.lax.Precision.HIGHEST)
+
+    def by_gather(codebook: Array, code: Array) -> Array:
+        return jnp.take(codebook, code, axis=0)
+
+    return jax.lax.platform_dependent(codebook, code, cpu=by_gather, default=by_product)
+
+
 def residual_quantization(
     x: Float[Array, "... D"], codebooks: Float[Array, "L K D"]
 ) -> Quantization:
@@ -72,7 +90,7 @@ def residual_quantization(
         code = nearest_code(residual, codebook)
         codes.append(code)
         residuals.append(residual)
-        retrieved.append(jnp.take(codebook, code, axis=0))
+        retrieved.append(_look_up(codebook, code))
         residual = residual - jax.lax.stop_gradient(retrieved[-1])
     return Quantization(
         jnp.stack(codes, axis=-1), jnp.stack(residuals, axis=-2), jnp.stack(retrieved, axis=-2)
@@ -128,10 +146,22 @@ def code_counts(
 ) -> Float[Array, "L K"]:
     """How often each code of each level was taken, over the vectors that count; float32."""
     levels = codes.shape[-1]
-    flat = codes.reshape(-1, levels) + num_codes * jnp.arange(levels)
-    weights = jnp.broadcast_to(real.reshape(-1, 1), flat.shape).astype(jnp.float32)
-    counts = jnp.zeros(levels * num_codes, jnp.float32).at[flat].add(weights)
-    return counts.reshape(levels, num_codes)
+
+    def by_sum(codes: Array, real: Array) -> Array:
+        chosen = codes[..., None] == jnp.arange(num_codes)
+        counted = jnp.where(real[:, None, None], chosen, False)
+        return jnp.sum(counted, axis=0, dtype=jnp.float32)
+
+    def by_scatter(codes: Array, real: Array) -> Array:
+        flat = codes + num_codes * jnp.arange(levels)
+        weights = jnp.broadcast_to(real[:, None], flat.shape).astype(jnp.float32)
+        counts = jnp.zeros(levels * num_codes, jnp.float32).at[flat].add(weights)
+        return counts.reshape(levels, num_codes)
+
+    # As in `_look_up`.
+    return jax.lax.platform_dependent(
+        codes.reshape(-1, levels), real.reshape(-1), cpu=by_scatter, default=by_sum
+    )
 
 
 def perplexity(counts: Float[Array, "... K"]) -> Float[Array, "..."]:

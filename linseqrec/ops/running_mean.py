@@ -6,7 +6,11 @@ Axes: B batch, T time, D width.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
+from linseqrec.ops.linear_attention import (
+    Implementation,
+    LinearAttentionState,
+    linear_attention,
+)
 
 
 def running_mean(
@@ -29,6 +33,9 @@ def running_mean(
       mean: [B, T, D] float32 (float64 for float64 inputs); 0 at padding.
       state: The sum [B, 1, 1, D] and the count [B, 1, 1] of the row's last segment.
     """
+    # XLA's form everywhere. The Triton kernels multiply by at least 32 key columns, of which 31
+    # would be padding, and they take at most 128 value columns.
+    implementation: Implementation = "recurrent" if x.shape[1] == 1 else "chunked"
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     ones = jnp.ones_like(wide, shape=(*x.shape[:2], 1, 1))
     mean, state = linear_attention(
@@ -38,5 +45,6 @@ def running_mean(
         segment_ids=segment_ids,
         epsilon=0.0,
         initial_state=initial_state,
+        implementation=implementation,
     )
     return mean[:, :, 0], state

@@ -15,7 +15,7 @@ SASREC = SASRecConfig(8, 1, num_layers=1)
 
 def test_every_form_is_held_against_float64():
     rows = list(gpu.errors((1, 24, 1, 4)))
-    assert len({row.case for row in rows}) == 8
+    assert len({row.case for row in rows}) == 10
     for row in rows:
         low, high = (1e-9, 2e-6) if "float32" in row.case else (1e-4, 0.2)
         assert low < row.extra["output_error"] < high, row
@@ -62,6 +62,15 @@ def test_times_name_what_could_not_be_compiled(monkeypatch):
     ] * 2
 
 
+def test_linear_attention_is_timed_beside_attention_of_the_same_size():
+    rows = list(gpu.lengths((1, 16, 1, 4), "float32", repeats=1))
+    forms = ["linear attention, chunked", "jax.nn.dot_product_attention"]
+    cases = ["forward", "forward + backward"]
+    assert [row.variant for row in rows] == 2 * forms
+    assert [row.case.split(", ")[0] for row in rows] == [case for case in cases for _ in forms]
+    assert all(row.seconds for row in rows)
+
+
 def test_what_fails_or_comes_too_late_is_told(monkeypatch):
     now = [0.0]
 
@@ -80,6 +89,7 @@ def test_what_fails_or_comes_too_late_is_told(monkeypatch):
     assert found == [
         ("errors", "(1, 70, 1, 8)"),
         ("failed", "times"),
+        ("left out for want of time", "linear attention"),
         ("left out for want of time", "steps"),
         ("left out for want of time", "training"),
     ]

@@ -1,5 +1,8 @@
 """Ranks against the definition, item by item in float64, and their independence of any blocking."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,6 +102,16 @@ def test_neither_batch_size_nor_item_block_changes_a_rank(width):
         reference = reference or found
         for got, expected in zip(found, reference, strict=True):
             np.testing.assert_array_equal(got, expected, err_msg=f"{batch} rows, {block} items")
+
+
+@pytest.mark.parametrize(("item_block", "loops"), [(64, True), (128, False)])
+def test_one_block_of_items_needs_no_loop(item_block, loops):
+    """Its end would be data, which an accelerator has to send to the host."""
+    count = functools.partial(
+        count_catalogue, targets=np.array([1, 99]), item_block=item_block, top_k=3
+    )
+    program = jax.make_jaxpr(count)(jnp.ones((2, 4)), jnp.ones((100, 4)))
+    assert ("while[" in str(program)) == loops
 
 
 def test_identical_items_tie_exactly_wherever_their_block_is():

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from linseqrec.ops import gated_delta_rule as rule
-from linseqrec.ops import gated_delta_rule_triton
+from linseqrec.ops import gated_delta_rule_triton, triton_launch
 from linseqrec.ops.chunks import Cut
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from tests.ops.closeness import assert_close, projected, relative_rms
@@ -493,22 +493,22 @@ def test_triton_runs_or_says_why_not(monkeypatch):
         return str(error.value)
 
     wide = {name: np.zeros((2, 6, 2, 129), np.float32) for name in ("q", "k")}
-    assert "K and V must be at most 128, got 129 and 24" in refusal(wide)
+    assert "K and V must be at most 128, got K = 129, V = 24" in refusal(wide)
     half = {name: inputs[name].astype(np.float16) for name in ("q", "k", "v")}
-    assert "q, k and v must be bfloat16 or float32, got float16" in refusal(half)
+    assert "queries, keys and values must be bfloat16 or float32, got float16" in refusal(half)
     with monkeypatch.context() as patch:
-        patch.setattr(gated_delta_rule_triton, "_PACKAGES", ("no_such_package",))
+        patch.setattr(triton_launch, "_PACKAGES", ("no_such_package",))
         assert "no_such_package is not installed: pip install 'linseqrec[cuda]'" in refusal({})
     with monkeypatch.context() as patch:
         # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
-        patch.setattr(gated_delta_rule_triton, "_PACKAGES", ())
+        patch.setattr(triton_launch, "_PACKAGES", ())
         patch.setattr(
             gated_delta_rule_triton,
             "_kernels",
             lambda: types.SimpleNamespace(chunk_forward=None, scan_forward=None),
         )
         message = refusal({})
-        assert "'triton' of gated_delta_rule runs on CUDA only, not on cpu" in message
+        assert "'triton' runs on CUDA only, not on cpu" in message
 
 
 def test_refuses_what_does_not_fit():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.ops import gated_delta_rule_triton
+from linseqrec.ops import triton_launch
 from tests.ops import triton_interpreter
 from tests.ops.closeness import relative_rms
 from tests.ops.layouts import LAYOUT
@@ -36,8 +36,8 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 def kernels(monkeypatch):
     """Has Triton's interpreter run the kernels where there is no GPU."""
     if not ON_GPU:
-        monkeypatch.setattr(gated_delta_rule_triton, "_PACKAGES", ("triton",))
-        monkeypatch.setattr(gated_delta_rule_triton, "launch", triton_interpreter.launch)
+        monkeypatch.setattr(triton_launch, "_PACKAGES", ("triton",))
+        monkeypatch.setattr(triton_launch, "launch", triton_interpreter.launch)
 
 
 def segments(batch, time, *, seed=0):

@@ -1,4 +1,5 @@
 import re
+import types
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
+from linseqrec.ops import linear_attention_triton, triton_launch
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from tests.ops.closeness import assert_close, projected
 from tests.ops.layouts import LAYOUT, packed, segment_layouts
@@ -345,6 +347,31 @@ def test_no_product_of_float32_is_left_to_an_accelerators_rounding(form):
     precisions = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", text)
     assert text.count("dot_general ") == len(precisions) > 0
     assert set(precisions) == {("HIGHEST", "HIGHEST")}
+
+
+def test_triton_runs_or_says_why_not(monkeypatch):
+    inputs = random_inputs(2, 6)
+
+    def refusal(change, **options):
+        with pytest.raises((ValueError, NotImplementedError)) as error:
+            linear_attention(**(inputs | change), implementation="triton", **options)
+        return str(error.value)
+
+    wide = {name: np.zeros((2, 6, HEADS, 129), np.float32) for name in ("query", "key")}
+    assert "K and V and Kd must be at most 128, got K = 129, V = 7, Kd = 3" in refusal(wide)
+    assert "must be bfloat16 or float32, got float16" in refusal(
+        {name: array.astype(np.float16) for name, array in inputs.items()}
+    )
+    assert "'triton' does not fit causal=False" in refusal({}, causal=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_launch, "_PACKAGES", ("no_such_package",))
+        assert "no_such_package is not installed: pip install 'linseqrec[cuda]'" in refusal({})
+    with monkeypatch.context() as patch:
+        # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
+        patch.setattr(triton_launch, "_PACKAGES", ())
+        kernels = types.SimpleNamespace(attend=None)
+        patch.setattr(linear_attention_triton, "_kernels", lambda: kernels)
+        assert "'triton' runs on CUDA only, not on cpu" in refusal({})
 
 
 def test_refuses_what_does_not_fit():

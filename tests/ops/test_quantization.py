@@ -20,6 +20,14 @@ from tests.ops.closeness import assert_close
 LEVELS, CODES, WIDTH = 3, 7, 5
 
 
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform(request, monkeypatch):
+    """Computes here what is for a CPU, or what is for any other platform."""
+    if request.param == "accelerator":
+        choose = lambda *operands, cpu, default: default(*operands)  # noqa: E731
+        monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+
+
 def vectors(shape=(4, 6), seed=0):
     return np.random.default_rng(seed).normal(size=(*shape, WIDTH)).astype(np.float32)
 
@@ -85,6 +93,7 @@ def test_the_search_holds_no_difference_of_every_vector_and_code():
     assert memory.temp_size_in_bytes < 4 * tokens * codes * width / 8
 
 
+@pytest.mark.usefixtures("platform")
 def test_levels_quantise_what_the_levels_before_left():
     x, codebooks = vectors(), books()
     codes, residuals = by_loops(x, codebooks)
@@ -98,6 +107,7 @@ def test_levels_quantise_what_the_levels_before_left():
     assert relative_error(residual_quantization(np.zeros((1, WIDTH)), 0 * codebooks)) == 1
 
 
+@pytest.mark.usefixtures("platform")
 def test_the_loss_and_where_its_gradients_go():
     """Codebooks are drawn by the first term, the vectors by the second, through no other level."""
     x, codebooks = vectors(), books()
@@ -122,6 +132,20 @@ def test_the_loss_and_where_its_gradients_go():
     assert quantization_loss(residual_quantization(x, codebooks), np.zeros_like(real)) == 0
 
 
+@pytest.mark.parametrize(("where", "scatters"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_accelerators_look_codes_up_without_a_scatter(where, scatters):
+    def loss(x, codebooks, real):
+        quantized = residual_quantization(x, codebooks)
+        counts = code_counts(quantized.codes, CODES, real)
+        return quantization_loss(quantized, real) + counts.sum()
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=1))
+    traced = run.trace(vectors(), books(), np.ones((4, 6), bool))
+    text = traced.lower(lowering_platforms=(where,)).as_text()
+    assert ("stablehlo.scatter" in text) == scatters
+    assert "HIGHEST" in text
+
+
 def test_straight_through_has_one_value_and_the_other_gradient():
     x, other = jnp.array([1.0, 2.0]), jnp.array([5.0, -3.0])
     np.testing.assert_array_equal(straight_through(x, other), other)
@@ -135,6 +159,7 @@ def test_the_relative_error_has_no_gradient():
     np.testing.assert_array_equal(gradient(vectors()), 0)
 
 
+@pytest.mark.usefixtures("platform")
 def test_counts_are_of_real_vectors_and_perplexity_is_the_number_of_codes_used():
     codes = np.array([[[0, 2], [3, 2], [3, 0]], [[1, 2], [0, 1], [2, 2]]])
     real = np.array([[True, True, False], [True, True, False]])

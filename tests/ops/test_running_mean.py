@@ -1,8 +1,10 @@
 """The running mean against NumPy's, segment by segment."""
 
+import jax
 import numpy as np
 import pytest
 
+from linseqrec.ops import triton_launch
 from linseqrec.ops.running_mean import running_mean
 from tests.models.reference import jit
 from tests.ops.layouts import LAYOUT
@@ -41,3 +43,13 @@ def test_goes_on_from_its_state():
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-6)
     np.testing.assert_allclose(state.key_value, final.key_value, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(state.key_sum, 90)
+
+
+def test_leaves_triton_alone(monkeypatch):
+    """Where linear attention of such inputs would run its kernels."""
+    for name, value in (("_PACKAGES", ()), ("by_default", lambda: True)):
+        monkeypatch.setattr(triton_launch, name, value)
+    monkeypatch.setattr(triton_launch, "on_one_device", lambda x: True)
+    x, ids = np.ones((2, 9, 3), np.float32), np.ones((2, 9), np.int32)
+    program = jax.make_jaxpr(lambda x, ids: running_mean(x, segment_ids=ids))(x, ids)
+    assert "triton" not in str(program)

@@ -25,7 +25,7 @@ def why_not():
 
 
 def launch(kernel, arrays, sizes, outputs, *, grid, warps, stages, **constants):
-    """What `gated_delta_rule_triton.launch` does, as a callback out of a jitted program."""
+    """What `triton_launch.launch` does, as a callback out of a jitted program."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs]
     run = functools.partial(_interpret, kernel, sizes, outputs, grid, constants)
     return jax.pure_callback(run, shapes, *arrays)

@@ -77,7 +77,7 @@ def test_known_times_of_targets_are_read_once_learned(experiment, source, model)
     hidden, known = (make(experiment, source, model, each) for each in ("hidden", "known"))
     # The parameters of request times aside, the two start the same.
     start = dict(jax.tree_util.tree_leaves_with_path(known.model.initial_params))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(hidden.initial_params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(hidden.model.initial_params):
         np.testing.assert_array_equal(leaf, start[path])
     batch = known.batches[0]
     bare = dataclasses.replace(batch.events, request_times=None)

@@ -33,15 +33,22 @@ def printed_by(program):
 
 
 @needs_triton
+@pytest.mark.parametrize("segments", [True, False])
 @pytest.mark.parametrize("width", [32, 64, 128])
-def test_bfloat16_kernels_keep_all_in_registers_and_use_tensor_cores(width):
+@pytest.mark.parametrize(
+    ("operation", "launches"), [("gated delta rule", 4), ("linear attention", 6)]
+)
+def test_bfloat16_kernels_keep_all_in_registers_and_use_tensor_cores(
+    operation, launches, width, segments
+):
     figures = printed_by(f"""
 import json
 from linseqrec.benchmarks.ops import compiled_kernels
-rows = compiled_kernels((1, 256, 2, {width}), "bfloat16", segments=True)
+size = (1, 512, 2, {width})
+rows = compiled_kernels({operation!r}, size, "bfloat16", segments={segments})
 print(json.dumps({{row.variant: dict(row.extra) for row in rows}}))
 """)
-    assert figures.pop("all")["launches"] == len(figures) == 4
+    assert figures.pop("all")["launches"] == len(figures) == launches
     for name, figure in figures.items():
         assert figure["stack_bytes"] == 0, (name, figure)
         assert figure["tensor_core_instructions"] > 0, (name, figure)
@@ -49,12 +56,47 @@ print(json.dumps({{row.variant: dict(row.extra) for row in rows}}))
         assert figure["shared_bytes"] <= 227 * 1024, (name, figure)
 
 
+# What differs between the two operations in the program below: their gates, and a call.
+_GATED_DELTA_RULE = """
+from linseqrec.ops.gated_delta_rule import gated_delta_rule
+
+gate = jax.ShapeDtypeStruct((2, 70, 2), jnp.float32)
+inputs = (row, row, row, gate, gate)
+
+def operation(*x, **options):
+    return gated_delta_rule(*x, **options)
+"""
+_LINEAR_ATTENTION = """
+from linseqrec.ops.linear_attention import linear_attention
+
+inputs = (row,) * 5
+
+def operation(query, key, value, denominator_query, denominator_key, **options):
+    output, state = linear_attention(
+        query,
+        key,
+        value,
+        denominator_query=denominator_query,
+        denominator_key=denominator_key,
+        **options,
+    )
+    return output, state.key_value + state.key_sum[..., None]
+"""
+
+
+# Forward, forward again for jax.checkpoint, and backward.
 @needs_jax_triton
-def test_lowers_for_cuda_within_shard_map_and_leaves_other_platforms_as_they_are():
-    text = printed_by("""
+@pytest.mark.parametrize(
+    ("operation", "launches"),
+    [(_GATED_DELTA_RULE, 2 + 2 + 2), (_LINEAR_ATTENTION, 1 + 1 + 3)],
+    ids=["gated delta rule", "linear attention"],
+)
+def test_lowers_for_cuda_within_shard_map_and_leaves_other_platforms_as_they_are(
+    operation, launches
+):
+    program = """
 import functools, json, os
 import jax, jax.numpy as jnp
-from linseqrec.ops.gated_delta_rule import gated_delta_rule
 
 jax.config.update("jax_num_cpu_devices", 2)
 mesh = jax.make_mesh(
@@ -62,8 +104,12 @@ mesh = jax.make_mesh(
 )
 P = jax.sharding.PartitionSpec
 slots = P("data", None, "model")
+row = jax.ShapeDtypeStruct((2, 70, 2, 32), jnp.bfloat16)
+ids = jax.ShapeDtypeStruct((2, 70), jnp.int32)
+OPERATION
+def step(implementation, *x):
+    *x, ids = x
 
-def step(implementation, q, k, v, log_decay, beta, ids):
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
@@ -71,38 +117,34 @@ def step(implementation, q, k, v, log_decay, beta, ids):
         out_specs=(slots, P("data", "model")),
     )
     def sharded(*x):
-        return gated_delta_rule(*x[:5], segment_ids=x[5], implementation=implementation)
+        return operation(*x[:5], segment_ids=x[5], implementation=implementation)
 
     def loss(*x):
         output, state = jax.checkpoint(sharded)(*x, ids)
         return jnp.sum(output.astype(jnp.float32)) + jnp.sum(state)
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))(q, k, v, log_decay, beta)
+    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))(*x)
 
-row = jax.ShapeDtypeStruct((2, 70, 2, 32), jnp.bfloat16)
-gate = jax.ShapeDtypeStruct((2, 70, 2), jnp.float32)
-ids = jax.ShapeDtypeStruct((2, 70), jnp.int32)
 text = {}
 for name, platform in ((None, "cuda"), ("triton", "cuda"), (None, "cpu"), ("chunked", "cpu")):
-    traced = jax.jit(functools.partial(step, name)).trace(row, row, row, gate, gate, ids)
+    traced = jax.jit(functools.partial(step, name)).trace(*inputs, ids)
     lowered = traced.lower(lowering_platforms=(platform,))
     text[f"{name} {platform}"] = lowered.as_text()
     if platform == "cpu":
         memory = lowered.compile().memory_analysis()
         text[f"{name} {platform} bytes"] = memory.temp_size_in_bytes
-rows = (row, row, row, gate, gate)
-lowered = jax.jit(gated_delta_rule).trace(*rows).lower(lowering_platforms=("cuda",))
+lowered = jax.jit(operation).trace(*inputs).lower(lowering_platforms=("cuda",))
 text["None cuda, not within shard_map"] = lowered.as_text()
 del os.environ["LINSEQREC_TRITON"]
-traced = jax.jit(functools.partial(step, None)).trace(row, row, row, gate, gate, ids)
+traced = jax.jit(functools.partial(step, None)).trace(*inputs, ids)
 text["None cuda, not asked for"] = traced.lower(lowering_platforms=("cuda",)).as_text()
 print(json.dumps(text))
-""")
+"""
+    text = printed_by(program.replace("OPERATION", operation))
     for name in ("not within shard_map", "not asked for"):
         assert "triton" not in text[f"None cuda, {name}"]
     for name in ("None cuda", "triton cuda"):
-        # Forward, forward again for jax.checkpoint, and backward, in two kernels each.
-        assert text[name].count("@triton_kernel_call_ffi") == 6
+        assert text[name].count("@triton_kernel_call_ffi") == launches
         assert "stablehlo.while" not in text[name]
     assert "triton" not in text["None cpu"] and "stablehlo.while" in text["None cpu"]
     # What the branch for CUDA would keep for the gradient takes no memory.

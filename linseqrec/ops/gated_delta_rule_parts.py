@@ -1,0 +1,107 @@
+"""What the forms of the gated delta rule share: inputs, products, and what is local to a chunk.
+
+Axes: B batch, T time, H heads, K key width, V value width, C chunk.
+
+With G_r the sum of the log-decays up to slot r of a chunk, D_ri = exp(G_r - G_i) for i <= r and
+S the state before the chunk:
+
+    L = StrictLower(diag(beta) D * K Kᵀ)
+    U = (I + L)^-1 diag(beta) (V - diag(e^G) K S)
+    O = diag(e^G) Q S + (D * Q Kᵀ) U
+    S' = e^G_C S + (diag(e^(G_C - G)) K)ᵀ U
+
+G is summed in two floats: the difference of two sums in one loses decays over days of absence.
+A segment's boundary is a mask: D_ri is 0 where r and i are of different runs, and e^G is 0 where
+the slot is not of the run that the carried state belongs to.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Inputs(NamedTuple):
+    """What goes in, [B, T, H, ...]; or a chunk with heads before time, [..., B, H, C, ...]."""
+
+    query: Array
+    key: Array
+    value: Array
+    log_decay: Array
+    beta: Array
+
+
+einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def einsum_for(dtype: jnp.dtype) -> Callable[..., Array]:
+    """The einsum for what comes from inputs of a dtype."""
+    # TF32's 11 bits keep bfloat16 inputs whole and round what is computed from them eight times
+    # finer than bfloat16 does, whose own rounding would double the errors of the outputs.
+    if jnp.finfo(dtype).bits < 32:
+        return functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGH)
+    return einsum
+
+
+def widen(x: Inputs) -> Inputs:
+    """All inputs in the dtype of the gates, which is float32 at least."""
+    return jax.tree.map(lambda a: a.astype(x.beta.dtype), x)
+
+
+class Chunk(NamedTuple):
+    """What the slots [..., B, H, C] of a chunk are to each other and to the chunk's edges.
+
+    Attributes:
+      decay: D, how much of what slot i wrote is left at slot r, [..., C, C].
+      scores: D * Q Kᵀ.
+      gram: D * K Kᵀ, strictly lower.
+      reads: e^G, how much of the carried state is left at each slot, [..., C].
+      writes: e^(G_C - G), how much of each slot's update is left at the last, [..., C].
+    """
+
+    decay: Array
+    scores: Array
+    gram: Array
+    reads: Array
+    writes: Array
+
+
+def _sum_in_two_floats(x: Float[Array, "... C"]) -> tuple[Array, Array]:
+    """Cumulative sums to twice a float's digits: an exact sum of rounded terms, and of the rest."""
+    size = x.shape[-1]
+    up_to = jnp.tril(jnp.ones((size, size), x.dtype))
+    # Rounded to the last digit of a number that no sum of C terms exceeds, terms add up exactly.
+    large = 2 * size * jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    rounded = (x + large) - large
+    high, low = (einsum("rj,...j->...r", up_to, part) for part in (rounded, x - rounded))
+    return high, low
+
+
+def chunk_terms(
+    x: Inputs, runs: Int[Array, "... B C"], carried: Int[Array, "... B"], dot: Callable[..., Array]
+) -> Chunk:
+    """What the slots of chunks are to each other.
+
+    Args:
+      x: The chunks' inputs, heads before time: [..., B, H, C, ...].
+      runs: The run of each slot, [..., B, C] (see segments).
+      carried: The run of the state before each chunk, [..., B].
+      dot: The einsum of queries and keys, of `einsum_for`.
+    """
+    up_to = jnp.tril(jnp.ones((runs.shape[-1],) * 2, bool))
+    same = (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
+    high, low = _sum_in_two_floats(x.log_decay)
+    between = high[..., :, None] - high[..., None, :] + (low[..., :, None] - low[..., None, :])
+    # Above the diagonal exp would overflow, and 0 times its infinity poison gradients.
+    decay = jnp.where(up_to & same, jnp.exp(jnp.where(up_to, between, 0)), 0)
+    since_start = jnp.exp(high + low)
+    return Chunk(
+        decay=decay,
+        scores=decay * dot("...rk,...ik->...ri", x.query, x.key),
+        gram=jnp.tril(decay * dot("...rk,...ik->...ri", x.key, x.key), -1),
+        reads=jnp.where((runs == carried[..., None])[..., None, :], since_start, 0),
+        writes=decay[..., -1, :],
+    )

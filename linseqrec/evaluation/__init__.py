@@ -1,1 +1,1 @@
-"""Ranks, metrics, the evaluator, floors and significance."""
+"""Ranks, metrics, the evaluator, baselines and tests of significance."""

@@ -136,7 +136,7 @@ class Recommender:
             **settings,
         )
 
-    def seconds(self, times: Any) -> Int[np.ndarray, " B"]:
+    def seconds(self, times: Any) -> Int[np.ndarray, "B"]:
         """A log's own times, in whole seconds, as what `start` and `update` take.
 
         Args:
@@ -187,7 +187,7 @@ class Recommender:
         return states
 
     def update(
-        self, states: UserStates, items: Int[Any, " B"], timestamps: Int[Any, " B"]
+        self, states: UserStates, items: Int[Any, "B"], timestamps: Int[Any, "B"]
     ) -> UserStates:
         """Goes on by one event a user.
 
@@ -218,7 +218,7 @@ class Recommender:
         k: int,
         filter_seen: Int[Any, "B S"] | None = None,
         *,
-        now: int | Int[Any, " B"] | None = None,
+        now: int | Int[Any, "B"] | None = None,
     ) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K"]]:
         """The best items of the catalogue for each user, scored a block of items at a time.
 
@@ -375,8 +375,8 @@ class Recommender:
         return model(events, states.model).hidden[:, 0].astype(jnp.float32)
 
     def _requests(
-        self, states: UserStates, now: int | Int[Any, " B"] | None
-    ) -> Int[np.ndarray, " B"] | None:
+        self, states: UserStates, now: int | Int[Any, "B"] | None
+    ) -> Int[np.ndarray, "B"] | None:
         """The time of each user's request, once it is known to fit; None where it is hidden."""
         if not self._request_time:
             if now is not None:

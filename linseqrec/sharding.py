@@ -1,7 +1,7 @@
 """The mesh of devices, and how arrays are split over it.
 
-The mesh has three axes. `data` splits the rows of a batch, `sequence` splits the slots of each row,
-and `model` splits the rows of the item table, which is the only array that grows with the
+The mesh has three axes. `data` splits the rows of a batch, and `sequence` splits the slots of each
+row. `model` splits the rows of the item table, which is the only array that grows with the
 catalogue. Every device has a copy of all other arrays.
 
 If the `model` axis does not divide the table's rows evenly, `place` pads the table with rows of

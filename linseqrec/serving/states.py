@@ -112,9 +112,9 @@ def load_states(
         parameter_path(key): (leaf.shape, leaf.dtype)
         for key, leaf in jax.tree_util.tree_leaves_with_path(template)
     }
-    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    if expected != found:
-        names = [name for name in expected | found if expected.get(name) != found.get(name)]
+    actual = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if expected != actual:
+        names = [name for name in expected | actual if expected.get(name) != actual.get(name)]
         differences.append(f"arrays of another shape or type: {', '.join(names)}")
     if differences:
         listed = "".join(f"\n  {difference}" for difference in differences)

@@ -45,8 +45,8 @@ class SlurmConfig:
       parallel: Number of jobs that may run at the same time.
       requeues: How often SLURM queues a job again that has reached its time limit. A preempted job
         is always queued again.
-      lead_seconds: Seconds from the SIGTERM that ends the training to the time limit. It also holds
-        before a preemption if the cluster announces it.
+      lead_seconds: Seconds from the SIGTERM that ends the training to the time limit. The same time
+        applies before a preemption, if the cluster announces it.
       options: Other options of sbatch, by their long names (see `read_options`).
     """
 

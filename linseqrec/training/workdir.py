@@ -232,9 +232,9 @@ def check_data(workdir: Path, card: dict[str, Any]) -> None:
     Raises:
       WorkdirError: The data differ; names the parts that do (`card.differing_data`).
     """
-    if differing := differing_data(card, read_card(workdir)):
+    if differing_parts := differing_data(card, read_card(workdir)):
         raise WorkdirError(
-            f"{workdir} holds a run on other data ({', '.join(differing)} differ): use the data "
+            f"{workdir} holds a run on other data ({', '.join(differing_parts)} differ): use the data "
             "set that the run was started on, or choose another --workdir"
         )
 
@@ -247,8 +247,8 @@ def load_data(workdir: Path, folder: str = "") -> Source:
       folder: The dataset folder; empty for the one in the run's configuration.
 
     Raises:
-      WorkdirError: The folder is not the workdir of a run, the data differ from the run's, or the
-        configured dataset folder does not exist; or `folder` is set but the run uses a generated
+      WorkdirError: The folder is not the workdir of a run, or the data differ from the run's. Or the
+        configured dataset folder does not exist. Or `folder` is set, but the run uses a generated
         world.
       DatasetError: The folder is not a dataset folder, or is damaged.
     """
@@ -299,8 +299,8 @@ def read_experiment(workdir: Path) -> config_lib.Experiment:
 def run_names(workdirs: Sequence[Path]) -> list[str]:
     """A different name for each run: its experiment's name, with the folder if two are equal.
 
-    A name that several runs share is followed by the name of the folder in brackets, or by the path
-    of the folder if several folders have this name.
+    If several runs share a name, the name of the folder follows in brackets. If several folders
+    share that name too, the path of the folder follows instead.
 
     Raises:
       WorkdirError: A folder is not the workdir of a run.

@@ -75,9 +75,9 @@ def test_bucket_metrics_average_to_the_metrics_of_all_targets():
         records[1]["metrics"]["NDCG@10"],
         np.mean([1 / np.log2(1 + ranks[i]) if ranks[i] <= 10 else 0 for i in (2, 3, 10)]),
     )
-    whole = metrics.rank_metrics(ranks)[0]["MRR@20"]
+    overall = metrics.rank_metrics(ranks)[0]["MRR@20"]
     total = sum(record["targets"] * record["metrics"]["MRR@20"] for record in records)
-    assert total / len(ranks) == pytest.approx(whole, abs=1e-15)
+    assert total / len(ranks) == pytest.approx(overall, abs=1e-15)
     empty = metrics.bucket_metrics(ranks, lengths, edges=(0, 20_000))[1]
     assert (empty["targets"], empty["metrics"], empty["standard_errors"]) == (0, {}, {})
 

@@ -1,4 +1,4 @@
-"""launch.recommend: its file gives the metrics of launch.evaluate and the lists of `Recommender`."""
+"""launch.recommend: its file agrees with launch.evaluate and with `Recommender`."""
 
 import json
 

@@ -216,7 +216,7 @@ def test_recommendations_equal_a_sort_and_ties_put_the_lower_id_first(model):
     scores = np.asarray(states.hidden, np.float64) @ table[2::2].T.astype(np.float64)
     scores = np.repeat(scores, 2, axis=1)
     for filter_seen in (None, seen):
-        ids, found = recommender.recommend(states, 40, filter_seen)
+        ids, found_scores = recommender.recommend(states, 40, filter_seen)
         for row in range(3):
             removed = set() if filter_seen is None else set(filter_seen[row])
             best = np.argsort(-scores[row], kind="stable") + 1
@@ -224,10 +224,10 @@ def test_recommendations_equal_a_sort_and_ties_put_the_lower_id_first(model):
             padding = [0] * (40 - len(best))
             np.testing.assert_array_equal(ids[row], best + padding)
             np.testing.assert_allclose(
-                found[row, : len(best)], scores[row, np.array(best) - 1], atol=1e-6
+                found_scores[row, : len(best)], scores[row, np.array(best) - 1], atol=1e-6
             )
-            assert np.isneginf(found[row, len(best) :]).all()
-    assert found.dtype == np.float32
+            assert np.isneginf(found_scores[row, len(best) :]).all()
+    assert found_scores.dtype == np.float32
 
 
 def test_loaded_states_equal_the_saved_ones(model, recommender, tmp_path):

@@ -23,9 +23,9 @@ class PlannedRun:
       folder: The run's workdir.
       overrides: The run's values for fields of the sweep's experiment, by dotted name.
       experiment: The run's configuration.
-      state: "new": the folder has no checkpoint. "partial": the folder has a checkpoint, and the run
-        will continue. "finished": the folder has results. "clash": the folder has a run of another
-        configuration or on other data.
+      state: "new" means that the folder has no checkpoint, "partial" that it has a checkpoint and
+        the run will continue, and "finished" that it has results. "clash" means that it has a run
+        of another configuration or on other data.
       clash: The reason for a clash; otherwise empty.
     """
 

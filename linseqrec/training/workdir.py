@@ -96,7 +96,7 @@ def claim(
     In a new workdir the function writes `config.json` and `card.json`. If the workdir already has a
     checkpoint or results, its configuration and data must be those of the arguments. A start that
     failed before its first checkpoint does not count as a run. If it had another configuration or
-    other data, the function prints the differences and removes its files.
+    other data, the function prints the differences and removes its records.
 
     The function appends the versions and devices to `environments.jsonl` and prints what changed
     since the last start. Such a change is not an error.
@@ -234,8 +234,8 @@ def check_data(workdir: Path, card: dict[str, Any]) -> None:
     """
     if differing_parts := differing_data(card, read_card(workdir)):
         raise WorkdirError(
-            f"{workdir} holds a run on other data ({', '.join(differing_parts)} differ): use the data "
-            "set that the run was started on, or choose another --workdir"
+            f"{workdir} holds a run on other data ({', '.join(differing_parts)} differ): use the "
+            "data set that the run was started on, or choose another --workdir"
         )
 
 
@@ -247,8 +247,8 @@ def load_data(workdir: Path, folder: str = "") -> Source:
       folder: The dataset folder; empty for the one in the run's configuration.
 
     Raises:
-      WorkdirError: The folder is not the workdir of a run, or the data differ from the run's. Or the
-        configured dataset folder does not exist. Or `folder` is set, but the run uses a generated
+      WorkdirError: The folder is not the workdir of a run, the data differ from the run's, or the
+        configured dataset folder does not exist. Also if `folder` is set for a run on a generated
         world.
       DatasetError: The folder is not a dataset folder, or is damaged.
     """

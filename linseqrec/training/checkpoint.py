@@ -251,7 +251,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def faults(self, step: int) -> list[str]:
-        """The files of a checkpoint that are missing or have changed, with a word on which of both.
+        """A message for each file of a checkpoint that is missing or has changed.
 
         A process that is killed just after it saved leaves a checkpoint without digests. Orbax had
         moved it to its place, so it was complete; the method returns no faults for it.
@@ -269,7 +269,8 @@ class Checkpoints:
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest sound checkpoint.
 
-        Prints the damaged checkpoints and moves them to the folder `damaged`.
+        Prints which newer checkpoints are damaged, and moves these to the folder `damaged`. Moves
+        none if the folder is open read-only.
 
         Args:
           like: A training state of the run's configuration.

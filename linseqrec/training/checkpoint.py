@@ -333,8 +333,11 @@ class Checkpoints:
         """The steps of the sound checkpoints, ascending."""
         return [step for step in self.steps() if not self.faults(step)]
 
-    def resolve(self, which: str | int) -> int:
-        """The step of the checkpoint "best" or "latest", or of a given step.
+    def resolve(self, checkpoint: str | int) -> int:
+        """The step of a checkpoint.
+
+        Args:
+          checkpoint: "best", "latest", or the number of a step.
 
         Raises:
           CheckpointError: There is no such checkpoint (lists the existing ones), or "best" is asked
@@ -345,19 +348,19 @@ class Checkpoints:
             raise CheckpointError(
                 f"no checkpoint in {self._folder}: train the run first, or check --workdir"
             )
-        if which == "latest":
+        if checkpoint == "latest":
             return steps[-1]
-        if which == "best":
+        if checkpoint == "best":
             newest = next((step for step in reversed(steps) if not self.faults(step)), None)
             if newest is None:
                 raise CheckpointError(f"all checkpoints in {self._folder} are damaged: {steps}")
             return self.progress(newest).best_step
-        if not str(which).isdigit() or int(which) not in steps:
+        if not str(checkpoint).isdigit() or int(checkpoint) not in steps:
             raise CheckpointError(
-                f"no checkpoint {which!r} in {self._folder}: there are 'best', 'latest' and steps "
-                f"{', '.join(map(str, steps))}"
+                f"no checkpoint {checkpoint!r} in {self._folder}: there are 'best', 'latest' and "
+                f"steps {', '.join(map(str, steps))}"
             )
-        return int(which)
+        return int(checkpoint)
 
     def progress(self, step: int) -> Progress:
         """The run's progress in the checkpoint of a step."""

@@ -141,14 +141,14 @@ class Agreement:
     returns its wishes at once.
     """
 
-    def __init__(self, wishes: int):
+    def __init__(self, num_wishes: int):
         """Makes an agreement.
 
         Args:
-          wishes: Number of decisions per call of `ask`.
+          num_wishes: Number of wishes, and so of decisions, per call of `ask`.
         """
         self._decision: jax.Array | None = None
-        self._wishes = wishes
+        self._num_wishes = num_wishes
         if jax.process_count() > 1:
             mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
             self._sharding = NamedSharding(mesh, PartitionSpec("all"))
@@ -168,7 +168,7 @@ class Agreement:
         self._decision = self._any(
             jax.make_array_from_process_local_data(self._sharding, own_wishes)
         )
-        return [False] * self._wishes if previous is None else np.asarray(previous).tolist()
+        return [False] * self._num_wishes if previous is None else np.asarray(previous).tolist()
 
     def forget(self) -> None:
         """Drops the wishes of the last call, because the processes have just acted on them."""

@@ -3,10 +3,10 @@
 Parameters and histories are random, because the cost does not depend on their values.
 
 HyTRec is compared with Gated DeltaNet at the same width, with the same number of blocks in the long
-branch. Every ratio also has the short branch, of two blocks by default. "1:0" has no softmax layer:
-its difference to Gated DeltaNet is the cost of the short branch, the fusion, the mixer's gates and
-the wider feed-forward half (9 D² instead of 8 D² weights). The differences between ratios are the
-cost of softmax layers.
+branch. Every ratio also has the short branch, of two blocks by default. In "1:0" the long branch
+has no softmax layer. The difference of "1:0" to Gated DeltaNet is the cost of the short branch, the
+fusion, the mixer's gates and the wider feed-forward half (9 D² instead of 8 D² weights). The
+differences between ratios are the cost of softmax layers in the long branch.
 
 "forward" computes the hidden states of a batch, as an evaluation does. "forward + backward" adds
 the gradient of their sum of squares with respect to every parameter. It has no dropout, and no loss

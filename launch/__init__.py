@@ -1,1 +1,1 @@
-"""Command-line programs, thin: `python -m launch.NAME --help`."""
+"""The command-line programs. Each one lists its flags with `python -m launch.NAME --help`."""

@@ -1,11 +1,11 @@
-"""Measures parts of the library and prints medians and ratios.
+"""Measures the time and memory of parts of the library.
 
     python -m launch.benchmark --suite=cross_entropy --output=runs/cross_entropy.json
 
-A suite is a file of `linseqrec/benchmarks/` with a function `rows(repeats)`; `--suite` takes
-several names separated by commas, or `all`. The JSON holds the machine, the versions and every row;
-a page of the same name, with tables, stands beside it. `--suite=gpu` is a check of a whole GPU
-(docs/gpu.md).
+The program prints the median times and their ratios. `--suite` takes several names separated by
+commas, or `all`; a suite is a file of `linseqrec/benchmarks/` with a function `rows(repeats)`.
+`--output` names a JSON file for the machine, the versions and every row. The program writes the
+same rows as tables to a Markdown file beside it. `--suite=gpu` checks a GPU (docs/gpu.md).
 """
 
 import dataclasses
@@ -25,23 +25,26 @@ from launch.program import run_program
 from linseqrec.benchmarks import measuring
 
 _SUITE = flags.DEFINE_list("suite", ["all"], "Suites to run, or `all`.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds a case.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds per case.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "JSON file for the figures, a Markdown page beside it; none without."
+    "output", None, "JSON file to write, with a Markdown file beside it. [default: no file]"
 )
 
 
 def suite_names() -> list[str]:
-    """The names `--suite` accepts: the modules of `linseqrec.benchmarks` but the measuring one."""
+    """The names of all suites: the modules of `linseqrec.benchmarks` except `measuring`."""
     modules = pkgutil.iter_modules(linseqrec.benchmarks.__path__)
     return sorted(module.name for module in modules if module.name != "measuring")
 
 
 def select(requested: Sequence[str]) -> list[str]:
-    """The suites asked for, in order.
+    """The requested suites, in order.
+
+    Args:
+      requested: The value of `--suite`.
 
     Raises:
-      UsageError: A name that is no suite.
+      UsageError: A name is not that of a suite.
     """
     names = suite_names()
     if list(requested) == ["all"]:
@@ -55,7 +58,7 @@ def select(requested: Sequence[str]) -> list[str]:
 
 
 def describe(row: measuring.Row) -> str:
-    """One printed line: median, quartiles, ratio to the case's first, CPU time, further figures."""
+    """A row as one line: median, quartiles, ratio, processor time and other measurements."""
     parts = [f"  {row.variant:<44}"]
     if row.seconds is not None:
         parts.append(f"{row.seconds * 1e3:10.2f} ms")
@@ -65,45 +68,44 @@ def describe(row: measuring.Row) -> str:
         parts.append(f"x {row.ratio:.2f}")
     if row.processor_seconds is not None:
         parts.append(f"cpu {row.processor_seconds * 1e3:.2f} ms")
-    parts += [f"{name}={_number(value)}" for name, value in row.extra.items()]
+    parts += [f"{name}={_text(value)}" for name, value in row.extra.items()]
     return "  ".join(parts)
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The report as Markdown, with one table per case."""
+    """The report as Markdown with one table per case."""
     devices = ", ".join(dict.fromkeys(report["devices"]))
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = ["# Benchmark", "", f"{report['time']}; {devices}; {report['processor']}; {versions}."]
     for suite, rows in report["suites"].items():
         lines += ["", f"## {suite}"]
         for case, group in itertools.groupby(rows, key=operator.itemgetter("case")):
-            of_case = list(group)
-            names = list(dict.fromkeys(name for row in of_case for name in row["extra"]))
-            timed = any(row["seconds"] is not None for row in of_case)
-            heads = ["", *(("ms", "ratio") if timed else ()), *names]
+            case_rows = list(group)
+            names = list(dict.fromkeys(name for row in case_rows for name in row["extra"]))
+            has_times = any(row["seconds"] is not None for row in case_rows)
+            heads = ["", *(("ms", "ratio") if has_times else ()), *names]
             lines += [
                 "",
                 f"**{case}**",
                 "",
-                _cells(heads),
+                _table_row(heads),
                 "|---" + "|---:" * (len(heads) - 1) + "|",
             ]
-            for row in of_case:
-                times: tuple[str, ...] = ()
-                if timed:
+            for row in case_rows:
+                cells = [row["variant"]]
+                if has_times:
                     seconds, ratio = row["seconds"], row["ratio"]
-                    times = (_number(None if seconds is None else 1e3 * seconds), _number(ratio))
-                lines.append(
-                    _cells([row["variant"], *times, *(_number(row["extra"].get(n)) for n in names)])
-                )
+                    cells += [_text(None if seconds is None else 1e3 * seconds), _text(ratio)]
+                cells += [_text(row["extra"].get(name)) for name in names]
+                lines.append(_table_row(cells))
     return "\n".join(lines) + "\n"
 
 
-def _cells(values: Sequence[str]) -> str:
-    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+def _table_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _number(value: float | int | str | None) -> str:
+def _text(value: float | int | str | None) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
     if isinstance(value, int):
@@ -112,7 +114,7 @@ def _number(value: float | int | str | None) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the suites; rows are printed as they come."""
+    """Runs the suites and prints each row as soon as it is measured."""
     del argv
     selected = select(_SUITE.value)
     report = measuring.environment()
@@ -138,5 +140,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # As the figures in `docs/` were measured.
+    # The measurements in `docs/` were made with this setting.
     run_program(main, keep_freed_memory=False)

@@ -1,4 +1,4 @@
-"""How every program starts: quiet libraries, and errors that say what to do instead of a trace."""
+"""The start of every program: flags, settings of libraries, and errors in one line."""
 
 import ctypes
 import errno
@@ -18,56 +18,59 @@ from launch.flags import split_overrides
 from linseqrec.errors import UserError
 from linseqrec.training.preemption import EXIT_CODE, Preempted
 
+# Errors that the user can correct. A program prints their message without a stack trace.
+_USER_ERRORS = (UserError, app.UsageError)
 _IMPORT = flags.DEFINE_list("import", [], "Modules that hold models of your own, of runs to open.")
-_FOR_THE_USER = (UserError, app.UsageError)
 _CACHE_BYTES = 4 * 2**30
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = True) -> None:
-    """Parses flags and runs `main`; an error that the user can mend ends in one line and code 1.
+    """Parses flags and runs `main`. User errors end the program with one line and code 1.
 
     Args:
-      main: Given the arguments that are no flags: the program's name alone.
-      keep_freed_memory: Whether glibc keeps what is freed, which makes training on a CPU faster; on
-        an accelerator it never does.
+      main: The program. Its argument is a list with the program's name.
+      keep_freed_memory: Whether glibc keeps freed memory, which makes training on a CPU faster.
+        Has no effect on an accelerator.
     """
-    _admit_cpu()
+    _add_cpu_platform()
     if keep_freed_memory and _runs_on_cpu():
         _keep_freed_memory()
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs for all runs of this user on this machine.
+    """Makes JAX save compiled programs, for all runs of this user on this machine.
 
-    They stand in `~/.cache/linseqrec/HOST` (`$XDG_CACHE_HOME` for `~/.cache`), which nobody else
-    may read or write: they are native code. The least recently used ones go from 4 GiB on. Several
-    processes of one run must all find a program or none, so that they keep none here.
-    `JAX_COMPILATION_CACHE_DIR`, where it is set, is used instead, by several processes too.
+    The folder is `~/.cache/linseqrec/HOST`, or `$XDG_CACHE_HOME/linseqrec/HOST`. Only the user can
+    read or write it, because its files are native code. JAX deletes the least recently used
+    programs if the folder grows beyond 4 GiB.
+
+    A run with several processes does not use this folder: either all of its processes must find a
+    program, or none. `JAX_COMPILATION_CACHE_DIR` names another folder, which such runs use too.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         if jax.process_count() > 1:
             return
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # Another machine of the same home may have another processor.
-        folder = home / "linseqrec" / platform.node()
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # Machines that share a home folder may have different processors.
+        folder = cache / "linseqrec" / platform.node()
         try:
             folder.mkdir(0o700, parents=True, exist_ok=True)
-            folder.chmod(0o700)  # fails, as it should, where somebody else made it
+            folder.chmod(0o700)  # fails if the folder belongs to another user
         except OSError:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
-    # Without these, what compiled in under a second, most of a small run, is not kept.
+    # By default JAX does not save programs that compile in under a second: most of a small run.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _admit_cpu() -> None:
-    """Makes JAX's CPU a device, too, where `JAX_PLATFORMS` names accelerators alone.
+def _add_cpu_platform() -> None:
+    """Adds the CPU to JAX's platforms if `JAX_PLATFORMS` names only accelerators.
 
-    A model that is divided over devices is made in the host's memory.
+    A run creates the parameters of a model that a mesh splits in the host's memory, on the CPU.
     """
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms and "cpu" not in platforms.split(","):
@@ -75,7 +78,10 @@ def _admit_cpu() -> None:
 
 
 def _runs_on_cpu() -> bool:
-    """Whether JAX will have no accelerator; starts no backend, which must not be up yet."""
+    """Whether JAX will run on the CPU.
+
+    Does not start JAX's backend, because the run's processes may not be connected yet.
+    """
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms:
         return platforms.split(",")[0] == "cpu"
@@ -83,11 +89,11 @@ def _runs_on_cpu() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep freed memory instead of handing it back to the system.
+    """Makes glibc keep freed memory instead of returning it to the system.
 
-    XLA:CPU allocates a step's temporaries anew in every step. Above 32 MB glibc maps and unmaps
-    them each time, and the page faults cost as much as the arithmetic: a RecGRELA step of 3,200
-    events took 288 ms so, and 155 to 209 ms with this.
+    XLA:CPU allocates the temporary buffers of a step in every step. By default glibc maps and
+    unmaps buffers above 32 MB each time, and the page faults cost as much as the computation. A
+    RecGRELA step of 3,200 events takes 288 ms by default, and 155 to 209 ms with this setting.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
@@ -99,31 +105,31 @@ def _keep_freed_memory() -> None:
 
 
 def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    # Orbax warns of what was asked for (a checkpoint opened read-only), and logs each error that it
-    # raises as well, with its trace.
+    # Orbax logs a warning when a checkpoint is opened read-only, and a stack trace for each error
+    # that it raises.
     logging.set_verbosity(logging.FATAL)
     try:
         if len(argv) > 1:
-            raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+            raise app.UsageError(f"not a flag: {' '.join(argv[1:])}; write --NAME=VALUE")
         for module in _IMPORT.value:
             try:
                 importlib.import_module(module)
             except ImportError as error:
                 raise app.UsageError(f"--import={module}: {error}") from error
         main(argv)
-    except _FOR_THE_USER as error:
+    except _USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _DISK_FULL:
             raise
-        sys.exit(f"error: {error}; make room and run the same command again")
+        sys.exit(f"error: {error}; free some disk space and run the same command again")
     except Preempted as preempted:
-        print(f"{preempted}; the same command goes on", file=sys.stderr)
+        print(f"{preempted}; run the same command again to continue", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(split_overrides(argv))
-    except (flags.Error, *_FOR_THE_USER) as error:
+    except (flags.Error, *_USER_ERRORS) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")

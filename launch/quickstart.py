@@ -1,10 +1,10 @@
-"""The quick start: RecGRELA and SASRec on a generated world, beside baselines and the best score.
+"""The quick start: trains RecGRELA and SASRec on generated data and compares them with baselines.
 
     python -m launch.quickstart
 
-Trains both for a minute or so each on two CPU cores, prints one table, and saves figures. The world
-is synthetic: what its users will do next is drawn from a known distribution, so the oracle's row is
-the best score that any model could reach.
+The program trains each model for about a minute on two CPU cores, prints one table, and saves
+figures. The data come from a generated world, which draws each next event of a user from a known
+distribution. The oracle ranks by this distribution, so its row is the best possible score.
 """
 
 from pathlib import Path

@@ -1,15 +1,21 @@
-"""Recommends to users of a run's data set from their histories, whatever the model is.
+"""Writes recommendations for users of a run's data set to a file, for any model.
 
     python -m launch.recommend --workdir=runs/quick --all --top_k=20 --output=lists.parquet
     python -m launch.recommend --workdir=runs/quick --users=17,39 --split=none --output=next.csv
 
-A row is an item of a list: `user` and `item` (the log's own ids), `rank` from 1, `score`, and
-`history_length`, the user's events before the list. With a split also `target`, the item that came
-next, and `target_rank`, its rank in the whole catalogue, of which launch.evaluate's metrics are
-made. A user to whom nothing can be recommended has one row without an item.
+The file has one row per recommended item, with these columns:
 
-A run whose data.request_time is known is told when a list is asked for: the target's own time, or
-with --split=none `--now=SECONDS`, on the log's own clock.
+    user, item        the log's own ids
+    rank, score       the place in the list, from 1, and the model's score
+    history_length    number of the user's events before the list
+    target            the user's next item (not with --split=none)
+    target_rank       the target's rank in the whole catalogue, as launch.evaluate computes it (not
+                      with --split=none)
+
+A list without items has one row, in which rank, item and score are empty.
+
+A run with data.request_time=known needs the time of each request. With a split it is the time of
+the target. With --split=none, give it with --now=SECONDS, on the log's own clock.
 """
 
 from pathlib import Path
@@ -37,44 +43,49 @@ from linseqrec.training.run import Run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _DATA = define_data()
-_USERS = flags.DEFINE_string("users", "", "The log's own ids: ID,ID or @FILE, one a line.")
-_ALL = flags.DEFINE_bool("all", False, "Every user who has such a history.")
+_USERS = flags.DEFINE_string(
+    "users", "", "Users by the log's own ids: ID,ID or @FILE with one id per line."
+)
+_ALL = flags.DEFINE_bool("all", False, "Recommend to every user with a history for --split.")
 _SPLIT = flags.DEFINE_enum(
     "split",
     "test",
     ["validation", "test", "none"],
-    "Recommend after the events before these targets; `none`: after all events of a user.",
+    "Recommend from the events before this split's targets; `none`: from all events of a user.",
 )
-_TOP_K = flags.DEFINE_integer("top_k", 20, "Items a list.", 1)
+_TOP_K = flags.DEFINE_integer("top_k", 20, "Number of items in a list.", 1)
 _NOW = flags.DEFINE_integer(
     "now",
     None,
-    "When the lists are asked for, in the log's own seconds: where the run's data.request_time is "
-    "known and --split=none. With a split it is the target's own time.",
+    "Time of the requests in seconds, on the log's own clock. Required with --split=none if the "
+    "run has data.request_time=known; not allowed otherwise.",
 )
 _FILTER_SEEN = flags.DEFINE_bool("filter_seen", False, "Leave out items of the user's history.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Users a batch at most; unset: as in the run.", 1
+    "batch_size", None, "Maximum number of users per batch. [default: as in the run]", 1
 )
-_OUTPUT = flags.DEFINE_string("output", None, "A .parquet or .csv file.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The .parquet or .csv file to write.", required=True)
 
 
 def main(_: list[str]) -> None:
     folder, output = Path(_WORKDIR.value), Path(_OUTPUT.value)
     if output.suffix not in (".parquet", ".csv"):
-        raise ConfigError(f"--output={output}: it must end in .parquet or .csv")
+        raise ConfigError(f"--output={output}: the name must end in .parquet or .csv")
     if bool(_USERS.value) == _ALL.value:
         raise ConfigError("give either --users=ID,ID (or --users=@FILE) or --all")
-    named = [] if _ALL.value else read_ids(_USERS.value)
+    requested_ids = [] if _ALL.value else read_ids(_USERS.value)
     experiment = workdir.read_experiment(folder)
     run = Run.of(experiment, workdir.load_data(folder, _DATA.value))
     dataset, before = run.source.dataset, cast(Before, _SPLIT.value)
     if _TOP_K.value > dataset.num_items:
-        raise ConfigError(f"--top_k={_TOP_K.value}: the catalogue has {dataset.num_items} items")
+        raise ConfigError(
+            f"--top_k={_TOP_K.value}: the catalogue has {dataset.num_items} items; give at most "
+            "that number"
+        )
     user_ids, item_ids = original_ids(dataset)
-    asked = find_users(named, user_ids) if named else None
-    users, ends = histories_before(dataset, run.source.split, before, asked)
+    requested_users = find_users(requested_ids, user_ids) if requested_ids else None
+    users, ends = histories_before(dataset, run.source.split, before, requested_users)
     known = experiment.data.request_time == "known"
     requests = request_times(dataset, before, ends, known=known, now=_NOW.value)
 
@@ -98,11 +109,15 @@ def main(_: list[str]) -> None:
         request_times=requests,
     )
     write(lists_table(lists, dataset, users, ends, user_ids, item_ids), output)
-    print(f"checkpoint {step}; lists after {len(users)} histories written to {output}")
+    print(f"checkpoint {step}: wrote {len(users)} lists to {output}")
 
 
 def read_ids(users: str) -> list[str]:
-    """The ids that `--users` names."""
+    """The user ids in the value of `--users`.
+
+    Raises:
+      ConfigError: The file cannot be read or has no id.
+    """
     if not users.startswith("@"):
         return users.split(",")
     try:
@@ -111,12 +126,12 @@ def read_ids(users: str) -> list[str]:
         raise ConfigError(f"--users={users}: {error.strerror}") from error
     ids = [line for line in lines if line]
     if not ids:
-        raise ConfigError(f"--users={users}: the file holds no id")
+        raise ConfigError(f"--users={users}: the file has no id; write one id per line")
     return ids
 
 
 def write(frame: pl.DataFrame, output: Path) -> None:
-    """Writes a table in one move, so that no reader sees half a file."""
+    """Writes a table in one step, so that other programs never read half a file."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as partial:
         if output.suffix == ".parquet":

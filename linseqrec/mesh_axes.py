@@ -1,4 +1,4 @@
-"""The mesh's axes by name, and what a layer asks of the mesh while its model is traced."""
+"""The names of the mesh's axes, and how a layer finds out whether the mesh splits histories."""
 
 import contextlib
 from typing import Any
@@ -6,17 +6,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-# Rows of a batch, slots of a row, and rows of the item table (see `linseqrec.sharding`).
+# They split the rows of a batch, the slots of a row, and the rows of the item table, in this order
+# (see `linseqrec.sharding`).
 DATA, SEQUENCE, MODEL = "data", "sequence", "model"
 
 
 def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """A context in which to call a model, so that its layers know the mesh (`time_is_split`)."""
+    """A context for calls of a model. Inside, `time_is_split` knows the mesh."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def time_is_split() -> bool:
-    """Whether the model being traced has its rows' slots divided over devices."""
+    """Whether the mesh of the current `while_tracing` splits the slots of a row over devices."""
     return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1) > 1

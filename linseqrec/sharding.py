@@ -1,10 +1,12 @@
-"""Devices as a mesh, and where arrays stand on it: rules by name.
+"""The mesh of devices, and how arrays are split over it.
 
-The mesh has three axes. Over `data` the rows of a batch are divided, over `sequence` the slots of
-each row, and over `model` the rows of the item table, the one array that grows with the catalogue;
-all else stands on every device. A table that divides unevenly is padded with zeros up to the next
-multiple: whoever reads a placed one is told the number of items, and a checkpoint notes the shapes
-without the padding, so that it fits any mesh.
+The mesh has three axes. `data` splits the rows of a batch, and `sequence` splits the slots of each
+row. `model` splits the rows of the item table, which is the only array that grows with the
+catalogue. Every device has a copy of all other arrays.
+
+If the `model` axis does not divide the table's rows evenly, `place` pads the table with rows of
+zeros. A function that reads a padded table therefore needs the number of items as an argument.
+Checkpoints record the shapes without padding, so that they fit every mesh.
 """
 
 import dataclasses
@@ -23,8 +25,9 @@ from linseqrec.models.weights import parameter_path
 
 Tree = TypeVar("Tree")
 
-# The first that matches the end of an array's name ("params/embedding/table") places it. The
-# optimizer's moments bear their parameter's name, and so stand beside it.
+# The first pattern that matches the end of an array's name ("params/embedding/table") decides how
+# the array is split. The names of the optimizer's moments end in their parameter's name, so a
+# moment is split like its parameter.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(^|/)embedding/table$", PartitionSpec(MODEL)),
     (r"", PartitionSpec()),
@@ -32,18 +35,18 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 class MeshError(UserError, ValueError):
-    """A mesh that these devices, or this batch, cannot be laid out on."""
+    """The mesh does not fit the devices or the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices share the work, and how.
+    """The sizes of the mesh's axes; their product is the number of devices.
 
     Attributes:
-      data: Parts that a batch's rows are divided into; -1: as many as the devices allow.
-      model: Parts that the item table's rows are divided into.
-      sequence: Parts that the slots of each row are divided into, for histories whose activations
-        do not fit on a device.
+      data: Number of parts of a batch's rows. -1 uses all devices that the other axes leave.
+      model: Number of parts of the item table's rows.
+      sequence: Number of parts of each row's slots, for histories whose activations do not fit in
+        the memory of one device.
     """
 
     data: int = -1
@@ -55,22 +58,28 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
     """The mesh of a configuration, over the devices of all processes.
 
     Returns:
-      The mesh, `data` by `sequence` by `model`; None for one device, which needs none.
+      The mesh of shape [data, sequence, model]; None for a single device.
 
     Raises:
-      MeshError: If the devices do not suffice or do not divide, or would be left out in a run of
-        several processes.
+      MeshError: The mesh needs more devices than there are, or would leave devices unused although
+        data=-1 or the run has several processes.
     """
-    count, each = jax.device_count(), config.sequence * config.model
-    data = count // each if config.data == -1 and each > 0 else config.data
-    used = data * each
-    idle = config.data == -1 or jax.process_count() > 1
-    if min(data, config.sequence, config.model) < 1 or used > count or (idle and used != count):
+    num_devices, per_data_part = jax.device_count(), config.sequence * config.model
+    data = config.data
+    if data == -1 and per_data_part > 0:
+        data = num_devices // per_data_part
+    used = data * per_data_part
+    needs_all = config.data == -1 or jax.process_count() > 1
+    if (
+        min(data, config.sequence, config.model) < 1
+        or used > num_devices
+        or (needs_all and used != num_devices)
+    ):
         raise MeshError(
             f"mesh.data={config.data}, mesh.sequence={config.sequence}, mesh.model={config.model} "
-            f"cannot be laid out on {count} device{'s' if count > 1 else ''}: want their product "
-            f"to be {'' if idle else 'at most '}{count}, or mesh.data=-1 and a mesh.sequence * "
-            "mesh.model that divides it"
+            f"do not fit {num_devices} device{'s' if num_devices > 1 else ''}: their product must "
+            f"be {'' if needs_all else 'at most '}{num_devices}; or set --config.mesh.data=-1, and "
+            f"mesh.sequence and mesh.model to numbers whose product divides {num_devices}"
         )
     if used == 1:
         return None
@@ -83,14 +92,14 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
 
 
 def check_slots(mesh: Mesh | None, slots: int) -> None:
-    """Refuses rows that the mesh's `sequence` axis does not divide evenly.
+    """Raises an error if the mesh's `sequence` axis does not divide the slots of a row evenly.
 
     Args:
-      mesh: The mesh; None accepts all.
-      slots: Slots of a row.
+      mesh: The mesh; None for one device.
+      slots: Number of slots of a row.
 
     Raises:
-      MeshError: If `sequence` does not divide `slots`.
+      MeshError: `sequence` does not divide `slots`.
     """
     parts = 1 if mesh is None else mesh.shape[SEQUENCE]
     if slots % parts:
@@ -101,55 +110,57 @@ def check_slots(mesh: Mesh | None, slots: int) -> None:
 
 
 def check_rows(mesh: Mesh | None, rows: int, parts: int) -> None:
-    """Refuses a batch that the mesh does not divide.
+    """Raises an error if the mesh does not divide the rows of a batch evenly.
 
     Args:
-      mesh: The mesh; None divides nothing.
-      rows: Of a global batch.
-      parts: Parts that it is split into one after the other, for accumulation.
+      mesh: The mesh; None for one device.
+      rows: Number of rows of a batch of the whole run.
+      parts: Number of parts of a batch, which the run reads one after the other for gradient
+        accumulation.
 
     Raises:
-      MeshError: If each device would not get as many rows of each part.
+      MeshError: The devices would get different numbers of rows of a part.
     """
     if mesh is None:
         return
     data, multiple = mesh.shape[DATA], parts * mesh.shape[DATA]
     if rows % multiple:
-        # The most parts that both the devices and the rows divide into; it may be one.
+        # The largest `data` that divides both the devices and the rows of a part; it may be 1.
         devices = mesh.size // mesh.shape[SEQUENCE]
-        fewer = math.gcd(devices, rows // parts)
+        smaller_data = math.gcd(devices, rows // parts)
         raise MeshError(
             f"data.batch_size is {rows}: it must be a multiple of {multiple} "
             f"(mesh.data={data} x training.accumulation_steps={parts}); set "
-            f"--config.data.batch_size={-(-rows // multiple) * multiple}, or keep the batch and "
-            f"divide the item table as well: --config.mesh.data={fewer} "
-            f"--config.mesh.model={devices // fewer}"
+            f"--config.data.batch_size={-(-rows // multiple) * multiple}, or keep the batch size "
+            f"and split the item table too: --config.mesh.data={smaller_data} "
+            f"--config.mesh.model={devices // smaller_data}"
         )
 
 
 @functools.lru_cache
 def rows_read(mesh: Mesh | None) -> tuple[int, int]:
-    """Which slice of each global batch this process reads, and into how many they are divided.
+    """The slice of each batch that this process reads: its index, and the number of slices.
 
     Raises:
-      MeshError: If a process's devices want no such slice.
+      MeshError: The devices of this process do not need one of several equal slices.
     """
     if mesh is None:
         return 0, 1
-    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
-    parts = np.flatnonzero((owners == jax.process_index()).any(axis=(1, 2)))
-    first, size = int(parts[0]), len(parts)
-    if parts[-1] - first + 1 != size or first % size or mesh.shape[DATA] % size:
+    process_of_device = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    own_parts = np.flatnonzero((process_of_device == jax.process_index()).any(axis=(1, 2)))
+    first, size = int(own_parts[0]), len(own_parts)
+    if own_parts[-1] - first + 1 != size or first % size or mesh.shape[DATA] % size:
         raise MeshError(
-            f"process {jax.process_index()} holds parts {parts.tolist()} of the batch's "
-            f"{mesh.shape[DATA]}, which is no equal slice: want a mesh.data or a mesh.model that "
-            "the devices of one host divide, or that divides them"
+            f"process {jax.process_index()} needs the parts {own_parts.tolist()} of the "
+            f"{mesh.shape[DATA]} parts of a batch, but processes must read equal slices: set "
+            "mesh.data or mesh.model to a number that divides the devices of one host, or that "
+            "they divide"
         )
     return first // size, mesh.shape[DATA] // size
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The sharding of an array that every device has a whole copy of."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -159,12 +170,17 @@ def by_slots(mesh: Mesh) -> NamedSharding:
 
 
 def batch_spec(shape: tuple[int, ...]) -> PartitionSpec:
-    """The spec of a batch's array [rows, slots, ...]; a single slot is not divided."""
+    """The partition of a batch's array [rows, slots, ...]; a single slot stays whole."""
     return PartitionSpec(DATA, SEQUENCE if shape[1] > 1 else None)
 
 
 def state_shardings(tree: Tree, mesh: Mesh) -> Tree:
-    """The sharding of each array (or shape) of parameters or of a training state."""
+    """The shardings of the arrays of parameters or of a training state, in the same tree.
+
+    Args:
+      tree: Arrays, or their shapes.
+      mesh: The mesh.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: NamedSharding(mesh, _spec(parameter_path(path))), tree
     )
@@ -174,8 +190,8 @@ def _spec(name: str) -> PartitionSpec:
     return next(spec for pattern, spec in RULES if re.search(pattern, name))
 
 
-def _padded(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...]:
-    """The shape that an array of this name and shape is padded to."""
+def _padded_shape(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...]:
+    """The shape of an array on the mesh, with padding."""
     spec = _spec(name)
     parts = [1 if axis is None else mesh.shape[axis] for axis in spec]
     parts += [1] * (len(shape) - len(parts))
@@ -183,25 +199,32 @@ def _padded(name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...]:
 
 
 def shapes_before_padding(tree: Any, mesh: Mesh) -> dict[str, tuple[int, ...]]:
-    """By name, the shapes of those arrays that `place` pads.
+    """The unpadded shapes of the arrays that `place` pads, by name.
 
     Args:
-      tree: Parameters or a training state, not padded.
-      mesh: Where it is to stand.
+      tree: Parameters or a training state without padding.
+      mesh: The mesh.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     shapes = {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}
-    return {name: shape for name, shape in shapes.items() if _padded(name, shape, mesh) != shape}
+    return {
+        name: shape for name, shape in shapes.items() if _padded_shape(name, shape, mesh) != shape
+    }
 
 
 def place(params: Tree, mesh: Mesh) -> Tree:
-    """Parameters that every process holds whole, put where the rules say; padded with zeros."""
+    """Parameters on the mesh, split and padded with zeros.
+
+    Args:
+      params: Parameters, whole and equal on every process.
+      mesh: The mesh.
+    """
 
     def put(path: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding) -> jax.Array:
         values = np.asarray(leaf)
-        shape = _padded(parameter_path(path), values.shape, mesh)
+        shape = _padded_shape(parameter_path(path), values.shape, mesh)
         values = np.pad(
-            values, [(0, to - size) for size, to in zip(values.shape, shape, strict=True)]
+            values, [(0, padded - size) for size, padded in zip(values.shape, shape, strict=True)]
         )
         return jax.make_array_from_callback(shape, sharding, lambda index: values[index])
 
@@ -209,33 +232,37 @@ def place(params: Tree, mesh: Mesh) -> Tree:
 
 
 def place_batch(tree: Tree, mesh: Mesh) -> Tree:
-    """Places a batch's arrays [rows, slots, ...] on the mesh.
+    """The batch of all processes as global arrays on the mesh.
 
     Args:
-      tree: This process's rows, as `rows_read` assigns them.
+      tree: Arrays [rows, slots, ...] with this process's rows, the slice of `rows_read`.
       mesh: The mesh.
-
-    Returns:
-      The whole batch of all processes, as global arrays.
     """
-    return _divided(tree, mesh, *rows_read(mesh))
+    return _place_slice(tree, mesh, *rows_read(mesh))
 
 
 def place_whole_batch(tree: Tree, mesh: Mesh) -> Tree:
-    """Places arrays [rows, slots, ...] that every process holds whole."""
-    return _divided(tree, mesh, 0, 1)
+    """A batch as global arrays on the mesh.
+
+    Args:
+      tree: Arrays [rows, slots, ...], whole and equal on every process.
+      mesh: The mesh.
+    """
+    return _place_slice(tree, mesh, 0, 1)
 
 
-def _divided(tree: Tree, mesh: Mesh, index: int, count: int) -> Tree:
-    def put(x: Any) -> jax.Array:
-        first = index * x.shape[0]
+def _place_slice(tree: Tree, mesh: Mesh, index: int, count: int) -> Tree:
+    """Global arrays from this process's slice `index` of `count`."""
 
-        def part(at: Any) -> Any:
-            start, stop, _ = at[0].indices(count * x.shape[0])
-            return x[(slice(start - first, stop - first), *at[1:])]
+    def put(own_rows: Any) -> jax.Array:
+        num_own = own_rows.shape[0]
+        shape = (count * num_own, *own_rows.shape[1:])
 
-        shape = (count * x.shape[0], *x.shape[1:])
-        sharding = NamedSharding(mesh, batch_spec(shape))
-        return jax.make_array_from_callback(shape, sharding, part)
+        def part(global_index: Any) -> Any:
+            start, stop, _ = global_index[0].indices(shape[0])
+            first = index * num_own
+            return own_rows[(slice(start - first, stop - first), *global_index[1:])]
+
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, batch_spec(shape)), part)
 
     return jax.tree.map(put, tree)

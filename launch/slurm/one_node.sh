@@ -1,7 +1,8 @@
 #!/bin/bash
-# Starts a SLURM that is this one machine, to try train.sh and `launch.sweep --executor=slurm` on, or
-# to run tests/launch/test_slurm.py, which is skipped where there is none. As root, on Debian, once
-# `apt-get install slurm-wlm` is done; it replaces /etc/slurm/slurm.conf.
+# Starts SLURM with this machine as its only node, to try train.sh and
+# `launch.sweep --executor=slurm`, or to run tests/launch/test_slurm.py, which needs SLURM.
+#
+# Run it as root on Debian, after `apt-get install slurm-wlm`. It replaces /etc/slurm/slurm.conf.
 
 set -eu
 
@@ -16,13 +17,13 @@ SlurmctldLogFile=/var/log/slurmctld.log
 SlurmdSpoolDir=/var/spool/slurmd
 SlurmdPidFile=/run/slurmd.pid
 SlurmdLogFile=/var/log/slurmd.log
-# Without cgroups, which a container may not have.
+# Does not use cgroups, because a container may not have them.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-# Jobs are queued again, as under preemption.
+# SLURM queues a preempted job again.
 PreemptMode=REQUEUE
 PreemptType=preempt/partition_prio
 NodeName=$node NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN

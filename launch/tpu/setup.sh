@@ -1,10 +1,11 @@
 #!/bin/bash
-# Copies this repository to every host of a TPU pod slice and installs it there. From its root:
+# Copies this repository to every host of a TPU pod slice and installs it there. Run it in the
+# repository's root, and again after each change that the hosts need:
 #
 #     TPU=pod ZONE=us-central2-b launch/tpu/setup.sh
 #
-# gcloud must be logged in, with a default project. $PYTHON is the hosts' Python 3.11 or newer
-# (python3). Run it again to bring changes over.
+# gcloud must be logged in and have a default project. The hosts need Python 3.11 or newer; $PYTHON
+# is its name there (default: python3).
 
 set -euo pipefail
 
@@ -12,7 +13,7 @@ set -euo pipefail
 
 archive=$(mktemp --suffix=.tar)
 trap 'rm -f "$archive"' EXIT
-# What is committed, and nothing that lies about.
+# The archive contains the last commit, without uncommitted changes and other files.
 git archive --output="$archive" HEAD
 
 gcloud compute tpus tpu-vm scp "$archive" "$TPU:linseqrec.tar" --zone="$ZONE" --worker=all

@@ -1,28 +1,29 @@
 #!/bin/bash
-# Trains one experiment on a TPU pod slice: the same command on each of its hosts, which find each
-# other. After launch/tpu/setup.sh:
+# Trains one experiment on a TPU pod slice. It starts the same command on each host; JAX connects
+# the hosts. Run it after launch/tpu/setup.sh:
 #
 #     TPU=pod ZONE=us-central2-b launch/tpu/train.sh \
 #         --config=experiments/ml1m.py:recgrela --workdir=/mnt/shared/runs/ml1m \
 #         --config.data.folder=/mnt/shared/data/ml-1m-times --config.data.batch_size=32
 #
-# The devices, here a slice of 32 chips, must divide the batch. The workdir and the data must be
-# folders that all hosts see (Filestore, or a bucket that is mounted). The hosts' output comes here:
-# start it in tmux. To stop a run so that it saves:
+# The number of devices, here a slice of 32 chips, must divide the batch size. All hosts must see
+# the folders of the workdir and the data (Filestore or a mounted bucket). This terminal shows the
+# hosts' output, so start the script in tmux. To stop a run so that it saves:
 #
 #     gcloud compute tpus tpu-vm ssh $TPU --zone=$ZONE --worker=all \
 #         --command='pkill -TERM -f [l]aunch.train'
 #
-# A slice that was preempted must be made and set up again; the same command then goes on with the run.
+# After a preemption, create the slice again, run launch/tpu/setup.sh, and run the same command to
+# continue the training.
 
 set -euo pipefail
 
 : "${TPU:?set TPU to the name of the TPU VM}" "${ZONE:?set ZONE to its zone}"
 
-# A preempted host is given 30 seconds.
+# A preempted host has 30 seconds to end.
 GRACE=20
 
-# Each argument as a remote shell must be given it.
+# The hosts' shells read the command once more, so each argument is quoted.
 printf -v arguments ' %q' --distributed=auto --grace="$GRACE" "$@"
 exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
     --command="cd linseqrec && exec .venv/bin/python -m launch.train$arguments"

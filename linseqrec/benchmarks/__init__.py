@@ -1,1 +1,1 @@
-"""What `python -m launch.benchmark` measures: one file a suite, each with one function `rows`."""
+"""The benchmark suites of launch.benchmark: one module per suite, with a function `rows`."""

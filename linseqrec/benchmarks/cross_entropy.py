@@ -1,8 +1,9 @@
-"""The loss over the whole catalogue, forward and backward, against the plain formula.
+"""Time and memory of the loss over the whole catalogue, forward and backward.
 
-Three sizes: a training step on MovieLens-1M (3,416 items; also with as much padding as its windows
-of 200 carry), 50,000 items, and a million items, where the plain formula is neither run nor built:
-there the figure is the memory, as a share of the [tokens, items] logits.
+The suite compares `catalogue_cross_entropy` with the plain formula, with optax, and with sampled
+softmax. The sizes are those of a training step on MovieLens-1M (3,416 items), without padding and
+with the padding of its windows of 200 slots, and 50,000 items. For a million items the suite only
+compiles `catalogue_cross_entropy` and reports its memory as a share of the [tokens, items] logits.
 """
 
 import functools
@@ -21,14 +22,14 @@ from linseqrec.ops.negatives import draw_negatives, uniform_proposal
 from linseqrec.ops.sampled_losses import sampled_softmax
 
 _WIDTH = 64
-_DRAWN = 1024
+_NUM_NEGATIVES = 1024
 # (tokens, items, share of tokens that are padding)
 _TIMED = ((6_400, 3_416, 0.0), (6_400, 3_416, 0.46), (4_096, 50_000, 0.0))
 _COMPILED = (4_096, 1_000_000)
 
 
 def rows(repeats: int) -> Iterator[Row]:
-    """Times the losses at the sizes above and compares their memory."""
+    """The rows of the losses at the sizes of the module's docstring."""
     for tokens, num_items, padding in _TIMED:
         yield from _timed(repeats, tokens, num_items, padding)
     tokens, num_items = _COMPILED
@@ -38,11 +39,11 @@ def rows(repeats: int) -> Iterator[Row]:
         jax.ShapeDtypeStruct((tokens,), jnp.int32),
         jax.ShapeDtypeStruct((tokens,), jnp.float32),
     )
-    used = temporary_bytes(_differentiated(catalogue_cross_entropy), *shapes)
+    memory = temporary_bytes(_with_gradients(catalogue_cross_entropy), *shapes)
     yield Row(
         case=f"compiled only, {tokens:,} tokens, N {num_items:,}",
         variant=_describe(tokens, num_items),
-        extra={"temporary_bytes": used, "share_of_logits": used / (tokens * num_items * 4)},
+        extra={"temporary_bytes": memory, "share_of_logits": memory / (tokens * num_items * 4)},
     )
 
 
@@ -55,7 +56,7 @@ def _timed(repeats: int, tokens: int, num_items: int, padding: float) -> Iterato
         jnp.asarray(draw.random(tokens) >= padding, jnp.float32),
     )
     proposal = uniform_proposal(num_items)
-    negatives = draw_negatives(jax.random.key(0), proposal, (_DRAWN,))
+    negatives = draw_negatives(jax.random.key(0), proposal, (_NUM_NEGATIVES,))
 
     def sampled(hidden: Array, table: Array, targets: Array, weights: Array) -> Array:
         return sampled_softmax(hidden, table, targets, weights, negatives, proposal.log_q)
@@ -64,9 +65,9 @@ def _timed(repeats: int, tokens: int, num_items: int, padding: float) -> Iterato
         "plain": plain,
         "optax": _optax,
         _describe(tokens, num_items): catalogue_cross_entropy,
-        f"sampled softmax, {_DRAWN:,} shared": sampled,
+        f"sampled softmax, {_NUM_NEGATIVES:,} shared": sampled,
     }
-    programs = {name: _differentiated(loss) for name, loss in losses.items()}
+    programs = {name: _with_gradients(loss) for name, loss in losses.items()}
     yield from compare(
         f"forward + backward, {tokens:,} tokens ({padding:.0%} padding), N {num_items:,}",
         {name: functools.partial(program, *arguments) for name, program in programs.items()},
@@ -84,7 +85,7 @@ def plain(
     targets: Int[Array, "M"],
     weights: Float[Array, "M"],
 ) -> Float[Array, ""]:
-    """The formula as one writes it down: all logits at once."""
+    """The sum of weight x cross-entropy, by the formula, from all logits at once."""
     logits = hidden @ table[1:].T
     own = jnp.take_along_axis(logits, targets[:, None] - 1, axis=1)[:, 0]
     return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=1) - own))
@@ -96,10 +97,11 @@ def _optax(hidden: Array, table: Array, targets: Array, weights: Array) -> Array
     return jnp.sum(weights * losses)
 
 
-def _differentiated(loss: Callable[..., Array]) -> Callable[..., Any]:
+def _with_gradients(loss: Callable[..., Array]) -> Callable[..., Any]:
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
 def _describe(tokens: int, num_items: int) -> str:
+    """The name of our loss in the table, with its block sizes."""
     blocks = choose_blocks(tokens, num_items)
     return f"ours, blocks of {blocks.token:,} tokens x {blocks.catalogue:,} items"

@@ -1,15 +1,18 @@
-"""How whole models scale with the history's length: HyTRec's ratios, and SinkRec's memory.
+"""Time and memory of whole models by the length of histories: HyTRec and SinkRec.
 
-Fresh parameters and random histories: what is computed does not depend on the values. HyTRec stands
-against Gated DeltaNet at its width, with as many blocks in the long branch; the short branch, two
-blocks by default, is there in every ratio. So "1:0" against Gated DeltaNet shows what that branch,
-the fusion, the mixer's gates and the wider feed-forward half (9 D² weights for 8 D²) cost, and the
-ratios among themselves what softmax layers cost.
+Parameters and histories are random, because the cost does not depend on their values.
 
-Forward is what an evaluation reads, the hidden states of a batch. Backward is the gradient of their
-sum of squares to every parameter, without dropout and without the loss over the catalogue, which
-costs all models the same. Batches hold about as many tokens at every length; SinkRec reads one row.
-Each length is a program of its own, and much of a run goes into compiling them.
+HyTRec is compared with Gated DeltaNet at the same width, with the same number of blocks in the long
+branch. Every ratio also has the short branch, of two blocks by default. In "1:0" the long branch
+has no softmax layer. The difference of "1:0" to Gated DeltaNet is the cost of the short branch, the
+fusion, the mixer's gates and the wider feed-forward half (9 D² instead of 8 D² weights). The
+differences between ratios are the cost of softmax layers in the long branch.
+
+"forward" computes the hidden states of a batch, as an evaluation does. "forward + backward" adds
+the gradient of their sum of squares with respect to every parameter. It has no dropout, and no loss
+over the catalogue, which costs the same for all models. Batches have about the same number of
+tokens at every length; SinkRec reads one row. JAX compiles a program for each length, which takes
+much of the suite's time.
 """
 
 import dataclasses
@@ -40,7 +43,7 @@ _SINKREC_LENGTHS = (256, 512, 1_024, 2_048, 4_096, 8_192)
 
 
 def rows(repeats: int) -> Iterator[Row]:
-    """Times HyTRec's ratios by length, forward and with the gradient, then SinkRec by length."""
+    """The rows of HyTRec by length, forward and forward + backward, then those of SinkRec."""
     for length in _FORWARD_LENGTHS:
         batch = max(1, _FORWARD_TOKENS // length)
         yield from _timed("HyTRec, forward", _hybrids(length), batch, length, repeats)
@@ -53,9 +56,10 @@ def rows(repeats: int) -> Iterator[Row]:
 
 
 def _hybrids(length: int) -> dict[str, ModelConfig]:
-    """All-linear first, which ratios refer to; the default's window only where it cuts a history.
+    """Gated DeltaNet, to which time ratios refer, and HyTRec at several ratios of softmax blocks.
 
-    "All events" is a window of the whole length, in the long branch's softmax blocks.
+    "last W events" and "all events" are the windows of the softmax blocks in the long branch. The
+    default window is left out if it is not shorter than the histories.
     """
     hytrec = functools.partial(HyTRecConfig, _WIDTH, _HEADS, num_layers=_BLOCKS)
     head = _WIDTH // _HEADS
@@ -65,15 +69,15 @@ def _hybrids(length: int) -> dict[str, ModelConfig]:
         ),
         "HyTRec 1:0": hytrec(ratio="1:0"),
     }
-    bounded = hytrec(ratio="3:1")
-    if length > bounded.attention_window:
-        configs[f"HyTRec 3:1, last {bounded.attention_window:,} events"] = bounded
+    default = hytrec(ratio="3:1")
+    if length > default.attention_window:
+        configs[f"HyTRec 3:1, last {default.attention_window:,} events"] = default
     configs["HyTRec 3:1, all events"] = hytrec(ratio="3:1", attention_window=length)
     configs["HyTRec 0:1, all events"] = hytrec(ratio="0:1", attention_window=length)
     return configs
 
 
-def _memories() -> dict[str, ModelConfig]:
+def _sinkrecs() -> dict[str, ModelConfig]:
     sinkrec = functools.partial(
         SinkRecConfig, _WIDTH, _HEADS, key_width=_WIDTH // _HEADS, value_width=_WIDTH // _HEADS
     )
@@ -81,19 +85,19 @@ def _memories() -> dict[str, ModelConfig]:
 
 
 def _growth(repeats: int) -> Iterator[Row]:
-    """SinkRec's time for one row by length, and its exponent."""
-    configs = _memories()
+    """The rows of SinkRec: its time for one row by length, and the exponent of its growth."""
+    configs = _sinkrecs()
     seconds: dict[str, list[float]] = {name: [] for name in configs}
     for length in _SINKREC_LENGTHS:
         for row in _timed("SinkRec, forward", configs, 1, length, repeats):
             if row.seconds is not None:
                 seconds[row.variant].append(row.seconds)
             yield row
-    for name, measured in seconds.items():
+    for name, times in seconds.items():
         yield Row(
             f"SinkRec, forward by length, B 1, D {_WIDTH}",
             f"{name}, exponent of T",
-            extra={"time": growth_exponent(_SINKREC_LENGTHS, measured)},
+            extra={"time": growth_exponent(_SINKREC_LENGTHS, times)},
         )
 
 
@@ -106,22 +110,22 @@ def _timed(
     *,
     gradient: bool = False,
 ) -> Iterator[Row]:
-    """Compares models on one batch, with the tokens each takes in a second and its memory."""
+    """The rows of several models on one batch, with tokens per second and memory."""
     events = _events(batch, length)
     variants: dict[str, Callable[[], Any]] = {}
     memory = {}
     for name, config in configs.items():
         program, params = _program(config, gradient)
         variants[name] = functools.partial(program, params, events)
-        # Compiles the program; the calls find it compiled.
+        # This also compiles the program for `compare`.
         memory[name] = temporary_bytes(program, params, events)
     case = f"{what}, T {length:,}, B {batch:,}, D {_WIDTH}, {_HEADS} heads"
     for row in compare(case, variants, repeats=repeats):
         tokens = batch * length
         extra = {
             "tokens_per_second": tokens / row.seconds if row.seconds else 0.0,
-            # What to compare lengths by where other programs take turns on the cores: cases are
-            # minutes apart.
+            # Cases of different lengths are measured minutes apart. On a machine with other
+            # programs, only this number is comparable between them.
             "tokens_per_processor_second": (
                 tokens / row.processor_seconds if row.processor_seconds else 0.0
             ),
@@ -131,11 +135,14 @@ def _timed(
 
 
 def _program(config: ModelConfig, gradient: bool) -> tuple[Callable[..., Any], nnx.State]:
-    """A fresh model's encoding, or its gradient, as a function of parameters and events."""
+    """A compiled function of parameters and events, and new parameters of the model.
+
+    The function returns the hidden states, or with `gradient` the loss and its gradient.
+    """
     graphdef, params = nnx.split(config.build(_ITEMS, rngs=nnx.Rngs(0)))
 
     def encode(params: nnx.State, events: Events) -> Float[Array, "B T D"]:
-        # The state that the model returns as well is not asked for, hence not computed.
+        # XLA does not compute the model's carried state, because nothing uses it.
         return nnx.merge(graphdef, params)(events).hidden
 
     def loss(params: nnx.State, events: Events) -> Float[Array, ""]:
@@ -145,7 +152,7 @@ def _program(config: ModelConfig, gradient: bool) -> tuple[Callable[..., Any], n
 
 
 def _events(batch: int, length: int) -> Events:
-    """Rows of one history each, half a day between events on average."""
+    """Rows with one history each. The mean time between events is half a day."""
     draw = np.random.default_rng(0)
     items = draw.integers(1, _ITEMS + 1, (batch, length))
     timestamps = np.cumsum(draw.exponential(43_200, (batch, length)), axis=1)

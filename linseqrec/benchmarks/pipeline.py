@@ -1,6 +1,6 @@
-"""How many events a second the training pipeline delivers, on one thread.
+"""Speed of the training pipeline on one thread, in tokens per second.
 
-A token is a slot that holds an event; padding does not count.
+A token is a slot with an event. Padding does not count.
 """
 
 import dataclasses
@@ -22,11 +22,14 @@ _PLANS: tuple[tuple[Plan, int, int], ...] = (
     ("packed", 2_048, 16),
     ("prefixes", 200, 512),
 )
-_STEPS = 200  # of the epochs that have as many
+_MAX_STEPS = 200  # steps to read of an epoch; shorter epochs are read to their end
 
 
 def rows(repeats: int, num_users: int = 6_000) -> Iterator[measuring.Row]:
-    """Measures batches through Grain, and planning, on a log of MovieLens-1M's size and lengths."""
+    """The rows of reading batches with Grain, and of planning epochs.
+
+    The log is random, with the size and the history lengths of MovieLens-1M.
+    """
     dataset = _log(num_users)
     split = leave_one_out(dataset)
     epochs, counts = {}, {}
@@ -35,20 +38,22 @@ def rows(repeats: int, num_users: int = 6_000) -> Iterator[measuring.Row]:
             dataset, split, plan=plan, length=length, batch_size=batch_size, seed=0
         )
         name = f"{plan}, T {length:,}, {batch_size} rows"
-        steps = min(batches.steps_per_epoch, _STEPS)
+        steps = min(batches.steps_per_epoch, _MAX_STEPS)
         epochs[name] = _reader(batches, steps)
         tokens = sum(int(np.sum(batches[step].events.segment_ids > 0)) for step in range(steps))
         counts[name] = {"steps": steps, "tokens": tokens, "fill": batches.fill}
-    case = f"an epoch's shuffle and up to {_STEPS} of its batches, {dataset.num_events:,} events"
+    case = (
+        f"an epoch's shuffle and up to {_MAX_STEPS} of its batches, {dataset.num_events:,} events"
+    )
     for row in measuring.compare(case, epochs, repeats=repeats):
-        figures = counts[row.variant]
-        speed = figures["tokens"] / row.seconds if row.seconds else 0.0
-        yield dataclasses.replace(row, extra={**figures, "tokens_per_second": speed})
+        own_counts = counts[row.variant]
+        speed = own_counts["tokens"] / row.seconds if row.seconds else 0.0
+        yield dataclasses.replace(row, extra={**own_counts, "tokens_per_second": speed})
     yield from measuring.compare("planning", _planning(dataset, split), repeats=repeats)
 
 
 def _log(num_users: int) -> Dataset:
-    """A log of log-normal lengths (median about 96, mean about 165, at most 2,300 events)."""
+    """A log with log-normal history lengths: median about 96, mean about 165, maximum 2,300."""
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(np.log(96), 1.04, num_users), 20, 2_300).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -57,7 +62,7 @@ def _log(num_users: int) -> Dataset:
 
 
 def _reader(batches: TrainingBatches, steps: int) -> Callable[[], None]:
-    """A function that reads the first `steps` batches of an epoch not planned before."""
+    """A function that plans a new epoch at each call and reads its first `steps` batches."""
     iterator = iter(batches)
     epoch = itertools.count()
 
@@ -70,7 +75,7 @@ def _reader(batches: TrainingBatches, steps: int) -> Callable[[], None]:
 
 
 def _planning(dataset: Dataset, split: Split) -> dict[str, Callable[[], object]]:
-    """What is done once for a run, and what once for an epoch, of packed rows of 2,048 slots."""
+    """The planning of packed rows of 2,048 slots: the part of each run, and that of each epoch."""
     lengths = cut_windows(dataset.offsets[:-1], split.train_end, 2_048).lengths
     packed = pack(lengths, 2_048)
     epoch = itertools.count()

@@ -1,1 +1,1 @@
-"""Ranks, metrics, the evaluator, counting baselines and significance."""
+"""Ranks, metrics, the evaluator, baselines and tests of significance."""

@@ -1,7 +1,8 @@
-"""The evaluator: every target ranked against the whole catalogue, whatever the model is.
+"""`Evaluator`: ranks each target of a split among all items of the catalogue.
 
-A model enters as a function from histories to hidden vectors and a table of item vectors. A
-baseline or an oracle enters as a function to scores. Both leave as the same `EvaluationResult`.
+It evaluates two kinds of scorer. A model is a function from histories to hidden vectors, with a
+table of item vectors. A baseline or an oracle is a function that returns scores. Both give an
+`EvaluationResult`.
 """
 
 import dataclasses
@@ -26,12 +27,13 @@ ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class _Scorer:
-    """What the evaluator asks of a model or a scorer, for users [B] and positions [B].
+    """A model or a score function, as the evaluator calls it.
 
     Attributes:
-      count: With the seen items [B, S] or None, to the counts that ranks are made of.
-      blocks: To the scores, as (first item id, scores [B, n]) until every item had its turn.
-      max_length: The events that are read; None for all.
+      count: `(users [B], positions [B], seen items [B, S] or None)` to the rows' `Counts`.
+      blocks: `(users [B], positions [B])` to pairs `(first item id, scores [B, n])`, which
+        together contain the scores of all items.
+      max_length: Number of last events that the scorer reads; None for all.
     """
 
     count: Callable[[np.ndarray, np.ndarray, np.ndarray | None], ranks.Counts]
@@ -40,12 +42,12 @@ class _Scorer:
 
 
 class Evaluator:
-    """Ranks the targets of one split; made once, run as often as there are models or steps.
+    """Ranks the targets of one split, for any number of models or training steps.
 
     Attributes:
       users, positions, targets: [M], each target's user, absolute event index and item.
-      lengths: int64 [M], events before each target.
-      target_seen: bool [M], whether the target occurs among them.
+      lengths: int64 [M], number of events before each target.
+      target_seen: bool [M], whether the target's item occurs among these events.
     """
 
     def __init__(
@@ -68,39 +70,41 @@ class Evaluator:
         auc: bool = False,
         request_times: bool = False,
     ):
-        """Reads the targets and settles the protocol.
+        """Reads the targets.
 
         Args:
           dataset: The events.
-          split_targets: What is to be predicted; every target has at least one event before it.
-          max_length: T, the last events that a model reads.
-          batch_size: Histories a batch; the last batch is filled up, so that a model compiles once
-            for each padded length.
-          filter_seen: "none", "all" (every item of the user's whole history but the target is no
-            candidate), or both: the model then runs once for both.
-          ties: "mean" or "pessimistic".
-          split: What the targets are, for the protocol: "validation", "test".
-          bucket_edges: Lower bounds of the history-length buckets.
-          cutoffs: The ks of the metrics.
-          padded_lengths: Widths of the batches, the last `max_length`; a batch takes the smallest
-            that holds its histories, and a model compiles once for each. By default `max_length`,
-            and its half down to its sixteenth where enough histories are that short.
-          width_multiple: Default widths are multiples of this, the number of devices that share a
+          split_targets: The events to predict; each has at least one event of its user before it.
+          max_length: T, the number of last events that a model reads.
+          batch_size: Histories per batch. The last batch is filled up to this size, so that JAX
+            compiles a model only once for each padded length.
+          filter_seen: "none"; "all", which removes every item of the user's whole history except
+            the target from the candidates; or both, for which the model still runs only once.
+          ties: "mean" or "pessimistic" (see `Counts.ranks`).
+          split: Name of the targets in the protocol: "validation" or "test".
+          bucket_edges: Lower bounds of the buckets of history lengths.
+          cutoffs: The cut-offs k of the metrics.
+          padded_lengths: Widths of the batches; the last one is `max_length`. A batch takes the
+            smallest width that its histories fit in, and JAX compiles a model once for each width.
+            By default `max_length`, and its half down to its sixteenth if enough histories are
+            that short.
+          width_multiple: Default widths are multiples of this number: the devices that share a
             row.
-          item_block: Items scored at once; memory is `batch_size * item_block` floats.
-          list_size: Length of the recommended lists behind coverage and popularity; 0 for neither.
-          item_counts: [N + 1], training events of each item, for the popularity of what is
-            recommended; None leaves it out.
-          auc: Also the pooled AUC, at the price of a second pass over model and catalogue and a
-            sort of all scores.
-          request_times: Whether a model is told the targets' own times as request times. A scorer
-            of `run_scores` sees to it by itself.
+          item_block: Items to score at once; their scores take `batch_size * item_block` floats.
+          list_size: Length of the recommended lists for coverage and popularity; 0 for neither.
+          item_counts: [N + 1], training events of each item, for the popularity of the recommended
+            items; None leaves popularity out.
+          auc: Whether to add the pooled AUC. It costs a second pass over model and catalogue, and
+            a sort of all scores.
+          request_times: Whether `run` passes the targets' own times to the model as request times.
+            Score functions of `run_scores` look the times up themselves.
 
         Raises:
-          ValueError: No targets, or a setting that makes no sense.
+          ValueError: There are no targets, a target has no event before it, or a setting is not
+            one of the values above.
         """
         if len(split_targets.positions) == 0:
-            raise ValueError(f"the {split or 'given'} split holds no targets to evaluate")
+            raise ValueError(f"the {split or 'given'} split has no targets to evaluate")
         if max_length < 1 or batch_size < 1:
             raise ValueError(
                 f"max_length and batch_size must be positive, got {max_length} and {batch_size}"
@@ -108,7 +112,7 @@ class Evaluator:
         self.filters = (filter_seen,) if isinstance(filter_seen, str) else tuple(filter_seen)
         if not self.filters or not set(self.filters) <= {"none", "all"}:
             raise ValueError(
-                f"filter_seen must be 'none', 'all', or these two, got {filter_seen!r}"
+                f"filter_seen must be 'none', 'all', or ('none', 'all'), got {filter_seen!r}"
             )
         self.dataset = dataset
         self.users = np.asarray(split_targets.users)
@@ -118,7 +122,7 @@ class Evaluator:
         if (self.lengths < 1).any():
             raise ValueError(
                 f"{int((self.lengths < 1).sum())} of {len(self.lengths)} targets have no event "
-                "before them: nothing can be predicted from; leave them out of the split"
+                "before them, so a model has nothing to read: leave them out of the split"
             )
         if padded_lengths is None:
             padded_lengths = queries.worthwhile_widths(self.lengths, max_length, width_multiple)
@@ -139,24 +143,26 @@ class Evaluator:
     def run(
         self, encode: queries.Encode, table: Float[Array, "N1 D"], mesh: Mesh | None = None
     ) -> EvaluationResult:
-        """Evaluates a model: the hidden vector at each history's last event against the table.
+        """Metrics of a model that scores items by the hidden vector at a history's last event.
 
         Args:
-          encode: The model's compiled function, events [B, T] to hidden vectors [B, T, D]. Dropout
-            off.
+          encode: The model's compiled function, events [B, T] to hidden vectors [B, T, D], without
+            dropout.
           table: Item vectors by id; row 0 is padding.
-          mesh: Over which the table's rows are split, after padding (`linseqrec.sharding`); every
-            process then runs this and gets the same result. None: all is on one device.
+          mesh: The mesh that splits the table's rows, which are padded to a multiple of its
+            `model` axis (`linseqrec.sharding`). Every process calls this method and gets the same
+            result. None: the table is on one device.
 
         Raises:
           NonFiniteScoreError: Some scores are NaN or infinite; names the users.
-          ValueError: The table does not fit the data set's catalogue.
+          ValueError: The number of table rows is not that of the data set's catalogue.
         """
         rows = self.dataset.num_items + 1
         if table.shape[0] != rows + (-rows % mesh.shape[MODEL] if mesh else 0):
             raise ValueError(
-                f"the item table has {table.shape[0]} rows, the catalogue of "
-                f"{self.dataset.num_items} items needs {rows}"
+                f"the item table has {table.shape[0]} rows, but the catalogue of "
+                f"{self.dataset.num_items} items needs {rows}: evaluate on the data set that the "
+                "model was trained on"
             )
 
         def query(users: np.ndarray, positions: np.ndarray) -> Array:
@@ -186,22 +192,24 @@ class Evaluator:
         return self._collect(_Scorer(count, blocks, self._max_length))
 
     def run_scores(self, score: ScoreFunction) -> EvaluationResult:
-        """Evaluates a scorer: baselines, oracles, models of other libraries.
+        """Metrics of a score function: a baseline, an oracle, or a model of another library.
 
         Args:
-          score: `(users [B], positions [B]) -> scores [B, N + 1]`, from the events
-            `offsets[user] : position` of each; column 0 is ignored.
+          score: `(users [B], positions [B]) -> scores [B, N + 1]`. Reads the events
+            `offsets[user] : position` of each row. Column 0 is ignored.
 
         Raises:
           NonFiniteScoreError: Some scores are NaN or infinite; names the users.
-          ValueError: Scores of another shape.
+          ValueError: The scores have another shape.
         """
 
-        def checked(users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        def checked_scores(users: np.ndarray, positions: np.ndarray) -> np.ndarray:
             scores = score(users, positions)
             expected = (len(users), self.dataset.num_items + 1)
             if scores.shape != expected:
-                raise ValueError(f"scores must be [B, N + 1] = {expected}, got {scores.shape}")
+                raise ValueError(
+                    f"the score function must return [B, N + 1] = {expected}, got {scores.shape}"
+                )
             return scores
 
         def count(
@@ -209,26 +217,26 @@ class Evaluator:
         ) -> ranks.Counts:
             targets = self.dataset.items[positions]
             return ranks.count_scores(
-                checked(users, positions), targets, seen, top_k=self._list_size
+                checked_scores(users, positions), targets, seen, top_k=self._list_size
             )
 
         def blocks(users: np.ndarray, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-            yield 1, checked(users, positions)[:, 1:]
+            yield 1, checked_scores(users, positions)[:, 1:]
 
         return self._collect(_Scorer(count, blocks, None))
 
     def _collect(self, scorer: _Scorer) -> EvaluationResult:
-        """Counts batch after batch, and turns the counts into a result."""
+        """The result of a scorer, from the counts of all batches."""
         parts: list[tuple[np.ndarray, ranks.Counts]] = []
-        waiting: tuple[np.ndarray, int, ranks.Counts] | None = None
-        for rows, real in queries.longest_first(self.lengths, self._batch_size):
-            # The device works on this batch while the counts of the one before are fetched.
-            dispatched = scorer.count(self.users[rows], self.positions[rows], self._seen(rows))
-            if waiting is not None:
-                parts.append(self._fetch(*waiting))
-            waiting = (rows, real, dispatched)
-        assert waiting is not None
-        parts.append(self._fetch(*waiting))
+        previous: tuple[np.ndarray, int, ranks.Counts] | None = None
+        for rows, num_real in queries.longest_first(self.lengths, self._batch_size):
+            # The device computes this batch while the host fetches the counts of the previous one.
+            counts = scorer.count(self.users[rows], self.positions[rows], self._seen(rows))
+            if previous is not None:
+                parts.append(self._fetch(*previous))
+            previous = (rows, num_real, counts)
+        assert previous is not None
+        parts.append(self._fetch(*previous))
 
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         counts = jax.tree.map(
@@ -238,32 +246,32 @@ class Evaluator:
         return self._result(scorer, counts, pooled)
 
     def _fetch(
-        self, rows: np.ndarray, real: int, counts: ranks.Counts
+        self, rows: np.ndarray, num_real: int, counts: ranks.Counts
     ) -> tuple[np.ndarray, ranks.Counts]:
-        """Waits for a batch's counts and drops the rows that only filled it up."""
-        fetched = counts.fetch("users", self.users[rows])
-        return rows[:real], jax.tree.map(lambda leaf: leaf[:real], fetched)
+        """A batch's rows and counts as NumPy arrays, without the rows that fill the batch up."""
+        counts = counts.fetch("users", self.users[rows])
+        return rows[:num_real], jax.tree.map(lambda leaf: leaf[:num_real], counts)
 
     def _seen(self, rows: np.ndarray) -> np.ndarray | None:
-        """The items before each target [B, S], zero-padded, if any filter asks for them."""
+        """The items before each target [B, S], zero-padded; None if no filter needs them."""
         if "all" not in self.filters:
             return None
         return queries.items_before(self.dataset, self.users[rows], self.positions[rows])
 
     def _pooled_auc(self, scorer: _Scorer, counts: ranks.Counts) -> dict[str, float]:
-        """The pooled AUC under each filter, from a second pass over all scores."""
+        """The pooled AUC under each filter. Computes all scores once more."""
         pooled = {name: metrics.PooledAUC(np.asarray(counts.target_score)) for name in self.filters}
-        for rows, real in queries.longest_first(self.lengths, self._batch_size):
+        for rows, num_real in queries.longest_first(self.lengths, self._batch_size):
             seen = self._seen(rows)
             for first, scores in scorer.blocks(self.users[rows], self.positions[rows]):
                 ids = first + np.arange(scores.shape[1])
                 other = ids != self.targets[rows, None]
-                other[real:] = False
+                other[num_real:] = False
                 if "none" in pooled:
                     pooled["none"].add(scores[other])
                 if seen is not None:
-                    row, slot = np.nonzero((seen >= first) & (seen <= ids[-1]))
-                    other[row, seen[row, slot] - first] = False
+                    row, column = np.nonzero((seen >= first) & (seen <= ids[-1]))
+                    other[row, seen[row, column] - first] = False
                     pooled["all"].add(scores[other])
         return {name: auc.value() for name, auc in pooled.items()}
 
@@ -296,8 +304,8 @@ class Evaluator:
         )
         for name in self.filters:
             means, errors = metrics.rank_metrics(result.ranks[name], self._cutoffs)
-            removed = np.asarray(counts.seen) if name == "all" else np.zeros(len(self.targets))
-            means["GAUC"] = metrics.group_auc(counts.ranks(name, "mean"), num_items - removed)
+            num_removed = np.asarray(counts.seen) if name == "all" else np.zeros(len(self.targets))
+            means["GAUC"] = metrics.group_auc(counts.ranks(name, "mean"), num_items - num_removed)
             if name in pooled:
                 means["AUC"] = pooled[name]
             top = counts.top if name == "none" else counts.top_unseen
@@ -319,7 +327,7 @@ def _score(hidden: Array, items: Array) -> Array:
 
 
 def _target_seen(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Whether each target's item occurs among its user's events before it, bool [M]."""
+    """Whether each target's item occurs among the user's earlier events, bool [M]."""
     seen = np.zeros(len(users), bool)
     order = np.argsort(positions - dataset.offsets[users], kind="stable")
     for rows in np.array_split(order, -(-len(order) // 256)):

@@ -1,4 +1,4 @@
-"""Metrics from ranks, in float64: each metric is a mean over targets."""
+"""Metrics from the ranks of targets. Each metric is a mean over targets, in float64."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ BUCKET_EDGES = (0, 50, 100, 200, 500)
 
 
 def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
-    """HR, NDCG and MRR of each target.
+    """HR, NDCG and MRR of each target, for means and paired comparisons.
 
-    With one relevant item, HR@k is 1 where `rank <= k`, NDCG@k is `1 / log2(1 + rank)` there and
-    MRR@k is `1 / rank`; elsewhere all are 0. A fractional rank (a tie) is not rounded, so that a
-    target at 10.5 is no hit at 10.
+    A target is the only relevant item of its list. If `rank <= k`, HR@k is 1, NDCG@k is
+    `1 / log2(1 + rank)` and MRR@k is `1 / rank`; otherwise all three are 0. A tie gives a
+    fractional rank, which is not rounded: a target at rank 10.5 is no hit at 10.
 
     Args:
       ranks: [M], from 1.
-      cutoffs: The ks.
+      cutoffs: The cut-offs k.
 
     Returns:
-      Metric name (`HR@10`) to float64 [M].
+      Float64 [M] by name, such as `HR@10`.
     """
     ranks = np.asarray(ranks, np.float64)
     values: dict[str, np.ndarray] = {}
@@ -38,19 +38,19 @@ def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
     return values
 
 
-# The metrics at the usual cut-offs, which are evaluated, reported and drawn.
+# The names of all rank metrics at the default cut-offs.
 METRIC_NAMES = tuple(per_target(np.ones(1)))
 
 
 class MetricError(UserError, ValueError):
-    """A metric that does not exist."""
+    """A metric's name is unknown."""
 
 
 def check_metric(metric: str) -> None:
-    """Refuses a metric that runs do not have.
+    """Raises an error if a name is not in `METRIC_NAMES`.
 
     Raises:
-      MetricError: With the metrics that exist.
+      MetricError: The name is unknown; lists the known ones.
     """
     if metric not in METRIC_NAMES:
         raise MetricError(f"no metric {metric!r}; there are {', '.join(METRIC_NAMES)}")
@@ -83,16 +83,21 @@ def summarise_users(values: np.ndarray) -> dict[str, float | int]:
 def rank_metrics(
     ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Means and standard errors over the targets, by name.
+    """Means and standard errors of the metrics over the targets, by name.
 
-    The standard error takes targets as independent. Where users have several targets it is too
-    small: bootstrap over users (`significance.py`).
+    The standard error (sample deviation over sqrt(M)) assumes independent targets. It is NaN for a
+    single target. If users have several targets each, it is too small: bootstrap over users
+    (`significance.py`).
+
+    Args:
+      ranks: [M], from 1.
+      cutoffs: The cut-offs k.
 
     Raises:
-      ValueError: No targets.
+      ValueError: There are no targets.
     """
     if len(ranks) == 0:
-        raise ValueError("no targets: a metric over nothing has no value")
+        raise ValueError("there are no targets: a metric needs at least one")
     return _means_and_errors(per_target(ranks, cutoffs))
 
 
@@ -106,54 +111,55 @@ def _means_and_errors(
 
 
 def group_auc(ranks: np.ndarray, num_candidates: np.ndarray) -> float:
-    """GAUC: the mean over targets of the share of other candidates ranked below the target.
+    """GAUC: the share of other candidates that rank below the target, averaged over targets.
 
     Args:
-      ranks: [M], with mean ties, so that a tie counts one half.
-      num_candidates: [M] or a scalar, the candidates of each target, itself included.
+      ranks: [M], with mean ties, so that a tie counts one half, as in an AUC.
+      num_candidates: [M] or a scalar, number of candidates of each row, including the target.
     """
     others = np.maximum(np.asarray(num_candidates, np.float64) - 1.0, 1.0)
     return float(np.mean(1.0 - (np.asarray(ranks, np.float64) - 1.0) / others))
 
 
 class PooledAUC:
-    """AUC over all pairs of a target and another candidate, also of different users.
+    """AUC over all pairs (target of row a, other candidate of row b), for any rows a and b.
 
-    The AUC is the share of pairs in which the target has the higher score; a tie counts one half.
-    Unlike GAUC, it needs scores that are comparable between users. It is exact: each batch of other
-    candidates is sorted once.
+    It is the share of pairs in which the target scores higher; a tie counts one half. Unlike GAUC
+    it compares scores of different users, so it makes sense only if these are on one scale. The
+    value is exact: each batch of other candidates is sorted once.
     """
 
     def __init__(self, target_scores: np.ndarray):
         self._targets = np.asarray(target_scores).ravel()
-        self._won, self._pairs = 0, 0
+        # Counted in half pairs, because a tie counts one half.
+        self._half_wins, self._half_pairs = 0, 0
 
     def add(self, others: np.ndarray) -> None:
-        """Adds scores of other candidates, of any shape."""
+        """Adds scores of other candidates, an array of any shape."""
         ordered = np.sort(others, axis=None)
         below = np.searchsorted(ordered, self._targets, "left").sum(dtype=np.int64)
         not_above = np.searchsorted(ordered, self._targets, "right").sum(dtype=np.int64)
-        self._won += int(below) + int(not_above)
-        self._pairs += 2 * ordered.size * self._targets.size
+        self._half_wins += int(below) + int(not_above)
+        self._half_pairs += 2 * ordered.size * self._targets.size
 
     def value(self) -> float:
-        """The AUC of all scores added; NaN if there are none."""
-        return self._won / self._pairs if self._pairs else float("nan")
+        """The AUC over all scores added so far; NaN before the first."""
+        return self._half_wins / self._half_pairs if self._half_pairs else float("nan")
 
 
 def list_metrics(
     top: np.ndarray, num_items: int, item_counts: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Coverage and popularity of recommended lists.
+    """Coverage and popularity of the recommended items.
 
     Args:
-      top: [M, K], recommended item ids; 0 where a list is shorter.
+      top: [M, K], recommended item ids; shorter lists are filled up with 0.
       num_items: N.
-      item_counts: [N + 1], training events of each item; None leaves popularity out.
+      item_counts: [N + 1], number of training events of each item; None leaves popularity out.
 
     Returns:
-      `coverage@K`, the share of the catalogue that is recommended to anyone, and `popularity@K`,
-      the mean number of training events of a recommended item.
+      `coverage@K`, the share of the catalogue that occurs in at least one list, and
+      `popularity@K`, the mean number of training events of a recommended item.
     """
     k = top.shape[1]
     top = top[top > 0]
@@ -224,22 +230,22 @@ def make_buckets(
       The buckets, lowest first.
 
     Raises:
-      ValueError: Edges that do not ascend from 0.
+      ValueError: The edges do not ascend from 0.
     """
     if list(edges) != sorted(set(edges)) or not edges or edges[0] != 0:
         raise ValueError(f"bucket edges must ascend from 0, got {tuple(edges)}")
     buckets = []
-    for low, above in zip(edges, [*edges[1:], None], strict=True):
+    for low, next_low in zip(edges, [*edges[1:], None], strict=True):
         inside = values >= low
-        if above is not None:
-            inside &= values < above
+        if next_low is not None:
+            inside &= values < next_low
         high: float | None
         if unit == "events":
-            high = None if above is None else int(above) - 1
+            high = None if next_low is None else int(next_low) - 1
             name = f"{low}+" if high is None else f"{low}-{high}"
         else:
-            high = above
-            name = f"{low:.0%}+" if above is None else f"{100 * low:.0f}-{above:.0%}"
+            high = next_low
+            name = f"{low:.0%}+" if next_low is None else f"{100 * low:.0f}-{next_low:.0%}"
         buckets.append(Bucket(name, low, high, inside))
     if without is not None:
         buckets.append(Bucket(without, None, None, np.isnan(values)))

@@ -1,4 +1,4 @@
-"""From histories to queries: what a model makes of the events before each of many given ones."""
+"""Query vectors of histories: the model's hidden vector at each history's last event."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,23 +12,27 @@ from linseqrec.data.histories import gather_histories
 from linseqrec.evaluation.ranks import seen_slots
 from linseqrec.events import Events
 
-# A compilation takes seconds; a small model on two CPU cores reads about this many slots meanwhile.
+# A compilation takes seconds. In that time a small model on two CPU cores reads about this many
+# slots, so a narrower batch width pays only if it saves more.
 SLOTS_WORTH_A_COMPILATION = 250_000
-# What a device reads at once: past some ten thousands speed no longer grows, but memory does.
+# Slots of a batch on one device. Beyond some ten thousand slots, speed stays and memory grows.
 SLOTS_AT_ONCE = 65_536
 
 Encode = Callable[[Events], Float[Array, "B T D"]]
 
 
 def worthwhile_widths(
-    lengths: Int[np.ndarray, " M"], max_length: int, multiple: int = 1
+    lengths: Int[np.ndarray, "M"], max_length: int, multiple: int = 1
 ) -> list[int]:
-    """`max_length`, and its half, quarter, ... where they spare enough slots a pass.
+    """Batch widths to compile a model for, ascending: `max_length`, and its half, quarter, ...
+
+    A smaller width is listed only if it saves at least `SLOTS_WORTH_A_COMPILATION` slots per pass
+    over the histories.
 
     Args:
-      lengths: Events of each history.
+      lengths: Number of events of each history.
       max_length: T, a multiple of `multiple`.
-      multiple: Each width is a multiple of this, the number of devices that share a row.
+      multiple: Each width is a multiple of this number: the devices that share a row.
     """
     widths = [max_length]
     for part in (2, 4, 8, 16):
@@ -39,23 +43,32 @@ def worthwhile_widths(
 
 
 def rows_at_once(batch_size: int, length: int, devices: int = 1) -> int:
-    """Histories a batch: `batch_size`, but fewer of such a length that a device would be overfull.
+    """The number of histories per batch: `batch_size`, or fewer if long histories need it.
+
+    A device reads at most `SLOTS_AT_ONCE` slots at once, but always at least one history.
 
     Args:
-      batch_size: The most, if that is one for each device; changes no result.
+      batch_size: The largest number of histories; changes no result.
       length: T, the slots of a history.
-      devices: Among which a batch's rows are dealt out evenly.
+      devices: Number of devices that share a batch's rows evenly.
     """
     rows = min(batch_size, devices * SLOTS_AT_ONCE // length)
     return max(1, rows // devices) * devices
 
 
 def longest_first(
-    lengths: Int[np.ndarray, " M"], batch_size: int
-) -> Iterator[tuple[Int[np.ndarray, " B"], int]]:
-    """Indices [batch_size] and how many of them are real, longest histories first.
+    lengths: Int[np.ndarray, "M"], batch_size: int
+) -> Iterator[tuple[Int[np.ndarray, "B"], int]]:
+    """Batches of histories, longest first, so that the histories of a batch are similar in length.
 
-    The last batch is filled up, so that a model compiles once for each width.
+    Args:
+      lengths: Number of events of each history.
+      batch_size: B.
+
+    Yields:
+      The indices [B] of a batch's histories, and how many of them are real. In the last batch the
+      others repeat its last history: all batches have one size, so JAX compiles a model only once
+      for each width.
     """
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, len(order), batch_size):
@@ -66,37 +79,40 @@ def longest_first(
 def read_queries(
     encode: Encode,
     dataset: Dataset,
-    users: Int[np.ndarray, " B"],
-    ends: Int[np.ndarray, " B"],
-    widths: Int[np.ndarray, " W"],
-    request_times: Int[np.ndarray, " B"] | None = None,
+    users: Int[np.ndarray, "B"],
+    ends: Int[np.ndarray, "B"],
+    widths: Int[np.ndarray, "W"],
+    request_times: Int[np.ndarray, "B"] | None = None,
 ) -> Float[Array, "B D"]:
-    """The hidden vector at the last event before each end.
+    """The hidden vector at the last event of each history.
 
     Args:
-      encode: The model's compiled function, dropout off.
-      dataset: Where the events are.
-      users: Whose history each is.
-      ends: Absolute event indices; a history ends before it, and holds an event.
-      widths: Of batches, ascending; the smallest that holds all of the histories is taken. The
-        last one is the most events that are read of any.
-      request_times: When each prediction is asked for, on the log's own clock; None: hidden.
+      encode: The model's compiled function, events [B, T] to hidden vectors [B, T, D], without
+        dropout.
+      dataset: The events.
+      users: The user of each history.
+      ends: The end of each history: the absolute index of the first event after it. A history has
+        at least one event.
+      widths: Batch widths, ascending. The function takes the smallest one that all histories fit
+        in. The last one is the largest number of events that the model reads of a history.
+      request_times: The request time of each prediction, on the log's own clock; None if the model
+        does not read request times.
     """
-    window = int((ends - dataset.offsets[users]).max())
-    width = int(widths[np.searchsorted(widths, min(window, widths[-1]))])
+    longest = int((ends - dataset.offsets[users]).max())
+    width = int(widths[np.searchsorted(widths, min(longest, widths[-1]))])
     events = gather_histories(dataset, users, ends, width, request_times)
-    return _read(encode(events), np.asarray(events.segment_ids).sum(1) - 1)
+    return _at_slots(encode(events), np.asarray(events.segment_ids).sum(1) - 1)
 
 
 def items_before(
-    dataset: Dataset, users: Int[np.ndarray, " B"], ends: Int[np.ndarray, " B"]
+    dataset: Dataset, users: Int[np.ndarray, "B"], ends: Int[np.ndarray, "B"]
 ) -> Int[np.ndarray, "B S"]:
-    """All items of each history before its end, zero-padded."""
+    """The items of each history, zero-padded to one of few widths (`ranks.seen_slots`)."""
     longest = int((ends - dataset.offsets[users]).max())
     return np.asarray(gather_histories(dataset, users, ends, seen_slots(longest)).items)
 
 
 @jax.jit
-def _read(hidden: Array, last: Array) -> Array:
-    """The hidden vector [B, D] at slot `last` [B] of each row."""
-    return hidden[jnp.arange(hidden.shape[0]), last]
+def _at_slots(hidden: Array, slots: Array) -> Array:
+    """The hidden vector [B, D] at the slot [B] of each row."""
+    return hidden[jnp.arange(hidden.shape[0]), slots]

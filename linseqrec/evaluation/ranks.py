@@ -1,8 +1,9 @@
-"""The rank of each user's target among the whole catalogue, in float32, a block of items at a time.
+"""The rank of each target among all items of the catalogue.
 
-`rank = 1 + #greater + #equal / 2` over the other candidates, so that a model which cannot tell
-items apart lands in the middle of the catalogue and not at its top. Item 0 is never a candidate,
-and a score that is not finite is an error, never a rank.
+`rank = 1 + #greater + #equal / 2`, counted over the other candidates. Half of the ties count, so
+that a model with constant scores ranks every target in the middle of the catalogue, not first.
+Item 0 is padding and never a candidate. A NaN or infinite score is an error, never a rank.
+Scores are float32, and the device holds those of one block of items at a time.
 
 Axis letters: B batch, D width, N catalogue, S seen items, K length of the recommended list.
 """
@@ -35,12 +36,18 @@ FilterSeen = Literal["none", "all"]
 
 
 def in_words(filter_seen: FilterSeen | str) -> str:
-    """What a filter does to seen items, for tables and figures: "filtered" or "not filtered"."""
+    """The filter of seen items in words, for tables and figures: "filtered" or "not filtered"."""
     return "filtered" if filter_seen == "all" else "not filtered"
 
 
 def seen_slots(longest: int) -> int:
-    """How wide seen items are padded: 256 or a power of 4 above, for few compilations."""
+    """The padded width of a batch of seen items: 256, or 256 times a power of 4.
+
+    JAX compiles once for each width, so few widths mean few compilations.
+
+    Args:
+      longest: The largest number of seen items in a row.
+    """
     width = 256
     while width < longest:
         width *= 4
@@ -48,52 +55,62 @@ def seen_slots(longest: int) -> int:
 
 
 class NonFiniteScoreError(UserError, ValueError):
-    """Some scores are NaN or infinite; `rows` are the indices of the rows that hold them."""
+    """Some scores are NaN or infinite.
+
+    Attributes:
+      rows: The rows with such scores: their indices, or their names (see `Counts.fetch`).
+    """
 
     def __init__(self, rows: np.ndarray, what: str = "rows"):
+        """Makes the message.
+
+        Args:
+          rows: The rows with NaN or infinite scores.
+          what: What a row is, in the plural: "rows", "users".
+        """
         self.rows = np.asarray(rows)
         shown = ", ".join(str(int(row)) for row in self.rows[:10])
         more = f" and {len(self.rows) - 10} more" if len(self.rows) > 10 else ""
         super().__init__(
-            f"NaN or infinite scores for {what} {shown}{more}: nothing can be ranked; look for "
-            "divergence in training or for inputs the model cannot digest"
+            f"the model gives NaN or infinite scores for {what} {shown}{more}, which have no rank. "
+            "Look for divergence in the training log, or for NaN or huge values in the input"
         )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How a batch of targets compares with the other candidates: all that a rank needs.
+    """For each target of a batch, how many candidates score above it and how many tie with it.
 
     Attributes:
-      greater: Candidates that score above the target.
-      equal: Other candidates that score exactly as the target.
-      seen: Distinct seen items other than the target; 0 without seen items.
-      seen_greater: Those of `greater` that are seen.
-      seen_equal: Those of `equal` that are seen.
+      greater: Number of candidates that score above the target.
+      equal: Number of other candidates with exactly the target's score.
+      seen: Number of distinct seen items, without the target; 0 if no seen items were passed.
+      seen_greater: Number of seen items among `greater`.
+      seen_equal: Number of seen items among `equal`.
       target_score: The target's own score.
       finite: Whether every score of the row is finite.
-      top: The K best candidates, best first, lower ids first among equals, 0 where there are no
-        more candidates; None when not asked.
-      top_unseen: The same without the seen items (the target stays).
+      top: Ids of the K best candidates, best first; of equal scores, the lower id first. Filled
+        up with 0 if there are fewer candidates. None if `top_k` was 0.
+      top_unseen: As `top`, without the seen items. The target stays in even if it was seen.
     """
 
-    greater: Int[Array, " B"]
-    equal: Int[Array, " B"]
-    seen: Int[Array, " B"]
-    seen_greater: Int[Array, " B"]
-    seen_equal: Int[Array, " B"]
-    target_score: Float[Array, " B"]
-    finite: Bool[Array, " B"]
+    greater: Int[Array, "B"]
+    equal: Int[Array, "B"]
+    seen: Int[Array, "B"]
+    seen_greater: Int[Array, "B"]
+    seen_equal: Int[Array, "B"]
+    target_score: Float[Array, "B"]
+    finite: Bool[Array, "B"]
     top: Int[Array, "B K"] | None = None
     top_unseen: Int[Array, "B K"] | None = None
 
     def fetch(self, what: str = "rows", names: np.ndarray | None = None) -> "Counts":
-        """The same counts as NumPy arrays, after the check that every score was finite.
+        """The same counts as NumPy arrays. Waits for the device.
 
         Args:
-          what: What the rows are, for the error message.
-          names: [B], how to name the rows in the error message; their indices by default.
+          what: What a row is, in the plural, for the error message.
+          names: [B], the rows' names for the error message; by default their indices.
 
         Raises:
           NonFiniteScoreError: Some scores are NaN or infinite.
@@ -105,11 +122,15 @@ class Counts:
         return counts
 
     def ranks(self, filter_seen: FilterSeen = "none", ties: Ties = "mean") -> np.ndarray:
-        """Ranks float64 [B], from 1; fractional where the target ties with others.
+        """Ranks, float64 [B], from 1. A rank is fractional if the target ties with others.
 
         Args:
-          filter_seen: "all" removes the seen items (never the target) from the candidates.
-          ties: "mean" puts the target in the middle of its equals, "pessimistic" behind them.
+          filter_seen: "all" removes the seen items from the candidates, but never the target.
+          ties: "mean" ranks the target in the middle of the items with its score, "pessimistic"
+            behind them.
+
+        Raises:
+          ValueError: `filter_seen` or `ties` is not one of its values.
         """
         if filter_seen not in ("none", "all"):
             raise ValueError(f"filter_seen must be 'none' or 'all', got {filter_seen!r}")
@@ -126,7 +147,7 @@ class Counts:
 def count_catalogue(
     hidden: Float[Array, "B D"],
     table: Float[Array, "N1 D"],
-    targets: Int[np.ndarray, " B"],
+    targets: Int[np.ndarray, "B"],
     seen: Int[np.ndarray, "B S"] | None = None,
     *,
     item_block: int = 8192,
@@ -134,30 +155,32 @@ def count_catalogue(
     num_items: int | None = None,
     mesh: Mesh | None = None,
 ) -> Counts:
-    """Scores every item by `hidden @ table.T` and compares each row's target with the others.
+    """Counts the items that score above each row's target, for scores `hidden @ table.T`.
 
-    Scores are float32 whatever the inputs are, at the highest matmul precision, and live a block
-    of items at a time. The target's own score comes out of the very same matmul instruction as the
-    scores it is compared with: blocks that hold targets are visited once more, first.
+    Scores are float32 at the highest matmul precision, whatever the type of the inputs. A target's
+    score must have the same bits as an equal item's, so it must come from the same matmul
+    instruction. The function therefore scores the blocks with targets first, to read the
+    targets' scores, and then scores all blocks to count.
 
     Args:
-      hidden: One query a row.
-      table: Item vectors by id, N + 1 rows; row 0 is padding and never a candidate.
+      hidden: One query per row.
+      table: Item vectors by id, N + 1 rows. Row 0 is padding and never a candidate.
       targets: Item ids from 1 to N.
-      seen: Item ids to report separately, padded with 0, in any order, repeats allowed; None for
-        none. The target itself is never among the `seen` counts.
-      item_block: Items scored at once, a multiple of 64; changes memory and speed, no result.
-      top_k: K, how many best candidates to return; 0 for none.
-      num_items: N, where the table has more rows, which are padding.
-      mesh: Where the table's rows are split over `model` and the queries over `data`, both evenly:
-        each device ranks against its own part of the catalogue, and what is put together are
-        targets' scores, counts, and K best of each part. None: all is on one device.
+      seen: Items to count separately, padded with 0, in any order; repeats are allowed. The
+        counts of seen items never include the target. None: no item was seen.
+      item_block: Items to score at once, a multiple of 64. Changes memory and speed, not results.
+      top_k: K, the number of best candidates to return; 0 for none.
+      num_items: N. Needed only if the table ends in padding rows.
+      mesh: The mesh that splits the table's rows evenly over `model`, and the queries evenly over
+        `data`. Each device compares with its own part of the catalogue. The devices then exchange
+        target scores, counts and the K best items of each part. None: all arrays are on one device.
 
     Returns:
-      `Counts` on the device, not waited for: `fetch()` brings them here and checks them.
+      `Counts` on the device. The function does not wait for them; `Counts.fetch` does.
 
     Raises:
-      ValueError: A target outside 1..N, shapes that do not fit, a bad `item_block`.
+      ValueError: A target is outside 1..N, shapes do not fit, `item_block` is not a multiple of
+        64, or `top_k` is larger than the catalogue.
     """
     targets = np.asarray(targets)
     num_rows = hidden.shape[0]
@@ -165,22 +188,24 @@ def count_catalogue(
     if targets.shape != (num_rows,) or hidden.shape[1] != table.shape[1]:
         raise ValueError(
             f"shapes do not fit: hidden {hidden.shape}, table {table.shape}, "
-            f"targets {targets.shape}"
+            f"targets {targets.shape}; they must be [B, D], [N + 1, D] and [B]"
         )
     _check_targets(targets, num_slots)
     if top_k > num_slots - 1:
-        raise ValueError(f"top_k is {top_k}, the catalogue has {num_slots - 1} items")
+        raise ValueError(
+            f"top_k is {top_k}, but the catalogue has {num_slots - 1} items: set it to at most that"
+        )
     parts = 1 if mesh is None else mesh.shape[MODEL]
     part_rows = table.shape[0] // parts
     block = items_a_block(part_rows, item_block)
-    visits, num_holding, num_visits = _plan_visits(targets, part_rows, parts, block)
+    visits, num_target_visits, num_visits = _plan_visits(targets, part_rows, parts, block)
     arrays = (
         hidden,
         table,
         targets.astype(np.int32),
         None if seen is None else np.asarray(seen).astype(np.int32),
         visits,
-        num_holding,
+        num_target_visits,
         num_visits,
     )
     sizes = {"num_slots": num_slots, "block": block, "top_k": top_k}
@@ -190,41 +215,42 @@ def count_catalogue(
 
 
 def _plan_visits(
-    targets: Int[np.ndarray, " B"], part_rows: int, parts: int, block: int
+    targets: Int[np.ndarray, "B"], part_rows: int, parts: int, block: int
 ) -> tuple[Int[np.ndarray, "P V"], int, int]:
-    """Which blocks of its rows each part of the table visits, in order.
+    """The blocks that each part of the table visits, in order.
 
     Returns:
-      visits: Of each part first the blocks that hold targets, then all.
-      num_holding: How many come first, in every part: some repeat their block 0.
-      num_visits: How many there are.
+      visits: For each part the blocks with targets, then all of its blocks.
+      num_target_visits: Number of visits to blocks with targets, the same for every part. A part
+        with fewer such blocks visits its block 0 instead.
+      num_visits: Number of all visits of a part.
     """
     blocks = np.arange(-(-part_rows // block))
-    holding = [
+    target_blocks = [
         np.unique(targets[targets // part_rows == part] % part_rows // block)
         for part in range(parts)
     ]
-    num_holding = max(map(len, holding))
-    # Dynamic count, fixed shape: no compilation of its own for every set of holding blocks.
+    num_target_visits = max(map(len, target_blocks))
+    # The shape does not depend on the number of blocks with targets, so JAX compiles only once.
     visits = np.zeros((parts, min(len(blocks), len(targets)) + len(blocks)), np.int32)
-    for row, found in zip(visits, holding, strict=True):
-        row[: len(found)] = found
-        row[num_holding : num_holding + len(blocks)] = blocks
-    return visits, num_holding, num_holding + len(blocks)
+    for row, own_blocks in zip(visits, target_blocks, strict=True):
+        row[: len(own_blocks)] = own_blocks
+        row[num_target_visits : num_target_visits + len(blocks)] = blocks
+    return visits, num_target_visits, num_target_visits + len(blocks)
 
 
 def catalogue_ranks(
     hidden: Float[Array, "B D"],
     table: Float[Array, "N1 D"],
-    targets: Int[np.ndarray, " B"],
+    targets: Int[np.ndarray, "B"],
     seen: Int[np.ndarray, "B S"] | None = None,
     *,
     ties: Ties = "mean",
     item_block: int = 8192,
 ) -> np.ndarray:
-    """Ranks float64 [B] of the targets; `seen` items, where given, are no candidates.
+    """Ranks of the targets, float64 [B]. Items in `seen` are no candidates.
 
-    See `count_catalogue` for the arguments and `Counts.ranks` for the definition.
+    `count_catalogue` describes the arguments, `Counts.ranks` the definition of a rank.
 
     Raises:
       NonFiniteScoreError: Some scores are NaN or infinite.
@@ -238,13 +264,14 @@ Carry = tuple[Counts, Best, Best]
 
 @functools.lru_cache
 def _count_split(mesh: Mesh, *, num_slots: int, block: int, top_k: int) -> Any:
-    """`_count_blocks` on a mesh, its arguments split; the counts come back to every device."""
+    """`_count_blocks` for arguments that a mesh splits. Every device gets all counts."""
     count = functools.partial(
         _count_blocks, num_slots=num_slots, block=block, top_k=top_k, axis_name=MODEL
     )
     rows, part, shared = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
     return jax.jit(
-        # What the parts agree on after the exchange is theirs alike, though nothing proves it.
+        # After the exchange the counts are the same on all devices of `model`. JAX cannot prove
+        # this, so its check is off.
         jax.shard_map(
             count,
             mesh=mesh,
@@ -263,7 +290,7 @@ def _count_blocks(
     targets: Array,
     seen: Array | None,
     visits: Array,
-    num_holding: Array,
+    num_target_visits: Array,
     num_visits: Array,
     *,
     num_slots: int,
@@ -271,62 +298,70 @@ def _count_blocks(
     top_k: int,
     axis_name: str | None = None,
 ) -> Counts:
-    """One loop over `visits`: the first `num_holding` find the targets' scores, the rest count.
+    """Visits the blocks of a table, or of this device's part of it, and counts.
 
-    A table of one block needs no loop. With an axis name the table is one of its parts, and the
-    parts put together what they found after each of the two.
+    The first `num_target_visits` visits read the targets' scores; the other visits count. With an
+    axis name, the devices exchange the target scores before they count, and the counts at the end.
+    A table of one block is visited once.
     """
     num_rows, part_rows = hidden.shape[0], table.shape[0]
     offset = 0 if axis_name is None else lax.axis_index(axis_name) * part_rows
-    # Items count from the part's first row.
-    own_targets = targets - offset
-    held = (own_targets >= 0) & (own_targets < part_rows)
+    # A target's row in this part of the table; outside the part if another device has it.
+    local_targets = targets - offset
+    target_is_here = (local_targets >= 0) & (local_targets < part_rows)
     query, table = padded_rows(hidden), padded_table(table, block)
     rows = jnp.arange(num_rows)
     # One block holds all targets: one visit finds their scores and counts.
     one_block = axis_name is None and part_rows <= block
 
-    def find(scores: Array, first: Array, start: Array, counts: Counts) -> Counts:
-        local = own_targets - start
-        inside = held & (own_targets >= first) & (local < block)
-        own = scores[rows, jnp.clip(local, 0, block - 1)]
-        return dataclasses.replace(counts, target_score=jnp.where(inside, own, counts.target_score))
+    # A block is the table's rows `start : start + block`. The last block starts inside the one
+    # before it; its rows below `first` were counted there and must not count twice.
+    def read_target_scores(scores: Array, first: Array, start: Array, counts: Counts) -> Counts:
+        column = local_targets - start
+        in_block = target_is_here & (local_targets >= first) & (column < block)
+        own = scores[rows, jnp.clip(column, 0, block - 1)]
+        return dataclasses.replace(
+            counts, target_score=jnp.where(in_block, own, counts.target_score)
+        )
 
-    def count(
+    def count_block(
         scores: Array, first: Array, start: Array, counts: Counts
     ) -> tuple[Counts, Array, Array]:
-        rows_here = start + jnp.arange(block)
-        ids = offset + rows_here
-        # The last block reaches back over the one before it; what that one counted is masked.
-        candidate = (rows_here >= first) & (rows_here < part_rows) & (ids > 0) & (ids < num_slots)
+        table_rows = start + jnp.arange(block)
+        ids = offset + table_rows
+        candidate = (table_rows >= first) & (table_rows < part_rows) & (ids > 0) & (ids < num_slots)
         other = candidate & (ids != targets[:, None])
-        above = other & (scores > counts.target_score[:, None])
-        level = other & (scores == counts.target_score[:, None])
+        greater = other & (scores > counts.target_score[:, None])
+        equal = other & (scores == counts.target_score[:, None])
         changes: dict[str, Array] = {
-            "greater": counts.greater + above.sum(1),
-            "equal": counts.equal + level.sum(1),
+            "greater": counts.greater + greater.sum(1),
+            "equal": counts.equal + equal.sum(1),
             "finite": counts.finite & (jnp.isfinite(scores) | ~candidate).all(1),
         }
-        removed = jnp.zeros_like(other)
+        is_seen = jnp.zeros_like(other)
         if seen is not None:
-            here = seen - offset
-            local = jnp.where((seen > 0) & (here >= first), here - start, block)
-            removed = other & removed.at[rows[:, None], local].set(True, mode="drop")
-            changes["seen"] = counts.seen + removed.sum(1)
-            changes["seen_greater"] = counts.seen_greater + (removed & above).sum(1)
-            changes["seen_equal"] = counts.seen_equal + (removed & level).sum(1)
-        return dataclasses.replace(counts, **changes), removed, candidate
+            local_seen = seen - offset
+            # Column `block` does not exist: `mode="drop"` ignores what would be written there.
+            column = jnp.where((seen > 0) & (local_seen >= first), local_seen - start, block)
+            is_seen = other & is_seen.at[rows[:, None], column].set(True, mode="drop")
+            changes["seen"] = counts.seen + is_seen.sum(1)
+            changes["seen_greater"] = counts.seen_greater + (is_seen & greater).sum(1)
+            changes["seen_equal"] = counts.seen_equal + (is_seen & equal).sum(1)
+        return dataclasses.replace(counts, **changes), is_seen, candidate
 
     def visit(index: Array, carry: Carry) -> Carry:
         first = visits[0, index] * block
         start = jnp.minimum(first, table.shape[0] - block)
         scores = score_block(query, table, start, block)[:num_rows]
 
-        def counted(counts: Counts, best: Best, best_unseen: Best) -> Carry:
-            counts, removed, candidate = count(scores, first, start, counts)
+        def target_visit(counts: Counts, best: Best, best_unseen: Best) -> Carry:
+            return read_target_scores(scores, first, start, counts), best, best_unseen
+
+        def counting_visit(counts: Counts, best: Best, best_unseen: Best) -> Carry:
+            counts, is_seen, candidate = count_block(scores, first, start, counts)
             if top_k:
                 best = merge_best(best, scores, candidate, offset + start)
-                unseen = candidate & ~removed
+                unseen = candidate & ~is_seen
                 best_unseen = (
                     merge_best(best_unseen, scores, unseen, offset + start)
                     if seen is not None
@@ -334,12 +369,11 @@ def _count_blocks(
                 )
             return counts, best, best_unseen
 
-        def found(counts: Counts, best: Best, best_unseen: Best) -> Carry:
-            return find(scores, first, start, counts), best, best_unseen
-
         if one_block:
-            return counted(*found(*carry))
-        return lax.cond(index < num_holding, found, counted, *carry)
+            return counting_visit(*target_visit(counts, best, best_unseen))
+        return lax.cond(
+            index < num_target_visits, target_visit, counting_visit, counts, best, best_unseen
+        )
 
     zeros = jnp.zeros(num_rows, jnp.int32)
     counts = Counts(
@@ -355,32 +389,34 @@ def _count_blocks(
     else:
 
         def phase(number: Array, carry: Carry) -> Carry:
-            begin = jnp.where(number == 0, 0, num_holding)
-            end = jnp.where(number == 0, num_holding, num_visits)
-            counts, *both = lax.fori_loop(begin, end, visit, carry)
-            known = lax.psum(jnp.where(held, counts.target_score, 0), axis_name)
-            return dataclasses.replace(counts, target_score=known), *both
+            begin = jnp.where(number == 0, 0, num_target_visits)
+            end = jnp.where(number == 0, num_target_visits, num_visits)
+            counts, best, best_unseen = lax.fori_loop(begin, end, visit, carry)
+            # Only the device whose part has the target adds its score to the sum.
+            target_score = lax.psum(jnp.where(target_is_here, counts.target_score, 0), axis_name)
+            return dataclasses.replace(counts, target_score=target_score), best, best_unseen
 
         counts, best, best_unseen = lax.fori_loop(0, 2, phase, carry)
-        counts = _put_together(counts, axis_name)
-        best, best_unseen = (_best_of_all(found, axis_name) for found in (best, best_unseen))
+        counts = _sum_over_parts(counts, axis_name)
+        best = _best_of_parts(best, axis_name)
+        best_unseen = _best_of_parts(best_unseen, axis_name)
     if not top_k:
         return counts
     return dataclasses.replace(counts, top=best[1], top_unseen=best_unseen[1])
 
 
-def _put_together(counts: Counts, axis_name: str) -> Counts:
-    """The counts over the whole catalogue from those over its parts."""
+def _sum_over_parts(counts: Counts, axis_name: str) -> Counts:
+    """Counts over the whole catalogue, from each device's counts over its part."""
     names = ("greater", "equal", "seen", "seen_greater", "seen_equal")
     sums = {name: lax.psum(getattr(counts, name), axis_name) for name in names}
     finite = lax.psum((~counts.finite).astype(jnp.int32), axis_name) == 0
     return dataclasses.replace(counts, finite=finite, **sums)
 
 
-def _best_of_all(best: Best, axis_name: str) -> Best:
-    """The best of the whole catalogue from the best of each part."""
-    # In the order of the parts, so that lower ids stay ahead of their equals.
-    scores, ids = (lax.all_gather(part, axis_name, axis=1, tiled=True) for part in best)
+def _best_of_parts(best: Best, axis_name: str) -> Best:
+    """The best items of the whole catalogue, from each device's best of its part."""
+    # `all_gather` keeps the order of the parts, so that of equal scores the lower id stays first.
+    scores, ids = (lax.all_gather(array, axis_name, axis=1, tiled=True) for array in best)
     top, chosen = lax.top_k(scores, best[0].shape[1])
     return top, jnp.take_along_axis(ids, chosen, axis=1)
 
@@ -396,21 +432,22 @@ def _check_targets(targets: np.ndarray, num_slots: int) -> None:
 
 def count_scores(
     scores: Float[np.ndarray, "B N1"],
-    targets: Int[np.ndarray, " B"],
+    targets: Int[np.ndarray, "B"],
     seen: Int[np.ndarray, "B S"] | None = None,
     *,
     top_k: int = 0,
 ) -> Counts:
-    """The same `Counts` from scores at hand, in their own precision: baselines and oracles.
+    """Counts as `count_catalogue` does, from the scores of a baseline or an oracle.
 
     Args:
-      scores: One row of scores by item id; column 0 is ignored.
+      scores: Scores by item id. The function compares them in their own precision and ignores
+        column 0.
       targets: Item ids from 1 to N.
       seen: As in `count_catalogue`.
       top_k: As in `count_catalogue`.
 
     Raises:
-      ValueError: A target outside 1..N.
+      ValueError: A target is outside 1..N.
     """
     scores, targets = np.asarray(scores), np.asarray(targets)
     num_rows, num_slots = scores.shape
@@ -420,23 +457,23 @@ def count_scores(
     other = np.ones(scores.shape, bool)
     other[:, 0] = False
     other[rows, targets] = False
-    above = other & (scores > own[:, None])
-    level = other & (scores == own[:, None])
-    mask = np.zeros(scores.shape, bool)
+    greater = other & (scores > own[:, None])
+    equal = other & (scores == own[:, None])
+    is_seen = np.zeros(scores.shape, bool)
     if seen is not None:
-        mask[rows[:, None], seen] = True
-        mask &= other
+        is_seen[rows[:, None], seen] = True
+        is_seen &= other
     top: Any = None
     top_unseen: Any = None
     if top_k:
-        top = _best(scores, np.zeros_like(mask), top_k)
-        top_unseen = _best(scores, mask, top_k)
+        top = _best_columns(scores, np.zeros_like(is_seen), top_k)
+        top_unseen = _best_columns(scores, is_seen, top_k)
     return Counts(
-        greater=above.sum(1),
-        equal=level.sum(1),
-        seen=mask.sum(1),
-        seen_greater=(above & mask).sum(1),
-        seen_equal=(level & mask).sum(1),
+        greater=greater.sum(1),
+        equal=equal.sum(1),
+        seen=is_seen.sum(1),
+        seen_greater=(greater & is_seen).sum(1),
+        seen_equal=(equal & is_seen).sum(1),
         target_score=own,
         finite=np.isfinite(scores[:, 1:]).all(1),
         top=top,
@@ -444,15 +481,16 @@ def count_scores(
     )
 
 
-def _best(scores: np.ndarray, removed: np.ndarray, top_k: int) -> np.ndarray:
-    """The `top_k` best columns from 1, best first, lower ids first among equals."""
-    kept = np.where(removed, -np.inf, scores)[:, 1:]
-    last = -np.partition(-kept, top_k - 1, axis=1)[:, top_k - 1 : top_k]
-    room = top_k - (kept > last).sum(1, keepdims=True)
-    level = kept == last
-    chosen = (kept > last) | (level & (np.cumsum(level, axis=1) <= room))
-    ids = np.nonzero(chosen)[1].reshape(-1, top_k)
-    values = np.take_along_axis(kept, ids, 1)
-    best = np.argsort(-values, axis=1, kind="stable")
-    ids = np.where(np.isneginf(values), 0, ids + 1)
-    return np.take_along_axis(ids, best, 1)
+def _best_columns(scores: np.ndarray, removed: np.ndarray, top_k: int) -> np.ndarray:
+    """Item ids [B, K] of the best scores, best first; of equal scores, the lower id first."""
+    scores = np.where(removed, -np.inf, scores)[:, 1:]
+    kth_score = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1 : top_k]
+    # Of the items with the K-th best score, take the first ones until the list is full.
+    places_left = top_k - (scores > kth_score).sum(1, keepdims=True)
+    tied = scores == kth_score
+    chosen = (scores > kth_score) | (tied & (np.cumsum(tied, axis=1) <= places_left))
+    columns = np.nonzero(chosen)[1].reshape(-1, top_k)
+    values = np.take_along_axis(scores, columns, 1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    ids = np.where(np.isneginf(values), 0, columns + 1)
+    return np.take_along_axis(ids, order, 1)

@@ -1,1 +1,1 @@
-"""Recommending while events come in: carried user states, and the best items from them."""
+"""Recommendations while events arrive, from a small state that the model carries per user."""

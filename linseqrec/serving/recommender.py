@@ -1,4 +1,4 @@
-"""`Recommender`: a model that is served, one event a user at a time."""
+"""`Recommender`: recommends while events arrive, and reads each event only once."""
 
 import functools
 import hashlib
@@ -35,22 +35,19 @@ _LAST_SECOND = np.iinfo(np.int32).max
 
 
 class Recommender:
-    """Carries users' states from event to event, and recommends from them.
+    """Updates users' states with new events, and recommends items from the states.
 
-    An event costs the same whether it is a user's tenth or ten-thousandth. What follows is, up to
-    rounding, what the model says of the whole history: not of its last T events, as launch.evaluate
-    reads it.
-
-    A model that was trained with data.request_time="known" reads an event as of the next one's
-    time, or as of the `now` of a recommendation: see `UserStates`.
+    An update costs the same for a user's 10th and 10,000th event. Up to rounding, a recommendation
+    equals the model's output for the user's whole history. `launch.evaluate` differs: it reads only
+    the last T events of a history.
 
     Times are seconds since the first event of the data set that the model was trained on
-    (`Events.timestamps`); `seconds` makes them of a log's own. In a log without times an event's
-    time is its number in its history.
+    (`Events.timestamps`); `seconds` converts the log's own times. In a log without times, the time
+    of an event is its number in its history.
 
     Attributes:
       num_items: N.
-      origin: The log's own time of that first event, in seconds.
+      origin: The time of the data set's first event, in seconds on the log's own clock.
     """
 
     def __init__(
@@ -63,57 +60,60 @@ class Recommender:
         chunk_length: int = 512,
         item_block: int = 8192,
     ):
-        """Takes a model as it is.
+        """Makes a recommender from a model in memory.
 
         Args:
-          model: With its trained parameters.
-          origin: `Dataset.origin` of the data set that it was trained on.
-          request_time: Whether the model is told request times: trained with
+          model: The model with its trained parameters.
+          origin: `Dataset.origin` of the data set that the model was trained on.
+          request_time: Whether the model reads request times, because it was trained with
             data.request_time="known".
-          identity: What is known of the model besides its class and parameters, for saved states.
-          chunk_length: The most events of a history that are encoded at once; changes memory and
-            speed, no result.
-          item_block: Items scored at once, a multiple of 64; changes memory and speed, no result.
+          identity: Fields to add to the model's class and parameters in `identity`, by which
+            `load` recognizes states of another model.
+          chunk_length: Number of events that `start` encodes at once. Changes memory and speed,
+            not results.
+          item_block: Items to score at once, a multiple of 64. Changes memory and speed, not
+            results.
 
         Raises:
-          ServingError: If the model carries no state.
+          ServingError: The model cannot carry a state, or `chunk_length` is below 1.
         """
         if chunk_length < 1:
             raise ServingError(f"chunk_length must be at least 1, got {chunk_length}")
-        self._known: Identity = {"model": type(model).__name__, **(identity or {})}
+        self._identity_fields: Identity = {"model": type(model).__name__, **(identity or {})}
         if request_time:
-            self._known = {**self._known, "request_time": "known"}
+            self._identity_fields = {**self._identity_fields, "request_time": "known"}
         self._request_time = request_time
         self._graphdef, self._params, self._rest = split_model(model)
         self._table = model.item_table()
         self.num_items, self.origin = self._table.shape[0] - 1, origin
         self._chunk_length, self._item_block = chunk_length, item_block
+        self._initial_states = jax.jit(self._before_any_event, static_argnums=1)
         self._advance = jax.jit(
             self._after_events_and_requests if request_time else self._after_events
         )
-        self._ask = jax.jit(self._hidden_at)
+        self._read_pending = jax.jit(self._hidden_at)
         if not model.carries_state:
             raise ServingError(
                 f"this {type(model).__name__} carries no state from event to event (SASRec, "
-                "RecGRELA with causal=False and HyTRec with time='shuffled' read whole rows): "
-                "recommend from whole histories, by launch.recommend"
+                "RecGRELA with causal=False and HyTRec with time='shuffled' read whole histories): "
+                "use python -m launch.recommend, which reads whole histories"
             )
 
     @classmethod
     def from_workdir(
         cls, folder: str | Path, checkpoint: str | int = "best", **settings: int
     ) -> Self:
-        """A run's model, from its workdir alone: the data set is not opened.
+        """A recommender with the model of a run. Does not read the data set.
 
         Args:
-          folder: The workdir.
+          folder: The run's workdir.
           checkpoint: "best", "latest", or a step.
-          **settings: `chunk_length` and `item_block`.
+          **settings: `chunk_length` and `item_block` of the constructor.
 
         Raises:
-          CheckpointError: If there is no such checkpoint, or it is not the configuration's.
-          ServingError: If the model carries no state.
-          WorkdirError: If the folder is no run's workdir.
+          CheckpointError: There is no such checkpoint, or it does not fit the run's configuration.
+          ServingError: The model cannot carry a state.
+          WorkdirError: The folder is not the workdir of a run.
         """
         folder = Path(folder)
         experiment, card = workdir.read_experiment(folder), workdir.read_card(folder)
@@ -135,80 +135,73 @@ class Recommender:
             **settings,
         )
 
-    def seconds(self, times: Any) -> Int[np.ndarray, " B"]:
-        """A log's own times, in whole seconds, as what `start` and `update` take.
+    def seconds(self, times: Any) -> Int[np.ndarray, "B"]:
+        """Times in seconds since the data set's first event, int32, as `start` and `update` need.
 
         Args:
-          times: Integers of any shape, as in `Dataset.timestamps` (of a log by the clock, seconds
-            since 1970).
-
-        Returns:
-          int32, seconds since the data set's first event.
+          times: Integers of any shape: times in whole seconds on the log's own clock, as in
+            `Dataset.timestamps`. Most logs count seconds since 1970.
 
         Raises:
-          ServingError: If a time lies before that event, or more than 68 years after it.
+          ServingError: A time is before the data set's first event, or more than 68 years after it.
         """
         times = _integers("times", times)
-        since = times - self.origin
-        bad = since[(since < 0) | (since > _LAST_SECOND)]
+        since_origin = times - self.origin
+        bad = since_origin[(since_origin < 0) | (since_origin > _LAST_SECOND)]
         if bad.size:
             raise ServingError(
                 f"time {int(bad[0]) + self.origin} is not within 2^31 s after {self.origin}, the "
-                "first event that the model was trained on: times are whole seconds of its log"
+                "time of the data set's first event: give whole seconds on the log's own clock"
             )
-        return since.astype(np.int32)
+        return since_origin.astype(np.int32)
 
     def start(self, history: Events) -> UserStates:
-        """Encodes whole histories, of any length, a chunk of events at a time.
+        """The states of users after their whole histories, which may have any length.
 
         Args:
-          history: [B, T], a user a row: segment 1, positions from 0, padding on the right only
-            (as of `gather_histories`). A row without events is a user of whom nothing is known.
-            Request times are not read: each is the next event's time.
-
-        Returns:
-          The users' states.
+          history: [B, T], one user per row, in time order, as from `gather_histories`. Events have
+            segment 1 and positions from 0; padding is on the right only. A row without events is a
+            new user. The method ignores `request_times` and takes the next event's time instead.
 
         Raises:
-          ServingError: If the rows are not of that form or not in time order, or hold items or
-            times that cannot be.
+          ServingError: The rows do not have this form, or an item or a time is out of range.
         """
-        items, timestamps = self._checked(*_rows(history))
+        items, timestamps = self._checked_events(*_checked_rows(history))
         num_users, longest = items.shape
-        # In powers of 2, for few compilations.
+        # Widths are powers of 2, so that JAX compiles for few of them.
         width = min(self._chunk_length, 1 << (longest - 1).bit_length())
         padding = ((0, 0), (0, -longest % width))
         items, timestamps = np.pad(items, padding), np.pad(timestamps, padding)
-        states = self._before_any_event(self._params, num_users)
+        states = self._initial_states(self._params, num_users)
         for first in range(0, items.shape[1], width):
             chunk = np.s_[:, first : first + width]
             states = self._advance(self._params, states, items[chunk], timestamps[chunk])
         return states
 
     def update(
-        self, states: UserStates, items: Int[Any, " B"], timestamps: Int[Any, " B"]
+        self, states: UserStates, items: Int[Any, "B"], timestamps: Int[Any, "B"]
     ) -> UserStates:
-        """Goes on by one event a user.
+        """The states after one more event of each user.
 
         Args:
-          states: Where the users stand; it stays as it is.
-          items: [B], item ids; 0 where a user has no event this time.
-          timestamps: [B], seconds since the data set's first event; any number where the item is 0.
-            An event that comes late, after one of a later time, is taken for one of that time.
+          states: The states before the events; the method does not change them.
+          items: [B], item ids; 0 for a user without a new event.
+          timestamps: [B], seconds since the data set's first event; any number if the item is 0. If
+            an event arrives late, its time is raised to that of the user's last event.
 
         Returns:
-          The states after the events. Those of users without one are the same to the bit.
+          New states. Those of users without a new event are equal to the bit.
 
         Raises:
-          ServingError: If there are other numbers of users, or items or times that cannot be.
+          ServingError: The number of items or times is not B, or one of them is out of range.
         """
         items, timestamps = _integers("items", items), _integers("timestamps", timestamps)
         if items.shape != (states.num_users,) or timestamps.shape != items.shape:
             raise ServingError(
-                f"the states are of {states.num_users} users, but there are items {items.shape} "
-                f"and timestamps {timestamps.shape}: give one of each a user"
+                f"the states are of {states.num_users} users, but items have shape {items.shape} "
+                f"and timestamps {timestamps.shape}: give one item and one time per user"
             )
-        items, timestamps = self._checked(items[:, None], timestamps[:, None])
+        items, timestamps = self._checked_events(items[:, None], timestamps[:, None])
         return self._advance(self._params, states, items, timestamps)
 
     def recommend(
@@ -217,45 +210,53 @@ class Recommender:
         k: int,
         filter_seen: Int[Any, "B S"] | None = None,
         *,
-        now: int | Int[Any, " B"] | None = None,
+        now: int | Int[Any, "B"] | None = None,
     ) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K"]]:
-        """The best items of the catalogue for each user, scored a block of items at a time.
+        """The K best items of the catalogue for each user.
 
         Args:
-          states: Where the users stand; each has had an event.
-          k: How many, from 1 to N; a program is compiled for each.
-          filter_seen: Items not to recommend, padded with 0, in any order; None: every item may be.
-          now: The request's time, in seconds since the data set's first event, of all users or one
-            a user [B]; for a model that is told request times, and for no other.
+          states: The users' states. Each user must have at least one event.
+          k: K, from 1 to N. JAX compiles once for each value.
+          filter_seen: Items to leave out, one row per user, in any order, padded with 0; None
+            leaves out no item.
+          now: The time of the request, in seconds since the data set's first event: one for all
+            users, or one per user [B]. Required for a model that reads request times; must be None
+            for other models.
 
         Returns:
-          ids: int32 [B, K], best first, the lower id first among equals; 0 where no item is left.
+          ids: int32 [B, K], best first; of equal scores, the lower id first. Filled up with 0 if
+            fewer than K items are left.
           scores: float32 [B, K]; -inf where the id is 0.
 
         Raises:
-          NonFiniteScoreError: If scores are NaN or infinite, with the rows of the users.
-          ServingError: If a user has had no event, an item to filter cannot be, `now` is missing or
-            of no use, or `now` lies before a user's last event.
-          ValueError: If the catalogue does not have k items.
+          NonFiniteScoreError: Some scores are NaN or infinite; names the users' rows.
+          ServingError: A user has no event, an item of `filter_seen` is not in the catalogue, or
+            `now` is missing, not allowed, or earlier than a user's last event.
+          ValueError: `k` is not in 1..N.
         """
-        strangers = np.flatnonzero(np.asarray(states.length) == 0)
-        if strangers.size:
+        without_event = np.flatnonzero(np.asarray(states.length) == 0)
+        if without_event.size:
             raise ServingError(
-                f"no event yet of users in rows {', '.join(map(str, strangers[:10]))}: there is "
-                "nothing to recommend from; leave them out"
+                f"the users in rows {', '.join(map(str, without_event[:10]))} have no event yet, "
+                "so the model has nothing to recommend from: leave these users out"
             )
         seen = None
         if filter_seen is not None:
             seen = _integers("filter_seen", filter_seen)
             if seen.ndim != 2 or len(seen) != states.num_users:
                 raise ServingError(
-                    f"filter_seen must be [{states.num_users}, S], one row a user, not {seen.shape}"
+                    f"filter_seen must be [{states.num_users}, S], one row per user, got "
+                    f"{seen.shape}"
                 )
             self._check_items(seen)
             padding = ((0, 0), (0, seen_slots(seen.shape[1]) - seen.shape[1]))
             seen = np.pad(seen, padding).astype(np.int32)
         requests = self._requests(states, now)
-        hidden = states.hidden if requests is None else self._ask(self._params, states, requests)
+        hidden = (
+            states.hidden
+            if requests is None
+            else self._read_pending(self._params, states, requests)
+        )
         assert hidden is not None
         ids, scores, finite = catalogue_top_k(
             hidden, self._table, k, seen, item_block=self._item_block
@@ -267,25 +268,26 @@ class Recommender:
 
     @functools.cached_property
     def identity(self) -> dict[str, str | int]:
-        """Whose states these are: the model's class, a digest of its parameters, and what is known.
+        """The model's class, a digest of its parameters, and the fields given to the constructor.
 
-        The first to ask waits for the parameters to be read once.
+        The first access reads all parameters.
         """
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self._params):
             digest.update(f"{parameter_path(path)} {leaf.shape} {leaf.dtype}\n".encode())
             digest.update(np.asarray(leaf).tobytes())
-        return {**self._known, "parameters": digest.hexdigest()}
+        return {**self._identity_fields, "parameters": digest.hexdigest()}
 
     def save(self, path: str | Path, states: UserStates) -> None:
-        """Writes states to an `.npz` file, together with whose they are (see `save_states`)."""
+        """Writes states and the model's identity to an `.npz` file (see `save_states`)."""
         save_states(path, states, self.identity)
 
     def load(self, path: str | Path) -> UserStates:
-        """Reads states of this very model and checkpoint; refuses others (see `load_states`)."""
+        """The states in a file. Those of another model are an error (see `load_states`)."""
         return load_states(path, self.identity, self._shapes)
 
     def _shapes(self, num_users: int) -> UserStates:
+        """States whose leaves are `jax.ShapeDtypeStruct`s."""
         before = functools.partial(self._before_any_event, num_users=num_users)
         return jax.eval_shape(before, self._params)
 
@@ -305,7 +307,7 @@ class Recommender:
         items: Int[Array, "B T"],
         timestamps: Int[Array, "B T"],
     ) -> UserStates:
-        """The states after the events of right-padded rows; T = 1 is the serving step."""
+        """The states after the events of right-padded rows, for a model without request times."""
         real = items > 0
         timestamps = jnp.where(real, jnp.maximum(timestamps, states.last_timestamp[:, None]), 0)
         positions = jnp.where(real, states.length[:, None] + jnp.arange(items.shape[1]), 0)
@@ -319,7 +321,6 @@ class Recommender:
             length=states.length + count,
             last_timestamp=timestamps[rows, last],
         )
-
         return _where(count > 0, after, states)
 
     def _after_events_and_requests(
@@ -329,25 +330,26 @@ class Recommender:
         items: Int[Array, "B T"],
         timestamps: Int[Array, "B T"],
     ) -> UserStates:
-        """`_after_events` of a model that is told request times.
+        """As `_after_events`, for a model that reads request times.
 
-        Slot j reads the event before event j, the pending one at first, as of a request at event
-        j's time.
+        Slot j reads event j - 1, with the time of event j as its request time. Slot 0 reads the
+        pending event, and the last event becomes pending.
         """
         real = items > 0
         assert states.pending is not None
         timestamps = jnp.where(real, jnp.maximum(timestamps, states.last_timestamp[:, None]), 0)
-        read = jnp.concatenate([states.pending[:, None], items[:, :-1]], axis=1)
+        previous = jnp.concatenate([states.pending[:, None], items[:, :-1]], axis=1)
         times = jnp.concatenate([states.last_timestamp[:, None], timestamps[:, :-1]], axis=1)
-        known = real & (read > 0)
+        # Before a user's first event nothing is pending, so slot 0 reads nothing.
+        has_event = real & (previous > 0)
         positions = states.length[:, None] - 1 + jnp.arange(items.shape[1])
-        fields = (read, times, jnp.ones_like(read), positions, timestamps)
-        events = Events(*(jnp.where(known, field, 0) for field in fields))
+        fields = (previous, times, jnp.ones_like(previous), positions, timestamps)
+        events = Events(*(jnp.where(has_event, field, 0) for field in fields))
         encoding = nnx.merge(self._graphdef, params, self._rest)(events, states.model)
         count = jnp.sum(real, axis=1, dtype=jnp.int32)
         rows, last = jnp.arange(len(count)), jnp.maximum(count - 1, 0)
         after = UserStates(
-            _where(jnp.any(known, axis=1), encoding.state, states.model),
+            _where(jnp.any(has_event, axis=1), encoding.state, states.model),
             None,
             length=states.length + count,
             last_timestamp=timestamps[rows, last],
@@ -358,7 +360,7 @@ class Recommender:
     def _hidden_at(
         self, params: nnx.State, states: UserStates, now: Int[Array, "B"]
     ) -> Float[Array, "B D"]:
-        """The hidden vectors of the pending events, asked for now."""
+        """The hidden vectors of the pending events, with request time `now` [B]."""
         assert states.pending is not None
         fields = (
             states.pending,
@@ -372,14 +374,14 @@ class Recommender:
         return model(events, states.model).hidden[:, 0].astype(jnp.float32)
 
     def _requests(
-        self, states: UserStates, now: int | Int[Any, " B"] | None
-    ) -> Int[np.ndarray, " B"] | None:
-        """The time of each user's request, once it is known to fit; None where it is hidden."""
+        self, states: UserStates, now: int | Int[Any, "B"] | None
+    ) -> Int[np.ndarray, "B"] | None:
+        """Each user's request time, checked; None for a model that does not read request times."""
         if not self._request_time:
             if now is not None:
                 raise ServingError(
-                    "now is given, but this model was trained with data.request_time='hidden': it "
-                    "cannot read the time of a request; leave now out"
+                    "this model was trained with data.request_time='hidden' and does not read the "
+                    f"time of a request, but now is {now}: leave now out"
                 )
             return None
         if now is None:
@@ -390,7 +392,8 @@ class Recommender:
         times = _integers("now", now)
         if times.shape not in ((), (states.num_users,)):
             raise ServingError(
-                f"now must be one time, or one a user, [{states.num_users}], not {times.shape}"
+                f"now must be one time, or one per user [{states.num_users}], got shape "
+                f"{times.shape}"
             )
         times = np.broadcast_to(times, states.num_users)
         last = np.asarray(states.last_timestamp)
@@ -398,21 +401,24 @@ class Recommender:
         if bad.size:
             row = bad[0]
             raise ServingError(
-                f"row {row}: now is {times[row]}: it must be at least {last[row]}, the time of the "
-                f"user's last event, and at most {_LAST_SECOND}, in seconds since the data set's "
-                "first event"
+                f"row {row}: now is {times[row]}, but must be at least {last[row]}, the time of "
+                f"the user's last event, and at most {_LAST_SECOND}, in seconds since the data "
+                "set's first event"
             )
         return times.astype(np.int32)
 
-    def _checked(self, items: np.ndarray, timestamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Items and timestamps [B, T] in int32, once they are known to fit; 0 at padding."""
+    def _checked_events(
+        self, items: np.ndarray, timestamps: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Items and timestamps [B, T], checked, as int32; 0 at padding."""
         self._check_items(items)
         bad = (items > 0) & ((timestamps < 0) | (timestamps > _LAST_SECOND))
         if bad.any():
             row, slot = np.argwhere(bad)[0]
             raise ServingError(
-                f"row {row}: timestamp {timestamps[row, slot]} is not in int32 seconds since the "
-                "data set's first event: `seconds` makes them of a log's own times"
+                f"row {row}: timestamp {timestamps[row, slot]} is not from 0 to {_LAST_SECOND} "
+                "seconds since the data set's first event: convert the log's own times with "
+                "Recommender.seconds"
             )
         timestamps = np.where(items > 0, timestamps, 0)
         return items.astype(np.int32), timestamps.astype(np.int32)
@@ -422,20 +428,23 @@ class Recommender:
         if bad.any():
             row, slot = np.argwhere(bad)[0]
             raise ServingError(
-                f"row {row}: item {items[row, slot]} is none of the catalogue's: ids run from 1 to "
-                f"{self.num_items}, 0 is none"
+                f"row {row}: item {items[row, slot]} is not in the catalogue: ids run from 1 to "
+                f"{self.num_items}, and 0 means no item"
             )
 
 
 def _where(chosen: Bool[Array, "B"], new: Tree, old: Tree) -> Tree:
-    """The leaves of one pytree in the users chosen, and of the other in the rest."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old
-    )
+    """A pytree with the leaves of `new` for the chosen users and of `old` for the others."""
+
+    def choose(new_leaf: Array, old_leaf: Array) -> Array:
+        mask = chosen.reshape(-1, *(1,) * (new_leaf.ndim - 1))
+        return jnp.where(mask, new_leaf, old_leaf)
+
+    return jax.tree.map(choose, new, old)
 
 
-def _rows(history: Events) -> tuple[np.ndarray, np.ndarray]:
-    """Items and timestamps [B, T] of histories in the form that `start` takes."""
+def _checked_rows(history: Events) -> tuple[np.ndarray, np.ndarray]:
+    """Items and timestamps [B, T] of histories that have the form `start` describes."""
     fields: dict[str, np.ndarray] = {
         name: _integers(name, getattr(history, name))
         for name in ("items", "timestamps", "segment_ids", "positions")
@@ -443,26 +452,29 @@ def _rows(history: Events) -> tuple[np.ndarray, np.ndarray]:
     items = fields["items"]
     if items.ndim != 2 or items.shape[1] < 1 or {x.shape for x in fields.values()} != {items.shape}:
         raise ServingError(
-            "histories are rows of at least one slot, [B, T], not "
+            "histories must be arrays of one shape [B, T] with at least one slot, got "
             + ", ".join(f"{name} {value.shape}" for name, value in fields.items())
         )
     real, slots = items > 0, np.arange(items.shape[1])
     timestamps = fields["timestamps"]
     earlier = np.diff(timestamps, axis=1, prepend=timestamps[:, :1]) < 0
     wrong = {
-        "padding stands before an event": real & (slots >= real.sum(1, keepdims=True)),
+        "there is padding before an event": real & (slots >= real.sum(1, keepdims=True)),
         "segment_ids are not 1 at events and 0 at padding": fields["segment_ids"] != real,
         "positions do not count from 0": real & (fields["positions"] != slots),
         "timestamps decrease": real & earlier,
     }
-    for what, where in wrong.items():
-        if where.any():
-            raise ServingError(f"row {np.argwhere(where)[0][0]}: {what}: give whole histories")
+    for problem, at_slots in wrong.items():
+        if at_slots.any():
+            row = np.argwhere(at_slots)[0][0]
+            raise ServingError(
+                f"row {row}: {problem}: give whole histories, as gather_histories returns them"
+            )
     return items, timestamps
 
 
 def _integers(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
-        raise ServingError(f"{name} must be integers, not {array.dtype}")
+        raise ServingError(f"{name} must be integers, got {array.dtype}")
     return array.astype(np.int64)

@@ -1,4 +1,4 @@
-"""`UserStates`: where users stand after their events, and the file that keeps it."""
+"""`UserStates`: the states that a model carries for users, and the file format to save them."""
 
 import dataclasses
 import json
@@ -16,35 +16,36 @@ from linseqrec.errors import UserError
 from linseqrec.files import replacing
 from linseqrec.models.weights import parameter_path
 
-# What a file says of the model that its states are of: names to digests, numbers or words.
+# Identifies the model that states belong to: a field's name to a digest, a number or a word.
 Identity = Mapping[str, str | int]
 
 
 class ServingError(UserError, ValueError):
-    """What cannot be served: a model without a state, a bad event, the states of another model."""
+    """The recommender cannot use a model, an event, a request, or a file of states."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UserStates:
-    """Where each user of a batch stands, of a size that does not depend on the history's length.
+    """The states of a batch of users. Their size does not depend on the history's length.
 
-    A pytree whose every leaf has the users in front: the states of some of them are
+    The object is a pytree, and the first axis of every leaf is the users. To select users, call
     `jax.tree.map(lambda leaf: leaf[rows], states)`.
 
-    A model that is told request times can read an event only once the time of the request after it
-    is known. So its states stay one event behind: the last event is pending until the next one
-    comes, and whoever recommends meanwhile reads it for that once.
+    A model that reads request times cannot read an event before it knows the time of the next
+    request. Its states therefore do not yet include the last event, which is *pending*.
+    `Recommender.update` reads the pending event when the next event arrives.
+    `Recommender.recommend` reads it for one request only and leaves the states as they are.
 
     Attributes:
-      model: What the model carries (`Encoding.state`); without the pending event, if there is one.
-      hidden: float32 [B, D], the last event's hidden vector; 0 before any event. None where events
-        are pending.
-      length: int32 [B], events so far: the position of the next one.
-      last_timestamp: int32 [B], the last event's, in seconds since the data set's first event; 0
-        before any.
-      pending: int32 [B], the last event's item; 0 before any event. None for a model that is not
-        told request times.
+      model: The model's own state (`Encoding.state`), without the pending event.
+      hidden: float32 [B, D], hidden vector of the last event; 0 before the first event. None for a
+        model that reads request times.
+      length: int32 [B], number of events so far, which is the position of the next event.
+      last_timestamp: int32 [B], time of the last event, in seconds since the data set's first
+        event; 0 before the first event.
+      pending: int32 [B], item of the pending event; 0 before the first event. None for a model that
+        does not read request times.
     """
 
     model: Any
@@ -55,26 +56,26 @@ class UserStates:
 
     @property
     def num_users(self) -> int:
-        """B."""
+        """The number of users, B."""
         return self.length.shape[0]
 
 
 def save_states(path: str | Path, states: UserStates, identity: Identity) -> None:
-    """Writes states in one move, so that no reader sees half a file.
+    """Writes states to a file in one step, so that other programs never read half a file.
 
     Args:
       path: An `.npz` file.
-      states: What to keep.
-      identity: Whose they are.
+      states: The states.
+      identity: The identity of their model.
 
     Raises:
-      ServingError: If the path does not end in `.npz`.
+      ServingError: The path does not end in `.npz`.
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise ServingError(f"user states are kept in an .npz file, not in {path}")
+        raise ServingError(f"cannot save user states in {path}: the file name must end in .npz")
     leaves = jax.tree_util.tree_leaves_with_path(states)
-    arrays: dict[str, Any] = {parameter_path(where): np.asarray(leaf) for where, leaf in leaves}
+    arrays: dict[str, Any] = {parameter_path(key): np.asarray(leaf) for key, leaf in leaves}
     with replacing(path) as partial:
         np.savez(partial, identity=np.array(json.dumps(dict(identity))), **arrays)
 
@@ -82,19 +83,17 @@ def save_states(path: str | Path, states: UserStates, identity: Identity) -> Non
 def load_states(
     path: str | Path, identity: Identity, like: Callable[[int], UserStates]
 ) -> UserStates:
-    """Reads what `save_states` wrote.
+    """The states that `save_states` wrote, on the device.
 
     Args:
       path: The file.
-      identity: Whose states are wanted.
-      like: The shapes and types of the states of B users.
-
-    Returns:
-      The states, on the device.
+      identity: The identity of the model that will use the states.
+      like: A function from B to states of B users with the right shapes and types.
 
     Raises:
-      ServingError: If the file is damaged or no such file, or its states are another model's: names
-        what differs.
+      ServingError: The file is damaged or has no user states, or its states belong to another
+        model; names the differences.
+      FileNotFoundError: There is no such file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -102,27 +101,27 @@ def load_states(
         saved = json.loads(str(arrays.pop("identity")))
         num_users = len(arrays["length"])
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ServingError(f"{path} holds no user states, or is damaged: {error}") from error
-    faults = [
-        f"{key}: {saved.get(key, 'not known')} there, {identity.get(key, 'not known')} here"
+        raise ServingError(f"{path} has no user states, or is damaged: {error}") from error
+    differences = [
+        f"{key}: {saved.get(key, 'none')} in the file, {identity.get(key, 'none')} in this model"
         for key in dict.fromkeys([*identity, *saved])
         if saved.get(key) != identity.get(key)
     ]
-    wanted = like(num_users)
-    kinds = {
-        parameter_path(where): (leaf.shape, leaf.dtype)
-        for where, leaf in jax.tree_util.tree_leaves_with_path(wanted)
+    template = like(num_users)
+    expected = {
+        parameter_path(key): (leaf.shape, leaf.dtype)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(template)
     }
-    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    if kinds != found:
-        names = [name for name in kinds | found if kinds.get(name) != found.get(name)]
-        faults.append(f"arrays of another shape or type: {', '.join(names)}")
-    if faults:
-        listed = "".join(f"\n  {fault}" for fault in faults)
+    actual = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if expected != actual:
+        names = [name for name in expected | actual if expected.get(name) != actual.get(name)]
+        differences.append(f"arrays of another shape or type: {', '.join(names)}")
+    if differences:
+        listed = "".join(f"\n  {difference}" for difference in differences)
         raise ServingError(
-            f"{path} holds states of another model or checkpoint: encode the histories anew, or "
-            f"serve what they are of{listed}"
+            f"the states in {path} belong to another model or checkpoint: load them with that one, "
+            f"or encode the histories again with Recommender.start{listed}"
         )
     return jax.tree_util.tree_map_with_path(
-        lambda where, _: jnp.asarray(arrays[parameter_path(where)]), wanted
+        lambda key, _: jnp.asarray(arrays[parameter_path(key)]), template
     )

@@ -1,9 +1,9 @@
-"""The algebra of sweeps: axes of overrides, and their product.
+"""Axes of a sweep and their product. An axis is a list of overrides, one element per run.
 
-grid      one field, its values one after another
-zipped    several fields, their values element by element
-draws     several fields, their values drawn together from ranges
-product   every element of one axis with every element of the others, the last varying fastest
+grid      the values of one field
+zipped    the values of several fields: the first values together, then the second ones
+draws     random values of several fields
+product   all combinations of the elements of several axes
 """
 
 import itertools
@@ -22,70 +22,74 @@ Axis = list[Overrides]
 
 
 def grid(field: str, values: Sequence[Any]) -> Axis:
-    """One field's values.
+    """An axis with the values of one field.
 
     Raises:
-      SweepError: If a value is given twice.
+      SweepError: A value is given twice.
     """
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise SweepError(f"{field} is to be {value!r} twice: a run is made once")
+            raise SweepError(f"{field} has the value {value!r} twice: give each value once")
     return [{field: value} for value in values]
 
 
 def zipped(values: Mapping[str, Sequence[Any]]) -> Axis:
-    """Several fields' values, the first of each together, then the second of each.
+    """An axis of several fields: the first values of all fields together, then the second ones.
 
     Raises:
-      SweepError: If their numbers differ, or an element occurs twice.
+      SweepError: The fields have different numbers of values, or an element occurs twice.
     """
     if len({len(column) for column in values.values()}) > 1:
         counts = ", ".join(f"{field} {len(column)}" for field, column in values.items())
-        raise SweepError(f"zipped fields need as many values as each other; they have {counts}")
+        raise SweepError(f"zipped fields need equal numbers of values; they have {counts}")
     axis = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     for index, element in enumerate(axis):
         if element in axis[:index]:
-            raise SweepError(f"{element} is zipped twice: a run is made once")
+            raise SweepError(f"the zip has {element} twice: give each combination once")
     return axis
 
 
 def draws(ranges: Mapping[str, Range], count: int, seed: int) -> Axis:
-    """Distinct random values of several fields.
+    """An axis with random values of several fields. All elements are different.
 
-    The same seed gives the same draws, and more of them begin with the same: a sweep can grow.
+    A seed always gives the same draws, and a larger count only appends draws, so a sweep can grow.
 
     Args:
-      ranges: By field.
-      count: How many.
-      seed: Of the draws.
+      ranges: The range of each field.
+      count: Number of draws.
+      seed: Seed of the draws.
 
     Raises:
-      SweepError: If the ranges do not hold so many.
+      SweepError: The ranges have fewer than `count` combinations.
     """
-    if count > math.prod(range_.size for range_ in ranges.values()):
-        raise SweepError(f"{count} draws are more than the ranges of {', '.join(ranges)} hold")
-    # A generator a field, so that neither the fields' order nor another field changes its draws.
+    size = math.prod(range_.size for range_ in ranges.values())
+    if count > size:
+        raise SweepError(
+            f"{count} draws are more than the {size:.0f} combinations in the ranges of "
+            f"{', '.join(ranges)}: draw fewer, or widen a range"
+        )
+    # Each field has its own generator, so its draws do not depend on the other fields.
     generators = {
         field: np.random.default_rng([seed, zlib.crc32(field.encode())]) for field in ranges
     }
     axis: Axis = []
     while len(axis) < count:
-        drawn = {field: ranges[field].at(generators[field].random()) for field in ranges}
-        if drawn not in axis:
-            axis.append(drawn)
+        element = {field: ranges[field].at(generators[field].random()) for field in ranges}
+        if element not in axis:
+            axis.append(element)
     return axis
 
 
 def product(axes: Sequence[Axis]) -> Axis:
-    """Every element of one axis with every element of the others, the last varying fastest.
+    """All combinations of the axes' elements. The last axis varies fastest.
 
     Raises:
-      SweepError: If a field stands in two axes.
+      SweepError: Two axes have the same field.
     """
     fields = [field for axis in axes for field in axis[0]]
     for field in fields:
         if fields.count(field) > 1:
-            raise SweepError(f"{field} is swept twice")
+            raise SweepError(f"{field} is swept twice: name it in one grid, zip or range only")
     return [
         {field: value for element in row for field, value in element.items()}
         for row in itertools.product(*axes)

@@ -1,4 +1,4 @@
-"""The folder of a run, named from what it overrides."""
+"""The name of a run's folder, made from the run's overrides."""
 
 import hashlib
 import re
@@ -7,20 +7,20 @@ from typing import Any
 
 from linseqrec.config_fields import short_name, to_text
 
-# File systems stop at 255 bytes.
-_LONGEST = 160
+# File systems allow names of 255 bytes. A digest of 11 characters follows a name of this length.
+_MAX_LENGTH = 160
 
 
 def folder_name(overrides: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """A folder's name such as "learning_rate=0.001,seed=0".
+    """The name of a run's folder, such as "learning_rate=0.001,seed=0".
 
-    It depends on these overrides alone, and no two share one, also where case is not told apart. A
-    value with other characters than `a-z0-9._-` is spelt with `-` in their place; it, and a name
-    too long for a file system, ends in a digest.
+    Different overrides have different names, even on file systems that ignore case. The name has
+    `-` for each character of a value that is not in `A-Za-z0-9._+-`. If a value has a character
+    that is not in `a-z0-9._-`, or if the name is too long, the name ends in a digest.
 
     Args:
-      overrides: By dotted name.
-      fields: All of the experiment's (`field_names`): they say how short a field's name can be.
+      overrides: The run's values by dotted field name.
+      fields: The names of all fields of the experiment (`field_names`), to shorten them.
     """
     texts = {
         field: list(map(to_text, value if isinstance(value, tuple) else (value,)))
@@ -32,7 +32,7 @@ def folder_name(overrides: Mapping[str, Any], fields: Sequence[str]) -> str:
         for field, parts in texts.items()
     )
     plain = all(re.fullmatch(r"[a-z0-9._-]*", part) for parts in texts.values() for part in parts)
-    if plain and len(name) <= _LONGEST:
+    if plain and len(name) <= _MAX_LENGTH:
         return name
     digest = hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:10]
-    return f"{name[:_LONGEST]},{digest}"
+    return f"{name[:_MAX_LENGTH]},{digest}"

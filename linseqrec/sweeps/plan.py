@@ -1,4 +1,4 @@
-"""The plan of a sweep: each run's folder, configuration, and what its folder holds already."""
+"""The plan of a sweep: the folder, the configuration and the state of each run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,12 +22,13 @@ class PlannedRun:
     """One run of a sweep.
 
     Attributes:
-      folder: Its workdir.
-      overrides: What it changes of the sweep's experiment, by dotted name.
-      experiment: Its configuration.
-      state: "new" (no checkpoint yet), "partial" (goes on where it stopped), "finished" (has
-        results), or "clash" (the folder is another configuration's, or a run's on other data).
-      clash: Why it is a clash.
+      folder: The run's workdir.
+      overrides: The run's values for fields of the sweep's experiment, by dotted name.
+      experiment: The run's configuration.
+      state: "new" means that the folder has no checkpoint, "partial" that it has a checkpoint and
+        the run will continue, and "finished" that it has results. "clash" means that it has a run
+        of another configuration or on other data.
+      clash: The reason for a clash; otherwise empty.
     """
 
     folder: Path
@@ -38,49 +39,49 @@ class PlannedRun:
 
 
 def make_plan(experiment: Experiment, axis: Axis, folder: Path) -> list[PlannedRun]:
-    """The runs of a sweep, each checked against the typed configuration and its folder.
+    """The runs of a sweep, with checked configurations and the states of their folders.
 
     Args:
-      experiment: What the runs have in common.
-      axis: What each of them overrides.
-      folder: The runs' folders stand in it.
+      experiment: The experiment whose fields the runs override.
+      axis: The overrides of each run.
+      folder: The folder of the sweep, in which each run has its own folder.
 
     Raises:
-      SweepError: If a run's configuration cannot be.
-      DatasetError: If data that a folder's run is to be compared with cannot be read.
-      SplitError: If they cannot be split so.
+      SweepError: A run's configuration is not valid.
+      DatasetError: The data set of a run whose folder has a checkpoint cannot be read.
+      SplitError: That data set cannot be split as configured.
     """
     names, cards = field_names(experiment), _Cards()
     runs = []
     for overrides in axis:
         try:
-            made = override(experiment, overrides)
+            run_experiment = override(experiment, overrides)
         except ConfigError as error:
             raise SweepError(f"{_flags(overrides)}: {error}") from error
-        place = folder / folder_name(overrides, names)
-        clash = _clash(place, made, cards)
+        run_folder = folder / folder_name(overrides, names)
+        clash = _clash(run_folder, run_experiment, cards)
         state: State = "new"
         if clash:
             state = "clash"
-        elif workdir.has_begun(place):
-            state = "finished" if (place / "results.json").exists() else "partial"
-        runs.append(PlannedRun(place, overrides, made, state, clash))
+        elif workdir.has_begun(run_folder):
+            state = "finished" if (run_folder / "results.json").exists() else "partial"
+        runs.append(PlannedRun(run_folder, overrides, run_experiment, state, clash))
     return runs
 
 
 def check_no_clash(runs: Sequence[PlannedRun]) -> None:
-    """Refuses a plan of which some folder is taken.
+    """Raises an error if the folder of a run has another run.
 
     Raises:
-      WorkdirError: With every clash.
+      WorkdirError: There is a clash; lists all clashes.
     """
     clashes = [run.clash for run in runs if run.state == "clash"]
     if clashes:
-        raise workdir.WorkdirError("\n".join([*clashes, "nothing was started"]))
+        raise workdir.WorkdirError("\n".join([*clashes, "the sweep has started no run"]))
 
 
 def plan_table(runs: Sequence[PlannedRun]) -> str:
-    """The plan as an aligned table, a run a line, with a count of the states below."""
+    """The plan as an aligned table with one line per run, and the number of runs in each state."""
     rows = [("folder", "overrides", "state")]
     for run in runs:
         rows.append((run.folder.name, _flags(run.overrides), run.state))
@@ -99,19 +100,19 @@ def _flags(overrides: dict[str, Any]) -> str:
 
 
 class _Cards:
-    """The cards of the data that runs are to be trained on, each made once."""
+    """The cards of data sets. Loads each data set only once."""
 
     def __init__(self) -> None:
-        self._known: dict[DataConfig, dict[str, Any]] = {}
+        self._cards: dict[DataConfig, dict[str, Any]] = {}
 
     def of(self, data: DataConfig) -> dict[str, Any]:
-        if data not in self._known:
-            self._known[data] = load_source(data).dataset.card
-        return self._known[data]
+        if data not in self._cards:
+            self._cards[data] = load_source(data).dataset.card
+        return self._cards[data]
 
 
 def _clash(folder: Path, experiment: Experiment, cards: _Cards) -> str:
-    """Why a run cannot be in a folder; empty if it can."""
+    """The reason why a run cannot use a folder; empty if it can."""
     if not workdir.has_begun(folder):
         return ""
     try:

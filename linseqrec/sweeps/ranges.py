@@ -1,4 +1,4 @@
-"""Ranges that random search draws from."""
+"""Ranges of values for random search."""
 
 import dataclasses
 import math
@@ -7,18 +7,18 @@ from typing import Literal
 
 from linseqrec.errors import SweepError
 
-# Of a value drawn; more would only lengthen the names of folders.
+# Digits of a drawn value. More digits would make the names of folders longer.
 SIGNIFICANT_DIGITS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Values between two bounds, both included.
+    """The values between two bounds, including both.
 
     Attributes:
-      scale: "lin" is uniform, "log" uniform in the logarithm, "int" uniform over whole numbers.
-      low: The least value.
-      high: The greatest.
+      scale: "lin" is uniform, "log" is uniform in the logarithm, "int" is uniform over integers.
+      low: The smallest value.
+      high: The largest value.
     """
 
     scale: Literal["lin", "log", "int"]
@@ -26,33 +26,36 @@ class Range:
     high: float
 
     def __post_init__(self) -> None:
-        lowest = 0 if self.scale == "log" else -math.inf
-        if not (math.isfinite(self.high) and lowest < self.low < self.high):
-            floor = "0 < low < high" if self.scale == "log" else "low < high"
-            raise SweepError(f"range {self.scale}:{self.low:g}:{self.high:g}: it must be {floor}")
+        lower_limit = 0 if self.scale == "log" else -math.inf
+        if not (math.isfinite(self.high) and lower_limit < self.low < self.high):
+            rule = "0 < low < high" if self.scale == "log" else "low < high"
+            raise SweepError(
+                f"range {self.scale}:{self.low:g}:{self.high:g}: the bounds must be finite, with "
+                f"{rule}"
+            )
 
     @property
     def size(self) -> float:
-        """How many values there are."""
+        """The number of values; infinite unless the scale is "int"."""
         return self.high - self.low + 1 if self.scale == "int" else math.inf
 
     def at(self, share: float) -> float | int:
-        """The value at a share in [0, 1) of the way from the low to the high bound."""
+        """The value at a share in [0, 1) of the way from the low to the high bound, rounded."""
         if self.scale == "int":
             return int(self.low + math.floor(share * self.size))
         if self.scale == "log":
             value = self.low * (self.high / self.low) ** share
         else:
             value = self.low + (self.high - self.low) * share
-        # Rounding must not leave the range.
+        # Clipped, because rounding could leave the range.
         return min(max(float(f"{value:.{SIGNIFICANT_DIGITS}g}"), self.low), self.high)
 
 
 def parse_range(text: str) -> Range:
-    """A range written "log:1e-4:1e-2", "lin:0:0.5" or "int:1:4".
+    """The range of a text such as "log:1e-4:1e-2", "lin:0:0.5" or "int:1:4".
 
     Raises:
-      SweepError: If it is written otherwise, or its bounds bound nothing.
+      SweepError: The text has another form, or its bounds are not in order.
     """
     match = re.fullmatch(r"(lin|log|int):([^:]+):([^:]+)", text)
     try:

@@ -1,4 +1,4 @@
-"""Runs as a SLURM job array, through submitit."""
+"""Submits the runs of a sweep as one SLURM job array, with the library submitit."""
 
 import dataclasses
 import re
@@ -11,9 +11,9 @@ from typing import Any
 from linseqrec.errors import SweepError
 from linseqrec.sweeps.task import Failure, Task, reason_of
 
-# Options of sbatch that are not free, and what to use instead: a flag of the sweep, or None where
-# submitit needs its own.
-_TAKEN = {
+# Options of sbatch that `--slurm_option` does not accept, each with the flag of launch.sweep to use
+# instead. None: submitit sets the option, and there is no flag.
+_RESERVED = {
     "array": "--parallel",
     "cpus-per-task": "--slurm_cpus",
     "error": None,
@@ -34,20 +34,20 @@ _TAKEN = {
 
 @dataclasses.dataclass(frozen=True)
 class SlurmConfig:
-    """What each job of the array asks for.
+    """The resources and limits of each job of the array.
 
     Attributes:
-      time_limit: Minutes.
-      partition: Empty for the cluster's default.
-      gpus: A job's GPUs.
-      cpus: A job's CPU cores.
-      memory_gb: A job's memory; 0 for the cluster's default.
-      parallel: Jobs at a time.
-      requeues: How often a job that reaches its time limit is queued again; one that is preempted
-        always is.
-      lead_seconds: How long before the time limit (or a preemption, where the cluster gives
-        notice) the training is told to end by SIGTERM.
-      options: Further options of sbatch, by their long names (see `read_options`).
+      time_limit: Time limit in minutes.
+      partition: Partition; empty for the cluster's default.
+      gpus: Number of GPUs.
+      cpus: Number of CPU cores.
+      memory_gb: Memory in GB; 0 for the cluster's default.
+      parallel: Number of jobs that may run at the same time.
+      requeues: How often SLURM queues a job again that has reached its time limit. A preempted job
+        is always queued again.
+      lead_seconds: Seconds from the SIGTERM that ends the training to the time limit. The same time
+        applies before a preemption, if the cluster announces it.
+      options: Other options of sbatch, by their long names (see `read_options`).
     """
 
     time_limit: int = 60
@@ -62,16 +62,16 @@ class SlurmConfig:
 
 
 def read_options(entries: Sequence[str]) -> dict[str, str | bool]:
-    """Reads options of sbatch.
+    """The options of sbatch in the flags `--slurm_option`.
 
     Args:
-      entries: "account=lab" each; "exclusive" for an option that takes no value.
+      entries: The flags' values, such as "account=lab"; "exclusive" for an option without a value.
 
     Returns:
-      The values by name, True for an option without one.
+      The value of each option by its name; True for an option without a value.
 
     Raises:
-      SweepError: If one is not written so, comes twice, or is the sweep's own to set.
+      SweepError: An entry has another form, an option is given twice, or another flag sets it.
     """
     options: dict[str, str | bool] = {}
     for entry in entries:
@@ -79,52 +79,59 @@ def read_options(entries: Sequence[str]) -> dict[str, str | bool]:
         name = name.replace("_", "-")
         if not re.fullmatch("[a-z][a-z0-9-]+", name) or (separator and not value):
             raise SweepError(
-                f"--slurm_option={entry} is not NAME=VALUE with the long name of an option of "
-                "sbatch, without dashes before it: --slurm_option=account=lab"
+                f"--slurm_option={entry} is not NAME=VALUE: give the long name of an option of "
+                "sbatch without dashes before it, such as --slurm_option=account=lab"
             )
-        if name in _TAKEN:
-            instead = f"use {_TAKEN[name]}" if _TAKEN[name] else "submitit sets it"
-            raise SweepError(f"--slurm_option={entry} is not free: {instead}")
+        if name in _RESERVED:
+            advice = (
+                f"use {_RESERVED[name]}" if _RESERVED[name] else "leave it out, submitit sets it"
+            )
+            raise SweepError(f"--slurm_option={entry} is not allowed: {advice}")
         if name in options:
-            raise SweepError(f"--slurm_option={name} is given twice")
+            raise SweepError(f"--slurm_option={name} is given twice: give it once")
         options[name] = value if separator else True
     return options
 
 
 class Training:
-    """What a job runs; queued again, it runs the same command, which resumes the training."""
+    """The function that a job runs. A job that is queued again calls it again and resumes the run.
+
+    Its name is in the files that submitit writes for jobs.
+    """
 
     def __init__(self, task: Task):
         self.task = task
 
     def __call__(self) -> None:
-        """Trains to the end.
+        """Trains until the run has ended.
 
         Raises:
-          RuntimeError: If the training failed.
+          RuntimeError: The training failed.
         """
-        # The notice of the end goes to every process of a job. It is for this one: the training,
-        # which would die of it and look like a failure, inherits the block.
-        notice = {signal.SIGUSR2}
-        signal.pthread_sigmask(signal.SIG_BLOCK, notice)
+        # SLURM announces the end of a job by SIGUSR2 to every process of the job. submitit handles
+        # it in this process. In the training process, which inherits the mask, it stays blocked: it
+        # would kill the training, and the job would look like a failure.
+        announcement = {signal.SIGUSR2}
+        signal.pthread_sigmask(signal.SIG_BLOCK, announcement)
         process = self.task.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, notice)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, announcement)
         try:
             code = process.wait()
         finally:
-            # A job that is queued again leaves by an exception; its folder must be free by then.
-            _end(process)
+            # submitit raises an exception here to queue the job again. The training must have ended
+            # by then, so that its workdir is not locked.
+            _terminate(process)
         if code:
             raise RuntimeError(str(Failure(self.task, reason_of(code))))
 
     def checkpoint(self) -> Any:
-        """What to queue when the job has to end: itself."""
+        """The function for submitit to queue when the job has to end: the same training."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(Training(self.task))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _terminate(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     process.wait()
 
@@ -136,19 +143,19 @@ def submit(
     *,
     cluster: str = "slurm",
 ) -> list[Any]:
-    """Submits the tasks as one job array.
+    """Submits the tasks as one job array, one job per task.
 
     Args:
-      tasks: A job each.
-      config: What they ask for.
-      folder: Where submitit keeps its files; on a cluster, shared with its nodes.
-      cluster: "slurm"; "local" runs the same jobs on this machine, all at once, to try them.
+      tasks: The tasks.
+      config: The resources of each job.
+      folder: Folder for submitit's files. All nodes of the cluster must see it.
+      cluster: "slurm", or "local", which runs the same jobs at once on this machine, for tests.
 
     Returns:
-      submitit's jobs, in order.
+      submitit's jobs, in the order of the tasks.
 
     Raises:
-      SweepError: If submitit is not installed, there is no SLURM here, or SLURM refuses the jobs.
+      SweepError: submitit is not installed, this machine has no SLURM, or SLURM rejects the jobs.
     """
     try:
         import submitit
@@ -162,7 +169,9 @@ def submit(
             local_max_num_timeout=config.requeues,
         )
     except RuntimeError as error:
-        raise SweepError(f"{error} Use another executor on this machine.") from error
+        raise SweepError(
+            f"{error} Start the sweep on a machine with SLURM, or choose another --executor"
+        ) from error
     executor.update_parameters(
         name=folder.parent.name or "sweep",
         timeout_min=config.time_limit,
@@ -173,21 +182,22 @@ def submit(
         slurm_partition=config.partition or None,
         slurm_array_parallelism=config.parallel,
         slurm_signal_delay_s=config.lead_seconds,
-        # Not every cluster queues preempted jobs again unless they ask for it.
+        # Some clusters queue a preempted job again only if it asks for this.
         slurm_additional_parameters={"requeue": True, **config.options},
     )
     try:
         with executor.batch():
             return [executor.submit(Training(task)) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
-        raise SweepError(f"SLURM refuses the jobs: {str(error).strip()}") from error
+        raise SweepError(f"SLURM rejects the jobs: {str(error).strip()}") from error
 
 
 def wait_for(jobs: Sequence[Any], tasks: Sequence[Task]) -> list[Failure]:
-    """Waits for submitted jobs to end.
+    """Waits until all jobs have ended, and returns the failures.
 
-    Returns:
-      Those that failed.
+    Args:
+      jobs: The jobs from `submit`.
+      tasks: Their tasks.
     """
     failures = []
     for job, task in zip(jobs, tasks, strict=True):

@@ -1,8 +1,10 @@
-"""Checkpoints: the best and the latest two, each a training state beside the run's progress.
+"""Checkpoints of a run: the best one and the latest two.
 
-Orbax writes a checkpoint in the background and moves it to its place when it is whole, but would
-load one that was damaged since: with a flipped byte, without a word. So each is sealed by digests
-of its files, `sha256/STEP.json`, and whoever asks for the latest gets the latest that is sound.
+A checkpoint contains the training state and the run's progress. Orbax writes it in the background
+and moves it to its place when it is complete. But Orbax does not detect later damage: it loads a
+file with a flipped byte without an error. `Checkpoints` therefore *seals* a checkpoint: it writes
+the digests of the checkpoint's files to `sha256/STEP.json` and checks them before it loads. A
+checkpoint is *sound* if its files match its digests.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,27 +32,28 @@ from linseqrec.training.step import TrainState
 
 _METRIC = "selection_metric"
 _STEP = "step"
-# A damaged checkpoint then leaves one to go back to.
-_LATEST_KEPT = 2
+# Two, so that a run can continue from the other one if one is damaged.
+_NUM_LATEST = 2
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that is not there, is damaged, or does not fit the model that asks for it."""
+    """A checkpoint does not exist, is damaged, could not be saved, or does not fit the model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands, beside its arrays.
+    """The progress of a run that a checkpoint saves besides the training state.
 
     Attributes:
-      iterator: The data iterator's state.
-      validated_step: The last step that was validated.
-      best_step: The step whose validation was best so far.
-      best_metric: Its selection metric.
-      stale: Validations since then.
-      seconds: Wall time spent training so far, over all resumptions.
-      unlogged: Sums over the steps since the last record of training metrics.
-      shapes: Of those arrays that were saved with a mesh's padding, by name, without it.
+      iterator: State of the data iterator.
+      validated_step: The last step with a validation.
+      best_step: The step with the best validation so far.
+      best_metric: The selection metric of `best_step`.
+      stale: Number of validations since `best_step`.
+      seconds: Wall time of training in seconds, over all starts of the run.
+      unlogged: Sums of training metrics over the steps since the last log record.
+      shapes: For each array that was saved with a mesh's padding, by name: its shape without the
+        padding.
     """
 
     iterator: dict[str, Any]
@@ -63,31 +66,33 @@ class Progress:
     shapes: dict[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     def after_validation(self, step: int, metric: float) -> "Progress":
-        """The progress after a validation of `step` whose selection metric is `metric`."""
+        """The progress after a validation of `step` with the selection metric `metric`."""
         progress = dataclasses.replace(self, validated_step=step, stale=self.stale + 1)
         if metric > self.best_metric:
             return dataclasses.replace(progress, best_step=step, best_metric=metric, stale=0)
         return progress
 
 
-# Other versions save fewer fields, or more.
-_PROGRESS = [field.name for field in dataclasses.fields(Progress)]
+# A checkpoint of another version may have fewer or more fields, so `progress` reads by name.
+_PROGRESS_FIELDS = [field.name for field in dataclasses.fields(Progress)]
 
 
 def ever_saved(folder: Path) -> bool:
-    """Whether a checkpoint was ever saved in a folder of checkpoints, sound or damaged."""
+    """Whether a folder of checkpoints has, or ever had, a checkpoint, sound or damaged."""
     traces = (*folder.glob("sha256/*.json"), *folder.glob("damaged/*"), *folder.glob("*"))
     return any(path.name.partition("-")[0].removesuffix(".json").isdigit() for path in traces)
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager, since a save not waited for is lost.
+    """Saves and loads the checkpoints of one run.
 
-    Keeps the best step and the latest two. One run writes into a folder at a time; of several
-    processes each writes its own parts of the arrays, and the first one seals the whole.
+    Use it as a context manager: on exit it waits for the save in the background, which would
+    otherwise be lost. It keeps the best checkpoint and the latest two. Only one run may write into
+    a folder at a time. If a run has several processes, each writes its own parts of the arrays, and
+    process 0 seals the checkpoint.
 
-    A checkpoint fits every mesh: arrays are saved with the padding that their mesh asks for, and
-    restored with that of the mesh that asks for them.
+    A checkpoint fits every mesh: it contains the arrays with the padding of the mesh that saved
+    them, and loading changes the padding to that of the current mesh.
     """
 
     def __init__(
@@ -100,15 +105,16 @@ class Checkpoints:
         """Opens the folder.
 
         Args:
-          folder: Of the checkpoints.
-          read_only: Whether it is left as it is.
-          shapes: Of those arrays of the states saved and asked for that are padded, by name,
-            without the padding.
+          folder: Folder of the checkpoints.
+          read_only: Whether to open the folder without changing anything in it.
+          shapes: The shapes without padding (`sharding.shapes_before_padding`) of those arrays
+            that the current mesh pads, by name.
         """
         policies = [
-            checkpoint_managers.LatestN(n=_LATEST_KEPT),
+            checkpoint_managers.LatestN(n=_NUM_LATEST),
             checkpoint_managers.BestN(
-                # Of equals the first, as the loop has it: Orbax would keep the last.
+                # Of equal metrics the first one is the best, as in the training loop. By the metric
+                # alone, Orbax would keep the last one.
                 get_metric_fn=lambda metrics: (metrics[_METRIC], -metrics.get(_STEP, 0)),
                 n=1,
                 keep_checkpoints_without_metrics=False,
@@ -148,22 +154,22 @@ class Checkpoints:
             self._close()
 
     def save(self, state: TrainState, progress: Progress, metric: float | None = None) -> None:
-        """Saves in the background under the state's step.
+        """Starts to save a checkpoint in the background; its number is the state's step.
 
         Args:
           state: The training state.
           progress: The run's progress.
-          metric: Ranks the checkpoint, higher is better; None: it is never the best.
+          metric: The selection metric, higher is better. None: the checkpoint is never the best.
 
         Raises:
-          CheckpointError: If the save before this one failed.
+          CheckpointError: The previous save failed.
         """
         self.wait()
         step = int(state.step)
         if step in self._steps():
-            # Saved by a preemption before its validation. Were the run killed just here, it would
-            # go on from the one before.
-            self._digests(step).unlink(missing_ok=True)
+            # A preemption saved this step before its validation. A run that is killed between this
+            # deletion and the next save continues from the checkpoint before.
+            self._digests_path(step).unlink(missing_ok=True)
             self._guard(lambda: self._manager.delete(step), step)
         self._guard(
             lambda: self._manager.save(
@@ -183,10 +189,10 @@ class Checkpoints:
         self._sealing.start()
 
     def wait(self) -> None:
-        """Waits for the save under way.
+        """Waits for the save in the background, if there is one.
 
         Raises:
-          CheckpointError: If it failed; says which checkpoints there are.
+          CheckpointError: The save failed; lists the sound checkpoints.
         """
         if self._sealing is not None:
             self._sealing.join()
@@ -198,13 +204,13 @@ class Checkpoints:
     def _close(self) -> None:
         try:
             self._manager.close()
-        # Orbax raises the error of a failed save once more, in the place of ours.
+        # After a failed save Orbax raises its error again here. It would replace ours.
         except Exception:
             if not self._failed:
                 raise
 
     def _seal(self, step: int) -> None:
-        """Waits until a step is written, and writes its digests."""
+        """Waits until Orbax has written a checkpoint, and writes its digests."""
         try:
             self._guard(self._manager.wait_until_finished, step)
             if distributed.is_first():
@@ -213,20 +219,21 @@ class Checkpoints:
             self._failure = error
 
     def _write_digests(self, step: int) -> None:
-        path = self._digests(step)
+        """Writes the digests of a checkpoint, and deletes those of deleted checkpoints."""
+        path = self._digests_path(step)
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(json.dumps(_digests(self._folder / str(step))))
-        kept = {str(step) for step in self._manager.all_steps()}
+        saved_steps = {str(step) for step in self._manager.all_steps()}
         for other in path.parent.glob("*.json"):
-            if other.stem not in kept:
+            if other.stem not in saved_steps:
                 other.unlink(missing_ok=True)
 
-    def _guard(self, write: Any, step: int) -> None:
-        """Runs a part of a save; what goes wrong becomes a message."""
+    def _guard(self, write: Callable[[], Any], step: int) -> None:
+        """Calls a part of a save, and turns its errors into a `CheckpointError`."""
         try:
             write()
-        # Orbax passes on whatever its storage raises: OSError, ValueError, XlaRuntimeError.
+        # Orbax passes on what its storage raises: OSError, ValueError, XlaRuntimeError.
         except Exception as error:
             self._failed = True
             self._manager.reload()
@@ -234,47 +241,49 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {step} could not be saved in {self._folder} (disk full?): "
                 f"{_first_line(error)}\nSound checkpoints: {', '.join(map(str, sound)) or 'none'}. "
-                "Make room and run the same command again"
+                "Free some disk space and run the same command again"
             ) from error
 
-    def _digests(self, step: int) -> Path:
+    def _digests_path(self, step: int) -> Path:
         return self._folder / "sha256" / f"{step}.json"
 
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
     def faults(self, step: int) -> list[str]:
-        """What is wrong with a checkpoint's files: those that are missing or have changed.
+        """A message for each file of a checkpoint that is missing or has changed.
 
-        One that was not sealed (its process was killed at that moment) was moved to its place
-        whole: nothing more is known of it, and none is found wrong.
+        A process that is killed just after it saved leaves a checkpoint without digests. Orbax had
+        moved it to its place, so it was complete; the method returns no faults for it.
         """
-        path = self._digests(step)
+        path = self._digests_path(step)
         if not path.exists():
             return []
-        now = _digests(self._folder / str(step))
+        current = _digests(self._folder / str(step))
         return [
-            f"{name} {'has changed' if name in now else 'is missing'}"
+            f"{name} {'has changed' if name in current else 'is missing'}"
             for name, digest in json.loads(path.read_text()).items()
-            if now.get(name) != digest
+            if current.get(name) != digest
         ]
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
-        """The newest sound checkpoint; damaged ones are named and set aside.
+        """The newest sound checkpoint.
+
+        Prints which newer checkpoints are damaged, and moves these to the folder `damaged`. Moves
+        none if the folder is open read-only.
 
         Args:
-          like: A state of the run's configuration.
+          like: A training state of the run's configuration.
 
         Returns:
-          State and progress; None where nothing was ever saved.
+          State and progress; None if the run has no checkpoint.
 
         Raises:
-          CheckpointError: If there are checkpoints and all are damaged, or the newest sound one is
-            of another model.
+          CheckpointError: All checkpoints are damaged, or the newest sound one does not fit `like`.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
-            # The first process judges, or the others might go on from another step.
+            # Process 0 decides, so that all processes continue from the same step.
             faults = distributed.on_first(functools.partial(self.faults, step))
             if not faults:
                 if misfits := self._misfits(step, like, "model and optimizer"):
@@ -282,8 +291,8 @@ class Checkpoints:
                 try:
                     restored = self._read(step, like), self.progress(step)
                 except Exception as error:  # Orbax's errors have no common class.
-                    if self._digests(step).exists():
-                        # Its files are as they were written: the fault is not the checkpoint's.
+                    if self._digests_path(step).exists():
+                        # The files match their digests, so the error is not damage.
                         raise
                     faults = [_first_line(error)]
                 else:
@@ -292,16 +301,17 @@ class Checkpoints:
             damaged[step] = f"checkpoint {step} is damaged: {'; '.join(faults[:3])}"
             print(damaged[step], file=sys.stderr, flush=True)
         if damaged:
-            # They stay where they are, so that no later start takes the run for a new one.
+            # The damaged checkpoints stay in place: otherwise the next start would train from the
+            # beginning in the same workdir.
             raise CheckpointError(
                 "\n".join(damaged.values())
                 + f"\nno sound checkpoint is left in {self._folder}: to "
-                "train from the start, choose another --workdir"
+                "train from the beginning, choose another --workdir"
             )
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Moves damaged steps out of the way, so that the run can save those steps again."""
+        """Moves damaged checkpoints to another folder, so that the run can save their steps."""
         if steps and not self._read_only:
             for step in steps:
                 distributed.on_first(functools.partial(self._move_away, step))
@@ -312,80 +322,85 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
         os.replace(self._folder / str(step), folder / f"{step}-{number}")
-        self._digests(step).unlink(missing_ok=True)
+        self._digests_path(step).unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
-        """The steps saved, ascending; damaged ones too."""
+        """The steps of all checkpoints, ascending, including damaged ones."""
         self.wait()
         return self._steps()
 
     def sound_steps(self) -> list[int]:
-        """The steps whose files are sound, ascending."""
+        """The steps of the sound checkpoints, ascending."""
         return [step for step in self.steps() if not self.faults(step)]
 
-    def resolve(self, which: str | int) -> int:
-        """The step that "best", "latest" or a step's number means.
+    def resolve(self, checkpoint: str | int) -> int:
+        """The step of a checkpoint.
+
+        Args:
+          checkpoint: "best", "latest", or the number of a step.
 
         Raises:
-          CheckpointError: If there is none, with those that there are; or all are damaged.
+          CheckpointError: There is no such checkpoint (lists the existing ones), or "best" is asked
+            for and all checkpoints are damaged.
         """
         steps = self.steps()
         if not steps:
-            raise CheckpointError(f"no checkpoint in {self._folder}: has the run been trained?")
-        if which == "latest":
+            raise CheckpointError(
+                f"no checkpoint in {self._folder}: train the run first, or check --workdir"
+            )
+        if checkpoint == "latest":
             return steps[-1]
-        if which == "best":
+        if checkpoint == "best":
             newest = next((step for step in reversed(steps) if not self.faults(step)), None)
             if newest is None:
                 raise CheckpointError(f"all checkpoints in {self._folder} are damaged: {steps}")
             return self.progress(newest).best_step
-        if not str(which).isdigit() or int(which) not in steps:
+        if not str(checkpoint).isdigit() or int(checkpoint) not in steps:
             raise CheckpointError(
-                f"no checkpoint {which!r} in {self._folder}: there are 'best', 'latest' and steps "
-                f"{', '.join(map(str, steps))}"
+                f"no checkpoint {checkpoint!r} in {self._folder}: there are 'best', 'latest' and "
+                f"steps {', '.join(map(str, steps))}"
             )
-        return int(which)
+        return int(checkpoint)
 
     def progress(self, step: int) -> Progress:
-        """The run's progress as saved at `step`."""
+        """The run's progress in the checkpoint of a step."""
         saved = self._manager.restore(
             step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
         ).progress
-        return Progress(**{name: saved[name] for name in _PROGRESS if name in saved})
+        return Progress(**{name: saved[name] for name in _PROGRESS_FIELDS if name in saved})
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The training state saved at `step`.
+        """The training state in the checkpoint of a step.
 
         Args:
-          step: One of the steps saved.
-          like: A state (arrays or their shapes) of the run's configuration.
+          step: The step of a checkpoint.
+          like: A training state (arrays or their shapes) of the run's configuration.
 
         Raises:
-          CheckpointError: If it is damaged, or its arrays are not those of such a state; names
-            them.
+          CheckpointError: The checkpoint is damaged, or has other arrays than `like`; names them.
         """
         self._check(step, like, "model and optimizer")
         return self._read(step, like)
 
     def _read(self, step: int, like: TrainState) -> TrainState:
-        """The state of a step that has been checked."""
+        """The training state in a checkpoint that has been checked."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(
-            # Not strict about shapes, which have been checked: padding comes and goes.
             step,
+            # Not strict about shapes: they differ by padding, and the check has compared the rest.
             args=ocp.args.Composite(state=ocp.args.StandardRestore(target, strict=False)),
         ).state
 
     def restore_params(self, step: int, like: nnx.State) -> nnx.State:
-        """The model's parameters saved at `step`, and nothing else of the training state.
+        """The model's parameters in the checkpoint of a step; does not read the optimizer's state.
 
         Args:
-          step: One of the steps saved.
+          step: The step of a checkpoint.
           like: Parameters (arrays or their shapes) of the run's model.
 
         Raises:
-          CheckpointError: If it is damaged, or the arrays saved are not those of such a model;
-            names them.
+          CheckpointError: The checkpoint is damaged, or has other parameters than `like`; names
+            them.
         """
         part = {"params": like}
         self._check(step, part, "model")
@@ -400,7 +415,7 @@ class Checkpoints:
             return reader.restore(folder, args=arguments)["params"]
 
     def _check(self, step: int, like: Any, what: str) -> None:
-        """Refuses a checkpoint that is damaged, or does not fit."""
+        """Raises an error if a checkpoint is damaged, or its arrays are not those of `like`."""
         faults = self.faults(step)
         if faults:
             raise CheckpointError(
@@ -410,37 +425,44 @@ class Checkpoints:
             raise CheckpointError(misfits)
 
     def _misfits(self, step: int, like: Any, what: str) -> str:
-        """How a checkpoint's arrays differ from `like`'s, the state or parts of it; or nothing."""
+        """A message on how a checkpoint's arrays differ from those of `like`, or an empty text.
+
+        Args:
+          step: The step of a checkpoint.
+          like: A training state, or parts of one.
+          what: What `like` is, in words.
+        """
         try:
             metadata = self._manager.item_metadata(step).state
             unpadded = self.progress(step).shapes
-        except Exception:  # Damaged metadata: not for this to say. Orbax's errors share no class.
+        except Exception:  # Orbax's errors have no common class.
+            # The metadata are damaged. Reading the checkpoint will fail and report it.
             return ""
-        wanted = _without_padding(_shapes(like), self._shapes)
-        parts = {name.split("/")[0] for name in wanted}
+        expected = _without_padding(_shapes(like), self._shapes)
+        parts = {name.split("/")[0] for name in expected}
         saved = {
             name: shape
             for name, shape in _without_padding(_shapes(metadata), unpadded).items()
             if name.split("/")[0] in parts
         }
-        if not saved:  # No arrays at all: damaged rather than another model's.
+        if not saved:  # Without any array the checkpoint is damaged, not of another model.
             return ""
         misfits = [
-            f"{name}: {saved.get(name, 'absent')} saved, {wanted.get(name, 'none')} wanted"
-            for name in sorted(saved.keys() | wanted.keys())
-            if saved.get(name) != wanted.get(name)
+            f"{name}: {saved.get(name, 'nothing')} saved, {expected.get(name, 'nothing')} wanted"
+            for name in sorted(saved.keys() | expected.keys())
+            if saved.get(name) != expected.get(name)
         ]
         if not misfits:
             return ""
         listed = "\n  ".join([*misfits[:10], *(["..."] if misfits[10:] else [])])
         return (
-            f"checkpoint {step} in {self._folder} does not fit this configuration's {what}:"
-            f"\n  {listed}"
+            f"checkpoint {step} in {self._folder} does not fit this configuration's {what}; use "
+            f"the configuration that it was trained with:\n  {listed}"
         )
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each file below a folder, by its path."""
+    """The sha256 of each file in a folder, by its path in the folder."""
     digests = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:

@@ -1,8 +1,8 @@
-"""Several processes as one run: how they meet, what one does for all, and how they agree.
+"""Runs with several processes: connecting them, actions of one process, and common decisions.
 
-Every process runs the same program on its own devices. What is computed together is left to the
-mesh (`linseqrec.sharding`); here is the rest: files that only the first process writes, and wishes
-of any process (to stop, to save) that all must follow at the same step.
+Every process runs the same program on its own devices. The mesh (`linseqrec.sharding`) divides the
+computation between them. This module does the rest: process 0 writes the files for all, and if any
+process has to stop or to save, all do so at the same step.
 """
 
 import json
@@ -19,63 +19,68 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from linseqrec.errors import UserError
 
-# By which JAX's own timeout comes after ours.
-_SPARE_SECONDS = 60
+# JAX's timeout is this much longer than ours, so that the user sees our error.
+_EXTRA_SECONDS = 60
 
 
 class DistributedError(UserError, RuntimeError):
-    """Processes that did not find each other, or one that failed and took the others along."""
+    """The processes of a run could not connect, or one of them failed."""
 
 
 def initialize(
     coordinator: str, process_count: int | None, process_id: int | None, *, timeout: int
 ) -> None:
-    """Waits for all processes of the run; to be called before JAX is used.
+    """Connects this process with the others of the run. Call it before any other use of JAX.
+
+    If not all processes connect in time, this process prints an error and exits with code 1; a run
+    never starts with fewer processes. JAX's own client would abort the process with a stack trace
+    instead of raising an exception.
 
     Args:
-      coordinator: "host:port" of process 0, reachable by all; or "auto": address, count and id are
-        those of the cluster that the process runs in (SLURM, Cloud TPU, Open MPI, ...).
-      process_count: Processes of the run; None with "auto".
-      process_id: Which of them this is, from 0; None with "auto".
-      timeout: Seconds to wait for the others.
-
-    A run never goes on with fewer: where they do not all come in time, the process says so and ends
-    with code 1. JAX's own client would abort with a trace, which no `except` sees.
+      coordinator: "host:port" of process 0, which all processes can reach. Or "auto": JAX reads
+        address, count and id from the cluster (SLURM, Cloud TPU, Open MPI, ...).
+      process_count: Number of processes of the run; None with "auto".
+      process_id: Number of this process, from 0; None with "auto".
+      timeout: Seconds to wait for the other processes.
 
     Raises:
-      DistributedError: If a part of the address is missing, no cluster is found, or the meeting
-        fails before its time is over.
+      DistributedError: The arguments do not fit together, JAX finds no cluster, or the connection
+        fails before the timeout.
     """
     detected = coordinator == "auto"
-    given = process_count is not None and process_id is not None
-    if detected == given or (given and not 0 <= process_id < process_count):  # type: ignore[operator]
+    has_numbers = process_count is not None and process_id is not None
+    if detected == has_numbers or (
+        has_numbers and not 0 <= process_id < process_count  # type: ignore[operator]
+    ):
+        address = "--distributed=auto" if detected else f"--coordinator={coordinator}"
         raise DistributedError(
-            f"coordinator {coordinator!r}, process count {process_count}, process id {process_id}: "
-            "want an address with both numbers, ids from 0; or 'auto' with neither"
+            f"{address} with --process_count={process_count} and --process_id={process_id}: give "
+            "--coordinator=HOST:PORT with both numbers (ids count from 0), or --distributed=auto "
+            "alone"
         )
-    where = "in the cluster" if detected else f"at {coordinator}"
-    failed = f"the processes of this run did not all meet {where}"
+    place = "in the cluster" if detected else f"at {coordinator}"
+    problem = f"the processes of this run did not all connect {place}"
     advice = (
-        "Are all of them started, with one --process_id each, and is the port free and reachable? "
-        "--initialization_timeout waits longer"
+        "Check that each process has started with its own --process_id, and that the port is free "
+        "and reachable. To wait longer, set --initialization_timeout"
     )
-    expired = threading.Timer(timeout, _end, [f"{failed} within {timeout} s. {advice}"])
-    expired.daemon = True
-    expired.start()
+    timer = threading.Timer(timeout, _exit_with_error, [f"{problem} within {timeout} s. {advice}"])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             None if detected else coordinator,
             process_count,
             process_id,
-            initialization_timeout=timeout + _SPARE_SECONDS,
+            initialization_timeout=timeout + _EXTRA_SECONDS,
         )
-    # JAX passes on what the cluster's detection and its own client raise, of no common class.
+    # JAX passes on the errors of the cluster's detection and of its client: no common class.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DistributedError(f"{failed}: {reason}. {advice}") from error
+        raise DistributedError(f"{problem}: {reason}. {advice}") from error
     finally:
-        expired.cancel()
-    # A cluster may well have been asked for one process; whoever asked for more sees it here.
+        timer.cancel()
+    # A cluster job with one process is no error. The user sees here if there should be more.
     print(
         f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of "
         f"{jax.device_count()} devices",
@@ -84,43 +89,44 @@ def initialize(
     )
 
 
-def _end(message: str) -> None:
+def _exit_with_error(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes the run's files."""
+    """Whether this is process 0, which writes the run's files."""
     return jax.process_index() == 0
 
 
 def on_first(action: Callable[[], Any]) -> Any:
-    """Runs an action on the first process alone; all wait for it and learn its result.
+    """The result of an action that only process 0 runs. All processes wait for it.
 
     Args:
-      action: Its result must be what JSON can hold.
+      action: A function whose result can be written as JSON.
 
     Raises:
-      DistributedError: On the others, if it raised on the first, where its own error goes on.
+      DistributedError: On the other processes, if the action raised an error on process 0. Process
+        0 raises the action's own error.
     """
     if jax.process_count() == 1:
         return action()
-    error, told = None, {}
+    error, message = None, {}
     if is_first():
         try:
-            told = {"result": action()}
+            message = {"result": action()}
         except Exception as raised:
-            error, told = raised, {"error": str(raised)}
-    told = _from_first(told)
+            error, message = raised, {"error": str(raised)}
+    message = _from_first(message)
     if error is not None:
         raise error
-    if "error" in told:
-        raise DistributedError(f"process 0 failed: {told['error']}")
-    return told["result"]
+    if "error" in message:
+        raise DistributedError(f"process 0 failed: {message['error']}")
+    return message["result"]
 
 
 def _from_first(value: Any) -> Any:
-    """The first process's value, on all."""
+    """The value of process 0. All processes must call the function at the same point."""
     payload = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(payload.size)))
     payload = payload if is_first() else np.zeros(size, np.uint8)
@@ -128,35 +134,42 @@ def _from_first(value: Any) -> Any:
 
 
 class Agreement:
-    """Turns what any process wishes into what all do, at the same step.
+    """Yes-or-no decisions of all processes at the same step: yes if any process wishes it.
 
-    With several processes an answer is that to the question before: it has been exchanged while the
-    step ran, and nobody waits for it. A process alone agrees with itself at once.
+    With several processes, `ask` returns the decision on the wishes of the previous call. The
+    processes exchange wishes while the step runs, so none of them waits. With one process, `ask`
+    returns its wishes at once.
     """
 
-    def __init__(self, wishes: int):
-        """Args: `wishes`, how many are put to each question."""
-        self._asked: jax.Array | None = None
-        self._wishes = wishes
+    def __init__(self, num_wishes: int):
+        """Makes an agreement.
+
+        Args:
+          num_wishes: Number of wishes, and so of decisions, per call of `ask`.
+        """
+        self._decision: jax.Array | None = None
+        self._num_wishes = num_wishes
         if jax.process_count() > 1:
             mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
             self._sharding = NamedSharding(mesh, PartitionSpec("all"))
-            everywhere = NamedSharding(mesh, PartitionSpec())
-            self._any = jax.jit(lambda asked: asked.any(0), out_shardings=everywhere)
+            replicated = NamedSharding(mesh, PartitionSpec())
+            self._any = jax.jit(lambda wishes: wishes.any(0), out_shardings=replicated)
 
     def ask(self, wishes: Sequence[bool]) -> list[bool]:
-        """What is agreed on. Every process asks at every step.
+        """The decisions, the same on every process. Every process must call this at every step.
 
         Args:
-          wishes: This process's.
+          wishes: The wishes of this process.
         """
         if jax.process_count() == 1:
             return list(wishes)
-        mine = np.tile(np.asarray(wishes, bool), (jax.local_device_count(), 1))
-        before = self._asked
-        self._asked = self._any(jax.make_array_from_process_local_data(self._sharding, mine))
-        return [False] * self._wishes if before is None else np.asarray(before).tolist()
+        own_wishes = np.tile(np.asarray(wishes, bool), (jax.local_device_count(), 1))
+        previous = self._decision
+        self._decision = self._any(
+            jax.make_array_from_process_local_data(self._sharding, own_wishes)
+        )
+        return [False] * self._num_wishes if previous is None else np.asarray(previous).tolist()
 
     def forget(self) -> None:
-        """Leaves the last question unanswered: what all have just done settled it."""
-        self._asked = None
+        """Drops the wishes of the last call, because the processes have just acted on them."""
+        self._decision = None

@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM ends a run at a step that the next start goes on from."""
+"""Preemption: after a SIGTERM a run saves and ends, and the next start continues it."""
 
 import contextlib
 import os
@@ -11,15 +11,17 @@ from typing import Self
 
 import jax
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again.
+# The exit code of a preempted run: EX_TEMPFAIL of sysexits.h, "run the same command again".
 EXIT_CODE = 75
 
 
 class Preempted(BaseException):
-    """The run was asked to end. Not an `Exception`: no library may take it for an error of its own.
+    """The run ends because of a SIGTERM.
+
+    It is not an `Exception`, so that no library catches it as an error of its own.
 
     Attributes:
-      step: The step that was saved; None where there was nothing to save.
+      step: The saved step; None if there was nothing to save.
     """
 
     def __init__(self, step: int | None = None):
@@ -28,28 +30,38 @@ class Preempted(BaseException):
 
 
 class Preemption:
-    """Turns SIGTERM into `Preempted`, where the training state is whole.
+    """A context manager that turns a SIGTERM into `Preempted` when the training state is complete.
 
-    Between steps the loop reads `requested`, and all processes of the run agree on the step to end
-    at (`distributed.Agreement`); what may wait or last long without touching the state (data,
-    evaluation) stands under `interruptible` and is left at once. Where neither comes in time,
-    above all in a compilation, which no signal interrupts, the process ends after `grace` seconds
-    all the same: the last checkpoint is on disk, and what came after it will be repeated exactly.
+    A run ends in one of three ways after a SIGTERM:
+
+    - Between steps: the training loop reads `requested`, and all processes of the run agree on the
+      step to end at (`distributed.Agreement`).
+    - At once, in code that runs under `interruptible`: reading data and evaluating may take long
+      and do not change the training state.
+    - After `grace` seconds, if neither happens before; no signal can interrupt a compilation, for
+      example. The process then exits without saving. The next start continues from the last
+      checkpoint and repeats the later steps exactly.
 
     Attributes:
-      requested: Whether a SIGTERM has come.
+      requested: Whether the process has received a SIGTERM.
     """
 
     def __init__(self, grace: float = 20.0):
-        """Args: `grace` in seconds; clusters send SIGKILL 30 seconds after SIGTERM or later."""
+        """Handles no signal before the context begins.
+
+        Args:
+          grace: Seconds from the SIGTERM to the exit without saving. Must be shorter than the
+            cluster's time from SIGTERM to SIGKILL, which is usually at least 30 seconds.
+        """
         self.requested = False
         self._grace = grace
         self._interruptible = False
-        self._left = threading.Event()
+        self._context_ended = threading.Event()
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        # Only the main thread may handle signals: elsewhere, as in a notebook, SIGTERM just kills.
+        # Only the main thread may handle signals. In another one, SIGTERM kills the process as
+        # usual.
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGTERM, self._request)
             self._undo.callback(signal.signal, signal.SIGTERM, before)
@@ -62,14 +74,15 @@ class Preemption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._left.set()
+        self._context_ended.set()
         self._undo.close()
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Inside, a SIGTERM raises `Preempted` at once, unless the run has other processes.
+        """A context in which a SIGTERM raises `Preempted` at once.
 
-        They would wait for this one: all end at a step that they agree on.
+        It has no effect if the run has several processes: the others would wait for this one, so
+        they must all end at a step that they agree on.
         """
         if jax.process_count() > 1:
             yield
@@ -90,8 +103,9 @@ class Preemption:
 
     @contextlib.contextmanager
     def _countdown(self) -> Iterator[None]:
-        # Python's handlers wait until the main thread is back in Python; this pipe is written to
-        # when the signal comes.
+        """A context in which the process exits `grace` seconds after a SIGTERM."""
+        # Python calls `_request` only when the main thread runs Python code again. The pipe of
+        # `set_wakeup_fd` gets the signal's number at once, so a thread can read it.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -107,9 +121,10 @@ class Preemption:
 
     def _watch(self, reader: int) -> None:
         while received := os.read(reader, 1):
-            if received[0] == signal.SIGTERM and not self._left.wait(self._grace):
+            if received[0] == signal.SIGTERM and not self._context_ended.wait(self._grace):
                 print(
-                    "preempted, and no step ended in time: the last checkpoint stands",
+                    f"preempted, and the run could not save within {self._grace:g} s (--grace): "
+                    "the same command continues from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

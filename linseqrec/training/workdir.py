@@ -1,4 +1,4 @@
-"""The workdir: what a run leaves on disk, readable while it runs and after."""
+"""The files of a run's workdir: how a run writes and checks them, and how programs read them."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from linseqrec.errors import UserError
 from linseqrec.files import write_json
 from linseqrec.training.checkpoint import ever_saved
 
-# What a start leaves before its first checkpoint, beside `config.json` and `card.json`.
+# Besides config.json and card.json, a run writes these before its first checkpoint.
 _RECORDS = (
     "metrics.jsonl",
     "speed.jsonl",
@@ -36,15 +36,17 @@ _RECORD_FOLDERS = ("tensorboard", "profile")
 
 
 class WorkdirError(UserError, RuntimeError):
-    """A workdir that belongs to another run, or to none."""
+    """A folder is not a run's workdir, or the run in it does not fit the call."""
 
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Holds a workdir for one process; the system lets go of it however that process ends.
+    """Locks a workdir for this process until the context ends.
+
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Raises:
-      WorkdirError: If another process holds it.
+      WorkdirError: Another process has locked the workdir.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a+") as file:
@@ -69,25 +71,28 @@ def claim(
     *,
     allowed_changes: Collection[str] = (),
 ) -> None:
-    """Writes `config.json` and `card.json`, or checks that they are this run's.
+    """Prepares a workdir for a new run, or checks that the run in it can be continued.
 
-    Where the run goes on under other versions, or on other devices, than the time before, it says
-    so and goes on; `environments.jsonl` records them all.
+    In a new workdir the function writes `config.json` and `card.json`. If the workdir already has a
+    checkpoint or results, its configuration and data must be those of the arguments. A start that
+    failed before its first checkpoint does not count as a run. If it had another configuration or
+    other data, the function prints the differences and removes its records.
 
-    A start that failed before its first checkpoint has left nothing to go on with: where it was of
-    another configuration or on other data, it says so, and the folder is the new run's.
+    The function appends the versions and devices to `environments.jsonl` and prints what changed
+    since the last start. Such a change is not an error.
 
     Args:
-      workdir: The run's folder, locked; made if need be.
+      workdir: The run's folder, locked (`lock`). The function creates it if it does not exist.
       experiment: The configuration.
-      card: The data set's.
-      allowed_changes: Fields, dotted, that may differ from the configuration that the run was
-        started with; `config.json` then holds the new one, and `config_changes.jsonl` what changed.
+      card: The card of the data set.
+      allowed_changes: Fields, by dotted name, that may differ from the configuration in the
+        workdir. The function then writes the new configuration to `config.json` and the changes
+        to `config_changes.jsonl`.
 
     Raises:
-      WorkdirError: If the workdir holds what was trained with another configuration (with the
-        differences) or on other data, or its run has ended and would change.
-      ConfigError: If the configuration of what it holds cannot be read.
+      WorkdirError: The workdir has a run of another configuration (lists the differences) or on
+        other data, or a run that has ended and whose configuration would change.
+      ConfigError: The configuration of the run in the workdir cannot be read.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     config_path = workdir / "config.json"
@@ -97,8 +102,9 @@ def claim(
         if changes:
             if (workdir / "results.json").exists():
                 raise WorkdirError(
-                    f"the run in {workdir} has ended, and its test split has been read: train with "
-                    "other values in another --workdir\n  " + "\n  ".join(changes.values())
+                    f"the run in {workdir} has ended and has results on the test split, so its "
+                    "configuration cannot change: train in another --workdir\n  "
+                    + "\n  ".join(changes.values())
                 )
             _append_json(workdir / "config_changes.jsonl", changes)
             write_json(config_path, to_json(experiment))
@@ -111,24 +117,24 @@ def claim(
 
 
 def has_begun(workdir: Path) -> bool:
-    """Whether a workdir holds what its run goes on with: a checkpoint, or results."""
+    """Whether the run in a workdir has saved a checkpoint or results."""
     return (workdir / "results.json").exists() or ever_saved(workdir / "checkpoints")
 
 
 def _clear_other_start(workdir: Path, experiment: Experiment, card: dict[str, Any]) -> None:
-    """Removes the records of a start that saved nothing, where it was another run's."""
+    """Removes the records of a start without a checkpoint if it had other settings or data."""
     try:
-        other = list(differences(read_experiment(workdir), experiment).values())
+        differing = list(differences(read_experiment(workdir), experiment).values())
     except ConfigError as error:
-        other = [str(error)]
+        differing = [str(error)]
     try:
         check_data(workdir, card)
     except WorkdirError:
-        other.append("other data")
-    if not other:
+        differing.append("other data")
+    if not differing:
         return
-    said = f"{workdir}: the start before saved no checkpoint, and this one takes its place"
-    print("\n  ".join([said, *other]), file=sys.stderr)
+    notice = f"{workdir}: this run replaces an earlier start that saved no checkpoint"
+    print("\n  ".join([notice, *differing]), file=sys.stderr)
     for name in _RECORDS:
         (workdir / name).unlink(missing_ok=True)
     for name in _RECORD_FOLDERS:
@@ -136,15 +142,19 @@ def _clear_other_start(workdir: Path, experiment: Experiment, card: dict[str, An
 
 
 def _record_environment(workdir: Path) -> None:
-    path, now = workdir / "environments.jsonl", environment()
+    """Appends this process's environment to a file if it differs from the last one there."""
+    path, current = workdir / "environments.jsonl", environment()
     lines = path.read_text().splitlines() if path.exists() else []
-    before = json.loads(lines[-1]) if lines else now
-    if before == now and lines:
+    previous = json.loads(lines[-1]) if lines else current
+    if previous == current and lines:
         return
-    for key in now:
-        if before[key] != now[key]:
-            print(f"goes on with another {key}: {before[key]} -> {now[key]}", file=sys.stderr)
-    _append_json(path, now)
+    for key in current:
+        if previous[key] != current[key]:
+            print(
+                f"the run continues with another {key}: {previous[key]} -> {current[key]}",
+                file=sys.stderr,
+            )
+    _append_json(path, current)
 
 
 def _append_json(path: Path, value: Any) -> None:
@@ -155,70 +165,81 @@ def _append_json(path: Path, value: Any) -> None:
 def check_experiment(
     workdir: Path, experiment: Experiment, *, allowed_changes: Collection[str] = ()
 ) -> dict[str, str]:
-    """Checks that a configuration is the one that a workdir's run was started with.
+    """The allowed differences between a configuration and that of the run in a workdir.
 
     Args:
       workdir: The run's folder.
       experiment: The configuration.
-      allowed_changes: Fields, dotted, that may differ.
+      allowed_changes: Fields, by dotted name, that may differ.
 
     Returns:
-      What differs, by field: a line each.
+      A line of text for each field that differs, by field.
 
     Raises:
-      WorkdirError: If another field differs (with the differences), or an allowed one does not
-        exist.
+      WorkdirError: A field differs that is not allowed to (lists the differences), or a field in
+        `allowed_changes` does not exist.
+      ConfigError: The configuration in the workdir cannot be read.
     """
-    before = read_experiment(workdir)
-    changes = differences(before, experiment)
-    # One that does not differ is no error: the same command goes on with a change made before.
-    known = flatten(before).keys() | flatten(experiment).keys()
-    if unknown := sorted(set(allowed_changes) - known):
-        raise WorkdirError(f"allowed to change, but no field: {', '.join(unknown)}")
+    previous = read_experiment(workdir)
+    changes = differences(previous, experiment)
+    # An allowed field need not differ. A command that changed a field has to work a second time,
+    # and `config.json` has the new value by then.
+    fields = flatten(previous).keys() | flatten(experiment).keys()
+    if unknown := sorted(set(allowed_changes) - fields):
+        raise WorkdirError(
+            f"--allow_config_change={','.join(unknown)}: the experiment has no such field; give "
+            "dotted names, such as training.num_epochs"
+        )
     forbidden = [line for field, line in changes.items() if field not in allowed_changes]
     if forbidden:
         raise WorkdirError(
-            f"{workdir} holds a run of another configuration: change --workdir, undo, or name "
-            "in --allow_config_change\n  " + "\n  ".join(forbidden)
+            f"{workdir} holds a run of another configuration: choose another --workdir, set these "
+            "fields back, or allow the change with --allow_config_change=FIELD,FIELD\n  "
+            + "\n  ".join(forbidden)
         )
     return changes
 
 
 def check_data(workdir: Path, card: dict[str, Any]) -> None:
-    """Checks that data are those that a workdir's run was started on.
+    """Raises an error if the run in a workdir was started on another data set.
+
+    Args:
+      workdir: The run's folder.
+      card: The card of the data set.
 
     Raises:
-      WorkdirError: If they differ (`card.differing_data`), with what does.
+      WorkdirError: The data differ; names the parts that do (`card.differing_data`).
     """
-    if differing := differing_data(card, read_card(workdir)):
+    if differing_parts := differing_data(card, read_card(workdir)):
         raise WorkdirError(
-            f"{workdir} holds a run on other data ({', '.join(differing)} differ): use the data "
-            "set that it was started on, or another --workdir"
+            f"{workdir} holds a run on other data ({', '.join(differing_parts)} differ): use the "
+            "data set that the run was started on, or choose another --workdir"
         )
 
 
 def load_data(workdir: Path, folder: str = "") -> Source:
-    """The events that a workdir's run was started on.
+    """The data set that the run in a workdir was started on.
 
     Args:
       workdir: The run's folder.
-      folder: The dataset folder; empty: where the run's configuration says.
+      folder: The dataset folder; empty for the one in the run's configuration.
 
     Raises:
-      WorkdirError: If the workdir is no run's, the data are others, or are no longer where the
-        configuration says; or a folder is given to a run on a generated world.
-      DatasetError: If the folder is no dataset folder, or damaged.
+      WorkdirError: The folder is not the workdir of a run, the data differ from the run's, or the
+        configured dataset folder does not exist. Also if `folder` is set for a run on a generated
+        world.
+      DatasetError: The folder is not a dataset folder, or is damaged.
     """
     config = read_experiment(workdir).data
     if folder and not config.folder:
         raise WorkdirError(
-            f"{workdir} holds a run on the generated world {config.world!r}, which has no folder: "
-            "leave out --data"
+            f"--data={folder}: {workdir} holds a run on the generated world {config.world!r}, "
+            "which has no folder: leave out --data"
         )
     if config.folder and not folder and not Path(config.folder).exists():
         raise WorkdirError(
-            f"{workdir} holds a run on the data set in {config.folder}, which is not there (seen "
-            f"from {Path.cwd()}): say where it is now by --data=FOLDER"
+            f"{workdir} holds a run on the data set in {config.folder}, but that folder does not "
+            f"exist (current folder: {Path.cwd()}): give its new place with --data=FOLDER"
         )
     source = load_source(dataclasses.replace(config, folder=folder or config.folder))
     check_data(workdir, source.dataset.card)
@@ -226,10 +247,10 @@ def load_data(workdir: Path, folder: str = "") -> Source:
 
 
 def read_card(workdir: Path) -> dict[str, Any]:
-    """What is known of the data that a workdir's run was started on.
+    """The card of the data set that the run in a workdir was started on.
 
     Raises:
-      WorkdirError: If there is no card.
+      WorkdirError: There is no `card.json`.
     """
     path = workdir / "card.json"
     if not path.exists():
@@ -238,11 +259,11 @@ def read_card(workdir: Path) -> dict[str, Any]:
 
 
 def read_experiment(workdir: Path) -> Experiment:
-    """The configuration that a workdir was started with.
+    """The configuration of the run in a workdir.
 
     Raises:
-      WorkdirError: If there is none.
-      ConfigError: If it is of another version, or its classes cannot be found.
+      WorkdirError: There is no `config.json`.
+      ConfigError: The file is of another version, or names a class that does not exist.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -254,7 +275,7 @@ def read_experiment(workdir: Path) -> Experiment:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration: versions, device, git revision."""
+    """The versions, the devices and the git revision that a result may depend on."""
     from importlib.metadata import version
 
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars")
@@ -276,12 +297,15 @@ def environment() -> dict[str, Any]:
 
 
 def read_metrics(workdir: Path) -> Iterator[dict[str, float]]:
-    """The records of `metrics.jsonl` in order, as `read_records` gives them."""
+    """The records of `metrics.jsonl`, in order (see `read_records`)."""
     return read_records(workdir / "metrics.jsonl")
 
 
 def read_records(path: Path) -> Iterator[dict[str, float]]:
-    """The records of a log in order; a last line that a kill cut short is left out."""
+    """The records of a JSON-lines file, in order; none if there is no file.
+
+    Leaves out an incomplete last line, which a killed process may have written.
+    """
     if not path.exists():
         return
     for line in path.read_text().splitlines(keepends=True):

@@ -50,7 +50,7 @@ def test_ratio_is_the_median_of_the_rounds_ratios(clock):
 
 
 def test_a_comparison_needs_something_to_compare():
-    with pytest.raises(ValueError, match="needs variants"):
+    with pytest.raises(ValueError, match="needs at least one variant"):
         list(measuring.compare("case", {}, repeats=3))
     with pytest.raises(ValueError, match="repeats >= 1"):
         list(measuring.compare("case", {"one": lambda: None}, repeats=0))
@@ -78,7 +78,9 @@ def test_growth_exponent_is_that_of_the_power_the_times_were_made_of():
     [([8], [1.0]), ([8, 8], [1.0, 2.0]), ([8, 16], [1.0]), ([8, 16], [float("nan"), 1.0])],
 )
 def test_an_exponent_needs_two_lengths_and_positive_values(lengths, values):
-    with pytest.raises(ValueError, match="two lengths and a value of each, all positive"):
+    with pytest.raises(
+        ValueError, match="two different lengths and one value for each, all positive"
+    ):
         measuring.growth_exponent(lengths, values)
 
 

@@ -37,7 +37,7 @@ def test_rows_count_the_tokens_of_their_batch(monkeypatch):
     monkeypatch.setattr(models, "_BACKWARD_TOKENS", 30)
     monkeypatch.setattr(models, "_SINKREC_LENGTHS", (16, 128))
     monkeypatch.setattr(models, "_hybrids", lambda length: {"one": SASRecConfig(8, 1, 1)})
-    monkeypatch.setattr(models, "_memories", lambda: {"other": LookupConfig()})
+    monkeypatch.setattr(models, "_sinkrecs", lambda: {"other": LookupConfig()})
     found = list(models.rows(repeats=1))
     *timed, fit = found
     assert [row.case.split(", D")[0] for row in found] == [
@@ -73,7 +73,7 @@ def test_ratios_are_compared_at_equal_width_and_depth_and_all_events_means_all()
 
 
 def test_the_memorys_cost_is_of_the_default_memory():
-    memories = models._memories()
+    memories = models._sinkrecs()
     assert memories["with the memory"] == SinkRecConfig(64, 2, key_width=32, value_width=32)
     without = dataclasses.replace(memories["with the memory"], memory=False)
     assert memories["without the memory"] == without

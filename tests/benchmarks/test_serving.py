@@ -11,7 +11,7 @@ def test_updates_are_set_against_encoding_again(monkeypatch):
     monkeypatch.setattr(serving, "_BATCHES", (1, 3))
     monkeypatch.setattr(serving, "_HISTORIES", (4, 8))
     monkeypatch.setattr(serving, "_NUM_ITEMS", 50)
-    monkeypatch.setattr(serving, "_MOST_SLOTS_ON_CPU", 12)
+    monkeypatch.setattr(serving, "_MAX_SLOTS_ON_CPU", 12)
     rows = list(serving.rows(1))
     variants = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The evaluator on a small log with known vectors, against a loop over targets in float64."""
+"""The evaluator's results on a small log equal a loop over targets in float64."""
 
 import json
 
@@ -19,7 +19,7 @@ ITEMS, WIDTH = 90, 6
 
 
 def make_dataset(users=45, seed=0):
-    """Histories of 3 to 80 events, many of them repeats, over integer-valued item vectors."""
+    """Histories of 3 to 80 events, of which many repeat an item."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 81, users)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -33,8 +33,11 @@ TABLE = np.random.default_rng(7).integers(-2, 3, (ITEMS + 1, WIDTH)).astype(np.f
 
 @jax.jit
 def encode(events):
-    """A causal toy whose integer arithmetic is exact: it reads items, times and positions."""
-    # XLA's own order of summation cannot matter here, so a batch's shape cannot either.
+    """A causal toy model that reads items, times and positions.
+
+    Its vectors are integers, so float32 sums are exact in any order and a batch's shape does not
+    change a result.
+    """
     vectors = jnp.asarray(TABLE)[events.items] * (events.segment_ids > 0)[..., None]
     clock = (events.timestamps % 3 + events.positions % 2)[..., None]
     return jnp.cumsum(vectors, axis=1) + clock
@@ -48,7 +51,7 @@ def slow_hidden(dataset, user, position, max_length):
 
 
 def slow_evaluation(dataset, targets, max_length):
-    """Scores by user and the full seen lists, from a loop."""
+    """Scores [M, N + 1] of the toy model in float64, and each target's seen items, from loops."""
     pairs = list(zip(targets.users, targets.positions, strict=True))
     hidden = np.stack([slow_hidden(dataset, u, p, max_length) for u, p in pairs])
     seen = [dataset.items[dataset.offsets[u] : p] for u, p in pairs]
@@ -56,7 +59,7 @@ def slow_evaluation(dataset, targets, max_length):
 
 
 @pytest.mark.parametrize("max_length", [20, 100])
-def test_both_filters_equal_the_definition(max_length):
+def test_ranks_and_metrics_equal_the_definition_under_both_filters(max_length):
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
     scores, seen = slow_evaluation(dataset, targets, max_length)
@@ -74,25 +77,26 @@ def test_both_filters_equal_the_definition(max_length):
     assert (expected["none"] != expected["all"]).any()
     assert result.metrics is result.metrics_by_filter["none"]
 
-    # AUCs, pair by pair.
     for name in expected:
-        shares, own, others = [], [], []
+        group_aucs, target_scores, all_others = [], [], []
         for row, item in enumerate(items):
             removed = set(seen[row]) if name == "all" else set()
-            rest = [i for i in range(1, ITEMS + 1) if i != item and i not in removed]
-            others.extend(scores[row, rest])
-            own.append(scores[row, item])
-            shares.append(_share([scores[row, item]], scores[row, rest]))
-        assert result.metrics_by_filter[name]["GAUC"] == pytest.approx(np.mean(shares), abs=1e-12)
-        assert result.metrics_by_filter[name]["AUC"] == pytest.approx(_share(own, others))
+            others = [i for i in range(1, ITEMS + 1) if i != item and i not in removed]
+            all_others.extend(scores[row, others])
+            target_scores.append(scores[row, item])
+            group_aucs.append(_slow_auc([scores[row, item]], scores[row, others]))
+        found = result.metrics_by_filter[name]
+        assert found["GAUC"] == pytest.approx(np.mean(group_aucs), abs=1e-12)
+        assert found["AUC"] == pytest.approx(_slow_auc(target_scores, all_others))
 
 
-def _share(targets, others):
+def _slow_auc(targets, others):
+    """The share of pairs in which the target scores higher; a tie counts one half."""
     difference = np.subtract.outer(np.asarray(targets), np.asarray(others))
     return np.mean((difference > 0) + (difference == 0) / 2)
 
 
-def test_batch_size_padded_lengths_and_item_block_change_nothing():
+def test_batch_size_padded_lengths_and_item_block_do_not_change_results():
     dataset = make_dataset()
     targets = leave_one_out(dataset).validation
     results = [
@@ -112,23 +116,27 @@ def test_batch_size_padded_lengths_and_item_block_change_nothing():
         assert result.summary()["buckets"] == results[0].summary()["buckets"]
 
 
-def test_short_histories_are_read_in_narrow_batches_where_it_pays(monkeypatch):
+@pytest.mark.parametrize(
+    ("slots_worth_a_compilation", "expected"),
+    [(250_000, {80}), (500, {80, 40}), (100, {80, 40, 20, 10})],
+)
+def test_narrow_batches_are_used_if_they_save_enough_slots(
+    monkeypatch, slots_worth_a_compilation, expected
+):
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
     widths = []
 
-    def watch(events):
+    def record_width(events):
         widths.append(events.items.shape[1])
         return encode(events)
 
-    for worth, expected in ((250_000, {80}), (100, {80, 40, 20, 10}), (500, {80, 40})):
-        monkeypatch.setattr(queries, "SLOTS_WORTH_A_COMPILATION", worth)
-        widths.clear()
-        Evaluator(dataset, targets, max_length=80, batch_size=4).run(watch, TABLE)
-        assert set(widths) == expected
+    monkeypatch.setattr(queries, "SLOTS_WORTH_A_COMPILATION", slots_worth_a_compilation)
+    Evaluator(dataset, targets, max_length=80, batch_size=4).run(record_width, TABLE)
+    assert set(widths) == expected
 
 
-def test_scores_at_hand_give_the_result_of_the_model_that_made_them():
+def test_a_model_and_the_function_of_its_scores_have_the_same_result():
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
     scores, _ = slow_evaluation(dataset, targets, 30)
@@ -144,8 +152,8 @@ def test_scores_at_hand_give_the_result_of_the_model_that_made_them():
         evaluation.run_scores(lambda users, positions: np.zeros((len(users), ITEMS)))
 
 
-def test_a_seen_target_is_ranked_and_counted():
-    # User 0 repeats the target, user 1 does not; both have seen the two best items.
+def test_a_seen_target_keeps_its_rank_under_the_filter_and_is_counted():
+    # User 0 has seen the target, user 1 has not. Both have seen the two best items.
     items = np.array([1, 2, 3, 3, 1, 2, 4, 3], np.int32)
     dataset = Dataset.from_arrays(items, np.arange(8), np.array([0, 4, 8]), num_items=5)
     targets = Targets(np.array([0, 1]), np.array([3, 7]))
@@ -158,7 +166,7 @@ def test_a_seen_target_is_ranked_and_counted():
     assert result.protocol["targets_among_seen"] == 1
 
 
-def test_the_filter_reaches_beyond_the_window():
+def test_the_filter_removes_items_from_before_the_model_window():
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
     scores, seen = slow_evaluation(dataset, targets, 2)
@@ -169,8 +177,8 @@ def test_the_filter_reaches_beyond_the_window():
     assert (in_window != result.ranks["all"]).any()
 
 
-def test_the_filter_holds_all_of_a_long_history():
-    # 400 events; only the first is of item 1, the best of all.
+def test_the_filter_removes_the_first_item_of_a_long_history():
+    # Of 400 events only the first is of item 1, which scores best.
     items = np.array([1, *[2] * 398, 3], np.int32)
     dataset = Dataset.from_arrays(items, np.arange(400), np.array([0, 400]), num_items=3)
     evaluation = Evaluator(
@@ -181,7 +189,7 @@ def test_the_filter_holds_all_of_a_long_history():
     assert (result.ranks["none"], result.ranks["all"]) == (3, 1)
 
 
-def test_many_targets_of_one_user_each_have_their_own_history():
+def test_each_target_of_one_user_has_its_own_history():
     dataset = make_dataset(users=3)
     positions = np.arange(dataset.offsets[1] + 1, dataset.offsets[2])
     targets = Targets(np.full(len(positions), 1), positions)
@@ -196,26 +204,26 @@ def test_many_targets_of_one_user_each_have_their_own_history():
     assert (result.protocol["users"], result.protocol["targets"]) == (1, len(positions))
 
 
-def test_a_model_that_diverged_is_refused_with_its_users():
+def test_nan_scores_are_an_error_that_names_the_users():
     dataset = make_dataset()
     split = leave_one_out(dataset)
-    bad = [3, 31]
+    bad_targets = [3, 31]
     last_items = dataset.items[split.test.positions - 1]
 
     def diverged(events):
         last = events.segment_ids.sum(1) - 1
         item = events.items[np.arange(len(last)), last]
-        rows = np.isin(item, last_items[bad])
+        rows = np.isin(item, last_items[bad_targets])
         return jnp.where(jnp.asarray(rows)[:, None, None], jnp.nan, encode(events))
 
-    named = split.test.users[np.isin(last_items, last_items[bad])]
+    bad_users = split.test.users[np.isin(last_items, last_items[bad_targets])]
     evaluation = Evaluator(dataset, split.test, max_length=50, batch_size=64)
     with pytest.raises(NonFiniteScoreError, match="for users") as caught:
         evaluation.run(diverged, TABLE)
-    assert set(caught.value.rows) == set(named)
+    assert set(caught.value.rows) == set(bad_users)
 
 
-def test_coverage_and_popularity_are_those_of_the_lists():
+def test_coverage_and_popularity_equal_the_definition():
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
     scores, seen = slow_evaluation(dataset, targets, 25)
@@ -226,14 +234,14 @@ def test_coverage_and_popularity_are_those_of_the_lists():
     lists = []
     for row, position in enumerate(targets.positions):
         removed = set(seen[row].tolist()) - {int(dataset.items[position])}
-        kept = [item for item in range(1, ITEMS + 1) if item not in removed]
-        lists.append(sorted(kept, key=lambda item: (-scores[row, item], item))[:5])  # noqa: B023
-    shown = np.array(lists)
-    assert result.metrics["coverage@5"] == len(set(shown.ravel().tolist())) / ITEMS
-    assert result.metrics["popularity@5"] == pytest.approx(np.mean(shown.astype(float) ** 2))
+        best_first = np.argsort(-scores[row, 1:], kind="stable") + 1
+        lists.append([item for item in best_first if item not in removed][:5])
+    recommended = np.array(lists)
+    assert result.metrics["coverage@5"] == len(set(recommended.ravel().tolist())) / ITEMS
+    assert result.metrics["popularity@5"] == pytest.approx(np.mean(recommended.astype(float) ** 2))
 
 
-def test_the_summary_states_the_protocol_and_the_dump_recomputes_it(tmp_path):
+def test_the_summary_has_the_protocol_and_the_saved_ranks_give_its_metrics(tmp_path):
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
     evaluation = Evaluator(
@@ -266,35 +274,50 @@ def test_the_summary_states_the_protocol_and_the_dump_recomputes_it(tmp_path):
     ]
     path = result.save(tmp_path / "run" / "test.npz")
     assert [p.name for p in path.parent.iterdir()] == ["test.npz"]
-    with np.load(path) as dump:
-        assert json.loads(str(dump["protocol"])) == summary["protocol"]
+    with np.load(path) as file:
+        assert json.loads(str(file["protocol"])) == summary["protocol"]
         for name in ("none", "all"):
-            means, _ = rank_metrics(dump[f"rank_{name}"])
+            means, _ = rank_metrics(file[f"rank_{name}"])
             assert {key: summary["metrics"][name][key] for key in means} == means
-        np.testing.assert_array_equal(dump["user"], targets.users)
-        np.testing.assert_array_equal(dump["target"], dataset.items[targets.positions])
+        np.testing.assert_array_equal(file["user"], targets.users)
+        np.testing.assert_array_equal(file["target"], dataset.items[targets.positions])
         np.testing.assert_array_equal(
-            dump["length"], targets.positions - dataset.offsets[targets.users]
+            file["length"], targets.positions - dataset.offsets[targets.users]
         )
-        np.testing.assert_array_equal(dump["target_seen"], result.target_seen)
+        np.testing.assert_array_equal(file["target_seen"], result.target_seen)
     with pytest.raises(ValueError, match="npz file"):
         result.save(tmp_path / "test.csv")
 
 
-def test_settings_that_make_no_sense_are_refused():
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 0}, "must be positive"),
+        ({"filter_seen": "some"}, "filter_seen must be"),
+        ({"filter_seen": ()}, "filter_seen must be"),
+        ({"padded_lengths": [4, 8]}, "end at max_length=10"),
+    ],
+    ids=["no length", "unknown filter", "no filter", "other last width"],
+)
+def test_invalid_settings_are_errors(settings, message):
+    dataset = make_dataset(users=4)
+    with pytest.raises(ValueError, match=message):
+        Evaluator(dataset, leave_one_out(dataset).test, **{"max_length": 10} | settings)
+
+
+def test_a_split_without_targets_or_with_a_first_event_is_an_error():
     dataset = make_dataset(users=4)
     targets = leave_one_out(dataset).test
-    none = Targets(targets.users[:0], targets.positions[:0])
-    first = Targets(np.array([2]), dataset.offsets[[2]])
-    for given, settings, message in (
-        (none, {"split": "test"}, "the test split holds no targets"),
-        (first, {}, "1 of 1 targets have no event before them"),
-        (targets, {"max_length": 0}, "must be positive"),
-        (targets, {"filter_seen": "some"}, "filter_seen must be"),
-        (targets, {"filter_seen": ()}, "filter_seen must be"),
-        (targets, {"padded_lengths": [4, 8]}, "end at max_length=10"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Evaluator(dataset, given, **{"max_length": 10} | settings)
-    with pytest.raises(ValueError, match="90 rows, the catalogue of 90 items needs 91"):
-        Evaluator(dataset, targets, max_length=10).run(encode, TABLE[1:])
+    no_targets = Targets(targets.users[:0], targets.positions[:0])
+    with pytest.raises(ValueError, match="the test split has no targets"):
+        Evaluator(dataset, no_targets, max_length=10, split="test")
+    first_event = Targets(np.array([2]), dataset.offsets[[2]])
+    with pytest.raises(ValueError, match="1 of 1 targets have no event before them"):
+        Evaluator(dataset, first_event, max_length=10)
+
+
+def test_a_table_of_another_catalogue_is_an_error():
+    dataset = make_dataset(users=4)
+    evaluation = Evaluator(dataset, leave_one_out(dataset).test, max_length=10)
+    with pytest.raises(ValueError, match="90 rows, but the catalogue of 90 items needs 91"):
+        evaluation.run(encode, TABLE[1:])

@@ -1,4 +1,4 @@
-"""Lists after histories, against the definition, and their targets' ranks against the evaluator."""
+"""Lists equal a sort of all scores, and their targets' ranks equal the evaluator's."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from linseqrec.evaluation.ranks import NonFiniteScoreError
 from tests.evaluation.test_evaluator import ITEMS, TABLE, encode, make_dataset, slow_evaluation
 
 
-@pytest.mark.parametrize("filter_seen", [False, True])
-def test_lists_are_the_first_of_a_sort_and_ranks_the_evaluators(filter_seen):
+@pytest.mark.parametrize("filter_seen", [False, True], ids=["all items", "unseen items"])
+def test_lists_equal_a_sort_and_ranks_equal_the_evaluator(filter_seen):
     dataset = make_dataset()
     targets = leave_one_out(dataset).test
     order = np.random.default_rng(3).permutation(len(targets))
@@ -43,7 +43,7 @@ def test_lists_are_the_first_of_a_sort_and_ranks_the_evaluators(filter_seen):
     np.testing.assert_array_equal(lists.target_ranks, ranks[order])
 
 
-def test_after_all_events_there_is_no_target():
+def test_lists_after_all_events_have_no_target_rank():
     dataset = make_dataset(users=5)
     users = np.arange(5)
     settings = {"top_k": 3, "max_length": 30, "batch_size": 2}
@@ -60,7 +60,7 @@ def test_after_all_events_there_is_no_target():
     np.testing.assert_array_equal(lists.items, again.items)
 
 
-def test_bad_scores_and_tables_are_refused():
+def test_nan_scores_and_a_table_of_another_catalogue_are_errors():
     dataset = make_dataset(users=5)
     users, ends = np.arange(5), dataset.offsets[1:]
     settings = {"top_k": 3, "max_length": 30, "batch_size": 2}
@@ -68,11 +68,11 @@ def test_bad_scores_and_tables_are_refused():
     broken[7] = np.nan
     with pytest.raises(NonFiniteScoreError, match="for users"):
         recommend_after(dataset, users, ends, encode, broken, **settings)
-    with pytest.raises(ValueError, match="the item table has 90 rows, want 91"):
+    with pytest.raises(ValueError, match="table has 90 rows, but .* of 90 items needs 91"):
         recommend_after(dataset, users, ends, encode, TABLE[:-1], **settings)
 
 
-def test_a_table_keeps_the_target_of_an_empty_list():
+def test_the_table_has_a_row_for_the_target_of_an_empty_list():
     dataset = Dataset.from_arrays([1, 2, 2, 1, 2], [0, 1, 2, 0, 1], [0, 3, 5], num_items=2)
     lists = Lists(
         items=np.array([[0, 0], [2, 0]], np.int32),

@@ -1,4 +1,4 @@
-"""Metrics against loops over targets, in float64, from the definitions."""
+"""Metrics equal their definitions, computed in loops over targets in float64."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from linseqrec.evaluation import metrics
 
 
-def test_each_metric_is_the_mean_of_its_definition():
+def test_metrics_and_standard_errors_equal_their_definitions():
     ranks = [1.0, 2.0, 2.5, 5.0, 5.5, 10.0, 10.5, 11.0, 480.0, 501.0]
     means, errors = metrics.rank_metrics(np.array(ranks))
     assert set(means) == {
@@ -31,7 +31,7 @@ def test_each_metric_is_the_mean_of_its_definition():
     assert math.isnan(metrics.rank_metrics(np.array([1.0]))[1]["HR@1"])
 
 
-def test_group_auc_is_the_share_of_pairs_won_by_each_target():
+def test_group_auc_is_the_mean_share_of_candidates_below_the_target():
     rng = np.random.default_rng(0)
     shares, ranks, sizes = [], [], []
     for _ in range(50):
@@ -44,7 +44,7 @@ def test_group_auc_is_the_share_of_pairs_won_by_each_target():
     assert auc == pytest.approx(np.mean(shares), abs=1e-15)
 
 
-def test_pooled_auc_is_the_share_of_all_pairs():
+def test_pooled_auc_is_the_share_of_all_pairs_that_targets_win():
     rng = np.random.default_rng(1)
     targets, others = rng.integers(0, 9, 30) / 7, rng.integers(0, 9, (40, 5)) / 7
     won = [1.0 if t > o else 0.5 if t == o else 0.0 for t in targets for o in others.ravel()]
@@ -56,14 +56,14 @@ def test_pooled_auc_is_the_share_of_all_pairs():
 
 
 def test_coverage_and_popularity_of_the_lists():
-    top = np.array([[1, 2, 3], [3, 2, 0], [5, 1, 2]])  # the second list ends early
+    top = np.array([[1, 2, 3], [3, 2, 0], [5, 1, 2]])  # the second list has two items only
     counts = np.array([100, 10, 20, 30, 40, 50])
     values = metrics.list_metrics(top, 8, counts)
     assert values == {"coverage@3": 4 / 8, "popularity@3": (10 + 20 + 30 + 30 + 20 + 50 + 30) / 8}
     assert set(metrics.list_metrics(top, 8)) == {"coverage@3"}
 
 
-def test_buckets_hold_their_targets_and_join_to_the_whole():
+def test_bucket_metrics_average_to_the_metrics_of_all_targets():
     rng = np.random.default_rng(2)
     lengths = np.array([0, 49, 50, 99, 100, 199, 200, 499, 500, 9_999, 50, 1])
     ranks = rng.integers(1, 30, len(lengths)).astype(np.float64)
@@ -75,25 +75,36 @@ def test_buckets_hold_their_targets_and_join_to_the_whole():
         records[1]["metrics"]["NDCG@10"],
         np.mean([1 / np.log2(1 + ranks[i]) if ranks[i] <= 10 else 0 for i in (2, 3, 10)]),
     )
-    whole = metrics.rank_metrics(ranks)[0]["MRR@20"]
-    joined = sum(record["targets"] * record["metrics"]["MRR@20"] for record in records)
-    assert joined / len(ranks) == pytest.approx(whole, abs=1e-15)
+    overall = metrics.rank_metrics(ranks)[0]["MRR@20"]
+    total = sum(record["targets"] * record["metrics"]["MRR@20"] for record in records)
+    assert total / len(ranks) == pytest.approx(overall, abs=1e-15)
     empty = metrics.bucket_metrics(ranks, lengths, edges=(0, 20_000))[1]
     assert (empty["targets"], empty["metrics"], empty["standard_errors"]) == (0, {}, {})
+
+
+def test_targets_without_a_value_are_in_a_bucket_of_their_own_or_in_none():
+    rng = np.random.default_rng(2)
+    lengths = np.array([0, 49, 50, 99, 100, 199, 200, 499, 500, 9_999, 50, 1])
+    ranks = rng.integers(1, 30, len(lengths)).astype(np.float64)
+    short = metrics.bucket_metrics(ranks, lengths)[0]
     lengths = np.where(lengths < 50, np.nan, lengths)
-    some = metrics.bucket_metrics(ranks, lengths)
-    assert [record["targets"] for record in some] == [0, 3, 2, 2, 2]
+    in_no_bucket = metrics.bucket_metrics(ranks, lengths)
+    assert [record["targets"] for record in in_no_bucket] == [0, 3, 2, 2, 2]
     buckets = metrics.make_buckets(lengths, without="never")
-    *known, unknown = [bucket.record(metrics.per_target(ranks)) for bucket in buckets]
-    assert known == some
-    assert (unknown["name"], unknown["low"], unknown["high"]) == ("never", None, None)
-    assert (unknown["targets"], unknown["metrics"]) == (3, records[0]["metrics"])
-    for edges in ((), (1, 5), (0, 5, 5), (0, 9, 3)):
-        with pytest.raises(ValueError, match="ascend from 0"):
-            metrics.bucket_metrics(ranks, lengths, edges=edges)
+    *with_value, without_value = [bucket.record(metrics.per_target(ranks)) for bucket in buckets]
+    assert with_value == in_no_bucket
+    assert without_value["name"] == "never"
+    assert (without_value["low"], without_value["high"]) == (None, None)
+    assert (without_value["targets"], without_value["metrics"]) == (3, short["metrics"])
 
 
-def test_a_metric_that_is_not_made_of_ranks_is_refused():
+@pytest.mark.parametrize("edges", [(), (1, 5), (0, 5, 5), (0, 9, 3)], ids=str)
+def test_bucket_edges_that_do_not_ascend_from_0_are_errors(edges):
+    with pytest.raises(ValueError, match="ascend from 0"):
+        metrics.bucket_metrics(np.ones(2), np.ones(2), edges=edges)
+
+
+def test_a_name_that_is_no_rank_metric_is_an_error():
     metrics.check_metric("MRR@100")
     for metric in ("AUC", "HR@7", "HR"):
         with pytest.raises(metrics.MetricError, match="there are HR@1, "):

@@ -1,4 +1,4 @@
-"""One log and one run, made by the programs, for all that is tested of them."""
+"""A data set and a trained run for the tests of programs, made by the programs themselves."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tests.launch.programs import SMALL, program
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A log of 60 users, and one of two events who is never predicted, prepared by the program."""
+    """The folder of a data set with 60 users, and a user "brief" with too few events to predict."""
     folder = tmp_path_factory.mktemp("log")
     rng = np.random.default_rng(0)
     lines = ["user,item,timestamp"]
@@ -17,16 +17,16 @@ def prepared(tmp_path_factory):
         lines += [f"u{user},i{item},{1_000 + 60 * step}" for step, item in enumerate(items)]
     lines += ["brief,i0,1000", "brief,i1,1060"]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
-    done = program("prepare", f"--input={folder / 'log.csv'}", f"--output={folder / 'data'}")
-    assert done.returncode == 0, done.stderr
+    process = program("prepare", f"--input={folder / 'log.csv'}", f"--output={folder / 'data'}")
+    assert process.returncode == 0, process.stderr
     return folder / "data"
 
 
 @pytest.fixture(scope="session")
 def trained(prepared, tmp_path_factory):
-    """A run trained by the program, and what it printed."""
+    """The workdir of a run trained by launch.train, its arguments, and the program's output."""
     workdir = tmp_path_factory.mktemp("run")
     arguments = [*SMALL, f"--config.data.folder={prepared}", f"--workdir={workdir}"]
-    done = program("train", *arguments)
-    assert done.returncode == 0, done.stderr
-    return workdir, arguments, done.stdout
+    process = program("train", *arguments)
+    assert process.returncode == 0, process.stderr
+    return workdir, arguments, process.stdout

@@ -1,8 +1,8 @@
-"""Programs in processes of their own that need not import the libraries again.
+"""Starts programs in separate processes that do not have to import the libraries again.
 
-A program spends two seconds of a core on importing JAX and its kin: most of what a test of its
-flags costs. A server imports them once, and forks a child for each program, with arguments, flags,
-output and an exit code of its own. What is ours the child imports itself.
+A program needs two seconds of a core to import JAX and other libraries, which is most of the time
+of a test of its flags. Here a server imports the libraries once and forks a child for each program.
+The child has its own arguments, flags, output and exit code, and imports the project's modules.
 """
 
 import atexit
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-# None of these starts a thread: a fork would lose it. (Importing polars does.)
+# A fork would lose the threads of a library. None of these starts a thread at import; polars does.
 LIBRARIES = [
     "flax.nnx",
     "grain",
@@ -30,7 +30,7 @@ _SERVER.set_forkserver_preload(LIBRARIES)
 
 
 class Program:
-    """`python -m NAME ARGUMENTS`, begun."""
+    """A running `python -m NAME ARGUMENTS`."""
 
     def __init__(self, name: str, arguments: list[str], *, cwd: pathlib.Path, env: dict[str, str]):
         self._command = [name, *arguments]
@@ -45,16 +45,16 @@ class Program:
         return self._process.is_alive()
 
     def send_signal(self, number: int) -> None:
-        """Does nothing where it has ended."""
+        """Sends a signal to the program if it still runs."""
         if self.runs():
             os.kill(self._process.pid, number)
 
     def end(self) -> subprocess.CompletedProcess:
-        """Waits for its end: its exit code, and what it said."""
+        """Waits until the program has ended; returns its exit code and output."""
         self._process.join()
-        said = [path.read_text() if path.exists() else "" for path in self._outputs]
+        outputs = [path.read_text() if path.exists() else "" for path in self._outputs]
         shutil.rmtree(self._folder)
-        return subprocess.CompletedProcess(self._command, self._process.exitcode, *said)
+        return subprocess.CompletedProcess(self._command, self._process.exitcode, *outputs)
 
 
 def _child(command, cwd, env, outputs):
@@ -75,5 +75,5 @@ def _child(command, cwd, env, outputs):
         print(end.code, file=sys.stderr, flush=True)
         sys.exit(1)
     finally:
-        # `multiprocessing` leaves these out.
+        # `multiprocessing` does not call the functions that libraries registered with `atexit`.
         atexit._run_exitfuncs()

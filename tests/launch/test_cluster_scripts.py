@@ -1,4 +1,4 @@
-"""The scripts that start a run on many hosts, with stand-ins for the clusters' programs."""
+"""The scripts that start a run on many hosts, tested with fake cluster programs."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import ROOT
 
 SCRIPTS = sorted(ROOT.glob("launch/slurm/*.sh")) + sorted(ROOT.glob("launch/tpu/*.sh"))
-# Runs the command once a node, as its tasks would be.
+# A fake srun: runs the command for two tasks, one after the other.
 SRUN = """
 echo "srun $*" >> "$CALLS"
 while [[ $1 == --* ]]; do shift; done
@@ -26,7 +26,7 @@ for SLURM_PROCID in 0 1; do export SLURM_PROCID; "$@" || code=$?; done
 exit "${code:-0}"
 """
 SCONTROL = 'echo "scontrol $*" >> "$CALLS"'
-# A host's shell, on each of two hosts.
+# A fake gcloud: runs the command in the shells of two hosts, one after the other.
 GCLOUD = """
 echo "gcloud ${*%%--command*}" >> "$CALLS"
 for last; do true; done
@@ -44,7 +44,7 @@ exit "${CODE:-0}"
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a script among stand-ins; returns its exit code and the calls in order."""
+    """A function that runs a script; returns its exit code, the calls of programs, and stderr."""
     host_python = tmp_path / "host" / "linseqrec" / ".venv" / "bin" / "python"
     host_python.parent.mkdir(parents=True)
     programs = {"srun": SRUN, "scontrol": SCONTROL, "gcloud": GCLOUD, "python": PYTHON}
@@ -66,14 +66,14 @@ def start(tmp_path):
             "PYTHON": str(tmp_path / "python"),
             **variables,
         }
-        # The shell's own id, for a task to signal it.
-        done = subprocess.run(
+        # SCRIPT is the process id of the script's shell, so that a task can send it a signal.
+        process = subprocess.run(
             ["bash", "-c", 'export SCRIPT=$$; exec bash "$@"', "-", ROOT / script, *arguments],
             env=environment,
             capture_output=True,
             text=True,
         )
-        return done.returncode, calls.read_text().splitlines(), done.stderr
+        return process.returncode, calls.read_text().splitlines(), process.stderr
 
     return run
 
@@ -85,7 +85,7 @@ COMMAND = "<-m><launch.train><--distributed=auto><--grace={}>" + "".join(
 )
 
 
-def test_each_node_runs_one_task_with_all_its_gpus(start):
+def test_each_node_runs_one_task_with_all_gpus(start):
     code, calls, errors = start("launch/slurm/train.sh", *ARGUMENTS, **JOB)
     assert code == 0, errors
     assert calls[0].startswith("srun --ntasks-per-node=1 --cpus-per-task=16 --wait=300 ")
@@ -102,8 +102,15 @@ def test_each_node_runs_one_task_with_all_its_gpus(start):
         ({"CODE": "1"}, False),
         ({"CODE": "0", "SIGNAL_SHELL": "1"}, False),
     ],
+    ids=[
+        "preempted",
+        "preempted, with a signal to the shell",
+        "preempted too often",
+        "failed",
+        "finished, with a signal to the shell",
+    ],
 )
-def test_a_preempted_job_and_no_other_is_queued_again(start, variables, queued_again):
+def test_only_a_preempted_job_is_queued_again(start, variables, queued_again):
     code, calls, _ = start("launch/slurm/train.sh", **JOB, **variables)
     assert code == int(variables["CODE"])
     assert [call for call in calls if call.startswith("task")] == [
@@ -114,22 +121,22 @@ def test_a_preempted_job_and_no_other_is_queued_again(start, variables, queued_a
     assert sum(call.startswith("scontrol") for call in calls) == queued_again
 
 
-def test_the_tasks_are_not_deaf_to_what_the_shell_ignores(start):
+def test_the_tasks_receive_the_sigterm_that_the_shell_ignores(start):
     code, _, _ = start("launch/slurm/train.sh", **JOB, SIGNAL_TASK="1")
     assert code == 128 + signal.SIGTERM
 
 
-def test_the_job_is_told_to_end_before_its_grace_runs_out():
+def test_slurm_sends_sigterm_longer_before_the_limit_than_the_grace():
     text = (ROOT / "launch/slurm/train.sh").read_text()
-    (lead,) = re.findall(r"^#SBATCH --signal=TERM@(\d+)$", text, re.MULTILINE)
+    (seconds_before,) = re.findall(r"^#SBATCH --signal=TERM@(\d+)$", text, re.MULTILINE)
     (grace,) = re.findall(r"^GRACE=(\d+)$", text, re.MULTILINE)
-    assert int(grace) < int(lead)
+    assert int(grace) < int(seconds_before)
     assert "#SBATCH --requeue\n" in text
-    # SLURM reads its options up to the first command only.
+    # SLURM ignores options after the first command.
     assert text.rindex("#SBATCH") < text.index("\nset -u")
 
 
-def test_every_host_of_a_pod_runs_the_command(start):
+def test_each_host_of_a_pod_runs_the_command(start):
     code, calls, errors = start("launch/tpu/train.sh", *ARGUMENTS, TPU="pod", ZONE="here")
     assert code == 0, errors
     command = COMMAND.format(20)
@@ -142,41 +149,40 @@ def test_every_host_of_a_pod_runs_the_command(start):
     ]
 
 
-def test_what_must_be_set_is_said(start):
+def test_a_missing_variable_is_an_error_that_says_what_to_do(start):
     code, calls, errors = start("launch/tpu/train.sh", TPU="pod", ZONE="")
     assert code != 0 and "set ZONE to its zone" in errors and not calls
     code, calls, errors = start("launch/slurm/train.sh", SLURM_JOB_ID="")
-    assert code == 1 and "start it by sbatch" in errors and not calls
+    assert code == 1 and "start it with sbatch" in errors and not calls
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_scripts_are_sound(script):
+def test_scripts_pass_the_syntax_checkers(script):
     checkers = [["bash", "-n"], *([["shellcheck"]] if shutil.which("shellcheck") else [])]
     for checker in checkers:
-        done = subprocess.run([*checker, script], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        process = subprocess.run([*checker, script], capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout + process.stderr
 
 
 def cluster_commands():
-    """(where, devices, arguments) of each start on a cluster that the page or a script shows."""
+    """The devices and arguments of each training command that the page or a script shows."""
     defaults = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script_text("slurm"), re.MULTILINE))
-    for where, text in {
+    for source, text in {
         "page": (ROOT / "docs" / "run_on_a_cluster.md").read_text(),
         "slurm": re.sub("^# *", "", script_text("slurm"), flags=re.MULTILINE),
         "tpu": re.sub("^# *", "", script_text("tpu"), flags=re.MULTILINE),
     }.items():
         for line in text.replace("\\\n", " ").splitlines():
             if "launch/slurm/train.sh --" in re.sub(" +", " ", line):
-                given = dict(re.findall(r"--(nodes|gpus-per-node)=(\d+)", line))
-                asked = defaults | given
-                devices = int(asked["nodes"]) * int(asked["gpus-per-node"])
+                options = defaults | dict(re.findall(r"--(nodes|gpus-per-node)=(\d+)", line))
+                devices = int(options["nodes"]) * int(options["gpus-per-node"])
             elif "launch/tpu/train.sh --" in re.sub(" +", " ", line):
                 (chips,) = re.findall(r"of (\d+) chips", text)
                 devices = int(chips)
             else:
                 continue
             arguments = shlex.split(line.partition("/train.sh")[2])
-            yield pytest.param(devices, arguments, id=f"{where}-{devices}")
+            yield pytest.param(devices, arguments, id=f"{source}-{devices}")
 
 
 def script_text(cluster):
@@ -186,7 +192,7 @@ def script_text(cluster):
 COMMANDS = list(cluster_commands())
 
 
-def test_all_the_cluster_commands_are_found():
+def test_the_readme_and_the_scripts_show_four_cluster_commands():
     assert [command.id for command in COMMANDS] == [
         "page-32",
         "page-32",
@@ -196,7 +202,7 @@ def test_all_the_cluster_commands_are_found():
 
 
 @pytest.mark.parametrize(("devices", "arguments"), COMMANDS)
-def test_a_shown_command_divides_its_batch_over_its_devices(devices, arguments):
+def test_the_batch_size_of_a_shown_command_fits_its_devices(devices, arguments):
     flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     template = load_experiment(ROOT / flags["config"])
     given = {name.removeprefix("config."): value for name, value in flags.items() if "." in name}

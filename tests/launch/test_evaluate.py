@@ -156,7 +156,7 @@ def test_data_that_have_moved_are_named_by_a_flag(forsaken, prepared, tmp_path, 
 def test_data_that_are_gone_or_others_are_refused(forsaken, prepared, tmp_path):
     done = program("evaluate", f"--workdir={forsaken}")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert f"data set in {tmp_path / 'gone'}, which is not there" in done.stderr
+    assert f"data set in {tmp_path / 'gone'}, but that folder does not exist" in done.stderr
     assert "--data=FOLDER" in done.stderr
     other = tmp_path / "other"
     shutil.copytree(prepared, other)

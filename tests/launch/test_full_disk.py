@@ -1,6 +1,6 @@
-"""A run whose disk is full says so, keeps its last good checkpoint, and goes on once there is room.
+"""A full disk is an error that keeps the last sound checkpoint, and the run can continue later.
 
-A limit on the size of files stands in for the disk: filling one takes rights that tests have not.
+The test limits the size of files, because it may not fill a disk.
 """
 
 import signal
@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from linseqrec.training.checkpoint import Checkpoints
-from tests.launch.programs import ROOT, TINY, killed, last_step, program
+from tests.launch.programs import ROOT, TINY, last_step, program, train_and_kill
 
 
 def sound_steps(folder):
@@ -16,25 +16,29 @@ def sound_steps(folder):
         return checkpoints.sound_steps()
 
 
-def test_it_says_so_keeps_what_it_has_and_goes_on(prepared, tmp_path):
+def test_a_run_continues_after_the_disk_was_full(prepared, tmp_path):
     arguments = [*TINY, f"--config.data.folder={prepared}", f"--workdir={tmp_path}"]
     arguments += ["--config.training.num_epochs=2"]
-    assert killed(arguments, tmp_path, lambda folder, _: last_step(folder) >= 2, signal.SIGTERM)
-    before = sound_steps(tmp_path)
-    assert before
-    # Not even a line of metrics.jsonl; then enough for that, and too little for a checkpoint.
-    for kilobytes_a_file, message in ((0, "make room and run"), (20, "could not be saved in")):
-        limited = ["bash", "-c", f'ulimit -f {kilobytes_a_file}; exec "$@"', "-"]
-        full = subprocess.run(
-            [*limited, sys.executable, "-m", "launch.train", *arguments],
+
+    def after_two_steps(folder, _):
+        return last_step(folder) >= 2
+
+    assert train_and_kill(arguments, tmp_path, after_two_steps, signal.SIGTERM)
+    steps = sound_steps(tmp_path)
+    assert steps
+    # With 0 KB no line of metrics.jsonl can be written; with 20 KB lines can, but no checkpoint.
+    for file_kilobytes, message in ((0, "free some disk space"), (20, "could not be saved in")):
+        with_limit = ["bash", "-c", f'ulimit -f {file_kilobytes}; exec "$@"', "-"]
+        process = subprocess.run(
+            [*with_limit, sys.executable, "-m", "launch.train", *arguments],
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert full.returncode == 1
-        assert message in full.stderr
-        assert "Traceback" not in full.stderr
-        assert sound_steps(tmp_path) == before
+        assert process.returncode == 1
+        assert message in process.stderr
+        assert "Traceback" not in process.stderr
+        assert sound_steps(tmp_path) == steps
     assert program("train", *arguments).returncode == 0
-    assert sound_steps(tmp_path)[-1] > before[-1]
+    assert sound_steps(tmp_path)[-1] > steps[-1]

@@ -1,4 +1,4 @@
-"""How programs start."""
+"""The settings that every program makes at its start."""
 
 import jax
 import pytest
@@ -7,17 +7,20 @@ from launch import program
 
 
 @pytest.mark.parametrize(
-    ("given", "used", "on_cpu"),
+    ("configured", "expected", "on_cpu"),
     [("cuda", "cuda,cpu", False), ("cuda,cpu", "cuda,cpu", False), ("cpu", "cpu", True)],
 )
-def test_an_accelerator_has_the_cpu_beside_it(given, used, on_cpu, monkeypatch):
-    monkeypatch.setattr(program, "_keep_freed_memory", lambda: kept.append(True))
+def test_platforms_include_the_cpu_and_only_cpu_runs_keep_freed_memory(
+    configured, expected, on_cpu, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(program, "_keep_freed_memory", lambda: calls.append(True))
     monkeypatch.setattr(program.app, "run", lambda *_, **__: None)
-    before, kept = jax.config.jax_platforms, []
-    jax.config.update("jax_platforms", given)
+    original = jax.config.jax_platforms
+    jax.config.update("jax_platforms", configured)
     try:
         program.run_program(lambda argv: None)
-        assert jax.config.jax_platforms == used
-        assert bool(kept) == on_cpu, "glibc is told on a CPU alone"
+        assert jax.config.jax_platforms == expected
+        assert bool(calls) == on_cpu
     finally:
-        jax.config.update("jax_platforms", before)
+        jax.config.update("jax_platforms", original)

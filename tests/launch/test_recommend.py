@@ -1,4 +1,4 @@
-"""The program that writes lists: the metrics follow from its file, and the states agree with it."""
+"""launch.recommend: its file agrees with launch.evaluate and with `Recommender`."""
 
 import json
 
@@ -16,34 +16,34 @@ from tests.launch.programs import program
 
 @pytest.fixture(scope="module")
 def log(prepared):
-    """Each user's original items in time order."""
+    """Each user's items in time order, by the log's own ids."""
     frame = pl.read_csv(prepared.parent / "log.csv")
     users = frame.group_by("user", maintain_order=True)
     return {user: rows["item"].to_list() for (user,), rows in users}
 
 
 @pytest.fixture(scope="module")
-def reported(trained):
-    """What launch.evaluate says of the test split."""
+def evaluated_metrics(trained):
+    """The test metrics from launch.evaluate, by filter."""
     workdir, _, _ = trained
-    done = program("evaluate", f"--workdir={workdir}", "--nobaselines")
-    assert done.returncode == 0, done.stderr
+    process = program("evaluate", f"--workdir={workdir}", "--nobaselines")
+    assert process.returncode == 0, process.stderr
     step = json.loads((workdir / "results.json").read_text())["step"]
-    written = json.loads((workdir / "evaluations" / f"test-{step}-none-all.json").read_text())
-    return written["RecGRELA"]["metrics"]
+    path = workdir / "evaluations" / f"test-{step}-none-all.json"
+    return json.loads(path.read_text())["RecGRELA"]["metrics"]
 
 
 @pytest.mark.parametrize(
     ("filter_seen", "suffix"), [("none", ".parquet"), ("all", ".csv")], ids=["none", "all"]
 )
-def test_the_reported_metrics_follow_from_the_file(
-    trained, log, reported, tmp_path, filter_seen, suffix
+def test_the_target_ranks_in_the_file_give_the_evaluated_metrics(
+    trained, log, evaluated_metrics, tmp_path, filter_seen, suffix
 ):
     workdir, _, _ = trained
     output = tmp_path / f"lists{suffix}"
     flag = "--filter_seen" if filter_seen == "all" else "--nofilter_seen"
-    done = program("recommend", f"--workdir={workdir}", "--all", flag, f"--output={output}")
-    assert done.returncode == 0, done.stderr
+    process = program("recommend", f"--workdir={workdir}", "--all", flag, f"--output={output}")
+    assert process.returncode == 0, process.stderr
     frame = pl.read_parquet(output) if suffix == ".parquet" else pl.read_csv(output)
 
     targets = frame.unique("user", maintain_order=True)
@@ -51,7 +51,7 @@ def test_the_reported_metrics_follow_from_the_file(
     assert targets["target"].to_list() == [log[user][-1] for user in targets["user"]]
     assert set(targets["history_length"]) == {11}
     means, _ = rank_metrics(targets["target_rank"].to_numpy())
-    assert means == {name: reported[filter_seen][name] for name in means}
+    assert means == {name: evaluated_metrics[filter_seen][name] for name in means}
 
     hits = frame.filter(pl.col("item") == pl.col("target"))
     assert len(hits) > 10 and (hits["rank"] == hits["target_rank"]).all()
@@ -63,10 +63,10 @@ def test_the_reported_metrics_follow_from_the_file(
         assert len(rows) == (20 if filter_seen == "none" else min(20, 30 - len(seen)))
 
 
-def test_lists_after_all_events_are_those_of_the_carried_states(trained, prepared, tmp_path):
+def test_lists_after_all_events_equal_those_of_the_recommender(trained, prepared, tmp_path):
     workdir, _, _ = trained
     (tmp_path / "users.txt").write_text("u7\nbrief\nu31\n")
-    done = program(
+    process = program(
         "recommend",
         f"--workdir={workdir}",
         f"--users=@{tmp_path / 'users.txt'}",
@@ -74,7 +74,7 @@ def test_lists_after_all_events_are_those_of_the_carried_states(trained, prepare
         "--top_k=5",
         f"--output={tmp_path / 'new' / 'lists.parquet'}",
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     frame = pl.read_parquet(tmp_path / "new" / "lists.parquet")
     assert frame.columns == ["user", "rank", "item", "score", "history_length"]
     assert frame["user"].to_list() == ["u7"] * 5 + ["brief"] * 5 + ["u31"] * 5
@@ -82,12 +82,12 @@ def test_lists_after_all_events_are_those_of_the_carried_states(trained, prepare
 
     dataset = Dataset.open(prepared)
     users = np.array([list(dataset.user_ids()).index(user) for user in ("u7", "brief", "u31")])
-    served = Recommender.from_workdir(workdir)
-    states = served.start(gather_histories(dataset, users, dataset.offsets[users + 1], None))
-    items, scores = served.recommend(states, 5)
+    recommender = Recommender.from_workdir(workdir)
+    states = recommender.start(gather_histories(dataset, users, dataset.offsets[users + 1], None))
+    items, scores = recommender.recommend(states, 5)
     np.testing.assert_array_equal(dataset.item_ids()[items].ravel(), frame["item"])
     np.testing.assert_allclose(scores.ravel(), frame["score"], rtol=1e-5)
-    np.testing.assert_array_equal(served.seconds([1_000, 1_660]), [0, 660])
+    np.testing.assert_array_equal(recommender.seconds([1_000, 1_660]), [0, 660])
     with pytest.raises(CheckpointError, match="no checkpoint '99999'"):
         Recommender.from_workdir(workdir, "99999")
 
@@ -100,11 +100,12 @@ def test_lists_after_all_events_are_those_of_the_carried_states(trained, prepare
         (["--all", "--top_k=31"], "--top_k=31: the catalogue has 30 items"),
         (["--users=@none.txt"], "--users=@none.txt: No such file"),
     ],
+    ids=["unknown user", "user without target", "list too long", "missing file"],
 )
-def test_a_mistake_ends_in_one_line(trained, tmp_path, arguments, message):
+def test_a_user_error_is_one_line_and_writes_no_file(trained, tmp_path, arguments, message):
     workdir, _, _ = trained
     output = f"--output={tmp_path / 'lists.csv'}"
-    done = program("recommend", f"--workdir={workdir}", output, *arguments)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and message in done.stderr
-    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+    process = program("recommend", f"--workdir={workdir}", output, *arguments)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: ") and message in process.stderr
+    assert "Traceback" not in process.stderr and not list(tmp_path.iterdir())

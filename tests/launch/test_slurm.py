@@ -1,4 +1,4 @@
-"""The scripts and sweeps on a real SLURM: `launch/slurm/one_node.sh` starts one."""
+"""The scripts and sweeps on a real SLURM, which `launch/slurm/one_node.sh` starts."""
 
 import json
 import shutil
@@ -11,15 +11,16 @@ import pytest
 from tests.launch.programs import ROOT, TINY, last_step, program
 
 
-def command(*arguments):
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+def run_command(*arguments):
+    """The output of a command, which must succeed."""
+    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
-def up():
+def has_slurm():
     try:
-        return bool(shutil.which("sbatch")) and command("sinfo", "-h", "-o", "%T") in (
+        return bool(shutil.which("sbatch")) and run_command("sinfo", "-h", "-o", "%T") in (
             "idle",
             "mixed",
         )
@@ -27,27 +28,29 @@ def up():
         return False
 
 
-pytestmark = pytest.mark.skipif(not up(), reason="no SLURM here (launch/slurm/one_node.sh)")
+pytestmark = pytest.mark.skipif(
+    not has_slurm(), reason="SLURM does not run here (launch/slurm/one_node.sh starts it)"
+)
 
 
-def until(moment, job, seconds=300):
-    """Waits until something is so; a job that is gone by then has failed."""
+def wait_until(condition, job, seconds=300):
+    """Waits until a condition is true; after the timeout, fails with the state of the job."""
     for _ in range(10 * seconds):
-        if moment():
+        if condition():
             return
         time.sleep(0.1)
-    raise AssertionError(command("scontrol", "show", "job", job))
+    raise AssertionError(run_command("scontrol", "show", "job", job))
 
 
 @pytest.fixture
 def submit(tmp_path):
-    """Submits a script's job and gives its number and log; what is left of it is cancelled."""
+    """A function that submits a job; returns its number and log. The fixture cancels the jobs."""
     jobs = []
 
     def run(*arguments):
         log = tmp_path / "job.log"
         options = ["--parsable", "--mem=0", f"--output={log}", "--export=ALL"]
-        jobs.append(command("env", f"PYTHON={sys.executable}", "sbatch", *options, *arguments))
+        jobs.append(run_command("env", f"PYTHON={sys.executable}", "sbatch", *options, *arguments))
         return jobs[-1], log
 
     yield run
@@ -56,7 +59,7 @@ def submit(tmp_path):
 
 
 @pytest.mark.timeout(900)
-def test_a_preempted_job_is_queued_again_and_goes_on(submit, prepared, tmp_path):
+def test_a_preempted_job_is_queued_again_and_continues(submit, prepared, tmp_path):
     folder = tmp_path / "run"
     job, log = submit(
         "--nodes=1",
@@ -68,22 +71,22 @@ def test_a_preempted_job_is_queued_again_and_goes_on(submit, prepared, tmp_path)
         "--config.training.num_epochs=30",
         f"--workdir={folder}",
     )
-    until(lambda: last_step(folder) >= 2, job)
-    # As before a preemption or the time limit: SIGTERM to the task, not to the script.
-    command("scancel", "--signal=TERM", job)
-    until(lambda: command("squeue", "-h", "-j", job, "-o", "%T") == "PENDING", job)
-    assert "is saved; the same command goes on" in log.read_text()
+    wait_until(lambda: last_step(folder) >= 2, job)
+    # As before a preemption or the time limit, the task gets a SIGTERM but the script does not.
+    run_command("scancel", "--signal=TERM", job)
+    wait_until(lambda: run_command("squeue", "-h", "-j", job, "-o", "%T") == "PENDING", job)
+    assert "is saved; run the same command again" in log.read_text()
     assert not (folder / "results.json").exists()
-    before = last_step(folder)
-    # SLURM starts it again two minutes later at the earliest.
-    until(lambda: (folder / "results.json").exists(), job)
-    said = log.read_text()
-    assert said.count("process 0 of 1, 1 of 1 devices") == 2
-    assert f"step {before} is saved" in said
-    assert last_step(folder) > before
+    saved_step = last_step(folder)
+    # SLURM waits at least two minutes before it starts the job again.
+    wait_until(lambda: (folder / "results.json").exists(), job)
+    output = log.read_text()
+    assert output.count("process 0 of 1, 1 of 1 devices") == 2
+    assert f"step {saved_step} is saved" in output
+    assert last_step(folder) > saved_step
 
 
-def test_tasks_find_each_other(submit, prepared, tmp_path):
+def test_the_tasks_of_a_job_connect(submit, prepared, tmp_path):
     folder = tmp_path / "run"
     train = [sys.executable, "-m", "launch.train", "--distributed=auto", *TINY]
     train += [f"--config.data.folder={prepared}", "--config.training.num_epochs=1"]
@@ -92,14 +95,15 @@ def test_tasks_find_each_other(submit, prepared, tmp_path):
         "--overcommit",
         f"--wrap=srun --overcommit {' '.join(train)} --workdir={folder}",
     )
-    until(lambda: (folder / "results.json").exists(), job)
-    said = log.read_text()
-    assert "process 0 of 2, 1 of 2 devices" in said and "process 1 of 2, 1 of 2 devices" in said
+    wait_until(lambda: (folder / "results.json").exists(), job)
+    output = log.read_text()
+    assert "process 0 of 2, 1 of 2 devices" in output
+    assert "process 1 of 2, 1 of 2 devices" in output
 
 
-def test_a_sweep_is_a_job_array(prepared, tmp_path):
+def test_a_sweep_runs_as_a_job_array(prepared, tmp_path):
     pytest.importorskip("submitit")
-    done = program(
+    process = program(
         "sweep",
         *(argument for argument in TINY if "warmup_steps" not in argument),
         f"--config.data.folder={prepared}",
@@ -110,7 +114,7 @@ def test_a_sweep_is_a_job_array(prepared, tmp_path):
         "--parallel=2",
         "--wait",
     )
-    assert done.returncode == 1, done.stderr
-    assert "1 of 2 runs failed" in done.stderr and "Traceback" not in done.stderr
+    assert process.returncode == 1, process.stderr
+    assert "1 of 2 runs failed" in process.stderr and "Traceback" not in process.stderr
     results = json.loads((tmp_path / "warmup_steps=1" / "results.json").read_text())
     assert "SASRec" in results["test"]

@@ -1,4 +1,4 @@
-"""Carried states against the model's reading of whole histories, and lists against a sort."""
+"""Updated states equal the model's output for whole histories; lists equal a sort of all scores."""
 
 import jax
 import numpy as np
@@ -20,9 +20,9 @@ NUM_ITEMS = 40
 ORIGIN = 1_000_000_000
 
 
-def make_model(config, seed=0, **told):
-    """A model of weights drawn wide: at the initial scale of 0.02 a mistake could hide."""
-    graphdef, params, rest = split_model(config.build(NUM_ITEMS, rngs=nnx.Rngs(seed), **told))
+def make_model(config, seed=0, **settings):
+    """A model with large weights: at the initial scale of 0.02 an error could be invisible."""
+    graphdef, params, rest = split_model(config.build(NUM_ITEMS, rngs=nnx.Rngs(seed), **settings))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype(p.dtype), params)
     return nnx.merge(graphdef, params, rest)
@@ -40,7 +40,7 @@ def recommender(model):
 
 
 def histories(lengths, seed=0, width=None):
-    """Random histories, right-padded, days and minutes apart."""
+    """Random right-padded histories with minutes or days between events."""
     rng = np.random.default_rng(seed)
     slots = np.arange(width or max(lengths))
     real = slots < np.array(lengths)[:, None]
@@ -51,18 +51,19 @@ def histories(lengths, seed=0, width=None):
 
 
 def cut(events, start, stop):
-    """Slots `start:stop` of rows that are this long."""
+    """The slots `start:stop` of each row."""
     return Events(*(np.asarray(leaf)[:, start:stop] for leaf in jax.tree.leaves(events)))
 
 
-def follow(recommender, states, events, start, stop):
+def update_slots(recommender, states, events, start, stop):
+    """The states after one update for each slot of `start:stop`."""
     for slot in range(start, stop):
         states = recommender.update(states, events.items[:, slot], events.timestamps[:, slot])
     return states
 
 
-def whole(model, events):
-    """The last event's hidden vectors, all events read in one call."""
+def whole_history_hidden(model, events):
+    """The hidden vectors of the last events, from one call that reads all events."""
     graphdef, params, rest = split_model(model)
     encode = jax.jit(lambda params, events: nnx.merge(graphdef, params, rest)(events).hidden)
     last = (events.segment_ids > 0).sum(1) - 1
@@ -74,17 +75,22 @@ def assert_same(states, others):
         np.testing.assert_array_equal(one, other)
 
 
-def test_ten_thousand_events_carried_are_ten_thousand_encoded(model, recommender):
-    """In chunks of 512 up to event 9,700, one by one from there: within 2e-5."""
+def select_users(states, rows):
+    return jax.tree.map(lambda leaf: leaf[np.array(rows)], states)
+
+
+def test_states_after_10_000_events_equal_the_whole_history(model, recommender):
+    """9,700 events in chunks of 512, then 300 updates: hidden vectors agree within 2e-5."""
     events = histories([10_000, 10_000])
     states = recommender.start(cut(events, 0, 9_700))
-    early = recommender.start(cut(events, 0, 10))
-    states = follow(recommender, states, events, 9_700, 10_000)
-    np.testing.assert_allclose(states.hidden, whole(model, events), atol=2e-5)
+    states = update_slots(recommender, states, events, 9_700, 10_000)
+    np.testing.assert_allclose(states.hidden, whole_history_hidden(model, events), atol=2e-5)
     np.testing.assert_array_equal(states.length, [10_000, 10_000])
-    # What is carried, and so an update's program, is the same after 10 events.
-    shapes = lambda states: [leaf.shape for leaf in jax.tree.leaves(states)]  # noqa: E731
-    assert shapes(states) == shapes(early)
+    # The size of the states, and so the cost of an update, does not grow.
+    after_10_events = recommender.start(cut(events, 0, 10))
+    assert [leaf.shape for leaf in jax.tree.leaves(states)] == [
+        leaf.shape for leaf in jax.tree.leaves(after_10_events)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ def test_ten_thousand_events_carried_are_ten_thousand_encoded(model, recommender
             num_layers=1,
             ratio="1:0",
             question="delayed",
-            timed_attention=True,  # else what is read of the last K events does not know of times
+            timed_attention=True,  # otherwise the short branch does not read times
         ),
         HyTRecConfig(
             width=8,
@@ -141,115 +147,135 @@ def test_ten_thousand_events_carried_are_ten_thousand_encoded(model, recommender
         ),
         RecGRELAConfig(width=8, heads=1, num_layers=1, positions="absolute"),
     ],
-    ids=["hytrec's long branch", "hytrec", "hytrec asked by the present"]
-    + ["hytrec asked by the short branch", "sinkrec", "recgrela, by positions"],
+    ids=[
+        "hytrec, long branch only",
+        "hytrec, delayed question",
+        "hytrec, present question",
+        "hytrec, question of the short branch",
+        "sinkrec",
+        "recgrela, absolute positions",
+    ],
 )
-def test_models_that_read_times_or_positions_go_on_counting(config):
-    """From no event at all, in chunks of 8, and then one by one: within 3e-5."""
+def test_states_of_models_that_read_times_or_positions_equal_the_whole_history(config):
+    """In chunks of 8 and by single updates: hidden vectors agree within 3e-5."""
     model = make_model(config)
-    served = Recommender(model, chunk_length=8)
+    recommender = Recommender(model, chunk_length=8)
     events = histories([24, 24])
-    expected = whole(model, events)
-    started = follow(served, served.start(cut(events, 0, 16)), events, 16, 24)
-    np.testing.assert_allclose(started.hidden, expected, atol=3e-5)
-    nobody = served.start(Events(*[np.zeros((2, 1), np.int32)] * 4))
-    np.testing.assert_allclose(follow(served, nobody, events, 0, 24).hidden, expected, atol=3e-5)
+    expected = whole_history_hidden(model, events)
+    after_16 = recommender.start(cut(events, 0, 16))
+    states = update_slots(recommender, after_16, events, 16, 24)
+    np.testing.assert_allclose(states.hidden, expected, atol=3e-5)
+    new_users = recommender.start(Events(*[np.zeros((2, 1), np.int32)] * 4))
+    updated = update_slots(recommender, new_users, events, 0, 24)
+    np.testing.assert_allclose(updated.hidden, expected, atol=3e-5)
     if not isinstance(config, RecGRELAConfig):
-        late = served.update(started, [7, 7], [30_000_000, 30_000_000])
-        soon = served.update(started, [7, 7], started.last_timestamp)
-        assert np.abs(late.hidden - soon.hidden).max(axis=1).min() > 1e-3
+        late = recommender.update(states, [7, 7], [30_000_000, 30_000_000])
+        early = recommender.update(states, [7, 7], states.last_timestamp)
+        assert np.abs(late.hidden - early.hidden).max(axis=1).min() > 1e-3
 
 
-def test_users_without_an_event_stay_as_they_are(recommender):
+def test_an_update_does_not_change_users_without_an_event(recommender):
     states = recommender.start(histories([30, 1, 7, 12], seed=1))
     after = recommender.update(states, [0, 5, 0, 9], [-1, 10**8, 0, 10**8])
-    pick = lambda states, rows: jax.tree.map(lambda leaf: leaf[np.array(rows)], states)  # noqa: E731
-    assert_same(pick(after, [0, 2]), pick(states, [0, 2]))
+    assert_same(select_users(after, [0, 2]), select_users(states, [0, 2]))
     np.testing.assert_array_equal(after.length, [30, 2, 7, 13])
     assert np.abs(after.hidden - states.hidden)[[1, 3]].max(axis=1).min() > 1e-3
 
 
-def test_neighbours_and_padding_change_nothing(model):
+def test_other_users_and_padding_do_not_change_a_users_state(model):
     recommender = Recommender(model, chunk_length=8)
     events = histories([30, 1, 7, 12], seed=1, width=50)
-    together = recommender.start(events)
-    np.testing.assert_allclose(together.hidden, whole(model, events), atol=2e-6)
-    together = recommender.update(together, [3, 0, 5, 8], [10**8] * 4)
+    batch = recommender.start(events)
+    np.testing.assert_allclose(batch.hidden, whole_history_hidden(model, events), atol=2e-6)
+    batch = recommender.update(batch, [3, 0, 5, 8], [10**8] * 4)
     for row, (length, item) in enumerate(zip([30, 1, 7, 12], [3, 0, 5, 8], strict=True)):
-        one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], events)
-        alone = recommender.update(recommender.start(cut(one, 0, length)), [item], [10**8])
-        for mine, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
-            np.testing.assert_allclose(mine[0], theirs[row], atol=2e-6)
+        history = cut(jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], events), 0, length)
+        single = recommender.update(recommender.start(history), [item], [10**8])
+        for one, all_users in zip(jax.tree.leaves(single), jax.tree.leaves(batch), strict=True):
+            np.testing.assert_allclose(one[0], all_users[row], atol=2e-6)
 
 
-def test_an_event_that_comes_late_is_taken_for_one_at_the_last_time(recommender):
+def test_a_late_event_gets_the_time_of_the_last_event(recommender):
     states = recommender.start(histories([6], seed=2))
     after = recommender.update(states, [4], [5])
     assert_same(after, recommender.update(states, [4], states.last_timestamp))
     np.testing.assert_array_equal(after.last_timestamp, states.last_timestamp)
 
 
-def test_recommendations_are_the_first_of_a_sort(model):
-    """Items in pairs of one vector: every score ties; the lower id comes first."""
+def test_recommendations_equal_a_sort_and_ties_put_the_lower_id_first(model):
+    """Two items of each vector, so that every score ties."""
     graphdef, params, rest = split_model(model)
-    twins = nnx.merge(graphdef, params, rest)
+    tied_model = nnx.merge(graphdef, params, rest)
     table = np.asarray(model.item_table())
     table = np.concatenate([100 * table[:1], np.repeat(table[1:21], 2, axis=0)])
-    twins.embedding.table[...] = table
-    recommender = Recommender(twins, item_block=64)
+    tied_model.embedding.table[...] = table
+    recommender = Recommender(tied_model, item_block=64)
     states = recommender.start(histories([9, 4, 30], seed=3))
     seen = np.array([[1, 2, 3, 0], [40, 40, 0, 39], [0, 0, 0, 0]])
-    # A sum for each pair, so that they tie to the bit here too.
+    # One score per pair, repeated, so that the expected scores tie to the bit.
     scores = np.asarray(states.hidden, np.float64) @ table[2::2].T.astype(np.float64)
     scores = np.repeat(scores, 2, axis=1)
-    for removed in (None, seen):
-        ids, found = recommender.recommend(states, 40, removed)
+    for filter_seen in (None, seen):
+        ids, found_scores = recommender.recommend(states, 40, filter_seen)
         for row in range(3):
-            out = set() if removed is None else set(removed[row])
+            removed = set() if filter_seen is None else set(filter_seen[row])
             best = np.argsort(-scores[row], kind="stable") + 1
-            best = [item for item in best if item not in out]
-            missing = 40 - len(best)
-            np.testing.assert_array_equal(ids[row], best + [0] * missing)
+            best = [item for item in best if item not in removed]
+            padding = [0] * (40 - len(best))
+            np.testing.assert_array_equal(ids[row], best + padding)
             np.testing.assert_allclose(
-                found[row, : len(best)], scores[row, np.array(best) - 1], atol=1e-6
+                found_scores[row, : len(best)], scores[row, np.array(best) - 1], atol=1e-6
             )
-            assert np.isneginf(found[row, len(best) :]).all()
-    assert found.dtype == np.float32
+            assert np.isneginf(found_scores[row, len(best) :]).all()
+    assert found_scores.dtype == np.float32
 
 
-def test_states_come_back_from_their_file(model, recommender, tmp_path):
+def test_loaded_states_equal_the_saved_ones(model, recommender, tmp_path):
     states = recommender.start(histories([30, 0, 7], seed=1))
     recommender.save(tmp_path / "users.npz", states)
     assert_same(recommender.load(tmp_path / "users.npz"), states)
-    # The same model made again is the same model.
+    # Another recommender of the same model loads them too.
     assert_same(Recommender(model, chunk_length=4).load(tmp_path / "users.npz"), states)
 
 
-def test_states_of_another_model_or_checkpoint_are_refused(model, tmp_path):
+def test_states_of_another_model_or_checkpoint_are_errors(model, tmp_path):
     path = tmp_path / "users.npz"
     first = Recommender(model, identity={"checkpoint": 20})
     first.save(path, first.start(histories([5, 7])))
-    with pytest.raises(ServingError, match=r"another model or checkpoint.*\n  checkpoint: 20 ther"):
+    with pytest.raises(
+        ServingError, match=r"another model or checkpoint.*\n  checkpoint: 20 in the file, 40 in"
+    ):
         Recommender(model, identity={"checkpoint": 40}).load(path)
     graphdef, params, rest = split_model(model)
-    moved = nnx.merge(graphdef, jax.tree.map(lambda p: p * 1.0001, params), rest)
-    with pytest.raises(ServingError, match=r"anew.*\n  parameters: \w+ there, \w+ here$"):
-        Recommender(moved, identity={"checkpoint": 20}).load(path)
-    wider = Recommender(make_model(RecGRELAConfig(width=16, heads=2, num_layers=1)))
-    with pytest.raises(ServingError, match="model: GatedDeltaNet there, RecGRELA here"):
-        wider.load(path)
+    changed = nnx.merge(graphdef, jax.tree.map(lambda p: p * 1.0001, params), rest)
+    with pytest.raises(
+        ServingError, match=r"start\n  parameters: \w+ in the file, \w+ in this model$"
+    ):
+        Recommender(changed, identity={"checkpoint": 20}).load(path)
+    other = Recommender(make_model(RecGRELAConfig(width=16, heads=2, num_layers=1)))
+    with pytest.raises(
+        ServingError, match="model: GatedDeltaNet in the file, RecGRELA in this model"
+    ):
+        other.load(path)
 
+
+def test_damaged_files_of_states_are_errors(recommender, tmp_path):
+    path = tmp_path / "users.npz"
+    recommender.save(path, recommender.start(histories([5, 7])))
     whole_file = path.read_bytes()
     path.write_bytes(whole_file[:-200])
     with pytest.raises(ServingError, match="or is damaged"):
-        first.load(path)
+        recommender.load(path)
     middle = len(whole_file) // 2
     flipped = bytes([whole_file[middle] ^ 1])
     path.write_bytes(whole_file[:middle] + flipped + whole_file[middle + 1 :])
     with pytest.raises(ServingError, match="users.npz"):
-        first.load(path)
-    with pytest.raises(ServingError, match="in an .npz file, not in"):
-        first.save(tmp_path / "users.bin", first.start(histories([5])))
+        recommender.load(path)
+
+
+def test_states_are_saved_in_npz_files_only(recommender, tmp_path):
+    with pytest.raises(ServingError, match="users.bin: the file name must end in .npz"):
+        recommender.save(tmp_path / "users.bin", recommender.start(histories([5])))
 
 
 @pytest.mark.parametrize(
@@ -261,72 +287,87 @@ def test_states_of_another_model_or_checkpoint_are_refused(model, tmp_path):
     ],
     ids=["sasrec", "recgrela", "hytrec"],
 )
-def test_a_model_without_a_state_is_refused(config):
+def test_a_model_without_a_state_is_an_error(config):
     model = config.build(NUM_ITEMS, rngs=nnx.Rngs(0))
     with pytest.raises(ServingError, match=f"this {type(model).__name__} carries no state"):
         Recommender(model)
 
 
-def test_times_count_from_the_first_event_of_the_data(recommender):
+def test_seconds_count_from_the_first_event_of_the_data_set(recommender):
     np.testing.assert_array_equal(recommender.seconds([ORIGIN, ORIGIN + 90]), [0, 90])
     for time in (ORIGIN - 1, ORIGIN + 2**31):
         with pytest.raises(ServingError, match=f"time {time} is not within"):
             recommender.seconds([ORIGIN, time])
-    with pytest.raises(ServingError, match="times must be integers, not float64"):
+    with pytest.raises(ServingError, match="times must be integers, got float64"):
         recommender.seconds([1e9])
 
 
-def test_bad_events_are_refused(model, recommender):
-    good = histories([4, 2])
-    states = recommender.start(good)
+@pytest.mark.parametrize(
+    ("field", "slot", "value", "message"),
+    [
+        ("items", (1, 0), 41, "row 1: item 41 is not in the catalogue: ids run from 1 to 40"),
+        ("items", (1, 0), 0, "row 1: there is padding before an event"),
+        ("segment_ids", (0, 3), 2, "row 0: segment_ids are not 1 at events"),
+        ("positions", (0, 0), 3, "row 0: positions do not count from 0"),
+        ("timestamps", (0, 2), 0, "row 0: timestamps decrease"),
+        ("timestamps", (0, 0), -5, "row 0: timestamp -5 is not from 0 to"),
+    ],
+    ids=[
+        "unknown item",
+        "padding on the left",
+        "two segments",
+        "later position",
+        "decreasing time",
+        "negative time",
+    ],
+)
+def test_histories_of_another_form_are_errors(recommender, field, slot, value, message):
+    names = ("items", "timestamps", "segment_ids", "positions")
+    leaves = jax.tree.leaves(histories([4, 2]))
+    arrays = {name: leaf.copy() for name, leaf in zip(names, leaves, strict=True)}
+    arrays[field][slot] = value
+    with pytest.raises(ServingError, match=message):
+        recommender.start(Events(**arrays))
 
-    def changed(**fields):
-        arrays = dict(
-            zip(
-                ("items", "timestamps", "segment_ids", "positions"),
-                map(np.copy, jax.tree.leaves(good)),
-                strict=True,
-            )
-        )
-        for name, (where, value) in fields.items():
-            arrays[name][where] = value
-        return Events(**arrays)
 
-    for events, message in [
-        (changed(items=((1, 0), 41)), "row 1: item 41 is none of.*ids run from 1 to 40"),
-        (changed(items=((1, 0), 0)), "row 1: padding stands before an event"),
-        (changed(segment_ids=((0, 3), 2)), "row 0: segment_ids are not 1 at events"),
-        (changed(positions=((0, 0), 3)), "row 0: positions do not count from 0"),
-        (changed(timestamps=((0, 2), 0)), "row 0: timestamps decrease"),
-        (changed(timestamps=((0, 0), -5)), "row 0: timestamp -5 is not in int32 seconds"),
-        (cut(good, 0, 0), r"rows of at least one slot"),
-    ]:
-        with pytest.raises(ServingError, match=message):
-            recommender.start(events)
-    for items, times, message in [
-        ([1, -1], [0, 0], "row 1: item -1 is none"),
-        ([1, 2], [0, ORIGIN * 3], "row 1: timestamp 3000000000 .*`seconds` makes them"),
-        ([1], [0], r"of 2 users, but there are items \(1,\)"),
-        ([1.0, 2.0], [0, 0], "items must be integers, not float64"),
-    ]:
-        with pytest.raises(ServingError, match=message):
-            recommender.update(states, items, times)
+def test_histories_without_a_slot_are_errors(recommender):
+    with pytest.raises(ServingError, match="with at least one slot"):
+        recommender.start(cut(histories([4, 2]), 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("items", "times", "message"),
+    [
+        ([1, -1], [0, 0], "row 1: item -1 is not in the catalogue"),
+        ([1, 2], [0, ORIGIN * 3], "row 1: timestamp 3000000000 .*Recommender.seconds"),
+        ([1], [0], r"of 2 users, but items have shape \(1,\)"),
+        ([1.0, 2.0], [0, 0], "items must be integers, got float64"),
+    ],
+    ids=["negative item", "time on the log's clock", "other number of users", "float items"],
+)
+def test_updates_with_invalid_events_are_errors(recommender, items, times, message):
+    with pytest.raises(ServingError, match=message):
+        recommender.update(recommender.start(histories([4, 2])), items, times)
+
+
+def test_invalid_requests_are_errors(model, recommender):
+    states = recommender.start(histories([4, 2]))
     with pytest.raises(ValueError, match="k is 41, but the catalogue has 40 items"):
         recommender.recommend(states, 41)
     with pytest.raises(ServingError, match=r"filter_seen must be \[2, S\]"):
         recommender.recommend(states, 3, [[1]])
-    with pytest.raises(ServingError, match="row 0: item 41 is none"):
+    with pytest.raises(ServingError, match="row 0: item 41 is not in the catalogue"):
         recommender.recommend(states, 3, [[41], [1]])
-    with pytest.raises(ServingError, match="no event yet of users in rows 1"):
+    with pytest.raises(ServingError, match="users in rows 1 have no event yet"):
         recommender.recommend(recommender.start(histories([4, 0])), 3)
     with pytest.raises(ServingError, match="chunk_length must be at least 1, got 0"):
         Recommender(model, chunk_length=0)
 
 
-def test_learned_positions_that_end_are_told_of():
+def test_a_history_longer_than_the_learned_positions_is_an_error():
     config = RecGRELAConfig(width=8, heads=1, num_layers=1, positions="learned", max_length=8)
-    served = Recommender(make_model(config), chunk_length=8)
-    states = served.start(histories([8, 3]))
-    assert served.recommend(states, 2)[0].min() > 0
-    with pytest.raises(NonFiniteScoreError, match="rows 0"):
-        served.recommend(served.update(states, [1, 1], [10**8] * 2), 2)
+    recommender = Recommender(make_model(config), chunk_length=8)
+    states = recommender.start(histories([8, 3]))
+    assert recommender.recommend(states, 2)[0].min() > 0
+    with pytest.raises(NonFiniteScoreError, match="rows 0,"):
+        recommender.recommend(recommender.update(states, [1, 1], [10**8] * 2), 2)

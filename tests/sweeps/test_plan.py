@@ -57,7 +57,7 @@ def test_a_folder_says_what_is_left_to_do(folder):
     assert "seed=3 holds a run of another configuration" in message
     assert "optimizer.learning_rate: 0.5 -> 0.001" in message
     assert "seed=4 holds a run on other data (items differ)" in message
-    assert message.endswith("nothing was started")
+    assert message.endswith("the sweep has started no run")
 
 
 def test_a_folder_of_another_version_is_a_clash(folder):

@@ -58,19 +58,19 @@ def test_the_array_asks_for_what_it_was_given(tmp_path, monkeypatch):
 
 def test_what_slurm_refuses_is_said_in_its_words(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, "echo sbatch: error: Invalid account >&2; exit 1")
-    with pytest.raises(SweepError, match="SLURM refuses the jobs: .*error: Invalid account"):
+    with pytest.raises(SweepError, match="SLURM rejects the jobs: .*error: Invalid account"):
         submit([Task(tmp_path, ("true",))], SlurmConfig(), tmp_path / "submitit")
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["--account=lab"], "--account=lab is not NAME=VALUE .* without dashes"),
+        (["--account=lab"], "--account=lab is not NAME=VALUE: .* without dashes"),
         (["account="], "account= is not NAME=VALUE"),
-        (["A=lab"], "A=lab is not NAME=VALUE with the long name"),
-        (["partition=gpu"], "partition=gpu is not free: use --slurm_partition"),
-        (["gpus_per_node=8"], "gpus_per_node=8 is not free: use --slurm_gpus"),
-        (["output=log"], "output=log is not free: submitit sets it"),
+        (["A=lab"], "A=lab is not NAME=VALUE: give the long name"),
+        (["partition=gpu"], "partition=gpu is not allowed: use --slurm_partition"),
+        (["gpus_per_node=8"], "gpus_per_node=8 is not allowed: use --slurm_gpus"),
+        (["output=log"], "output=log is not allowed: leave it out, submitit sets it"),
         (["qos=a", "qos=b"], "qos is given twice"),
     ],
 )

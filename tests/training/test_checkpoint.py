@@ -1,4 +1,4 @@
-"""What becomes of a run whose checkpoints are damaged or cannot be written."""
+"""Checkpoints: which ones a run keeps, and how it continues after damage or a failed save."""
 
 import dataclasses
 import json
@@ -15,18 +15,18 @@ from linseqrec.training.loop import train
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run's folder, the run, and the state that it ended with."""
-    made = {}
+def train_once(tmp_path_factory):
+    """A function that trains the run and returns its folder and final state, once per module."""
+    cache = {}
 
-    def make(run):
-        if not made:
+    def train_or_reuse(run):
+        if not cache:
             folder = tmp_path_factory.mktemp("trained")
-            made["state"], _ = train(run, folder)
-            made["folder"] = folder
-        return made["folder"], made["state"]
+            cache["state"], _ = train(run, folder)
+            cache["folder"] = folder
+        return cache["folder"], cache["state"]
 
-    return make
+    return train_or_reuse
 
 
 @pytest.fixture
@@ -35,64 +35,71 @@ def run(experiment, make_run):
 
 
 @pytest.fixture
-def damaged(run, trained, tmp_path):
-    """A copy of the run's folder to be damaged: its path, and its steps."""
+def run_copy(run, train_once, tmp_path):
+    """A copy of the run's folder that a test may damage, and the steps of its checkpoints."""
     folder = tmp_path / "run"
-    shutil.copytree(trained(run)[0], folder)
+    shutil.copytree(train_once(run)[0], folder)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         return folder, checkpoints.steps()
 
 
-def largest(folder):
+def largest_file(folder):
     return max(
         (path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
     )
 
 
-def flip(folder):
-    path = largest(folder)
+def flip_a_bit(folder):
+    path = largest_file(folder)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def truncate(folder):
-    path = largest(folder)
+def truncate_a_file(folder):
+    path = largest_file(folder)
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def remove(folder):
-    largest(folder).unlink()
+def remove_a_file(folder):
+    largest_file(folder).unlink()
 
 
-def empty(folder):
+def remove_all_files(folder):
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         path.unlink()
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
-    [(flip, "has changed"), (truncate, "has changed"), (remove, "missing"), (empty, "missing")],
+    ("damage", "fault"),
+    [
+        (flip_a_bit, "has changed"),
+        (truncate_a_file, "has changed"),
+        (remove_a_file, "is missing"),
+        (remove_all_files, "is missing"),
+    ],
+    ids=["flipped bit", "truncated file", "missing file", "no file"],
 )
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
-    harm, said, run, trained, damaged, capfd
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
+    damage, fault, run, train_once, run_copy, capfd
 ):
-    folder, steps = damaged
-    before = list(workdir.read_metrics(folder))
-    harm(folder / "checkpoints" / str(steps[-1]))
+    folder, steps = run_copy
+    metrics = list(workdir.read_metrics(folder))
+    damage(folder / "checkpoints" / str(steps[-1]))
     state, _ = train(run, folder)
-    told = capfd.readouterr().err
-    assert f"checkpoint {steps[-1]} is damaged" in told
-    assert said in told
-    # The last epoch was trained again, and ends where it did before.
-    for one, other in zip(jax.tree.leaves(trained(run)[1]), jax.tree.leaves(state), strict=True):
+    notice = capfd.readouterr().err
+    assert f"checkpoint {steps[-1]} is damaged" in notice
+    assert fault in notice
+    # The run repeats the last epoch and ends in the same state.
+    expected = train_once(run)[1]
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert list(workdir.read_metrics(folder)) == before
+    assert list(workdir.read_metrics(folder)) == metrics
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.sound_steps() == steps
 
 
-def test_the_first_of_equally_good_checkpoints_is_kept(run, tmp_path):
+def test_the_best_checkpoint_is_the_first_of_equal_metrics(run, tmp_path):
     state, metrics = run.step.initial_state(), [0.1, 0.2, 0.2, 0.2, 0.2, 0.1]
     with Checkpoints(tmp_path) as checkpoints:
         for step, metric in enumerate(metrics):
@@ -103,23 +110,23 @@ def test_the_first_of_equally_good_checkpoints_is_kept(run, tmp_path):
         assert checkpoints.restore(checkpoints.resolve("best"), state).step == 1
 
 
-def test_a_half_written_checkpoint_is_left_alone(run, damaged):
-    folder, steps = damaged
-    half = folder / "checkpoints" / f"{steps[-1] + 1}.orbax-checkpoint-tmp"
-    shutil.copytree(folder / "checkpoints" / str(steps[-1]) / "state", half / "state")
+def test_an_incomplete_checkpoint_is_ignored(run, run_copy):
+    folder, steps = run_copy
+    incomplete = folder / "checkpoints" / f"{steps[-1] + 1}.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "checkpoints" / str(steps[-1]) / "state", incomplete / "state")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.restore_latest(run.step.initial_state())[0].step == steps[-1]
 
 
-def test_a_run_without_a_sound_checkpoint_does_not_start_again(run, damaged):
-    folder, steps = damaged
+def test_a_run_without_a_sound_checkpoint_does_not_start_again(run, run_copy):
+    folder, steps = run_copy
     for step in steps:
-        flip(folder / "checkpoints" / str(step))
+        flip_a_bit(folder / "checkpoints" / str(step))
     with pytest.raises(CheckpointError, match=f"all checkpoints .* are damaged: .{steps[0]}"):
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             checkpoints.resolve("best")
     metrics = (folder / "metrics.jsonl").read_bytes()
-    # Nor does the next start, which finds what this one left.
+    # The second start fails too: the first one did not move the damaged checkpoints.
     for _ in range(2):
         message = "no sound checkpoint is left .* another --workdir"
         with pytest.raises(CheckpointError, match=message):
@@ -127,43 +134,48 @@ def test_a_run_without_a_sound_checkpoint_does_not_start_again(run, damaged):
     assert (folder / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_what_is_not_the_checkpoints_fault_sets_none_aside(run, damaged, monkeypatch):
-    folder, steps = damaged
+def test_an_error_that_is_no_damage_moves_no_checkpoint(run, run_copy, monkeypatch):
+    folder, steps = run_copy
 
-    def unreadable(self, step):
+    def fail_to_read(self, step):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Checkpoints, "progress", unreadable)
+    monkeypatch.setattr(Checkpoints, "progress", fail_to_read)
     with pytest.raises(OSError, match="Input/output error"):
         train(run, folder)
     monkeypatch.undo()
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.sound_steps() == steps
-    # Of one that was not sealed nothing is known but that it cannot be read.
+
+
+def test_an_unreadable_checkpoint_without_digests_is_skipped(run, run_copy):
+    folder, steps = run_copy
     (folder / "checkpoints" / "sha256" / f"{steps[-1]}.json").unlink()
-    empty(folder / "checkpoints" / str(steps[-1]) / "state")
+    remove_all_files(folder / "checkpoints" / str(steps[-1]) / "state")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.restore_latest(run.step.initial_state())[0].step == steps[-2]
 
 
-def test_a_damaged_checkpoint_is_not_evaluated(run, damaged):
-    folder, steps = damaged
-    flip(folder / "checkpoints" / str(steps[0]))
+def test_restoring_a_damaged_checkpoint_is_an_error(run, run_copy):
+    folder, steps = run_copy
+    flip_a_bit(folder / "checkpoints" / str(steps[0]))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         with pytest.raises(CheckpointError, match=f"checkpoint {steps[0]} .* has changed"):
             checkpoints.restore(steps[0], run.step.initial_state())
 
 
-def test_a_save_that_fails_says_so_and_the_last_good_one_stays(run, tmp_path, monkeypatch):
+def test_a_failed_save_is_an_error_and_the_run_continues_from_the_save_before(
+    run, tmp_path, monkeypatch
+):
     folder, steps = tmp_path / "run", run.batches.steps_per_epoch
-    written = Checkpoints._write_digests
+    write_digests = Checkpoints._write_digests
 
-    def full(self, step):
+    def fail_after_the_first_epoch(self, step):
         if step > steps:
             raise OSError(28, "No space left on device")
-        written(self, step)
+        write_digests(self, step)
 
-    monkeypatch.setattr(Checkpoints, "_write_digests", full)
+    monkeypatch.setattr(Checkpoints, "_write_digests", fail_after_the_first_epoch)
     message = rf"(?s)checkpoint {2 * steps} could not be saved.*No space left.*Sound.*{steps}"
     with pytest.raises(CheckpointError, match=message):
         train(run, folder)

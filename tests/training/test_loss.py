@@ -1,3 +1,5 @@
+"""The four prediction losses equal their formulas on a small batch."""
+
 import dataclasses
 
 import jax
@@ -9,7 +11,7 @@ from linseqrec.training.loss import LossConfig, make_loss
 
 @pytest.fixture
 def case(experiment, make_run):
-    """Hidden states, a table and a batch of the small log."""
+    """Hidden vectors, an item table, a batch of the small log, and the log's item counts."""
     run = make_run(experiment)
     batch = run.batches[0]
     rng = np.random.default_rng(1)
@@ -18,37 +20,36 @@ def case(experiment, make_run):
     return hidden, table, batch, run.item_counts
 
 
-def likelihoods(hidden, table, batch):
-    """Negative log-likelihood at every slot, float64."""
+def cross_entropies(hidden, table, batch):
+    """The cross-entropy at every slot, in float64."""
     scores = hidden.astype(np.float64) @ table[1:].astype(np.float64).T
     own = np.take_along_axis(scores, np.maximum(batch.targets - 1, 0)[..., None], -1)[..., 0]
     return np.log(np.exp(scores).sum(-1)) - own
 
 
-def test_full_is_the_weighted_sum_over_targets(case):
+def test_the_full_loss_is_the_weighted_sum_of_cross_entropies(case):
     hidden, table, batch, counts = case
     loss = make_loss(LossConfig(), counts)(hidden, table, batch, jax.random.key(0))
-    expected = (likelihoods(hidden, table, batch) * batch.weights).sum()
+    expected = (cross_entropies(hidden, table, batch) * batch.weights).sum()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_predictions_are_read_where_the_batch_says(case):
+def test_the_loss_reads_the_slots_in_read_at(case):
     hidden, table, batch, counts = case
     slots = np.argmax(batch.weights, axis=1)[:, None].astype(np.int32) + 1
-    picked = dataclasses.replace(
+    one_target_per_row = dataclasses.replace(
         batch,
         targets=np.take_along_axis(batch.targets, slots, 1),
         weights=np.ones(slots.shape, np.float32),
         read_at=slots,
     )
-    loss = make_loss(LossConfig(), counts)(hidden, table, picked, jax.random.key(0))
-    expected = np.take_along_axis(likelihoods(hidden, table, batch), slots, 1).sum()
+    loss = make_loss(LossConfig(), counts)(hidden, table, one_target_per_row, jax.random.key(0))
+    expected = np.take_along_axis(cross_entropies(hidden, table, batch), slots, 1).sum()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
-def test_sampled_approaches_the_full_loss(case, power):
-    """Many draws estimate the partition function well, whatever they are drawn by."""
+@pytest.mark.parametrize("power", [0.0, 1.0], ids=["uniform", "by popularity"])
+def test_the_sampled_loss_of_many_negatives_approaches_the_full_loss(case, power):
     hidden, table, batch, counts = case
     config = LossConfig(kind="sampled", negatives=20_000, popularity_power=power)
     full = make_loss(LossConfig(), counts)(hidden, table, batch, jax.random.key(0))
@@ -56,16 +57,17 @@ def test_sampled_approaches_the_full_loss(case, power):
     assert float(loss) == pytest.approx(float(full), rel=2e-2)
 
 
-def test_bce_draws_for_each_target_and_gbce_calibrates(case):
+def test_bce_draws_by_its_key_and_gbce_adds_the_calibration(case):
     hidden, table, batch, counts = case
     key = jax.random.key(0)
     bce = make_loss(LossConfig(kind="bce", negatives=4), counts)
-    one, other = bce(hidden, table, batch, key), bce(hidden, table, batch, jax.random.key(1))
-    assert float(one) != float(other)
-    plain = LossConfig(kind="gbce", negatives=4, calibration=0.0)
-    assert float(make_loss(plain, counts)(hidden, table, batch, key)) == pytest.approx(float(one))
-    full = dataclasses.replace(plain, calibration=1.0)
+    bce_loss = float(bce(hidden, table, batch, key))
+    assert bce_loss != float(bce(hidden, table, batch, jax.random.key(1)))
+    without = LossConfig(kind="gbce", negatives=4, calibration=0.0)
+    assert float(make_loss(without, counts)(hidden, table, batch, key)) == pytest.approx(bce_loss)
+    full = dataclasses.replace(without, calibration=1.0)
+    # With t = 1 the positive term of BCE is multiplied by S / (N - 1) = 4 / 23.
     scores = (hidden.astype(np.float64) * table[batch.targets]).sum(-1)
-    saved = (1 - 4 / 23) * np.log1p(np.exp(-scores)) / 5
-    expected = float(one) - (saved * batch.weights).sum()
+    difference = (1 - 4 / 23) * np.log1p(np.exp(-scores)) / 5
+    expected = bce_loss - (difference * batch.weights).sum()
     assert float(make_loss(full, counts)(hidden, table, batch, key)) == pytest.approx(expected)

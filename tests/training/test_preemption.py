@@ -1,4 +1,4 @@
-"""SIGTERM, where it finds the run: between steps, reading data, validating."""
+"""A SIGTERM between steps, while reading data, or in a validation: the run saves and continues."""
 
 import contextlib
 import os
@@ -16,95 +16,105 @@ from linseqrec.training.loop import train
 from linseqrec.training.preemption import EXIT_CODE, Preempted, Preemption
 
 
-def terminate():
+def send_sigterm():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def in_a_step(run, monkeypatch, step):
-    original, calls = run.step.update, []
+    """Makes the run receive a SIGTERM in a step."""
+    update, calls = run.step.update, []
 
-    def stepping(state, batch):
+    def update_or_terminate(state, batch):
         calls.append(1)
         if len(calls) == step:
-            terminate()
-        return original(state, batch)
+            send_sigterm()
+        return update(state, batch)
 
-    monkeypatch.setitem(run.step.__dict__, "update", stepping)
+    monkeypatch.setitem(run.step.__dict__, "update", update_or_terminate)
 
 
 def in_validation(run, monkeypatch, step):
-    original, calls = type(run).evaluate, []
+    """Makes the run receive a SIGTERM in the validation after a step."""
+    evaluate, calls = type(run).evaluate, []
 
-    def evaluating(self, params, split, **options):
+    def evaluate_or_terminate(self, params, split, **options):
         calls.append(1)
         if len(calls) == step // self.batches.steps_per_epoch:
-            terminate()
-            pytest.fail("the validation went on")
-        return original(self, params, split, **options)
+            send_sigterm()
+            pytest.fail("the validation did not end at once")
+        return evaluate(self, params, split, **options)
 
-    monkeypatch.setattr(type(run), "evaluate", evaluating)
+    monkeypatch.setattr(type(run), "evaluate", evaluate_or_terminate)
 
 
-def in_validation_of_several(run, monkeypatch, step):
-    """Where others take part, it is left between batches, and not at once."""
-    batches = -(-len(run.evaluator("validation").lengths) // 16)
-    before = (step // run.batches.steps_per_epoch - 1) * batches
-    original, calls = run.model.encode, []
+def in_validation_of_several_processes(run, monkeypatch, step):
+    """As `in_validation`, but with `interruptible` off, as in a run of several processes.
 
-    def encoding(params, events):
+    The validation then ends between two batches, not at once.
+    """
+    num_batches = -(-len(run.evaluator("validation").lengths) // 16)
+    calls_before = (step // run.batches.steps_per_epoch - 1) * num_batches
+    encode, calls = run.model.encode, []
+
+    def encode_or_terminate(params, events):
         calls.append(1)
-        if len(calls) == before + 2:
-            terminate()
-        assert len(calls) <= before + 2, "the validation went on"
-        return original(params, events)
+        if len(calls) == calls_before + 2:
+            send_sigterm()
+        assert len(calls) <= calls_before + 2, "the validation did not end after this batch"
+        return encode(params, events)
 
-    monkeypatch.setitem(run.model.__dict__, "encode", encoding)
+    monkeypatch.setitem(run.model.__dict__, "encode", encode_or_terminate)
     monkeypatch.setattr(Preemption, "interruptible", lambda self: contextlib.nullcontext())
 
 
 def in_reading(run, monkeypatch, step):
-    original = type(run.batches).__getitem__
+    """Makes the run receive a SIGTERM while the loop waits for a batch."""
+    read = type(run.batches).__getitem__
 
-    def reading(self, index):
-        # The reader's thread is ahead: where it stands, no batch comes, and the loop waits.
+    def read_or_terminate(self, index):
+        # The reader's thread is ahead of the loop. While it waits here, the loop gets no batch.
         if index == step:
-            terminate()
+            send_sigterm()
             threading.Event().wait(0.5)
-        return original(self, index)
+        return read(self, index)
 
-    monkeypatch.setattr(type(run.batches), "__getitem__", reading)
+    monkeypatch.setattr(type(run.batches), "__getitem__", read_or_terminate)
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """An unbroken run of an experiment: its state, best step and records, trained once."""
-    made = []
+def train_once(tmp_path_factory):
+    """A function that trains a run once per module; returns its state, best step and records."""
+    cache = []
 
-    def make(run):
-        if not made:
+    def train_or_reuse(run):
+        if not cache:
             folder = tmp_path_factory.mktemp("whole")
-            made.append((*train(run, folder), list(workdir.read_metrics(folder))))
-        return made[0]
+            cache.append((*train(run, folder), list(workdir.read_metrics(folder))))
+        return cache[0]
 
-    return make
+    return train_or_reuse
 
 
-@pytest.mark.parametrize("moment", [in_a_step, in_validation, in_validation_of_several, in_reading])
-def test_a_preempted_run_saves_and_ends_as_an_unbroken_one(
-    moment, experiment, make_run, unbroken, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    "terminate",
+    [in_a_step, in_validation, in_validation_of_several_processes, in_reading],
+    ids=lambda function: function.__name__,
+)
+def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(
+    terminate, experiment, make_run, train_once, tmp_path, monkeypatch
 ):
-    whole = make_run(experiment)
-    expected, best, records = unbroken(whole)
-    steps = whole.batches.steps_per_epoch
-    # A validation comes at the end of an epoch; the others in the midst of one.
-    validates = moment in (in_validation, in_validation_of_several)
-    step = 2 * steps if validates else steps + 2
+    uninterrupted = make_run(experiment)
+    expected, best, records = train_once(uninterrupted)
+    steps = uninterrupted.batches.steps_per_epoch
+    # Validations are at the end of an epoch. The other signals arrive within one.
+    in_a_validation = terminate in (in_validation, in_validation_of_several_processes)
+    step = 2 * steps if in_a_validation else steps + 2
 
-    broken = make_run(experiment)
+    interrupted = make_run(experiment)
     with monkeypatch.context() as patch:
-        moment(broken, patch, step)
+        terminate(interrupted, patch, step)
         with pytest.raises(Preempted) as preempted:
-            train(broken, tmp_path)
+            train(interrupted, tmp_path)
     assert 0 < preempted.value.step <= step
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -115,8 +125,8 @@ def test_a_preempted_run_saves_and_ends_as_an_unbroken_one(
     assert list(workdir.read_metrics(tmp_path)) == records
 
 
-def test_what_no_signal_interrupts_ends_in_time_all_the_same():
-    # A call that holds no lock and never returns to Python, as a compilation for its time.
+def test_a_process_in_a_call_that_no_signal_interrupts_exits_after_the_grace():
+    # Like a compilation, the call does not return to Python, and it releases Python's lock.
     program = (
         "import ctypes, os, signal, threading\n"
         "from linseqrec.training.preemption import Preemption\n"
@@ -127,19 +137,19 @@ def test_what_no_signal_interrupts_ends_in_time_all_the_same():
         "        libc.usleep(100_000_000)\n"
         "        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert done.returncode == EXIT_CODE
-    assert "no step ended in time" in done.stderr
+    assert process.returncode == EXIT_CODE
+    assert "could not save within 0.2 s" in process.stderr
 
 
-def test_signals_are_as_before_outside():
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_context_restores_the_signal_handler():
+    handler = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
-        assert signal.getsignal(signal.SIGTERM) != before
-        terminate()
+        assert signal.getsignal(signal.SIGTERM) != handler
+        send_sigterm()
         assert preemption.requested
         with pytest.raises(Preempted), preemption.interruptible():
-            pytest.fail("it was to be left at once")
-    assert signal.getsignal(signal.SIGTERM) == before
+            pytest.fail("the context did not end at once")
+    assert signal.getsignal(signal.SIGTERM) == handler

@@ -84,11 +84,11 @@ def test_known_times_of_targets_are_read_once_learned(experiment, source, model)
     # At once after each event: a memory that fades does not fade until the request.
     at_once = dataclasses.replace(batch.events, request_times=batch.events.timestamps)
     np.testing.assert_allclose(
-        known.encode(known.initial_params, at_once),
-        hidden.encode(hidden.initial_params, bare),
+        known.model.encode(known.model.initial_params, at_once),
+        hidden.model.encode(hidden.model.initial_params, bare),
         atol=1e-6,
     )
-    state, _ = known.train_step(known.initial_state(), batch)
+    state, _ = known.step.update(known.step.initial_state(), batch)
     moved = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)

@@ -90,5 +90,5 @@ def train_task(
 def reason_of(code: int) -> str:
     """The meaning of a process's exit code."""
     if code == preemption.EXIT_CODE:
-        return "preempted; the same command goes on"
+        return "preempted; run the same command again to continue"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

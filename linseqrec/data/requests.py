@@ -32,7 +32,7 @@ def original_ids(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return dataset.user_ids(), dataset.item_ids()
 
 
-def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, " R"]:
+def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, "R"]:
     """The indices of users, int64 [R], in the order of their ids and each one once.
 
     Args:
@@ -53,8 +53,8 @@ def histories_before(
     dataset: Dataset,
     split: Split,
     before: Before,
-    requested_users: Int[np.ndarray, " R"] | None = None,
-) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
+    requested_users: Int[np.ndarray, "R"] | None = None,
+) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
     """The histories before the targets of a split, or the whole histories of users.
 
     Args:
@@ -97,8 +97,8 @@ def histories_before(
 
 
 def request_times(
-    dataset: Dataset, before: Before, ends: Int[np.ndarray, " M"], *, known: bool, now: int | None
-) -> Int[np.ndarray, " M"] | None:
+    dataset: Dataset, before: Before, ends: Int[np.ndarray, "M"], *, known: bool, now: int | None
+) -> Int[np.ndarray, "M"] | None:
     """The time of the request after each history, in the log's own seconds.
 
     Args:

@@ -119,7 +119,7 @@ def global_temporal(
     if not 0 < validation_quantile < test_quantile < 1:
         raise SplitError(
             f"validation_quantile is {validation_quantile} and test_quantile is {test_quantile}: "
-            "they must satisfy 0 < validation_quantile < test_quantile < 1"
+            "the quantiles must satisfy 0 < validation_quantile < test_quantile < 1"
         )
     if targets not in ("last", "first", "all"):
         raise SplitError(f'targets is {targets!r}: it must be "last", "first" or "all"')

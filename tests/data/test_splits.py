@@ -119,10 +119,11 @@ def test_global_temporal_never_divides_events_of_one_time():
         (
             (0.9, 0.8),
             "last",
-            "validation_quantile is 0.9 and test_quantile is 0.8: they must satisfy 0 < validation",
+            "validation_quantile is 0.9 and test_quantile is 0.8: the quantiles must satisfy "
+            "0 < validation_quantile < test_quantile < 1",
         ),
-        ((0.5, 1.0), "last", "test_quantile is 1.0: they must"),
-        ((0.0, 0.5), "last", "validation_quantile is 0.0 .*they must"),
+        ((0.5, 1.0), "last", "test_quantile is 1.0: the quantiles must"),
+        ((0.0, 0.5), "last", "validation_quantile is 0.0 .*quantiles must"),
         ((0.5, 0.9), "some", 'targets is \'some\': it must be "last", "first" or "all"'),
     ],
     ids=["decreasing quantiles", "test quantile 1", "validation quantile 0", "unknown targets"],

@@ -148,5 +148,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Preparation peaks at 1.9 GB for a log of 20 million rows when freed memory goes back.
+    # glibc returns freed memory to the system here: a log of 20 million rows then needs 1.9 GB.
     run_program(main, keep_freed_memory=False)

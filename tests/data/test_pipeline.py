@@ -361,29 +361,36 @@ def test_batches_of_memory_mapped_events_are_plain_arrays(row_options, tmp_path)
     }
 
 
+# The wrong arguments, and the error message.
+INVALID_ARGUMENTS = [
+    (dict(length=0), "length is 0: it must be at least 1"),
+    (dict(stride=9), "stride is 9: it must be between 1 and length=8"),
+    (dict(plan="prefixes", stride=2), 'stride is 2, but plan "prefixes" .*set stride=None'),
+    (dict(phase="rand"), 'phase is \'rand\': it must be "fixed" or "random"'),
+    (dict(phase="random", stride=9), "stride is 9: it must be between 1 and length=8"),
+    (
+        dict(plan="prefixes", phase="random"),
+        'phase is "random", but plan "prefixes" cuts no history: set',
+    ),
+    (dict(plan="sliding"), 'plan is \'sliding\': it must be "packed", "windows" or'),
+    (dict(batch_size=0), "batch_size is 0: it must be at least 1"),
+    (dict(process_count=3), "batch_size is 4: it must be a multiple of .* processes, 3"),
+    (
+        dict(process_index=2, process_count=2),
+        "process_index is 2: it must be .*below process_count=2",
+    ),
+    (dict(process_count=0), "process_index is 0: it must be .*below process_count=0"),
+    (dict(seed=-1), "seed is -1: it must be at least 0"),
+]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        (dict(length=0), "length is 0: it must be at least 1"),
-        (dict(stride=9), "stride is 9: it must be between 1 and length=8"),
-        (dict(plan="prefixes", stride=2), 'stride is 2, but plan "prefixes" .*set stride=None'),
-        (dict(phase="rand"), 'phase is \'rand\': it must be "fixed" or "random"'),
-        (dict(phase="random", stride=9), "stride is 9: it must be between 1 and length=8"),
-        (
-            dict(plan="prefixes", phase="random"),
-            'phase is "random", but plan "prefixes" cuts no history: set',
-        ),
-        (dict(plan="sliding"), 'plan is \'sliding\': it must be "packed", "windows" or'),
-        (dict(batch_size=0), "batch_size is 0: it must be at least 1"),
-        (dict(process_count=3), "batch_size is 4: it must be a multiple of .* processes, 3"),
-        (
-            dict(process_index=2, process_count=2),
-            "process_index is 2: it must be .*below process_count=2",
-        ),
-        (dict(process_count=0), "process_index is 0: it must be .*below process_count=0"),
-        (dict(seed=-1), "seed is -1: it must be at least 0"),
+    INVALID_ARGUMENTS,
+    ids=[
+        ", ".join(f"{name}={value}" for name, value in case[0].items())
+        for case in INVALID_ARGUMENTS
     ],
-    ids=lambda value: option_name(value) if isinstance(value, dict) else "",
 )
 def test_arguments_out_of_range_are_refused(options, message):
     dataset, split = make([9, 30, 4])

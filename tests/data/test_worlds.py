@@ -282,21 +282,25 @@ def test_load_world_refuses_logs_and_events_of_another_seed(tmp_path):
         load_world(tmp_path / "other")
 
 
+# The wrong parameters, and the error message.
+INVALID_PARAMETERS = [
+    ({"num_users": 0}, "num_users is 0: it must be at least 1"),
+    ({"motif_length": 1}, "motif_length is 1: it must be at least 2"),
+    ({"succession": 1.5}, "succession is 1.5: it must be a probability, from 0 to 1"),
+    ({"burst_end": float("nan")}, "burst_end is nan: it must be a probability"),
+    ({"session_length": float("nan")}, "session_length is nan: it must be at least 1"),
+    ({"num_categories": 31}, "num_categories is 31: it must be at most num_items=30"),
+    ({"taste_concentration": 0.0}, "taste_concentration is 0.0: it must be at least 0.05"),
+    ({"oracle_events": 12}, "oracle_events is 12: it must be below min_length=12"),
+    ({"mean_length": 5}, "mean_length is 5: it must be at least min_length=12"),
+    ({"absence_after": 600}, "absence_after is 600: it must be above session_timeout=1800"),
+]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [
-        ({"num_users": 0}, "num_users is 0: it must be at least 1"),
-        ({"motif_length": 1}, "motif_length is 1: it must be at least 2"),
-        ({"succession": 1.5}, "succession is 1.5: it must be a probability, from 0 to 1"),
-        ({"burst_end": float("nan")}, "burst_end is nan: it must be a probability"),
-        ({"session_length": float("nan")}, "session_length is nan: it must be at least 1"),
-        ({"num_categories": 31}, "num_categories is 31: it must be at most num_items=30"),
-        ({"taste_concentration": 0.0}, "taste_concentration is 0.0: it must be at least 0.05"),
-        ({"oracle_events": 12}, "oracle_events is 12: it must be below min_length=12"),
-        ({"mean_length": 5}, "mean_length is 5: it must be at least min_length=12"),
-        ({"absence_after": 600}, "absence_after is 600: it must be above session_timeout=1800"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    INVALID_PARAMETERS,
+    ids=[f"{name}={value}" for fields, _ in INVALID_PARAMETERS for name, value in fields.items()],
 )
 def test_parameters_out_of_range_are_refused(fields, message):
     with pytest.raises(WorldError, match=message):

@@ -1,7 +1,10 @@
-r"""Prepares a raw log: `python -m launch.prepare --input=ratings.csv --output=data/ml`.
+r"""Turns a raw log into a dataset folder and prints its card.
 
-The log may be any dialect of `linseqrec.data.readers.FORMATS`, plain or gzip, or a folder of
-Parquet files. Prints the card. Where a log outgrows one machine, Spark does the same:
+    python -m launch.prepare --input=ratings.csv --output=data/ml
+
+The log is a file in one of the formats of `linseqrec.data.readers.FORMATS`, plain or gzip, or a
+folder of Parquet files. Spark prepares a log that is too large for one machine, with the same
+result:
 
     python -m launch.prepare --engine=spark --spark_master=spark://HOST:7077 \
         --spark_conf=spark.executor.memory=16g --input=/shared/log --output=data/log
@@ -26,39 +29,64 @@ _FORMAT = flags.DEFINE_enum(
     None,
     list(FORMATS),
     "\n".join(
-        ["The dialect; told from the file if unset."]
-        + [f"{name}: {dialect.description}" for name, dialect in FORMATS.items()]
+        ["Format of the log. Unset: detected from the first lines of the file."]
+        + [f"{name}: {log_format.description}" for name, log_format in FORMATS.items()]
     ),
 )
 _COLUMNS = flags.DEFINE_list(
     "columns",
     [],
-    "Columns by role, user=..,item=..,timestamp=..,rating=..,fold=..; names, or positions from 0 "
-    "where the file has no header.",
+    "Column of each role: user=..,item=..,timestamp=..,rating=..,fold=... A column is a name, or "
+    "a position from 0 in a file without header.",
 )
 _TIME_UNIT = flags.DEFINE_enum(
-    "time_unit", None, list(TIME_UNITS), "How times are written; `order`: the log has none."
+    "time_unit",
+    None,
+    list(TIME_UNITS),
+    "Unit of the times. `order`: the log has no times, its lines are in time order. Unset: the "
+    "unit of the format, or detected from the values.",
 )
 _TIME_RANGE = flags.DEFINE_list(
     "time_range", [], "FIRST,END: keep events with FIRST <= time < END, in seconds."
 )
-_MIN_RATING = flags.DEFINE_float("min_rating", None, "Keep events rated at least so.")
-_USER_CORE = flags.DEFINE_integer("user_core", 1, "Least events of a user (iterated).", 1)
-_ITEM_CORE = flags.DEFINE_integer("item_core", 1, "Least events of an item (iterated).", 1)
+_MIN_RATING = flags.DEFINE_float("min_rating", None, "Keep events with at least this rating.")
+_USER_CORE = flags.DEFINE_integer(
+    "user_core",
+    1,
+    "Smallest number of events of a user. Applied with item_core until both hold.",
+    1,
+)
+_ITEM_CORE = flags.DEFINE_integer(
+    "item_core",
+    1,
+    "Smallest number of events of an item. Applied with user_core until both hold.",
+    1,
+)
 _DUPLICATES = flags.DEFINE_enum(
-    "duplicates", "keep", list(filters.DUPLICATES), "Events equal in user, item and time."
+    "duplicates",
+    "keep",
+    list(filters.DUPLICATES),
+    "Which of several events with the same user, item and time to keep. `keep`: all of them. "
+    "`error`: refuse the log.",
 )
-_ENGINE = flags.DEFINE_enum("engine", "polars", ["polars", "spark"], "What prepares it.")
+_ENGINE = flags.DEFINE_enum("engine", "polars", ["polars", "spark"], "Engine of the preparation.")
 _SPARK_MASTER = flags.DEFINE_string(
-    "spark_master", None, "local[8], spark://HOST:7077, yarn, ...; unset: as Spark is configured."
+    "spark_master",
+    None,
+    "Where Spark runs: local[8], spark://HOST:7077, yarn, ... Unset: Spark's own configuration.",
 )
-_SPARK_CONF = flags.DEFINE_multi_string("spark_conf", [], "NAME=VALUE, a setting of Spark's own.")
+_SPARK_CONF = flags.DEFINE_multi_string(
+    "spark_conf", [], "A Spark setting, NAME=VALUE, such as spark.executor.memory=16g."
+)
 
 
 def _columns() -> dict[str, str | int]:
     pairs = [entry.partition("=") for entry in _COLUMNS.value]
     if not all(role and column for role, _, column in pairs):
-        raise app.UsageError("--columns takes role=column pairs: user=..,item=..,timestamp=..")
+        raise app.UsageError(
+            f"--columns={','.join(_COLUMNS.value)} must be role=column pairs: type "
+            "--columns=user=..,item=..,timestamp=.."
+        )
     return {role: int(column) if column.isdecimal() else column for role, _, column in pairs}
 
 
@@ -68,21 +96,36 @@ def _time_range() -> tuple[float, float] | None:
     try:
         first, end = map(float, _TIME_RANGE.value)
     except ValueError:
-        raise app.UsageError("--time_range takes two numbers, FIRST,END.") from None
+        raise app.UsageError(
+            f"--time_range={','.join(_TIME_RANGE.value)} must be two numbers in seconds: type "
+            "--time_range=FIRST,END"
+        ) from None
     if not first < end:
-        raise app.UsageError("--time_range=FIRST,END: the first must be less.")
+        raise app.UsageError(
+            f"--time_range={','.join(_TIME_RANGE.value)}: FIRST must be smaller than END. It keeps "
+            "events with FIRST <= time < END."
+        )
     return first, end
 
 
-def _session() -> Any:
+def _spark_session() -> Any:
     if _ENGINE.value == "polars":
         if _SPARK_MASTER.value or _SPARK_CONF.value:
-            raise app.UsageError("--spark_master and --spark_conf are for --engine=spark.")
+            raise app.UsageError(
+                "--spark_master and --spark_conf need --engine=spark, but --engine is polars. Add "
+                "--engine=spark, or leave them out."
+            )
         return None
-    pairs = [entry.partition("=") for entry in _SPARK_CONF.value]
-    if not all(name and separator for name, separator, _ in pairs):
-        raise app.UsageError("--spark_conf takes NAME=VALUE: spark.executor.memory=16g")
-    return spark.start_session(_SPARK_MASTER.value, {name: value for name, _, value in pairs})
+    settings = {}
+    for entry in _SPARK_CONF.value:
+        name, separator, value = entry.partition("=")
+        if not name or not separator:
+            raise app.UsageError(
+                f"--spark_conf={entry} must be NAME=VALUE: type "
+                "--spark_conf=spark.executor.memory=16g"
+            )
+        settings[name] = value
+    return spark.start_session(_SPARK_MASTER.value, settings)
 
 
 def main(argv: list[str]) -> None:
@@ -98,12 +141,12 @@ def main(argv: list[str]) -> None:
         duplicates=_DUPLICATES.value,
         user_core=_USER_CORE.value,
         item_core=_ITEM_CORE.value,
-        spark=_session(),
+        spark=_spark_session(),
     )
     print(format_card(dataset.card))
     print(f"written to {_OUTPUT.value}")
 
 
 if __name__ == "__main__":
-    # Measured without: a log of 20 million rows in 1.9 GB.
+    # glibc returns freed memory to the system here: a log of 20 million rows then needs 1.9 GB.
     run_program(main, keep_freed_memory=False)

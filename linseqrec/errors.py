@@ -2,24 +2,24 @@
 
 
 class UserError(Exception):
-    """The base of errors whose message tells the user what is wrong and how to fix it.
+    """Base class of errors whose message tells the user what is wrong and how to fix it.
 
-    Each part of the library defines subclasses. They also derive from `ValueError` or
+    Each part of the library defines subclasses, which also derive from `ValueError` or
     `RuntimeError`.
     """
 
 
 class LogError(UserError, ValueError):
-    """A log that is refused: the message names the file, the line and the reason."""
+    """A log is wrong or cannot be read. The message names the file, the line and the reason."""
 
     def __init__(self, where: str, reason: str, *, line: int | None = None, row: int | None = None):
-        """Names the place and the reason.
+        """Builds the message "WHERE, line LINE: REASON".
 
         Args:
-          where: The file, or what the frame is.
+          where: The file name, or a name for the frame.
           reason: What is wrong, and what to do.
-          line: The line in the file, from 1.
-          row: The row of a frame, from 0.
+          line: Line number in the file, from 1.
+          row: Row number in the frame, from 0.
         """
         place = f", line {line}" if line is not None else f", row {row}" if row is not None else ""
         super().__init__(f"{where}{place}: {reason}")
@@ -30,4 +30,4 @@ class RunsError(UserError, ValueError):
 
 
 class SweepError(UserError, ValueError):
-    """A sweep that cannot be planned or started with these arguments."""
+    """A sweep cannot be planned or started with these arguments."""

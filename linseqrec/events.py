@@ -1,4 +1,4 @@
-"""`Events`: what every model reads, a batch of user histories."""
+"""`Events`, the batch of user histories that every model reads."""
 
 import dataclasses
 from typing import Any
@@ -15,17 +15,18 @@ SECONDS_PER_DAY = 86_400
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """A batch of rows of events; a row holds one user's history or several, packed.
+    """A batch of rows; each row holds the history of one user, or several packed histories.
 
-    Within a row the events of one segment are contiguous and in time order; padding may stand
+    Each history is one segment of its row: contiguous events in time order. Padding may stand
     before, between and after segments. Fields may be NumPy or JAX arrays.
 
     Attributes:
       items: Item ids from 1; 0 is padding.
-      timestamps: Seconds since the data set's first event; 0 at padding. Subtract them as integers.
+      timestamps: Seconds since the data set's first event; 0 at padding. Subtract two timestamps
+        as integers: float32 would round them.
       segment_ids: Ids from 1, one per history in the row; 0 is padding.
       positions: Position of the event within its segment, from 0; 0 at padding.
-      request_times: When the prediction after each event is asked for, on the clock of
+      request_times: For each event, the time of the request for the next item, in the seconds of
         `timestamps`; 0 at padding. None: request times are hidden, and no model can read them.
     """
 
@@ -37,14 +38,14 @@ class Events:
 
 
 def history_lengths(events: Events, before: Int[Array, "B"] | None = None) -> Int[Array, "B"]:
-    """Events so far of each row's last history: one more than its last event's position.
+    """The number of events in the last history of each row.
 
     Args:
-      events: The batch, [B, T].
-      before: int32 [B], what is returned for a row without events. None: 0.
+      events: The batch, [B, T]. A history may begin before the batch: positions count its events.
+      before: int32 [B], the length to return for a row without events. None: 0.
 
     Returns:
-      int32 [B], the position of the history's next event.
+      int32 [B]. The next event of the history takes this number as its position.
     """
     positions = jnp.asarray(events.positions)
     before = jnp.zeros_like(positions[:, 0]) if before is None else before

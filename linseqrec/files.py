@@ -1,4 +1,4 @@
-"""Atomic replacement of files."""
+"""Writing a file atomically."""
 
 import contextlib
 import json
@@ -13,11 +13,11 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` when the body ends.
 
-    A reader sees the old file or the new one, never a part of it. If the body raises, `path` stays
-    unchanged and the temporary file is removed.
+    A reader sees the old file or the complete new one. If the body raises, `path` stays unchanged
+    and the temporary file is deleted.
 
     Args:
-      path: The file to write; its folder exists.
+      path: The file to write. Its folder must exist.
     """
     partial = path.with_suffix(f".partial{path.suffix}")
     try:

@@ -1,1 +1,1 @@
-"""From a raw log to batches: readers, preparation, splits, generated worlds, the pipeline."""
+"""Raw logs to training batches: readers, preparation, splits, generated worlds, the pipeline."""

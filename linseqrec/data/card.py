@@ -1,4 +1,4 @@
-"""The card: what is known of a data set, measured from its arrays and carried with every result."""
+"""The card: counts, rates and digests of a data set, stored beside every result."""
 
 import hashlib
 import importlib.metadata
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_BLOCK_EVENTS = 4_000_000  # events examined at a time, so that the card costs constant memory
+# The card reads the arrays in blocks, so that its memory does not grow with the data set.
+_BLOCK_EVENTS = 4_000_000
 _BLOCK_BYTES = 1 << 22
 _ARRAYS = ("items", "timestamps", "offsets", "folds")
 _IDS = ("user_ids", "item_ids")
@@ -29,19 +30,25 @@ def make_card(
     folds: np.ndarray | None = None,
     order_only: bool = False,
 ) -> dict[str, Any]:
-    """Measures a data set.
+    """The card of a data set, as a dict that JSON can store.
 
     Args:
       items: int32 [E], ids from 1.
       timestamps: int64 [E], seconds, non-decreasing within a user.
-      offsets: int64 [U + 1].
+      offsets: int64 [U + 1]; the events of user u are `offsets[u]:offsets[u + 1]`.
       num_items: N.
       source: Where the events come from, in words or as a file name.
-      folds: int8 [E] or None (0 train, 1 validation, 2 test).
-      order_only: The log has no time; timestamps are positions within the user's history.
+      folds: int8 [E] (0 train, 1 validation, 2 test) or None.
+      order_only: The log has no times; timestamps are positions within the user's history.
 
     Returns:
-      A JSON-able dict. Rates are shares of all events (or users) in [0, 1].
+      Sizes, history lengths, rates, digests and library versions. A rate is a share of all events,
+      or of all users, in [0, 1]:
+
+      ties: Events with the time of the same user's event before them; users whose last two events
+        have the same time.
+      duplicates: Events that repeat an earlier event's user, item and time.
+      repeats: Events that repeat an earlier event's user and item.
     """
     num_users, num_events = len(offsets) - 1, len(items)
     lengths = np.diff(offsets)
@@ -51,13 +58,16 @@ def make_card(
         item = np.asarray(items[begin:end], dtype=np.int64)
         time = np.asarray(timestamps[begin:end])
         user = np.repeat(np.arange(last - first), lengths[first:last])
-        new = np.ones(end - begin, dtype=bool)  # the event opens a (user, time) group
-        new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-        ties += int(np.count_nonzero(~new))
-        distinct_triples += _count_distinct((np.cumsum(new) - 1) * (num_items + 1) + item)
+        # The first event of each (user, time) pair. Events of one pair are contiguous.
+        is_first = np.ones(end - begin, dtype=bool)
+        is_first[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+        ties += int(np.count_nonzero(~is_first))
+        distinct_triples += _count_distinct((np.cumsum(is_first) - 1) * (num_items + 1) + item)
         distinct_pairs += _count_distinct(user * (num_items + 1) + item)
     last_event = offsets[1:][lengths >= 2] - 1
-    tied_last = int(np.count_nonzero(timestamps[last_event] == timestamps[last_event - 1]))
+    users_with_tied_last = int(
+        np.count_nonzero(timestamps[last_event] == timestamps[last_event - 1])
+    )
     first_time = int(timestamps.min()) if num_events else 0
     last_time = int(timestamps.max()) if num_events else 0
     arrays = {"items": items, "timestamps": timestamps, "offsets": offsets}
@@ -80,8 +90,8 @@ def make_card(
         "ties": {
             "events": ties,
             "event_rate": _rate(ties, num_events),
-            "users_with_tied_last": tied_last,
-            "user_rate": _rate(tied_last, num_users),
+            "users_with_tied_last": users_with_tied_last,
+            "user_rate": _rate(users_with_tied_last, num_users),
         },
         "duplicates": {
             "events": num_events - distinct_triples,
@@ -113,7 +123,7 @@ def make_card(
 
 
 def format_card(card: Mapping[str, Any]) -> str:
-    """The card as a few lines to read."""
+    """The card as lines of text, one name and value a line."""
     rows = [("source", f"{card['source']}")]
     reader = card.get("reader")
     if reader:
@@ -149,39 +159,43 @@ def format_card(card: Mapping[str, Any]) -> str:
 
 
 def differing_data(card: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What differs between two data sets, by the digests in their cards.
+    """Names of the arrays and ids that differ between two data sets; empty if they are equal.
 
-    Which log they were made from, packed or not, and the bytes of the Parquet files that hold the
-    ids are no part of the data.
+    The function compares the digests in the cards. It ignores the digests of the log file and of
+    the Parquet files: a compressed log, or another version of Polars, changes their bytes without
+    changing the data.
 
     Args:
-      card: One's.
-      other: The other's.
+      card: The card of one data set.
+      other: The card of the other data set.
 
     Returns:
-      Names of arrays, "user_ids" and "item_ids"; empty if the data are the same. The ids count
-      where both cards have digests of what they say: those of a data set in memory, or written
-      before there were any, do not.
+      Names of arrays, "user_ids" and "item_ids". The ids are compared only if both cards hold
+      their digests. A data set in memory has none, and older cards have none.
     """
-    one, two = card["sha256"], other["sha256"]
-    arrays = [name for name in _ARRAYS if one.get(name) != two.get(name)]
-    ids = [name for name in _IDS if name in one and name in two and one[name] != two[name]]
+    digests, others = card["sha256"], other["sha256"]
+    arrays = [name for name in _ARRAYS if digests.get(name) != others.get(name)]
+    ids = [
+        name
+        for name in _IDS
+        if name in digests and name in others and digests[name] != others[name]
+    ]
     return arrays + ids
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that make a data set."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the libraries that prepare a data set."""
+    version_of = {"python": platform.python_version()}
     for library in ("linseqrec", "numpy", "polars", "narwhals"):
         try:
-            found[library] = importlib.metadata.version(library)
+            version_of[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            found[library] = "not installed"
-    return found
+            version_of[library] = "not installed"
+    return version_of
 
 
 def sha256_of_array(array: np.ndarray) -> str:
-    """The SHA-256 of an array's elements, little-endian in C order (no header, no dtype)."""
+    """The SHA-256 of an array's elements: little-endian, in C order, without header or dtype."""
     digest = hashlib.sha256()
     flat = array.reshape(-1)
     step = max(1, _BLOCK_BYTES // array.itemsize)
@@ -192,7 +206,11 @@ def sha256_of_array(array: np.ndarray) -> str:
 
 
 def sha256_of_texts(texts: "pl.Series") -> str:
-    """The SHA-256 of texts: of their lengths in bytes, int64 little-endian, then of their UTF-8."""
+    """The SHA-256 of a list of texts.
+
+    The digest covers the lengths in bytes as little-endian int64, then the UTF-8 of all texts.
+    Without the lengths, ["ab", "c"] and ["a", "bc"] would have the same digest.
+    """
     lengths = texts.str.len_bytes().to_numpy().astype("<i8")
     return hashlib.sha256(lengths.tobytes() + "".join(texts).encode()).hexdigest()
 
@@ -204,7 +222,7 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def _user_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of users whose events together are about `_BLOCK_EVENTS` (at least one user)."""
+    """Ranges [first, last) of users with at most `_BLOCK_EVENTS` events, or of one user."""
     first, num_users = 0, len(offsets) - 1
     while first < num_users:
         last = int(np.searchsorted(offsets, offsets[first] + _BLOCK_EVENTS, side="right")) - 1

@@ -1,4 +1,4 @@
-"""Checks a log must pass before it becomes a data set, as narwhals expressions."""
+"""Checks that a log must pass before it becomes a data set."""
 
 from typing import Any
 
@@ -11,40 +11,43 @@ from linseqrec.data.readers.formats import TIME_UNITS
 
 FOLDS = {"train": 0, "validation": 1, "test": 2}
 
-# Ids that are somebody's way of writing "missing": taken for ids they would make one giant user.
+# Common spellings of "missing". As ids, they would merge all such events into one user or item.
 NULL_IDS = ("", "nan", "NaN", "NAN", "null", "NULL", "Null", "None", "none", "<NA>", "\\N")
 
-# From 1973 to 5138 a time in seconds lies below the first bound, one in milliseconds between them.
+# The smallest time that reads as milliseconds, and as microseconds. The bounds tell the units
+# apart for all times between the years 1973 and 5138.
 _MILLISECONDS, _MICROSECONDS = 1e11, 1e14
 _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
 
 
 def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
-    """Checks every value but the ids in one pass over the log.
+    """The time unit of a log whose times, folds and ratings are valid.
+
+    One pass over the log checks all values except the ids (`check_ids`).
 
     Args:
-      log: The log, for its time unit and its messages.
-      frame: Its events.
-      rated: Ratings are used, and so are checked.
+      log: The log: its time unit, its columns and its error messages.
+      frame: The events to check.
+      rated: Whether to check the ratings.
 
     Returns:
-      The time unit, a key of `TIME_UNITS`.
+      A key of `TIME_UNITS`: the unit of the log, or the unit that fits the times if it has none.
 
     Raises:
-      LogError: At the first row that is wrong.
+      LogError: A value is missing or wrong, or the times have several units; names the first row.
     """
     time, checks = nw.col("timestamp"), {}
     if log.time_unit != "order":
-        checks["the time is missing or no number."] = time.is_null()
+        checks["the time is missing or not a number."] = time.is_null()
         checks["the time is NaN or infinite."] = ~time.is_finite()
-        checks["the time is negative (time_range=… drops such events, and counts them)."] = time < 0
+        checks["the time is negative. To drop such events, set time_range=0,END."] = time < 0
     if "fold" in log.columns:
         fold = nw.col("fold")
-        wrong = fold.is_null() | ~fold.is_in(list(FOLDS))
-        checks[f"the fold is none of {', '.join(FOLDS)}."] = wrong
+        wrong_fold = fold.is_null() | ~fold.is_in(list(FOLDS))
+        checks[f"the fold must be one of {', '.join(FOLDS)}."] = wrong_fold
     if rated:
         rating = nw.col("rating")
-        checks["the rating is missing or no number."] = rating.is_null() | ~rating.is_finite()
+        checks["the rating is missing or not a number."] = rating.is_null() | ~rating.is_finite()
     units = {
         "s": time < _MILLISECONDS,
         "ms": (time >= _MILLISECONDS) & (time < _MICROSECONDS),
@@ -52,9 +55,9 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
     }
     if log.time_unit in ("order", "iso"):
         units = {}
-    wanted = {**checks, **units}
-    found = zip(wanted, _first_rows(frame, list(wanted.values())), strict=True)
-    rows = {reason: row for reason, row in found if row is not None}
+    predicates = {**checks, **units}
+    first_rows = zip(predicates, _first_rows(frame, list(predicates.values())), strict=True)
+    rows = {name: row for name, row in first_rows if row is not None}
     wrong_rows = {reason: row for reason, row in rows.items() if reason in checks}
     if wrong_rows:
         reason = min(wrong_rows, key=wrong_rows.__getitem__)
@@ -65,36 +68,46 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
 
 
 def _first_rows(frame: nw.LazyFrame[Any], predicates: list[nw.Expr]) -> list[int | None]:
-    """The first row each predicate holds at, in one pass; None where it holds nowhere."""
+    """The first row at which each predicate is true, or None, from one pass over the frame."""
     if not predicates:
         return []
-    found = frame.select(
+    first_rows = frame.select(
         *(
             nw.when(predicate).then(nw.col("row")).min().alias(str(number))
             for number, predicate in enumerate(predicates)
         )
     ).collect(backend="polars")
-    return [None if value is None else int(value) for value in found.row(0)]
+    return [None if value is None else int(value) for value in first_rows.row(0)]
 
 
-def _check_unit(log: Log, found: dict[str, int]) -> str:
-    """The time unit, from the first row of each magnitude that occurs."""
-    if len(found) > 1:
-        (_, unit), (row, other) = sorted((row, unit) for unit, row in found.items())[:2]
+def _check_unit(log: Log, first_row_of_unit: dict[str, int]) -> str:
+    """The log's time unit, from the first row whose time has the size of each unit."""
+    if len(first_row_of_unit) > 1:
+        rows = sorted((row, unit) for unit, row in first_row_of_unit.items())
+        (_, unit), (row, other_unit) = rows[:2]
         raise log.error(
             row,
-            f"the time reads as {_UNIT_NAMES[other]}, but the log's first as {_UNIT_NAMES[unit]}.",
+            f"the time reads as {_UNIT_NAMES[other_unit]}, but the first time of the log reads as "
+            f"{_UNIT_NAMES[unit]}. Write all times in one unit.",
         )
-    unit, row = next(iter(found.items()), ("s", 0))
+    unit, row = next(iter(first_row_of_unit.items()), ("s", 0))
     if log.time_unit == "s" and unit != "s":
         raise log.error(
-            row, f"the time reads as {_UNIT_NAMES[unit]}, not seconds: say time_unit={unit}."
+            row,
+            f"the time reads as {_UNIT_NAMES[unit]}, but time_unit is s (seconds). Set "
+            f"time_unit={unit}.",
         )
     return log.time_unit or unit
 
 
 def check_ids(log: Log, role: str, ids: pl.Series) -> None:
-    """Refuses missing ids (`LogError`), given the distinct ones."""
+    """Raises `LogError` at the first missing id of the log.
+
+    Args:
+      log: The log.
+      role: "user" or "item".
+      ids: The distinct ids of that role.
+    """
     if not (ids.is_null() | ids.is_in(NULL_IDS)).any():
         return
     column = nw.col(role)
@@ -103,16 +116,17 @@ def check_ids(log: Log, role: str, ids: pl.Series) -> None:
 
 
 def check_span(log: Log, frame: nw.LazyFrame[Any], unit: str) -> None:
-    """Refuses a log longer than int32 seconds, 68 years (`LogError` at its last event)."""
+    """Raises `LogError` at the last event of a log that spans more than int32 seconds, 68 years."""
     time = nw.col("timestamp")
-    found = frame.select(first=time.min(), last=time.max()).collect(backend="polars").row(0)
-    if found[0] is None:
+    span = frame.select(first=time.min(), last=time.max()).collect(backend="polars").row(0)
+    if span[0] is None:
         return
-    first, last = (float(value) / TIME_UNITS[unit] for value in found)
+    first, last = (float(value) / TIME_UNITS[unit] for value in span)
     if np.floor(last) - np.floor(first) > np.iinfo(np.int32).max:
-        (row,) = _first_rows(frame, [time == found[1]])
+        (row,) = _first_rows(frame, [time == span[1]])
         raise log.error(
             row,
             f"the times span {last - first:.0f} s, from {first:.0f} to {last:.0f}; at most "
-            "2147483647 (int32, 68 years) fit. time_range=… drops events outside.",
+            "2147483647 s (int32, 68 years) fit. To drop the other events, set "
+            "time_range=FIRST,END.",
         )

@@ -1,9 +1,14 @@
-"""The dataset folder: a prepared log as memory-mapped arrays beside its card.
+"""`Dataset`, a prepared log, and the dataset folder that stores it on disk.
 
-items.npy        int32 [E]      timestamps.npy  int64 [E]      offsets.npy  int64 [U + 1]
-folds.npy        int8 [E], only where the log brought its own split
-item_ids.parquet, user_ids.parquet    columns `index`, `id`: original ids, as text
-card.json        what is known of the data (`card.py`); written last
+A dataset folder holds these files:
+
+items.npy         int32 [E]
+timestamps.npy    int64 [E]
+offsets.npy       int64 [U + 1]
+folds.npy         int8 [E], only if the log has a fold column
+user_ids.parquet  columns `index`, `id`: the log's own user ids, as text
+item_ids.parquet  the same for items
+card.json         counts, rates and digests (`card.py`)
 """
 
 import dataclasses
@@ -29,28 +34,29 @@ _DTYPES: dict[str, np.dtype] = {
     "offsets": np.dtype(np.int64),
     "folds": np.dtype(np.int8),
 }
-_BLOCK = 1 << 22  # elements checked at a time: constant memory on a memory-mapped array
-
+# Elements that one check reads at a time, so that a memory-mapped array never fills the memory.
+_BLOCK = 1 << 22
+_PREPARE_AGAIN = "prepare the data set again."
 
 Ids: TypeAlias = "Sequence[str] | pl.Series"
 
 
 class DatasetError(UserError, ValueError):
-    """Arrays that are no data set, or that disagree with their card."""
+    """The arrays are not a data set, or disagree with their card."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Every user's events in time order, users one after another.
+    """The events of all users, user after user, in time order within each user.
 
     Attributes:
-      items: int32 [E], item ids from 1 (0 is padding and never stands here).
+      items: int32 [E], item ids from 1. Id 0 is padding and never occurs here.
       timestamps: int64 [E], seconds since the epoch of the log, non-decreasing within a user.
-      offsets: int64 [U + 1]; user u's events are `offsets[u]:offsets[u + 1]`.
-      num_items: N; ids run from 1 to N.
-      card: What is known of the data: source, filters, counts, rates, sha256 (see `card.py`).
-      folds: int8 [E] or None; 0 train, 1 validation, 2 test, where the log brought its own split.
-      folder: Where it was opened from; None for a data set in memory.
+      offsets: int64 [U + 1]; the events of user u are `offsets[u]:offsets[u + 1]`.
+      num_items: N; item ids run from 1 to N.
+      card: Source, filters, counts, rates and SHA-256 digests of the data (see `card.py`).
+      folds: int8 [E], the log's own split: 0 train, 1 validation, 2 test. None: the log has none.
+      folder: The opened folder; None for a data set in memory.
     """
 
     items: np.ndarray
@@ -73,7 +79,7 @@ class Dataset:
 
     @property
     def origin(self) -> int:
-        """The first event's timestamp, in seconds: `Events.timestamps` count from it."""
+        """The smallest timestamp, in seconds; `Events.timestamps` count from it."""
         return int(self.card["time"]["first"])
 
     @classmethod
@@ -88,27 +94,27 @@ class Dataset:
         folds: Any = None,
         order_only: bool = False,
     ) -> "Dataset":
-        """A data set in memory, with its card computed.
+        """A data set in memory, with its card.
 
         Args:
           items: Integers [E] from 1 to N.
           timestamps: Integers [E], seconds, non-decreasing within a user.
           offsets: Integers [U + 1] from 0 to E, non-decreasing.
-          num_items: N; the largest id where None.
-          source: Where the events come from, in words; stands in the card.
+          num_items: N. None: the largest item id.
+          source: Where the events come from, in words, for the card.
           folds: Integers [E] (0 train, 1 validation, 2 test) or None.
-          order_only: The timestamps only say the order.
+          order_only: The timestamps are positions: the log has no times.
 
         Returns:
           The data set; `folder` is None.
 
         Raises:
-          DatasetError: The arrays are no data set; the message says why.
+          DatasetError: The arrays are not a data set. The message says why.
         """
-        given = {"items": items, "timestamps": timestamps, "offsets": offsets}
+        inputs = {"items": items, "timestamps": timestamps, "offsets": offsets}
         if folds is not None:
-            given["folds"] = folds
-        arrays: dict[str, Any] = {name: _as_integers(name, value) for name, value in given.items()}
+            inputs["folds"] = folds
+        arrays: dict[str, Any] = {name: _as_integers(name, value) for name, value in inputs.items()}
         if num_items is None:
             num_items = int(arrays["items"].max()) if len(arrays["items"]) else 0
         _check_structure(arrays, source)
@@ -123,15 +129,15 @@ class Dataset:
 
         Args:
           folder: A folder written by `prepare` or `write_dataset`.
-          verify: Also read every array once, to compare its SHA-256 with the card's and to check
-            id range and time order (about a second for 100 million events from a warm disk).
-            False leaves only the constant-time checks: files, types, sizes, offsets.
+          verify: Whether to read every array once, to compare its SHA-256 with the card and to
+            check the ids and the order of the times. This takes about one second for 100 million
+            events from a warm disk. False: check only files, types, sizes and offsets.
 
         Returns:
           The data set; its arrays are read-only.
 
         Raises:
-          DatasetError: No data set stands there, or its arrays disagree with its card.
+          DatasetError: The folder holds no data set, or its arrays disagree with its card.
         """
         folder = Path(folder)
         card = _read_card(folder)
@@ -141,14 +147,16 @@ class Dataset:
             try:
                 arrays[name] = np.load(path, mmap_mode="r")
             except FileNotFoundError:
-                raise DatasetError(f"{path} is missing, but card.json names it.") from None
+                raise _missing_file(path) from None
             except (ValueError, OSError, EOFError) as error:
-                raise DatasetError(f"{path} is no readable .npy file: {error}") from None
-            said, found = card["arrays"][name], arrays[name]
-            if [str(found.dtype), list(found.shape)] != [said["dtype"], said["shape"]]:
                 raise DatasetError(
-                    f"{path} holds {found.dtype} {list(found.shape)}, "
-                    f"but card.json says {said['dtype']} {said['shape']}."
+                    f"{path} is not a readable .npy file ({error}): {_PREPARE_AGAIN}"
+                ) from None
+            declared, array = card["arrays"][name], arrays[name]
+            if [str(array.dtype), list(array.shape)] != [declared["dtype"], declared["shape"]]:
+                raise DatasetError(
+                    f"{path} holds {array.dtype} {list(array.shape)}, but card.json says "
+                    f"{declared['dtype']} {declared['shape']}: {_PREPARE_AGAIN}"
                 )
         _check_structure(arrays, str(folder))
         counts = {
@@ -157,25 +165,31 @@ class Dataset:
             "events": len(arrays["items"]),
         }
         if counts != card["counts"]:
-            raise DatasetError(f"{folder}: card.json counts {card['counts']}, arrays {counts}.")
+            raise DatasetError(
+                f"{folder}: card.json counts {card['counts']}, but the arrays hold {counts}: "
+                f"{_PREPARE_AGAIN}"
+            )
         if verify:
-            for name, said in card["sha256"].items():
-                _check_sha256(folder, name, arrays.get(name), said)
+            for name, digest in card["sha256"].items():
+                _check_sha256(folder, name, arrays.get(name), digest)
             _check_contents(arrays, counts["items"], str(folder))
         return cls(num_items=counts["items"], card=card, folder=folder, **arrays)
 
     def item_ids(self) -> np.ndarray:
-        """The original item ids, text [N + 1]; entry 0 (padding) is the empty string."""
+        """The log's own item ids, text [N + 1]; entry 0, padding, is the empty string."""
         return np.concatenate([[""], self._ids("item_ids")]).astype(np.str_)
 
     def user_ids(self) -> np.ndarray:
-        """The original user ids, text [U], by index into `offsets`."""
+        """The log's own user ids, text [U], by user index."""
         return self._ids("user_ids")
 
     def _ids(self, name: str) -> np.ndarray:
         if self.folder is None:
-            raise DatasetError("A data set in memory has no original ids.")
-        import polars as pl  # here, so that training needs no Polars
+            raise DatasetError(
+                "a data set in memory has no original ids: write it with write_dataset, or use the "
+                "indices of users and items."
+            )
+        import polars as pl  # here, because training should not import Polars
 
         frame = pl.read_parquet(self.folder / f"{name}.parquet").sort("index")
         return frame["id"].to_numpy().astype(np.str_)
@@ -184,33 +198,36 @@ class Dataset:
 def write_dataset(
     folder: str | Path, dataset: Dataset, user_ids: "Ids", item_ids: "Ids"
 ) -> Dataset:
-    """Writes a dataset folder so that it either stands complete or not at all.
+    """Writes a dataset folder atomically: `folder` is complete or does not exist.
 
-    Everything goes to a hidden folder beside it, the card last, is synced to disk and then renamed.
-    A process killed on the way leaves at most that hidden folder, `.NAME.partial-*`.
+    The function writes all files to a hidden folder beside `folder`, syncs them to disk and renames
+    the hidden folder. A killed process leaves at most the hidden folder, `.NAME.partial-*`.
 
     Args:
-      folder: Where; must not exist yet, or be an empty folder.
-      dataset: What to write.
-      user_ids: Original ids by user index, U of them.
-      item_ids: Original ids of items 1 to N, in this order.
+      folder: The new folder. It must not exist, or must be empty.
+      dataset: The data set.
+      user_ids: The log's own user ids [U], by user index.
+      item_ids: The log's own item ids [N], of items 1 to N.
 
     Returns:
-      The data set as opened from `folder`.
+      The data set, opened from `folder`.
 
     Raises:
-      DatasetError: The folder is taken, or the ids are not one per user and item.
+      DatasetError: The folder is not empty, or the number of ids is wrong.
     """
-    import polars as pl  # here, so that training needs no Polars
+    import polars as pl  # here, because training should not import Polars
 
     folder = Path(folder).absolute()
     check_free(folder)
-    for what, ids, expected in (
+    for role, ids, expected in (
         ("user", user_ids, dataset.num_users),
         ("item", item_ids, dataset.num_items),
     ):
         if len(ids) != expected:
-            raise DatasetError(f"{len(ids)} {what} ids were given for {expected} {what}s.")
+            raise DatasetError(
+                f"{role}_ids holds {len(ids)} ids, but the data set has {expected} {role}s: pass "
+                f"one id per {role}"
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
@@ -222,13 +239,14 @@ def write_dataset(
             path = partial / f"{name}.parquet"
             index, texts = np.arange(first, first + len(ids)), pl.Series(ids, dtype=pl.String)
             pl.DataFrame({"index": index, "id": texts}).write_parquet(path)
-            # Of the file against damage; of what it says, since another version of Polars may
-            # write the same ids in other bytes.
+            # The digest of the file finds damage. The digest of the texts compares two data sets:
+            # another version of Polars may write the same ids in other bytes.
             card["sha256"][path.name] = cards.sha256_of_file(path)
             card["sha256"][name] = cards.sha256_of_texts(texts)
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         for path in [*partial.iterdir()]:
             _sync(path)
+        # The card comes last, so that a partial folder without it is never opened as a data set.
         (partial / "card.json").write_text(text, encoding="utf-8")
         _sync(partial / "card.json")
         _sync(partial)
@@ -241,7 +259,7 @@ def write_dataset(
 
 
 def check_free(folder: str | Path) -> None:
-    """Refuses a folder that already holds something (`DatasetError`)."""
+    """Raises `DatasetError` if `folder` exists and is not an empty folder."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(f"{folder} already exists. Remove it, or choose another folder.")
@@ -250,10 +268,14 @@ def check_free(folder: str | Path) -> None:
 def _as_integers(name: str, value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-        raise DatasetError(f"{name} must be integers [n]; found {array.dtype} {array.shape}.")
+        raise DatasetError(
+            f"{name} is an array of {array.dtype} {array.shape}: it must be integers with one axis."
+        )
     limits = np.iinfo(_DTYPES[name])
     if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
-        raise DatasetError(f"{name} does not fit {limits.dtype}.")
+        raise DatasetError(
+            f"{name} holds values from {array.min()} to {array.max()}: it must fit {limits.dtype}."
+        )
     return np.ascontiguousarray(array, dtype=_DTYPES[name])
 
 
@@ -267,38 +289,48 @@ def _read_card(folder: Path) -> dict[str, Any]:
             "`python -m launch.prepare --input=LOG --output=FOLDER`."
         ) from None
     except ValueError as error:
-        raise DatasetError(f"{path} is no JSON: {error}") from None
+        raise DatasetError(f"{path} is not JSON ({error}): {_PREPARE_AGAIN}") from None
     missing = {"arrays", "counts", "sha256", "time"} - set(card if isinstance(card, dict) else ())
     if missing:
-        raise DatasetError(f"{path} lacks {sorted(missing)}.")
+        raise DatasetError(f"{path} lacks the entries {sorted(missing)}: {_PREPARE_AGAIN}")
     required = {"items", "timestamps", "offsets"}
     if not required <= set(card["arrays"]) <= set(_DTYPES):
         raise DatasetError(
-            f"{path} names arrays {sorted(card['arrays'])}; need {sorted(required)}."
+            f"{path} names the arrays {sorted(card['arrays'])} instead of {sorted(required)} and "
+            f"maybe folds: {_PREPARE_AGAIN}"
         )
     return card
 
 
 def _check_structure(arrays: dict[str, Any], where: str) -> None:
-    """Types, sizes and offsets: what can be checked without reading every event."""
+    """Checks types, sizes and offsets, without reading any event."""
     for name, array in arrays.items():
         if array.dtype != _DTYPES[name] or array.ndim != 1:
             raise DatasetError(
-                f"{where}: {name} must be {_DTYPES[name]} [n]; found {array.dtype} {array.shape}."
+                f"{where}: {name} is {array.dtype} {array.shape}: it must be {_DTYPES[name]} with "
+                "one axis."
             )
     num_events, offsets = len(arrays["items"]), arrays["offsets"]
     for name in ("timestamps", "folds"):
         if name in arrays and len(arrays[name]) != num_events:
-            raise DatasetError(f"{where}: {num_events} items, but {len(arrays[name])} {name}.")
+            raise DatasetError(
+                f"{where}: {num_events} items, but {len(arrays[name])} {name}: both arrays must "
+                "have one entry per event."
+            )
     if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != num_events:
-        raise DatasetError(f"{where}: offsets must run from 0 to {num_events}, the event count.")
-    falls = np.flatnonzero(np.diff(offsets) < 0)
-    if len(falls):
-        raise DatasetError(f"{where}: offsets decrease after user {falls[0]}.")
+        ends = f"run from {offsets[0]} to {offsets[-1]}" if len(offsets) else "are empty"
+        raise DatasetError(
+            f"{where}: offsets {ends}: they must run from 0 to {num_events}, the number of events."
+        )
+    decreases = np.flatnonzero(np.diff(offsets) < 0)
+    if len(decreases):
+        raise DatasetError(
+            f"{where}: offsets decrease after user {decreases[0]}: they must never decrease."
+        )
 
 
 def _check_contents(arrays: dict[str, Any], num_items: int, where: str) -> None:
-    """Id range, time order and time span: reads every event once, a block at a time."""
+    """Checks the ids, the order of the times and their span, a block of events at a time."""
     items, timestamps, offsets = arrays["items"], arrays["timestamps"], arrays["offsets"]
     lowest, highest = 0, 0
     for begin in range(0, len(items), _BLOCK):
@@ -312,40 +344,51 @@ def _check_contents(arrays: dict[str, Any], num_items: int, where: str) -> None:
         times = timestamps[begin : begin + _BLOCK + 1]
         lowest = min(int(times.min()), lowest) if begin else int(times.min())
         highest = max(int(times.max()), highest) if begin else int(times.max())
-        # A fall in time is allowed only where the next user begins.
-        falls = begin + 1 + np.flatnonzero(np.diff(times) < 0)
-        falls = falls[offsets[np.searchsorted(offsets, falls)] != falls]
-        if len(falls):
-            user = int(np.searchsorted(offsets, falls[0], side="right")) - 1
+        # Time may decrease only at the first event of a user.
+        decreases = begin + 1 + np.flatnonzero(np.diff(times) < 0)
+        decreases = decreases[offsets[np.searchsorted(offsets, decreases)] != decreases]
+        if len(decreases):
+            user = int(np.searchsorted(offsets, decreases[0], side="right")) - 1
             raise DatasetError(
-                f"{where}: timestamps of user {user} decrease at event {falls[0]}; "
-                "sort by (user, time, original row)."
+                f"{where}: timestamps of user {user} decrease at event {decreases[0]}. Sort the "
+                "events by user, time and row of the log."
             )
         if "folds" in arrays:
-            fold = arrays["folds"][begin : begin + _BLOCK]
-            if np.any((fold < 0) | (fold > 2)):
-                raise DatasetError(f"{where}: folds must be 0, 1 or 2.")
+            folds = arrays["folds"][begin : begin + _BLOCK]
+            unknown = np.flatnonzero((folds < 0) | (folds > 2))
+            if len(unknown):
+                event = begin + int(unknown[0])
+                raise DatasetError(
+                    f"{where}: event {event} has fold {folds[unknown[0]]}: folds must be 0 (train),"
+                    " 1 (validation) or 2 (test)."
+                )
     if highest - lowest > np.iinfo(np.int32).max:
         raise DatasetError(
-            f"{where}: timestamps span {highest - lowest} s; at most 2147483647 (int32) fit."
+            f"{where}: timestamps span {highest - lowest} s: at most 2147483647 s (int32, 68 years)"
+            " fit. Drop the earliest or latest events."
         )
 
 
-def _check_sha256(folder: Path, name: str, array: np.ndarray | None, said: str) -> None:
+def _check_sha256(folder: Path, name: str, array: np.ndarray | None, declared: str) -> None:
     if array is not None:
-        name, found = f"{name}.npy", cards.sha256_of_array(array)
+        name, actual = f"{name}.npy", cards.sha256_of_array(array)
     elif name.endswith(".parquet"):
         try:
-            found = cards.sha256_of_file(folder / name)
+            actual = cards.sha256_of_file(folder / name)
         except FileNotFoundError:
-            raise DatasetError(f"{folder / name} is missing, but card.json names it.") from None
+            raise _missing_file(folder / name) from None
     else:
-        return  # the source file's, which is not part of the folder, or of what the ids say
-    if found != said:
+        # The digests of the log file and of the id texts: the folder holds no file with them.
+        return
+    if actual != declared:
         raise DatasetError(
-            f"{folder / name} is not what card.json describes (sha256 {found[:12]}… instead of "
-            f"{said[:12]}…). It was changed or damaged: prepare the data set again."
+            f"{folder / name} is not the file that card.json describes (sha256 {actual[:12]}… "
+            f"instead of {declared[:12]}…). It was changed or damaged: {_PREPARE_AGAIN}"
         )
+
+
+def _missing_file(path: Path) -> DatasetError:
+    return DatasetError(f"{path} is missing, but card.json names it: {_PREPARE_AGAIN}")
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""What preparation drops and how it numbers ids: narwhals expressions, for any of its engines.
+"""Filters and id codes of the preparation, as narwhals expressions for every engine.
 
-Frames hold one event a row: `row` (the order of the log), `user`, `item`, `timestamp` (absent where
-the log has no time).
+A frame holds one event a row. Its columns are `row` (the order of the log), `user`, `item` and
+`timestamp`; a log without times has no `timestamp`.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ DUPLICATES = ("keep", "first", "last", "error")
 
 
 def materialise(frame: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
-    """Computes a frame so far, where it is: it is read several times, but need not be computed so.
+    """A frame whose values are computed, so that several uses compute them once.
 
-    Polars computes out of core; Spark keeps the result on its workers. Other engines' frames stay
-    lazy: each use computes them anew.
+    Polars streams the computation, which may be larger than memory. Spark keeps the result on its
+    workers. Frames of other engines stay lazy: each use computes them again.
     """
     if frame.implementation.is_polars():
         return frame.collect(engine="streaming").lazy()
@@ -26,24 +26,24 @@ def materialise(frame: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
 
 
 def count(frame: nw.LazyFrame[Any]) -> dict[str, int]:
-    """Users, items and events of a frame."""
-    found = frame.select(
+    """The numbers of `users`, `items` and `events` in a frame."""
+    counts = frame.select(
         users=nw.col("user").n_unique(), items=nw.col("item").n_unique(), events=nw.len()
     )
-    return {name: int(value) for name, value in collect(found).row(0, named=True).items()}
+    return {name: int(value) for name, value in collect(counts).row(0, named=True).items()}
 
 
 def collect(frame: nw.LazyFrame[Any]) -> Any:
-    """A frame as a Polars frame in memory."""
+    """The frame as a Polars frame in memory."""
     if frame.implementation.is_polars():
         return frame.collect(engine="streaming").to_native()
     return frame.collect(backend="polars").to_native()
 
 
 def id_table(frame: nw.LazyFrame[Any], role: str) -> nw.LazyFrame[Any]:
-    """Distinct ids with a code from 0: shorter ids first, then by their text.
+    """The distinct ids with their codes from 0, in the order of their length, then their text.
 
-    The order does not depend on the order of the log, and numbers stand by their value.
+    The codes do not depend on the order of the log, and ids that are numbers sort by value.
 
     Args:
       frame: Events with original ids.
@@ -62,11 +62,11 @@ def id_table(frame: nw.LazyFrame[Any], role: str) -> nw.LazyFrame[Any]:
 
 
 def encode(frame: nw.LazyFrame[Any], tables: Mapping[str, nw.LazyFrame[Any]]) -> nw.LazyFrame[Any]:
-    """Replaces ids by their codes (int32), and so shrinks the frame before it is filtered.
+    """The events with int32 codes in place of the ids: a smaller frame for the filters.
 
     Args:
       frame: Events with original ids.
-      tables: `id_table` by role.
+      tables: The `id_table` of each role.
     """
     for role, table in tables.items():
         coded = table.select(nw.col("id").alias(role), nw.col("code").alias(f"{role}_code"))
@@ -76,41 +76,42 @@ def encode(frame: nw.LazyFrame[Any], tables: Mapping[str, nw.LazyFrame[Any]]) ->
 
 
 def repeated(keep: str) -> nw.Expr:
-    """True at events that equal another in user, item and time, except at the one kept.
+    """True at the duplicates to drop: of events equal in user, item and time, all but one.
 
     Args:
-      keep: "first" or "last" in the order of the log.
+      keep: Which of the equal events stays: "first" or "last" in the order of the log.
     """
     row = nw.col("row")
-    kept = row.min() if keep == "first" else row.max()
-    return row != kept.over("user", "item", "timestamp")
+    row_to_keep = row.min() if keep == "first" else row.max()
+    return row != row_to_keep.over("user", "item", "timestamp")
 
 
 def core(frame: nw.LazyFrame[Any], user_core: int, item_core: int) -> nw.LazyFrame[Any]:
-    """Drops users and items with too few events until none is left to drop.
+    """The largest set of events in which every user and every item has enough events.
 
-    The result is the largest set of events in which each user has at least `user_core` and each
-    item at least `item_core` of them; it is unique, whatever is dropped first.
+    The function drops users and items with too few events in turn, until both have enough. The
+    result does not depend on the order of the drops.
 
     Args:
       frame: Events.
-      user_core: Least events of a user; 1 drops none.
-      item_core: Least events of an item; 1 drops none.
+      user_core: Smallest number of events of a user; 1 drops no user.
+      item_core: Smallest number of events of an item; 1 drops no item.
 
     Returns:
-      The events left, maybe none.
+      The remaining events, possibly none.
     """
-    least = {"user": user_core, "item": item_core}
-    least = {role: number for role, number in least.items() if number > 1}
-    left, settled = _count_events(frame) if least else 0, 0
-    while settled < len(least):  # every rule in turn has dropped nothing
-        for role, number in least.items():
+    min_events = {"user": user_core, "item": item_core}
+    min_events = {role: number for role, number in min_events.items() if number > 1}
+    num_events = _count_events(frame) if min_events else 0
+    rounds_without_drop = 0
+    while rounds_without_drop < len(min_events):
+        for role, number in min_events.items():
             counts = frame.group_by(role).agg(nw.len().alias("events"))
-            enough = counts.filter(nw.col("events") >= number).select(role)
-            kept = materialise(frame.join(enough, on=role, how="semi"))
-            before, left = left, _count_events(kept)
-            frame, settled = kept, settled + 1 if left == before else 0
-            if settled == len(least):
+            frequent = counts.filter(nw.col("events") >= number).select(role)
+            frame = materialise(frame.join(frequent, on=role, how="semi"))
+            num_before, num_events = num_events, _count_events(frame)
+            rounds_without_drop = rounds_without_drop + 1 if num_events == num_before else 0
+            if rounds_without_drop == len(min_events):
                 break
     return frame
 

@@ -1,4 +1,4 @@
-"""Histories before given events, gathered into rows: what evaluation and serving read."""
+"""Rows of user histories, as evaluation and serving read them."""
 
 from typing import Any
 
@@ -15,25 +15,26 @@ def gather_histories(
     length: int | None,
     request_times: np.ndarray | None = None,
 ) -> Events:
-    """Gathers the last `length` events before each end, one row each, padded on the right.
+    """The last `length` events before each end, one row each, padded on the right.
 
-    One fancy index for the whole batch: the cost is that of the [B, T] block it returns.
+    One fancy index reads the whole batch, so the cost is that of the [B, T] block.
 
     Args:
-      dataset: Where the events are.
-      users: [B], indices into `dataset.offsets`.
-      ends: [B], absolute event indices; row i holds events of `users[i]` up to, without, `ends[i]`.
-      length: T, the width of the rows; None takes the longest of these histories (at least 1).
-      request_times: int [B], the log's own time at which the prediction after each history is asked
-        for. None: request times are hidden.
+      dataset: The events.
+      users: int [B], indices of users.
+      ends: int [B], event indices in the data set. Row i holds events of `users[i]` before
+        `ends[i]`.
+      length: T, the width of the rows. None: the longest of these histories, at least 1.
+      request_times: int [B], the time of the request after each history, in the log's seconds.
+        None: request times are hidden.
 
     Returns:
-      NumPy `Events` [B, T]: segment 1, positions from 0, timestamps since `dataset.origin`. A row
-      without history is all padding. Where request times are known, each event but the last one
-      carries the next event's time.
+      NumPy `Events` [B, T]: segment 1, positions from 0, timestamps in seconds since
+      `dataset.origin`. A row without history is all padding. The request time of an event is the
+      time of the next event; that of the last event is the row's entry of `request_times`.
 
     Raises:
-      ValueError: An end lies outside its user's events, or `length` is not positive.
+      ValueError: An end lies outside its user's events, or `length` is below 1.
     """
     users, ends = np.asarray(users), np.asarray(ends)
     starts = np.asarray(dataset.offsets)[users]
@@ -41,13 +42,13 @@ def gather_histories(
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise ValueError(
-            f"row {row}: event {int(ends[row])} does not belong to user {int(users[row])}, whose "
-            f"events are {int(starts[row])} to {int(dataset.offsets[users[row] + 1])}"
+            f"ends[{row}] is {int(ends[row])}: it must be between {int(starts[row])} and "
+            f"{int(dataset.offsets[users[row] + 1])}, the events of user {int(users[row])}"
         )
     if length is None:
         length = max(1, int((ends - starts).max(initial=0)))
     if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
+        raise ValueError(f"length is {length}: it must be at least 1, or None")
     starts = np.maximum(starts, ends - length)
     slots = np.arange(length)
     real = slots < (ends - starts)[:, None]

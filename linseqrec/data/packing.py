@@ -1,26 +1,29 @@
 """Packing: which pieces share a row.
 
-The shapes of the rows are found once, from the histogram of piece lengths, by best fit decreasing:
-its cost grows with the number of distinct lengths, not of users. Because the shapes are the same in
-every epoch, so is the number of rows, and a step number says at once which epoch it lies in. An
-epoch shuffles the rows, and the pieces of equal length among their places.
+A row is a sequence of places, and each place holds one piece. `pack` chooses the lengths of the
+places once, by best fit decreasing on the histogram of piece lengths. Its cost grows with the
+number of distinct lengths, not with the number of users.
+
+An epoch shuffles the rows, and shuffles pieces of equal length among their places. The number of
+rows is thus the same in every epoch, and a step number alone tells its epoch.
 """
 
 import dataclasses
 
 import numpy as np
 
+# `pack` makes at most 16 groups of pieces, each large enough for about 32 rows.
 _ROWS_PER_GROUP = 32
-_MOST_GROUPS = 16
+_MAX_GROUPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """One epoch's shuffle.
+    """The shuffle of one epoch.
 
     Attributes:
-      rows: int64 [R], the rows in the order in which they are visited.
-      pieces: int64 [P], the piece in each place; None where place i holds piece i.
+      rows: int64 [R], the rows in their order in the epoch.
+      pieces: int64 [P], the piece in each place. None: place i holds piece i.
     """
 
     rows: np.ndarray
@@ -29,14 +32,14 @@ class Epoch:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows as runs of places; an epoch puts one piece in each place.
+    """Rows as runs of consecutive places; an epoch puts one piece in each place.
 
     Attributes:
-      firsts: int64 [R], each row's first place.
-      counts: int64 [R], each row's number of places, at least 1.
-      lengths: int32 [P], length of each piece.
-      ranks: int64 [P], for each place, the rank (0 the longest) of the piece that it holds; None
-        where place i holds piece i in every epoch.
+      firsts: int64 [R], the first place of each row.
+      counts: int64 [R], the number of places in each row, at least 1.
+      lengths: int32 [P], the number of inputs of each piece.
+      ranks: int64 [P], for each place, the rank of its piece by length; 0 is the longest piece.
+        None: place i holds piece i in every epoch.
     """
 
     firsts: np.ndarray
@@ -48,30 +51,35 @@ class Rows:
         return len(self.firsts)
 
     def shuffled(self, seed: int, epoch: int) -> Epoch:
-        """The order of one epoch, a function of `seed` and `epoch` alone."""
+        """The shuffle of one epoch; it depends on `seed` and `epoch` alone."""
         generator = np.random.default_rng((seed, epoch))
         rows = generator.permutation(len(self))
         if self.ranks is None:
             return Epoch(rows, None)
         pieces = generator.permutation(len(self.lengths))
+        # The stable sort keeps the random order of pieces of equal length.
         longest_first = pieces[np.argsort(-self.lengths[pieces], kind="stable")]
         return Epoch(rows, longest_first[self.ranks])
 
 
 def one_piece_a_row(lengths: np.ndarray) -> Rows:
-    """Rows of one piece each."""
+    """Rows of one piece each.
+
+    Args:
+      lengths: int32 [P], the number of inputs of each piece.
+    """
     return Rows(np.arange(len(lengths)), np.ones(len(lengths), np.int64), lengths, None)
 
 
 def pack(lengths: np.ndarray, capacity: int) -> Rows:
-    """Rows of up to `capacity` slots that hold all pieces, in close to as few rows as can be.
+    """Rows of at most `capacity` slots that hold all pieces, close to the smallest number of rows.
 
-    The pieces are dealt like cards, longest first, to as many as 16 groups, and each group is
-    packed by itself. Packed as one, the short histories of a log would share the same few rows in
-    every epoch, because best fit decreasing keeps equal lengths together.
+    `pack` deals the pieces, longest first, to up to 16 groups in turn and packs each group alone.
+    Best fit decreasing puts pieces of equal length together. Without groups, the short histories
+    of a log would share the same few rows in every epoch.
 
     Args:
-      lengths: int32 [P], length of each piece.
+      lengths: int32 [P], the number of inputs of each piece.
       capacity: T, slots in a row.
 
     Returns:
@@ -80,17 +88,18 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
     Raises:
       ValueError: A piece is longer than a row.
 
-    Source: ours; the idea of packing a histogram is Krell et al., 2021 ("Efficient sequence packing
-    without cross-contamination").
+    Source: ours. Packing a histogram: Krell et al., 2021 ("Efficient sequence packing without
+    cross-contamination").
     """
     if len(lengths) and lengths.max() > capacity:
         raise ValueError(
-            f"a piece of {lengths.max()} events does not fit into a row of {capacity} slots"
+            f"a piece of {lengths.max()} events does not fit into a row of {capacity} slots: cut "
+            "it, or take longer rows"
         )
     longest_first = np.sort(lengths)[::-1]
-    # Each group leaves about one row half empty.
+    # Each group leaves about one row half empty, so groups of few rows would waste slots.
     full_rows = int(np.sum(lengths, dtype=np.int64)) // capacity
-    groups = min(max(full_rows // _ROWS_PER_GROUP, 1), _MOST_GROUPS)
+    groups = min(max(full_rows // _ROWS_PER_GROUP, 1), _MAX_GROUPS)
     row_of_rank = np.zeros(len(lengths), np.int64)
     num_rows = 0
     for group in range(groups):
@@ -102,53 +111,55 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
 
 
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Places pieces, longest first, each into the row with the least room that still takes it.
+    """The row of each piece by the best fit rule: the row with the least room that fits the piece.
 
-    Pieces of one length and rows of one room are moved together.
+    The function places pieces of one length together, into all rows with the same room.
 
     Args:
-      lengths: Integers [P] in 1..capacity, none larger than the one before it.
+      lengths: Integers [P] in 1..capacity, from the longest to the shortest.
       capacity: T, slots in a row.
 
     Returns:
-      int64 [P], the row of each piece; rows are numbered from 0 as they are opened.
+      int64 [P], the row of each piece; rows are numbered from 0 in the order of their first piece.
     """
     histogram = np.bincount(lengths, minlength=capacity + 1)
-    # Rows by the room left in them; bit r of `rooms` says that some row has room r > 0.
+    # The room of a row is its number of free slots. Bit r of `rooms` is set if some row has room
+    # r > 0, so that bit operations find the smallest sufficient room.
     rows_with_room: dict[int, list[np.ndarray]] = {}
     rooms = 0
     row_of: list[np.ndarray] = []
     num_rows = 0
     for length in np.flatnonzero(histogram)[::-1].tolist():
-        left = int(histogram[length])
-        while left:
-            enough = rooms >> length
-            room = (enough & -enough).bit_length() - 1 + length if enough else capacity
-            # A row that took one piece of this length has the least room for the next one too.
-            each = room // length
-            needed = -(-left // each)
-            if enough:
-                rows = _merged(rows_with_room.pop(room))
+        remaining = int(histogram[length])
+        while remaining:
+            sufficient = rooms >> length
+            lowest_bit = (sufficient & -sufficient).bit_length() - 1
+            room = lowest_bit + length if sufficient else capacity
+            # A row that takes one piece of this length is the best fit for the next piece too.
+            pieces_per_row = room // length
+            rows_needed = -(-remaining // pieces_per_row)
+            if sufficient:
+                rows = _concatenate(rows_with_room.pop(room))
                 rooms ^= 1 << room
             else:
-                rows = np.arange(num_rows, num_rows + needed)
-                num_rows += needed
-            taken = rows[:needed]
-            placed = min(left, each * len(taken))
-            row_of.append(np.repeat(taken, each)[:placed])
-            left -= placed
-            in_last = placed - each * (len(taken) - 1)
-            for changed, room_left in (
-                (taken[:-1], room - each * length),
-                (taken[-1:], room - in_last * length),
-                (rows[needed:], room),
+                rows = np.arange(num_rows, num_rows + rows_needed)
+                num_rows += rows_needed
+            used = rows[:rows_needed]
+            placed = min(remaining, pieces_per_row * len(used))
+            row_of.append(np.repeat(used, pieces_per_row)[:placed])
+            remaining -= placed
+            pieces_in_last_row = placed - pieces_per_row * (len(used) - 1)
+            for same_room_rows, new_room in (
+                (used[:-1], room - pieces_per_row * length),
+                (used[-1:], room - pieces_in_last_row * length),
+                (rows[rows_needed:], room),
             ):
-                if len(changed) and room_left:
-                    rows_with_room.setdefault(room_left, []).append(changed)
-                    rooms |= 1 << room_left
-    return _merged(row_of) if row_of else np.zeros(0, np.int64)
+                if len(same_room_rows) and new_room:
+                    rows_with_room.setdefault(new_room, []).append(same_room_rows)
+                    rooms |= 1 << new_room
+    return _concatenate(row_of) if row_of else np.zeros(0, np.int64)
 
 
-def _merged(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts as one array."""
+def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts as one array; a single part is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

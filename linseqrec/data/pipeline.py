@@ -1,7 +1,7 @@
-"""Training batches on Grain: a step number is all the state there is.
+"""Training batches on Grain, whose only state is the step number.
 
-Step → epoch and batch within it → that epoch's shuffle, planned vectorised from (seed, epoch) → one
-gather for the whole batch. Any step can be asked for at any time, in any process.
+A step number gives the epoch and the batch in it. The seed and the epoch give the epoch's shuffle.
+One gather then reads the whole batch. Every process can thus read any step at any time.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ Phase = Literal["fixed", "random"]
 
 @dataclasses.dataclass(frozen=True)
 class _Epoch:
-    """The rows of one epoch, in the order in which they are visited.
+    """The rows of one epoch, in their order in the epoch.
 
     Attributes:
-      pieces: The epoch's pieces, P of them.
-      members: int64 [P], the piece in each place; None where place i holds piece i.
-      firsts: int64 [R], each row's first place.
-      counts: int64 [R], each row's number of places; 0 is a row of padding.
+      pieces: The P pieces of the epoch.
+      members: int64 [P], the piece in each place. None: place i holds piece i.
+      firsts: int64 [R], the first place of each row.
+      counts: int64 [R], the number of places in each row; a row with 0 places is padding.
     """
 
     pieces: Pieces
@@ -39,18 +39,17 @@ class _Epoch:
 
 
 class TrainingBatches(grain.MapDataset[Batch]):
-    """Training batches by step number, without end; `training_batches` makes it.
+    """Training batches by step number, without end; call `training_batches` to make one.
 
-    Within an epoch each target is seen once; the epoch's last batch is filled up with rows of
-    padding. Iterators made by `to_iter_dataset` save and restore the step by `get_state` and
-    `set_state`.
+    Each target occurs once in an epoch. Rows of padding fill the last batch of an epoch. Iterators
+    of `to_iter_dataset` save the step in `get_state` and restore it in `set_state`.
 
     Attributes:
       length: T, slots in a row.
       batch_size: Rows in a global batch.
-      rows_per_epoch: Rows in every epoch, R.
+      rows_per_epoch: R, the number of rows in every epoch.
       steps_per_epoch: Batches in every epoch.
-      fill: Share of the slots of those rows that hold an event.
+      fill: Share of the slots that hold an event, without the padding of the last batch.
     """
 
     def __init__(
@@ -73,14 +72,15 @@ class TrainingBatches(grain.MapDataset[Batch]):
         if not (inputs > 0).any():
             raise ValueError(
                 f"split {split.name!r} leaves nothing to train on: none of the {dataset.num_users} "
-                "users has two training events"
+                "users has two training events. Take another split, or a larger data set"
             )
-        cut_anew = (inputs > length) & (phase == "random")
-        self._cut_anew = starts[cut_anew], ends[cut_anew]
+        # With a random phase, every epoch cuts these users again; `_pieces` are all other pieces.
+        cut_per_epoch = (inputs > length) & (phase == "random")
+        self._cut_per_epoch = starts[cut_per_epoch], ends[cut_per_epoch]
         if plan == "prefixes":
             self._pieces = every_prefix(starts, ends, length)
         else:
-            self._pieces = cut_windows(starts[~cut_anew], ends[~cut_anew], length, stride)
+            self._pieces = cut_windows(starts[~cut_per_epoch], ends[~cut_per_epoch], length, stride)
         lengths = self._pieces.lengths
         self._rows = pack(lengths, length) if plan == "packed" else one_piece_a_row(lengths)
         self._dataset, self._plan, self._stride = dataset, plan, stride
@@ -91,14 +91,14 @@ class TrainingBatches(grain.MapDataset[Batch]):
         self._epochs: dict[int, _Epoch] = {}
         self.length = length
         self.batch_size = batch_size
-        first = self._epoch(0)
-        self.rows_per_epoch = len(first.counts)
+        first_epoch = self._epoch(0)
+        self.rows_per_epoch = len(first_epoch.counts)
         self.steps_per_epoch = -(-self.rows_per_epoch // batch_size)
-        slots = np.sum(first.pieces.lengths, dtype=np.int64)
-        self.fill = float(slots / (self.rows_per_epoch * length))
+        filled_slots = np.sum(first_epoch.pieces.lengths, dtype=np.int64)
+        self.fill = float(filled_slots / (self.rows_per_epoch * length))
 
     def __len__(self) -> int:
-        # Grain's own length of a data set repeated without end.
+        # The length that Grain gives to a data set without end.
         return sys.maxsize
 
     def __getitem__(self, index: Any) -> Any:
@@ -106,7 +106,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         if isinstance(index, slice):
             return self.slice(index)
         if index < 0:
-            raise IndexError(f"steps count from 0, got {index}")
+            raise IndexError(f"step is {index}: it must be at least 0")
         pieces, members, counts = self._members(int(index))
         return gather_rows(
             self._dataset,
@@ -125,46 +125,53 @@ class TrainingBatches(grain.MapDataset[Batch]):
         return np.unique(np.searchsorted(self._dataset.offsets, starts, side="right") - 1)
 
     def _members(self, index: int) -> tuple[Pieces, np.ndarray, np.ndarray]:
-        """An epoch's pieces, those of a step's batch row after row, how many each row holds."""
-        number, step = divmod(index, self.steps_per_epoch)
-        epoch = self._epoch(number)
-        first = step * self.batch_size + self._process_index * self._rows_per_process
-        rows = slice(first, first + self._rows_per_process)
-        held = epoch.counts[rows]
+        """The pieces in this process's rows of a batch.
+
+        Returns:
+          The pieces of the epoch; int64 [K], the pieces of the batch, row after row; int64 [B], the
+          number of pieces in each row.
+        """
+        epoch_number, step = divmod(index, self.steps_per_epoch)
+        epoch = self._epoch(epoch_number)
+        first_row = step * self.batch_size + self._process_index * self._rows_per_process
+        rows = slice(first_row, first_row + self._rows_per_process)
+        places_in_row = epoch.counts[rows]
+        # The last batch of an epoch may have fewer rows than this process needs.
         counts = np.zeros(self._rows_per_process, np.int64)
-        counts[: len(held)] = held
-        places = np.arange(held.sum()) + np.repeat(
-            epoch.firsts[rows] - (np.cumsum(held) - held), held
+        counts[: len(places_in_row)] = places_in_row
+        places_before = np.cumsum(places_in_row) - places_in_row
+        places = np.arange(places_in_row.sum()) + np.repeat(
+            epoch.firsts[rows] - places_before, places_in_row
         )
         return epoch.pieces, places if epoch.members is None else epoch.members[places], counts
 
     def to_iter_dataset(
         self, read_options: grain.ReadOptions | None = None, *, allow_nones: bool = False
     ) -> grain.IterDataset[Batch]:
-        """An iterator's data set; by default without threads.
+        """The batches as a data set to iterate over, without threads by default.
 
-        Grain would read 500 elements ahead with 16 threads; here an element is a whole batch, made
-        in less time than threads take to hand it over. Where the step leaves the host no time,
-        `grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)` reads ahead.
+        Grain's default reads 500 elements ahead with 16 threads. Here an element is a whole batch:
+        making one takes less time than passing it between threads. If the training step keeps the
+        host busy, `grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)` reads ahead.
         """
         if read_options is None:
             read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return super().to_iter_dataset(read_options, allow_nones=allow_nones)
 
     def _epoch(self, number: int) -> _Epoch:
-        """An epoch's rows; the two last asked for are kept, since prefetching reads ahead."""
+        """The rows of an epoch, from a cache of two epochs: threads that read ahead need both."""
         epoch = self._epochs.get(number)
         if epoch is None:
-            epoch = self._planned(number)
-            # Replaced, never changed in place: prefetching threads may read it meanwhile.
-            kept = sorted(self._epochs.items())[-1:]
-            self._epochs = dict([*kept, (number, epoch)])
+            epoch = self._make_epoch(number)
+            # A new dict instead of a change in place: a prefetching thread may be reading the old.
+            latest = sorted(self._epochs.items())[-1:]
+            self._epochs = dict([*latest, (number, epoch)])
         return epoch
 
-    def _planned(self, number: int) -> _Epoch:
-        """An epoch's rows, a function of the seed and the epoch's number alone."""
+    def _make_epoch(self, number: int) -> _Epoch:
+        """The rows of an epoch; they depend on the seed and the epoch number alone."""
         rows, order = self._rows, self._rows.shuffled(self._seed, number)
-        starts, ends = self._cut_anew
+        starts, ends = self._cut_per_epoch
         if not len(starts):
             return _Epoch(
                 self._pieces, order.pieces, rows.firsts[order.rows], rows.counts[order.rows]
@@ -173,17 +180,21 @@ class TrainingBatches(grain.MapDataset[Batch]):
         pieces, counts = cut_in_line(starts, ends, self.length, self._stride, generator)
         firsts = np.cumsum(counts) - counts
         if self._plan == "windows":
-            # Where a cut falls between two users there is a piece less: the row stays empty.
-            most = len(starts) + len(counts)
-            firsts, counts = np.arange(most), (np.arange(most) < len(pieces)).astype(np.int64)
-        before = len(self._pieces)
-        firsts = np.concatenate([rows.firsts, before + firsts])
+            # One row per piece. There is one piece less for each cut that falls between two users.
+            # Rows of padding keep the number of rows the same in every epoch.
+            max_pieces = len(starts) + len(counts)
+            firsts = np.arange(max_pieces)
+            counts = (np.arange(max_pieces) < len(pieces)).astype(np.int64)
+        num_fixed = len(self._pieces)
+        firsts = np.concatenate([rows.firsts, num_fixed + firsts])
         counts = np.concatenate([rows.counts, counts])
-        members = np.arange(before + len(pieces))
+        members = np.arange(num_fixed + len(pieces))
         if order.pieces is not None:
-            members[:before] = order.pieces
-        visited = generator.permutation(len(counts))
-        return _Epoch(self._pieces.followed_by(pieces), members, firsts[visited], counts[visited])
+            members[:num_fixed] = order.pieces
+        row_order = generator.permutation(len(counts))
+        return _Epoch(
+            self._pieces.followed_by(pieces), members, firsts[row_order], counts[row_order]
+        )
 
 
 def training_batches(
@@ -200,55 +211,65 @@ def training_batches(
     process_count: int = 1,
     request_times: bool = False,
 ) -> TrainingBatches:
-    """Batches of a split's training events, shuffled anew in every epoch.
+    """Batches of the training events of a split; each epoch has its own shuffle.
 
     Args:
       dataset: The events.
-      split: Where each user's training events end.
-      plan: How events are laid in rows. "packed": windows of several users share a row; the loss is
-        that of "windows": one window a row; "prefixes": RecGRELA's released mode, a row for every
-        training event, predicted at its last slot from up to T events before it.
+      split: A split of `dataset`; it says where each user's training events end.
+      plan: How training events become rows.
+        "packed": a row holds windows of several users. The loss equals the loss of "windows".
+        "windows": a row holds one window.
+        "prefixes": a row holds one target, predicted from up to T events before it at the last
+        slot. This is the training mode of the released RecGRELA.
       length: T, slots in a row.
       batch_size: Rows in a global batch.
-      seed: Of the shuffles, at least 0.
-      stride: Of the windows (see `cut_windows`); None makes them disjoint.
-      phase: Where users longer than a row are cut. "fixed": at the same places in every epoch,
-        counted from their last event; "random": at other places in each epoch (see `cut_in_line`),
-        so that what a prediction sees changes. The number of steps is the same in every epoch.
-      process_index: Which slice of each global batch this process reads.
-      process_count: Into how many equal slices global batches are divided.
-      request_times: Whether events carry the time at which the prediction after each is asked for.
+      seed: Seed of the shuffles, at least 0.
+      stride: Distance between windows (see `cut_windows`). None: disjoint windows.
+      phase: Where to cut a history that is longer than a row. "fixed": at the same events in every
+        epoch, counted from the last one. "random": at other events in each epoch (see
+        `cut_in_line`), so that the context of a target changes. Both have the same number of steps
+        in every epoch.
+      process_index: The slice of each global batch that this process reads, from 0.
+      process_count: Number of equal slices of a global batch, one per process.
+      request_times: Whether events carry request times (see `Events`).
 
     Returns:
-      The batches, for step 0, 1, 2, ... without end.
+      The batches of steps 0, 1, 2, ... without end.
 
     Raises:
-      ValueError: An argument out of range, a split of another data set, or nothing to train on.
+      ValueError: An argument is out of range, the split is not of `dataset`, or no user has two
+        training events.
     """
     if plan not in ("packed", "windows", "prefixes"):
-        raise ValueError(f'plan must be "packed", "windows" or "prefixes", got {plan!r}')
+        raise ValueError(f'plan is {plan!r}: it must be "packed", "windows" or "prefixes"')
     if stride is not None and plan == "prefixes":
-        raise ValueError("stride has no meaning for prefixes: every prefix is a row")
+        raise ValueError(
+            f'stride is {stride}, but plan "prefixes" makes a row of every prefix: set stride=None'
+        )
     if phase not in ("fixed", "random"):
-        raise ValueError(f'phase must be "fixed" or "random", got {phase!r}')
+        raise ValueError(f'phase is {phase!r}: it must be "fixed" or "random"')
     if phase == "random" and plan == "prefixes":
-        raise ValueError("a random phase has no meaning for prefixes: no history is cut")
+        raise ValueError(
+            'phase is "random", but plan "prefixes" cuts no history: set phase="fixed"'
+        )
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+        raise ValueError(f"seed is {seed}: it must be at least 0")
     if not 0 <= process_index < process_count:
         raise ValueError(
-            f"process_index must be in 0..process_count - 1, got {process_index} of {process_count}"
+            f"process_index is {process_index}: it must be at least 0 and below "
+            f"process_count={process_count}"
         )
     if batch_size % process_count:
         raise ValueError(
-            f"a batch of {batch_size} rows does not divide over {process_count} processes"
+            f"batch_size is {batch_size}: it must be a multiple of the number of processes, "
+            f"{process_count}"
         )
     if len(split.train_end) != dataset.num_users:
         raise ValueError(
-            f"the split is of {len(split.train_end)} users but the data set has "
-            f"{dataset.num_users}: make it from this data set"
+            f"the split has {len(split.train_end)} users, but the data set has "
+            f"{dataset.num_users}: make the split from this data set"
         )
     return TrainingBatches(
         dataset,

@@ -1,9 +1,9 @@
-"""From a raw log to a dataset folder: check, filter, index, sort, describe, write."""
+"""`prepare` turns a raw log into a dataset folder: check, encode, filter, sort, number, write."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import narwhals as nw
 import numpy as np
@@ -13,6 +13,8 @@ from linseqrec.data import checks, filters
 from linseqrec.data.dataset import Dataset, check_free, write_dataset
 from linseqrec.data.readers import Log, read_file, read_frame
 from linseqrec.data.readers.formats import TIME_UNITS
+
+_Filter: TypeAlias = Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]
 
 
 def prepare(
@@ -29,72 +31,84 @@ def prepare(
     item_core: int = 1,
     spark: Any = None,
 ) -> Dataset:
-    """Prepares a log.
+    """Writes a dataset folder from a log, and returns the data set.
 
-    The steps, in this order: `time_range`, `min_rating`, `duplicates`, the k-core; then users and
-    items are numbered (shorter ids first, then by text, so that numbers stand by value), and each
-    user's events sorted by time, events of equal time in the order of the log. Nothing is dropped
-    but by these arguments, and the card counts users, items and events around each.
+    `prepare` applies the filters in this order: `time_range`, `min_rating`, `duplicates`, the
+    cores. It then numbers users and items: shorter ids first, then by text, so that ids that are
+    numbers sort by value. It sorts each user's events by time, and events of equal time in the
+    order of the log. Only the filters drop events. The card counts users, items and events before
+    and after each filter.
 
     Args:
-      log: A log file, plain or gzip, in a dialect of `readers.FORMATS`, or a folder of Parquet
-        files; or a pandas, Polars, PyArrow, DuckDB or Spark frame, or any other that narwhals knows
+      log: A log file, plain or gzip, in one of `readers.FORMATS`, or a folder of Parquet files. Or
+        a frame of pandas, Polars, PyArrow, DuckDB, Spark or another library that narwhals supports
         (see `readers.read_frame`).
-      folder: The dataset folder to write; must not exist yet.
-      format: The file's dialect; told from the file where None.
-      columns: Role (user, item, timestamp, rating, fold) to column name, or to position from 0
-        for a file without header. A `fold` column holds train, validation or test.
-      time_unit: "s", "ms", "us", "iso" (text) or "order" (no time: the order of the log); told
-        from the dialect or the values where None. Times become whole seconds after the sort.
-      time_range: Keeps events with first <= time < second, in seconds.
-      min_rating: Keeps events rated at least so.
-      duplicates: Events equal in user, item and time: "keep" them, keep the "first" or "last" in
-        the order of the log, or "error" to refuse them.
-      user_core: Least events of a user, iterated with `item_core` to the fixed point; 1 keeps all.
-      item_core: Least events of an item.
-      spark: A Spark session (`readers.spark.start_session`) that reads the file, where Polars
-        would; a Spark frame brings its own. Everything but the numbered events stays with Spark's
-        workers, and the data set is the same to the last byte.
+      folder: The dataset folder to write. It must not exist, or must be empty.
+      format: The file's format, a key of `readers.FORMATS`. None: detected from the file.
+      columns: The column of each role: user, item, timestamp, rating, fold. A column is a name, or
+        a position from 0 in a file without header. A `fold` column holds train, validation or
+        test.
+      time_unit: "s", "ms", "us", "iso" (text), or "order" if the log has no times and its lines
+        are in time order. None: the unit of the format, or detected from the values. Times become
+        whole seconds after the sort.
+      time_range: Keep events with time_range[0] <= time < time_range[1], in seconds.
+      min_rating: Keep events with at least this rating.
+      duplicates: What to do with events equal in user, item and time: "keep" all of them, keep
+        only the "first" or "last" in the order of the log, or "error" to refuse the log.
+      user_core: Smallest number of events of a user; 1 drops no user. `prepare` applies it with
+        `item_core` until both hold.
+      item_core: Smallest number of events of an item; 1 drops no item.
+      spark: A Spark session (`readers.spark.start_session`) that reads the file in place of
+        Polars. A Spark frame needs none. Only the numbered events leave Spark's workers. The data
+        set is the same to the last byte.
 
     Returns:
-      The data set as opened from `folder`.
+      The data set, opened from `folder`.
 
     Raises:
-      LogError: The log is refused; the message names file, line and reason. Nothing is written.
-      DatasetError: The folder is taken.
-      ValueError: An argument makes no sense.
+      LogError: The log is wrong or empty; the message names file, line and reason. `prepare` then
+        writes nothing.
+      DatasetError: The folder is not empty.
+      ValueError: An argument is out of range, or does not apply to this log.
     """
-    choices = _Choices(time_range, min_rating, duplicates, user_core, item_core)
+    choices = _FilterChoices(time_range, min_rating, duplicates, user_core, item_core)
     _check_arguments(choices)
     check_free(folder)
     if isinstance(log, str | Path):
-        read = read_file(log, format=format, columns=columns, time_unit=time_unit, session=spark)
+        events = read_file(log, format=format, columns=columns, time_unit=time_unit, session=spark)
     elif format is not None:
-        raise ValueError("format names the dialect of a file; a frame has none.")
+        raise ValueError(f"format={format!r} is for files, but the log is a frame: leave it out.")
     elif spark is not None:
-        raise ValueError("spark reads files; a frame is read by what it is of.")
+        raise ValueError(
+            "spark is for files, but the log is a frame, which its own engine reads: leave it out."
+        )
     else:
-        read = read_frame(log, columns=columns, time_unit=time_unit)
+        events = read_frame(log, columns=columns, time_unit=time_unit)
     try:
-        dataset, user_ids, item_ids = _prepare(read, choices)
+        dataset, user_ids, item_ids = _make_dataset(events, choices)
     except nw.exceptions.NarwhalsError as error:
-        raise read.unreadable(error) from error
+        raise events.unreadable(error) from error
     return write_dataset(folder, dataset, user_ids, item_ids)
 
 
-def _check_arguments(choices: "_Choices") -> None:
+def _check_arguments(choices: "_FilterChoices") -> None:
     if choices.duplicates not in filters.DUPLICATES:
         known = ", ".join(filters.DUPLICATES)
-        raise ValueError(f"duplicates={choices.duplicates!r}: choose among {known}.")
-    if choices.user_core < 1 or choices.item_core < 1:
-        raise ValueError("user_core and item_core must be at least 1, which drops nothing.")
+        raise ValueError(f"duplicates={choices.duplicates!r} must be one of {known}.")
+    for name in ("user_core", "item_core"):
+        if getattr(choices, name) < 1:
+            raise ValueError(
+                f"{name}={getattr(choices, name)} must be at least 1; 1 drops nothing."
+            )
     if choices.time_range is not None and not choices.time_range[0] < choices.time_range[1]:
-        raise ValueError(f"time_range={choices.time_range}: the first must be less.")
+        raise ValueError(
+            f"time_range={choices.time_range}: the first time must be smaller than the second."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Choices:
-    """What the caller wants dropped."""
+class _FilterChoices:
+    """The filter arguments of `prepare`."""
 
     time_range: tuple[float, float] | None
     min_rating: float | None
@@ -103,22 +117,22 @@ class _Choices:
     item_core: int
 
 
-def _prepare(log: Log, choices: _Choices) -> tuple[Dataset, pl.Series, pl.Series]:
-    """Everything between reading and writing: the data set, and its users' and items' ids."""
+def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series, pl.Series]:
+    """The data set in memory, with the log's own ids of its users and of its items."""
     _check_choices(log, choices)
-    inside = _inside(log, choices.time_range)
+    in_range = _in_time_range(log, choices.time_range)
     rated = choices.min_rating is not None
     unit = checks.check_values(
-        log, log.frame if inside is None else log.frame.filter(inside), rated=rated
+        log, log.frame if in_range is None else log.frame.filter(in_range), rated=rated
     )
     frame, ids = _encode(log, rated=rated)
-    read = filters.count(frame)
-    if read["events"] == 0:
+    counts = filters.count(frame)
+    if counts["events"] == 0:
         raise log.error(None, "has no events.")
-    frame, history = _apply(log, frame, read, _steps(log, choices, inside))
+    frame, filter_counts = _apply_filters(log, frame, counts, _filter_steps(log, choices, in_range))
     if unit != "order":
         checks.check_span(log, frame, unit)
-    dataset, user_ids, item_ids = _index(log, frame, unit, ids)
+    dataset, user_ids, item_ids = _sort_and_number(log, frame, unit, ids)
     dataset.card.update(
         reader={
             "format": log.format,
@@ -127,8 +141,8 @@ def _prepare(log: Log, choices: _Choices) -> tuple[Dataset, pl.Series, pl.Series
             "time_unit": unit,
             "times": _TIMES[unit],
         },
-        read=read,
-        filters=history,
+        read=counts,
+        filters=filter_counts,
     )
     if log.sha256 is not None:
         dataset.card["sha256"]["source"] = log.sha256
@@ -144,38 +158,46 @@ _TIMES = {
 }
 
 
-def _check_choices(log: Log, choices: _Choices) -> None:
+def _check_choices(log: Log, choices: _FilterChoices) -> None:
     if choices.min_rating is not None and "rating" not in log.columns:
-        raise log.error(None, "min_rating needs a rating column (columns rating=…).")
+        raise log.error(
+            None,
+            f"min_rating={choices.min_rating:g} needs a rating column. Name it: "
+            "--columns=rating=COLUMN.",
+        )
     if log.time_unit == "order" and (choices.time_range or choices.duplicates != "keep"):
         raise log.error(
-            None, "the log has no time: time_range and duplicates have no meaning for it."
+            None, "the log has no times, which time_range and duplicates need. Leave both out."
         )
     if log.time_unit is None and choices.time_range:
-        raise log.error(None, "time_range needs the unit of the log's times (time_unit=…).")
+        raise log.error(
+            None,
+            f"time_range={choices.time_range} needs the unit of the log's times. Set time_unit=s, "
+            "ms or us.",
+        )
 
 
-def _inside(log: Log, time_range: tuple[float, float] | None) -> nw.Expr | None:
-    """True inside the range, and at what is no number, which is for the checks to refuse."""
+def _in_time_range(log: Log, time_range: tuple[float, float] | None) -> nw.Expr | None:
+    """True in the time range, and at times that are not numbers: `check_values` refuses these."""
     if time_range is None:
         return None
     time, ticks = nw.col("timestamp"), TIME_UNITS[log.time_unit or "s"]
-    inside = (time >= time_range[0] * ticks) & (time < time_range[1] * ticks)
-    return inside | time.is_null() | ~time.is_finite()
+    in_range = (time >= time_range[0] * ticks) & (time < time_range[1] * ticks)
+    return in_range | time.is_null() | ~time.is_finite()
 
 
 def _encode(log: Log, *, rated: bool) -> tuple[nw.LazyFrame[Any], dict[str, pl.Series]]:
-    """The log with ids as codes and folds as numbers, and the ids by code."""
+    """The log with codes in place of ids and fold names, and the ids of each role by code."""
     tables, ids = {}, {}
     for role in ("user", "item"):
         tables[role] = filters.id_table(log.frame, role)
         ids[role] = filters.collect(tables[role]).sort("code")["id"]
         checks.check_ids(log, role, ids[role])
-    others = [nw.col("row")]
+    columns = [nw.col("user"), nw.col("item"), nw.col("row")]
     if log.time_unit != "order":
-        others.append(nw.col("timestamp"))
+        columns.append(nw.col("timestamp"))
     if rated:
-        others.append(nw.col("rating"))
+        columns.append(nw.col("rating"))
     if "fold" in log.columns:
         fold = nw.col("fold")
         code = (
@@ -183,21 +205,23 @@ def _encode(log: Log, *, rated: bool) -> tuple[nw.LazyFrame[Any], dict[str, pl.S
             .then(1)
             .otherwise(nw.when(fold == "test").then(2).otherwise(0))
         )
-        others.append(code.cast(nw.Int8()).alias("fold"))
-    return filters.encode(log.frame.select("user", "item", *others), tables), ids
+        columns.append(code.cast(nw.Int8()).alias("fold"))
+    return filters.encode(log.frame.select(*columns), tables), ids
 
 
-def _steps(
-    log: Log, choices: _Choices, inside: nw.Expr | None
-) -> list[tuple[str, Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]]]:
-    """Name and function of each filter, in order."""
-    steps: list[tuple[str, Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]]] = []
-    if choices.time_range is not None and inside is not None:
+def _filter_steps(
+    log: Log, choices: _FilterChoices, in_range: nw.Expr | None
+) -> list[tuple[str, _Filter]]:
+    """The name and the function of each filter, in the order of their application."""
+    steps: list[tuple[str, _Filter]] = []
+    if choices.time_range is not None and in_range is not None:
         low, high = choices.time_range
-        steps.append((f"{low:.15g} <= time < {high:.15g}", lambda frame: frame.filter(inside)))
+        steps.append((f"{low:.15g} <= time < {high:.15g}", lambda frame: frame.filter(in_range)))
     if choices.min_rating is not None:
-        rated = nw.col("rating") >= choices.min_rating
-        steps.append((f"rating >= {choices.min_rating:g}", lambda frame: frame.filter(rated)))
+        rated_enough = nw.col("rating") >= choices.min_rating
+        steps.append(
+            (f"rating >= {choices.min_rating:g}", lambda frame: frame.filter(rated_enough))
+        )
     if choices.duplicates != "keep":
         name = f"{choices.duplicates} of events equal in user, item and time"
         steps.append((name, lambda frame: _without_duplicates(log, frame, choices.duplicates)))
@@ -210,6 +234,7 @@ def _steps(
 
 
 def _without_duplicates(log: Log, frame: nw.LazyFrame[Any], policy: str) -> nw.LazyFrame[Any]:
+    """The frame without duplicates; with the policy "error", raises at the first duplicate."""
     if policy != "error":
         return frame.filter(~filters.repeated(policy))
     row = filters.collect(
@@ -217,46 +242,52 @@ def _without_duplicates(log: Log, frame: nw.LazyFrame[Any], policy: str) -> nw.L
     ).item()
     if row is not None:
         raise log.error(
-            row, "an earlier event has the same user, item and time (duplicates=error)."
+            row,
+            "an earlier event has the same user, item and time, and duplicates is error. To keep "
+            "one of them, set duplicates=first or last.",
         )
     return frame
 
 
-def _apply(
+def _apply_filters(
     log: Log,
     frame: nw.LazyFrame[Any],
     counts: dict[str, int],
-    steps: list[tuple[str, Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]]],
+    steps: list[tuple[str, _Filter]],
 ) -> tuple[nw.LazyFrame[Any], list[dict[str, Any]]]:
-    """Applies the filters, counting users, items and events before and after each."""
-    history = []
-    for name, step in steps:
-        frame = filters.materialise(step(frame))
+    """The filtered frame, and the users, items and events before and after each filter."""
+    filter_counts = []
+    for name, apply_filter in steps:
+        frame = filters.materialise(apply_filter(frame))
         before, counts = counts, filters.count(frame)
-        history.append({"filter": name, "before": before, "after": counts})
+        filter_counts.append({"filter": name, "before": before, "after": counts})
         if counts["events"] == 0:
-            raise log.error(None, f"no events are left of {before['events']} after [{name}].")
-    return frame, history
+            raise log.error(
+                None,
+                f"no events are left of {before['events']} after the filter [{name}]. Choose a "
+                "weaker filter.",
+            )
+    return frame, filter_counts
 
 
-def _index(
+def _sort_and_number(
     log: Log, frame: nw.LazyFrame[Any], unit: str, ids: dict[str, pl.Series]
 ) -> tuple[Dataset, pl.Series, pl.Series]:
-    """Sorts, numbers the users and items that are left, and measures."""
-    ordered = unit == "order"
-    keys = ["user", "row"] if ordered else ["user", "timestamp", "row"]
+    """The data set of the sorted events, with consecutive user and item numbers, and their ids."""
+    order_only = unit == "order"
+    keys = ["user", "row"] if order_only else ["user", "timestamp", "row"]
     folds = ["fold"] if "fold" in log.columns else []
     events = filters.collect(
-        frame.sort(*keys).select("user", "item", *([] if ordered else ["timestamp"]), *folds)
+        frame.sort(*keys).select("user", "item", *([] if order_only else ["timestamp"]), *folds)
     )
     users, items = events["user"].to_numpy(), events["item"].to_numpy()
-    begins = np.flatnonzero(np.diff(users, prepend=-1))
-    offsets = np.append(begins, len(users)).astype(np.int64)
+    user_starts = np.flatnonzero(np.diff(users, prepend=-1))
+    offsets = np.append(user_starts, len(users)).astype(np.int64)
     present = np.zeros(len(ids["item"]), dtype=bool)
     present[items] = True
     numbers = np.cumsum(present, dtype=np.int32)  # from 1, in the order of the codes
-    if ordered:
-        times = np.arange(len(users)) - np.repeat(begins, np.diff(offsets))
+    if order_only:
+        times = np.arange(len(users)) - np.repeat(user_starts, np.diff(offsets))
     else:
         times = np.floor(events["timestamp"].to_numpy() / TIME_UNITS[unit]).astype(np.int64)
     dataset = Dataset.from_arrays(
@@ -266,6 +297,6 @@ def _index(
         int(numbers[-1]),
         source=Path(log.where).name,
         folds=events["fold"].to_numpy() if folds else None,
-        order_only=ordered,
+        order_only=order_only,
     )
-    return dataset, ids["user"].gather(users[begins]), ids["item"].filter(pl.Series(present))
+    return dataset, ids["user"].gather(users[user_starts]), ids["item"].filter(pl.Series(present))

@@ -1,4 +1,4 @@
-"""Whom to recommend to, and after which events: asked for by the log's own ids."""
+"""The histories after which a user of the library wants recommendations."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,18 +10,20 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split
 from linseqrec.errors import UserError
 
-# Whose targets' histories are read; "none": all events of a user.
+# Where a history ends: before a validation target, before a test target, or, with "none", after the
+# last event of the user.
 Before = Literal["validation", "test", "none"]
 
 
 class RequestError(UserError, ValueError):
-    """What is asked for is not in the data set: names it."""
+    """The data set does not hold the requested users or histories. The message names them."""
 
 
 def original_ids(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The log's own ids, text: of users [U], and of items [N + 1], of which entry 0 is padding's.
+    """The log's own user ids, text [U], and item ids, text [N + 1]; item 0 is padding, "".
 
-    A data set in memory has none: there they are the numbers, as `write_world` writes them.
+    A data set in memory has no ids of its own. Its ids are the numbers of users and items as text,
+    as `write_world` writes them.
     """
     if dataset.folder is None:
         return np.arange(dataset.num_users).astype(str), np.array(
@@ -30,86 +32,93 @@ def original_ids(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return dataset.user_ids(), dataset.item_ids()
 
 
-def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, " R"]:
-    """The indices of the users with the given ids, each once, in their order.
+def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, "R"]:
+    """The indices of users, int64 [R], in the order of their ids and each one once.
 
     Args:
-      ids: Original ids.
-      user_ids: Of all users, by index.
+      ids: The log's own ids of the users.
+      user_ids: The ids of all users, by index.
 
     Raises:
-      RequestError: If there are none of some of these ids; names them.
+      RequestError: The data set has no user with some of these ids; names the ids.
     """
-    index = {str(user): number for number, user in enumerate(user_ids)}
-    unknown = [user for user in ids if user not in index]
+    index_of = {str(user): index for index, user in enumerate(user_ids)}
+    unknown = [user for user in ids if user not in index_of]
     if unknown:
-        raise RequestError(f"no such users in the data set: {_some(unknown)}")
-    return np.array([index[user] for user in dict.fromkeys(ids)], np.int64)
+        raise RequestError(f"no such users in the data set: {_first_ten(unknown)}")
+    return np.array([index_of[user] for user in dict.fromkeys(ids)], np.int64)
 
 
 def histories_before(
-    dataset: Dataset, split: Split, before: Before, asked: Int[np.ndarray, " R"] | None = None
-) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-    """Users and ends of the histories before a split's targets, or of all events.
+    dataset: Dataset,
+    split: Split,
+    before: Before,
+    requested_users: Int[np.ndarray, "R"] | None = None,
+) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
+    """The histories before the targets of a split, or the whole histories of users.
 
     Args:
       dataset: The events.
-      split: Of them.
-      before: Which targets; "none": after the last event of each user.
-      asked: Indices of users, each once; None: everyone who has such a history.
+      split: A split of `dataset`.
+      before: The targets at which the histories end. "none": after the last event of each user.
+      requested_users: int64 [R], indices of users, each one once. None: all users with such a
+        history.
 
     Returns:
-      users: int64 [M], in the order asked for; a user's targets in time order.
-      ends: int64 [M], absolute event indices: each history is what comes before.
+      users: int64 [M], the user of each history, in the order of `requested_users`. The histories
+        of one user are in time order.
+      ends: int64 [M], event indices: a history is the user's events before its end.
 
     Raises:
-      RequestError: If there is no such history, at all or of a user asked for; names the users.
+      RequestError: No user has such a history, or a requested user has none; names the users.
     """
     if before == "none":
         lengths = np.diff(dataset.offsets)
         users, ends = np.flatnonzero(lengths), np.asarray(dataset.offsets[1:])[lengths > 0]
-        what = "event"
+        required = "event"
     else:
         targets = getattr(split, before)
         users, ends = np.asarray(targets.users), np.asarray(targets.positions)
-        what = f"{before} target in the {split.name} split"
+        required = f"{before} target in the {split.name} split"
     if not len(users):
-        raise RequestError(f"there is no {what}: nothing to recommend after")
-    if asked is None:
+        raise RequestError(
+            f"there is no {required}, so no history ends there: choose another split"
+        )
+    if requested_users is None:
         return users, ends
-    first, behind = (np.searchsorted(users, asked, side) for side in ("left", "right"))
-    without = asked[first == behind]
-    if len(without):
-        ids = original_ids(dataset)[0][without]
-        raise RequestError(f"users without {what}: {_some(ids)}; leave them out")
-    rows = np.concatenate([np.arange(a, b) for a, b in zip(first, behind, strict=True)])
+    first = np.searchsorted(users, requested_users, "left")
+    last = np.searchsorted(users, requested_users, "right")
+    without_history = requested_users[first == last]
+    if len(without_history):
+        ids = original_ids(dataset)[0][without_history]
+        raise RequestError(f"users without {required}: {_first_ten(ids)}; leave them out")
+    rows = np.concatenate([np.arange(begin, end) for begin, end in zip(first, last, strict=True)])
     return users[rows], ends[rows]
 
 
 def request_times(
-    dataset: Dataset, before: Before, ends: Int[np.ndarray, " M"], *, known: bool, now: int | None
-) -> Int[np.ndarray, " M"] | None:
-    """When the lists after histories are asked for, on the log's own clock.
+    dataset: Dataset, before: Before, ends: Int[np.ndarray, "M"], *, known: bool, now: int | None
+) -> Int[np.ndarray, "M"] | None:
+    """The time of the request after each history, in the log's own seconds.
 
     Args:
       dataset: The events.
-      before: What the histories end before.
-      ends: Absolute event indices; each history is what comes before.
-      known: Whether the model is told request times.
-      now: The time of the requests after all events of a user; None with a target, whose own time
-        it is.
+      before: Where the histories end. Before a target, the request time is the target's time.
+      ends: int64 [M], event indices: a history is the user's events before its end.
+      known: Whether the model reads request times.
+      now: The time of all requests, for histories of all events of a user; else None.
 
     Returns:
-      int64 [M]; None where the model is not told.
+      int64 [M]; None if the model does not read request times.
 
     Raises:
-      RequestError: If `now` is missing, of no use, or earlier than an event of the histories.
+      RequestError: `now` is missing, does not apply, or is earlier than an event of the histories.
     """
     if now is not None and (before != "none" or not known):
         reason = (
             "this run's data.request_time is 'hidden'"
             if not known
-            else f"a list before a {before} target is asked for at the target's own time"
+            else f"the request time before a {before} target is the target's own time"
         )
         raise RequestError(f"now is {now}, but {reason}: leave it out")
     if not known:
@@ -122,12 +131,12 @@ def request_times(
         raise RequestError(
             f"now is {'not given' if now is None else now}, and this run's data.request_time is "
             f"'known': it must be the time of the request in the log's own seconds, from {first}, "
-            f"the last event of these histories, to {last}"
+            f"the time of the last event of these histories, to {last}"
         )
     return np.full(len(ends), now, np.int64)
 
 
-def _some(names: Sequence[str] | np.ndarray) -> str:
-    """The first ten names, and how many more there are."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(map(str, names[:10])) + more
+def _first_ten(names: Sequence[str] | np.ndarray) -> str:
+    """The first ten names, and the number of the other names."""
+    others = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(str, names[:10])) + others

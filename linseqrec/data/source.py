@@ -1,4 +1,4 @@
-"""Where an experiment's events come from: a prepared folder or a generated world, and its split."""
+"""The events of an experiment, from a dataset folder or a generated world, and their split."""
 
 import dataclasses
 from typing import Literal
@@ -10,37 +10,39 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
 from linseqrec.data.worlds import World, generate, resized, world_config
 
-# A chunk of the gated delta rule: a row of whole chunks pads none.
-_ROUND_TO = 64
+# The gated delta rule works in chunks of 64 slots; a row of whole chunks needs no padding.
+_CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which events, split how, and cut into which rows.
+    """The events of an experiment, their split, and the rows of its training batches.
 
     Attributes:
-      folder: A prepared dataset folder (`launch.prepare`). Empty: generate `world` in memory.
-      world: Preset of the generated world, where `folder` is empty.
-      world_seed: Its seed.
-      world_users: Its users; None: the preset's.
-      world_length: Events of a history in it, on average; None: the preset's.
-      world_items: Its items; None: the preset's. Categories keep their size.
-      split: "leave_one_out"; "global_temporal" at the quantiles below; "folds", the log's own.
-      validation_quantile: Of all events' times: training ends, validation targets begin.
-      test_quantile: Of all events' times: test targets begin.
-      temporal_targets: Which events of a user after a global cut are targets.
+      folder: A dataset folder (`launch.prepare`). Empty: generate `world` in memory.
+      world: Preset of the generated world, used if `folder` is empty.
+      world_seed: Seed of the world.
+      world_users: Number of users of the world. None: the preset's.
+      world_length: Mean number of events of a history of the world. None: the preset's.
+      world_items: Number of items of the world. None: the preset's. Categories keep their size.
+      split: "leave_one_out"; "global_temporal", at the quantiles below; "folds", the log's own.
+      validation_quantile: Quantile of all timestamps at which training ends and the validation
+        targets begin.
+      test_quantile: Quantile of all timestamps at which the test targets begin.
+      temporal_targets: The targets of a user in a period of the "global_temporal" split: the last
+        event, the first event, or all events.
       plan: How training events become rows: "packed" (several histories a row), "windows" (one
-        history a row), "prefixes" (one target a row: the released RecGRELA).
-      length: T, slots a row; also the longest history that evaluation reads. 0: whole histories,
-        the longest of the data set rounded up to a multiple of 64. Packed rows then hold many
-        users each, so that a batch of as many events has fewer rows.
-      stride: Predictions a window makes, in 1..`length`; the `length - stride` events before them
-        are context only. None: `length`, disjoint windows.
-      phase: Where a user longer than a row is cut: "fixed", at the same places in every epoch, or
-        "random", at other places in each.
-      batch_size: Rows a step, over all devices and accumulation steps.
-      request_time: Whether a prediction may use the time at which it is asked for, the target's
-        own time in training and evaluation: "hidden" or "known".
+        history a row) or "prefixes" (one target a row, as in the released RecGRELA).
+      length: T, slots in a row, and the longest history that evaluation reads. 0: the longest
+        history of the data set, rounded up to a multiple of 64. Packed rows then hold many users
+        each, so that a batch of the same number of events needs fewer rows.
+      stride: Predictions of a window, in 1..`length`. The other `length - stride` events of the
+        window are context only. None: `length`, disjoint windows.
+      phase: Where to cut a history that is longer than a row: "fixed", at the same events in every
+        epoch, or "random", at other events in each epoch.
+      batch_size: Rows of a training step, over all devices and accumulation steps.
+      request_time: "known" if a prediction may use the time of its request, "hidden" if not. The
+        request time in training and evaluation is the time of the target.
     """
 
     folder: str = ""
@@ -76,21 +78,22 @@ class DataConfig:
         )
 
     def row_length(self, dataset: Dataset) -> int:
-        """T, the slots of a row: `length`, or what whole histories of a data set need."""
+        """T, the slots of a row: `length`, or with length 0 enough for every history."""
         if self.length:
             return self.length
         longest = int(np.diff(dataset.offsets).max(initial=1))
-        return -(-longest // _ROUND_TO) * _ROUND_TO
+        return -(-longest // _CHUNK) * _CHUNK
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An experiment's events.
+    """The events of an experiment and their split.
 
     Attributes:
       dataset: All events.
-      split: Which of them train, and which are predicted.
-      world: The generated world they are of, which knows the best possible score; None for a log.
+      split: The training events and the targets.
+      world: The generated world of the events, whose oracle gives the best possible scores. None
+        for a log.
     """
 
     dataset: Dataset
@@ -99,22 +102,22 @@ class Source:
 
 
 def load_source(config: DataConfig) -> Source:
-    """Opens or generates the events, and splits them.
+    """The events of a configuration, opened from a folder or generated, and their split.
 
     Raises:
-      DatasetError: If the folder is no dataset folder, or damaged.
-      WorldError: If there is no such world, or none of that size.
-      SplitError: If the events cannot be split so.
+      DatasetError: The folder is not a dataset folder, or is damaged.
+      WorldError: The preset is unknown, or the world cannot have this size.
+      SplitError: These events cannot be split this way.
     """
     world = None
     if not config.folder:
-        made_of = resized(
+        config_of_world = resized(
             world_config(config.world),
             config.world_users,
             config.world_length,
             config.world_items,
         )
-        world = generate(made_of, config.world_seed)
+        world = generate(config_of_world, config.world_seed)
     dataset = Dataset.open(config.folder) if world is None else world.dataset
     if config.split == "leave_one_out":
         split = leave_one_out(dataset)

@@ -1,7 +1,8 @@
-"""Splits: which events train, and which are predicted in validation and in test.
+"""Splits: the training events, and the targets of validation and test.
 
-A split never copies or drops events: it says where each user's training events end and names the
-targets by their index in the data set. Whatever it leaves out it counts, in `Split.description`.
+A split does not copy or drop events. It holds the end of each user's training events, and the
+indices of the targets in the data set. `Split.description` counts the events and users that the
+split leaves out.
 """
 
 import dataclasses
@@ -16,17 +17,17 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
 class SplitError(UserError, ValueError):
-    """A split that these events do not admit: says why, and what would do."""
+    """These events cannot be split this way. The message says why, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """Events to be predicted, each from all events of its user before it.
+    """Events to predict, each from all earlier events of its user.
 
     Attributes:
       users: int64 [M], index of each target's user, non-decreasing.
-      positions: int64 [M], index of each target in `Dataset.items`; its history is the events
-        `offsets[user] : position`, at least one.
+      positions: int64 [M], index of each target in `Dataset.items`. The history of a target is the
+        events `offsets[user]:position`, at least one.
     """
 
     users: np.ndarray
@@ -38,14 +39,15 @@ class Targets:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One data set's division into training events and targets.
+    """The training events and targets of one data set.
 
     Attributes:
       name: The policy: "leave_one_out", "global_temporal" or "folds".
       train_end: int64 [U], index one past each user's last training event.
-      validation: What is predicted to select a model.
-      test: What is predicted once, after selection; histories include the validation events.
-      description: JSON-able: the policy's settings, the sizes, and what was left out and why.
+      validation: The targets for model selection.
+      test: The targets for the final test. Their histories include the validation events.
+      description: The settings of the policy, the sizes, and the counts of events and users that
+        the split leaves out, as a dict that JSON can store.
     """
 
     name: str
@@ -56,10 +58,10 @@ class Split:
 
 
 def leave_one_out(dataset: Dataset) -> Split:
-    """Each user's last event is the test target, the second-last the validation target.
+    """A split with each user's last event as test target and the one before for validation.
 
-    A user with fewer than three events could not keep an event to train on: all his events train
-    and none is a target. `description["users_too_short"]` counts such users.
+    A user with fewer than three events has no target, because no training event would remain: all
+    of his events are training events. `description["users_too_short"]` counts such users.
 
     Args:
       dataset: The events, in time order within each user.
@@ -74,7 +76,7 @@ def leave_one_out(dataset: Dataset) -> Split:
     ends = dataset.offsets[1:].astype(np.int64)
     train_end = ends.copy()
     train_end[split_users] -= 2
-    return _described(
+    return _make_split(
         dataset,
         "leave_one_out",
         train_end,
@@ -90,53 +92,56 @@ def global_temporal(
     test_quantile: float,
     targets: Literal["last", "first", "all"] = "last",
 ) -> Split:
-    """Everything before one moment trains; targets lie after it, for all users alike.
+    """A split at two moments that are the same for all users.
 
-    The moments are quantiles of all events' times. An event at exactly the moment lies after it, so
-    that events of one time are never divided. Validation targets lie between the two moments, test
-    targets after the second; a target's history is everything its user did before it, whenever.
+    Events before the first moment are training events. Validation targets lie between the two
+    moments, test targets after the second. The history of a target is all earlier events of its
+    user. An event exactly at a moment counts as after it, so that a moment never divides events of
+    one time.
 
     Args:
       dataset: The events, in time order within each user.
-      validation_quantile: Share of events before the first moment, in (0, 1).
-      test_quantile: Share of events before the second moment, above `validation_quantile`, below 1.
-      targets: Which of a user's events in a period are predicted: his last, his first, or all.
+      validation_quantile: Quantile of all timestamps that is the first moment, in (0, 1).
+      test_quantile: Quantile of all timestamps that is the second moment, above
+        `validation_quantile` and below 1.
+      targets: The targets among a user's events of a period: the last one, the first one, or all.
 
     Returns:
-      The split. Its description counts the events before each moment, the users without any
-      training event (kept: their later targets have histories), and the targets without history.
+      The split. Its description counts the training events, the targets without a history, and the
+      users without a training event. Such users stay: their later targets have histories.
 
     Raises:
-      SplitError: Quantiles out of order, an unknown `targets`, a log without times, or two moments
-        that coincide.
+      SplitError: The quantiles are out of order or fall on one time, `targets` is unknown, or the
+        log has no times or no events.
 
-    Source: ours; why leave-one-out leaks: Ji et al., 2023 ("A critical study on data leakage").
+    Source: ours. Why leave-one-out leaks: Ji et al., 2023 ("A critical study on data leakage").
     """
     if not 0 < validation_quantile < test_quantile < 1:
         raise SplitError(
-            "the quantiles must satisfy 0 < validation_quantile < test_quantile < 1, got "
-            f"validation_quantile={validation_quantile}, test_quantile={test_quantile}"
+            f"validation_quantile is {validation_quantile} and test_quantile is {test_quantile}: "
+            "the quantiles must satisfy 0 < validation_quantile < test_quantile < 1"
         )
     if targets not in ("last", "first", "all"):
-        raise SplitError(f'targets must be "last", "first" or "all", got {targets!r}')
+        raise SplitError(f'targets is {targets!r}: it must be "last", "first" or "all"')
     if dataset.card["time"].get("order_only"):
         raise SplitError(
-            "this log has no time, only each user's order, so no moment divides all users alike; "
-            "use leave_one_out"
+            "the log has no times, so that no moment divides all users: use the split leave_one_out"
         )
     if dataset.num_events == 0:
-        raise SplitError("the data set holds no events, so its time has no quantiles")
-    ranks = [int(q * dataset.num_events) for q in (validation_quantile, test_quantile)]
+        raise SplitError("the data set holds no events: a global temporal split needs at least one")
+    ranks = [
+        int(quantile * dataset.num_events) for quantile in (validation_quantile, test_quantile)
+    ]
     moments = np.partition(dataset.timestamps, ranks)[ranks]
     if moments[0] == moments[1]:
         raise SplitError(
-            f"quantiles {validation_quantile} and {test_quantile} fall on the same time "
-            f"({moments[0]}): no event can lie between them; choose quantiles further apart"
+            f"validation_quantile={validation_quantile} and test_quantile={test_quantile} fall on "
+            f"the same time, {moments[0]}: choose quantiles further apart"
         )
-    ends = [_count_to(dataset, dataset.timestamps < moment) for moment in moments]
-    validation, no_history = _period(dataset, ends[0], ends[1], targets)
-    test, no_history_test = _period(dataset, ends[1], dataset.offsets[1:], targets)
-    return _described(
+    ends = [_leading_ends(dataset, dataset.timestamps < moment) for moment in moments]
+    validation, validation_cold = _period_targets(dataset, ends[0], ends[1], targets)
+    test, test_cold = _period_targets(dataset, ends[1], dataset.offsets[1:], targets)
+    return _make_split(
         dataset,
         "global_temporal",
         ends[0],
@@ -148,16 +153,16 @@ def global_temporal(
         validation_from=int(moments[0]),
         test_from=int(moments[1]),
         users_without_training_events=int(np.sum(ends[0] == dataset.offsets[:-1])),
-        validation_without_history=no_history,
-        test_without_history=no_history_test,
+        validation_without_history=validation_cold,
+        test_without_history=test_cold,
     )
 
 
 def from_folds(dataset: Dataset) -> Split:
-    """The split that the log brought: `Dataset.folds` (0 train, 1 validation, 2 test).
+    """The log's own split, `Dataset.folds` (0 train, 1 validation, 2 test).
 
-    Every event of folds 1 and 2 is a target, except a user's very first event, which has no history
-    (counted in the description).
+    Every event of folds 1 and 2 is a target, except the first event of a user, which has no
+    history. The description counts these events.
 
     Args:
       dataset: A data set with folds.
@@ -166,65 +171,70 @@ def from_folds(dataset: Dataset) -> Split:
       The split.
 
     Raises:
-      SplitError: No folds, a fold that is not 0, 1 or 2, or a user whose folds are not
-        train* validation* test* in time order.
+      SplitError: The data set has no folds, a fold is not 0, 1 or 2, or the folds of a user
+        decrease: his events must be training, then validation, then test events.
     """
     if dataset.folds is None:
         raise SplitError(
-            "the data set has no folds: prepare it from a log with a fold column, or use "
+            "the data set has no folds: prepare it from a log with a fold column, or use the split "
             "leave_one_out or global_temporal"
         )
     folds = np.asarray(dataset.folds)
     unknown = np.flatnonzero((folds < TRAIN) | (folds > TEST))
     if len(unknown):
         raise SplitError(
-            f"fold {folds[unknown[0]]} of event {unknown[0]} is none of 0 (train), 1 (validation), "
-            "2 (test)"
+            f"event {unknown[0]} has fold {folds[unknown[0]]}: it must be 0 (train), "
+            "1 (validation) or 2 (test)"
         )
-    backwards = np.flatnonzero(np.diff(folds) < 0) + 1
-    # A step down in the fold is right where it is also a step to the next user.
-    backwards = backwards[~np.isin(backwards, dataset.offsets)]
-    if len(backwards):
-        event = int(backwards[0])
+    decreases = np.flatnonzero(np.diff(folds) < 0) + 1
+    # The fold may decrease at the first event of a user.
+    decreases = decreases[~np.isin(decreases, dataset.offsets)]
+    if len(decreases):
+        event = int(decreases[0])
         user = int(np.searchsorted(dataset.offsets, event, side="right")) - 1
         raise SplitError(
-            f"user {user}: fold {folds[event]} (event {event}) follows fold {folds[event - 1]}; "
-            "each user's events must be train, then validation, then test in time order "
-            f"({len(backwards)} such places in all)"
+            f"user {user}: event {event} has fold {folds[event]} after an event with fold "
+            f"{folds[event - 1]}. In time order, a user's events must be train, then validation, "
+            f"then test. The folds decrease at {len(decreases)} events in all"
         )
-    train_end = _count_to(dataset, folds == TRAIN)
-    validation_end = _count_to(dataset, folds <= VALIDATION)
-    validation, no_history = _period(dataset, train_end, validation_end, "all")
-    test, no_history_test = _period(dataset, validation_end, dataset.offsets[1:], "all")
-    return _described(
+    train_end = _leading_ends(dataset, folds == TRAIN)
+    validation_end = _leading_ends(dataset, folds <= VALIDATION)
+    validation, validation_cold = _period_targets(dataset, train_end, validation_end, "all")
+    test, test_cold = _period_targets(dataset, validation_end, dataset.offsets[1:], "all")
+    return _make_split(
         dataset,
         "folds",
         train_end,
         validation,
         test,
         users_without_training_events=int(np.sum(train_end == dataset.offsets[:-1])),
-        validation_without_history=no_history,
-        test_without_history=no_history_test,
+        validation_without_history=validation_cold,
+        test_without_history=test_cold,
     )
 
 
-def _count_to(dataset: Dataset, before: np.ndarray) -> np.ndarray:
-    """Index one past each user's leading events for which `before` [E] holds, int64 [U]."""
-    running = np.concatenate([[0], np.cumsum(before, dtype=np.int64)])
+def _leading_ends(dataset: Dataset, selected: np.ndarray) -> np.ndarray:
+    """int64 [U], index one past each user's selected events, which are his first ones.
+
+    Args:
+      dataset: The events.
+      selected: bool [E], True at the first events of each user and at no later ones.
+    """
+    running = np.concatenate([[0], np.cumsum(selected, dtype=np.int64)])
     return dataset.offsets[:-1] + running[dataset.offsets[1:]] - running[dataset.offsets[:-1]]
 
 
-def _period(
+def _period_targets(
     dataset: Dataset, start: np.ndarray, end: np.ndarray, targets: str
 ) -> tuple[Targets, int]:
-    """Targets among each user's events `start:end` [U], and how many had no history."""
+    """The targets among each user's events `start:end` [U], and the number without a history."""
     first = start.astype(np.int64)
     last = end.astype(np.int64)
     if targets == "last":
         first = np.maximum(first, last - 1)
     elif targets == "first":
         last = np.minimum(last, first + 1)
-    # Only a user's first event of all has no history.
+    # Only the first event of a user has no history.
     cold = (first == dataset.offsets[:-1]) & (first < last)
     first = first + cold
     counts = last - first
@@ -233,21 +243,21 @@ def _period(
     return Targets(users, first[users] + within), int(cold.sum())
 
 
-def _described(
+def _make_split(
     dataset: Dataset,
     name: str,
     train_end: np.ndarray,
     validation: Targets,
     test: Targets,
-    **more: Any,
+    **details: Any,
 ) -> Split:
-    """The split with the sizes every description states."""
+    """The split, with its sizes and the policy's own `details` in the description."""
     description = {
         "split": name,
         "users": dataset.num_users,
         "training_events": int(np.sum(train_end - dataset.offsets[:-1])),
         "validation_targets": len(validation),
         "test_targets": len(test),
-        **more,
+        **details,
     }
     return Split(name, train_end, validation, test, description)

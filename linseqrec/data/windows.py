@@ -1,7 +1,7 @@
-"""Pieces: the stretches of a user's training events that rows are made of.
+"""Pieces: stretches of a user's training events, which later form the rows of a batch.
 
-A piece of L inputs predicts, at each slot, the event after it. Which pieces there are is a property
-of the split and the row length; how they share rows is `packing.py`.
+Each slot of a piece predicts the next event. This module cuts histories into pieces of at most one
+row; `packing.py` decides which pieces share a row.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ class Pieces:
     Attributes:
       starts: int64 [P], index of the first input event.
       lengths: int32 [P], number of inputs, at least 1.
-      skips: int32 [P], number of leading slots that are context only: their prediction is another
-        piece's to make, or none's.
+      skips: int32 [P], number of leading slots that are context only: this piece does not predict
+        their next events.
     """
 
     starts: np.ndarray
@@ -41,32 +41,33 @@ class Pieces:
 def cut_windows(
     starts: np.ndarray, ends: np.ndarray, length: int, stride: int | None = None
 ) -> Pieces:
-    """Windows that predict every training event once, except each user's first.
+    """Windows that predict every training event once, except the first event of each user.
 
-    A user's windows are aligned to the end of his training events: the newest is full, the oldest
-    takes what is left. With `stride = length` they are disjoint. With a smaller stride each window
-    predicts its last `stride` events (the oldest window: all of its events), so that every
-    prediction but the first `length - stride` of a user sees over `length - stride` events.
+    The windows of a user are aligned to his last training event: the newest window is full, the
+    oldest may be shorter. Windows with `stride = length` are disjoint. With a smaller stride, a
+    window predicts its last `stride` events, and the oldest window predicts all of its events.
+    Every target then has more than `length - stride` events of context, except the first
+    `length - stride` targets of a user.
 
     Args:
       starts: int64 [U], index of each user's first event.
       ends: int64 [U], index one past each user's last training event.
       length: T, slots in a window.
-      stride: How far apart windows stand, in 1..length; None is `length`.
+      stride: Distance between the windows of a user, in 1..length. None: `length`.
 
     Returns:
       The windows, user by user, newest first. A user with fewer than two training events has none.
 
     Raises:
-      ValueError: `length` or `stride` out of range.
+      ValueError: `length` or `stride` is out of range.
 
     Source: ours.
     """
     stride = length if stride is None else stride
     if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
+        raise ValueError(f"length is {length}: it must be at least 1")
     if not 1 <= stride <= length:
-        raise ValueError(f"stride must be between 1 and length={length}, got {stride}")
+        raise ValueError(f"stride is {stride}: it must be between 1 and length={length}")
     inputs = np.maximum(ends - starts - 1, 0)
     counts = np.where(inputs > 0, 1 + -(-np.maximum(inputs - length, 0) // stride), 0)
     users, age = _enumerate(counts)
@@ -84,38 +85,43 @@ def cut_in_line(
     stride: int | None,
     generator: np.random.Generator,
 ) -> tuple[Pieces, np.ndarray]:
-    """Cuts users at random places, so that the same number of rows always holds all of them.
+    """Pieces cut at random events, in rows whose number does not depend on the random draw.
 
-    The users stand one behind another, in random order, around a circle of all their inputs. From a
-    random place on, the circle is cut every `stride` inputs. Each user is cut at a phase that is
-    uniform in 0..stride - 1, and a row holds the end of one user and the beginning of the next.
-    A piece that does not begin its user also reads up to `length - stride` events before it.
+    The function lays the inputs of all users on a circle, user after user in random order. From a
+    random input on, it cuts the circle after every `stride` inputs; each stretch is one row. A row
+    thus holds a piece of one user, or the last piece of a user and the first of the next one. The
+    cut of each user is uniform over 0..stride - 1. A piece that does not begin with its user's
+    first event also reads up to `length - stride` earlier events as context.
 
     Args:
       starts: int64 [U], index of each user's first event.
-      ends: int64 [U], index one past each user's last training event; each user has more than
-        `length` inputs (`ends - starts - 1`), so that a row holds pieces of two users at most.
+      ends: int64 [U], index one past each user's last training event. Each user must have more
+        than `length` inputs, `ends - starts - 1`, so that a row holds at most two users.
       length: T, slots in a row.
-      stride: Predictions in a row, in 1..length; None is `length`.
-      generator: Of the order and the first cut.
+      stride: Predictions in a row, in 1..length. None: `length`.
+      generator: Draws the order of the users and the first cut.
 
     Returns:
-      pieces: Every training event is predicted once, except each user's first. Row after row.
-      counts: int64 [R], pieces in each row; R is the number of inputs over `stride`, rounded up.
+      pieces: The pieces, row after row. They predict every training event once, except the first
+        event of each user.
+      counts: int64 [R], number of pieces in each row. R is the number of inputs divided by
+        `stride`, rounded up.
 
     Source: ours.
     """
     stride = length if stride is None else stride
     order = generator.permutation(len(starts))
     inputs = (ends - starts - 1)[order]
+    # `firsts`, `cuts` and `piece_firsts` are positions on the circle of `total` inputs.
     firsts, total = np.cumsum(inputs) - inputs, int(inputs.sum())
     origin = int(generator.integers(total))
     cuts = (origin + np.arange(0, total, stride)) % total
-    places = np.unique(np.concatenate([firsts, cuts]))
-    rows = (places - origin) % total // stride
+    piece_firsts = np.unique(np.concatenate([firsts, cuts]))
+    rows = (piece_firsts - origin) % total // stride
     by_row = np.argsort(rows, kind="stable")
-    users = np.searchsorted(firsts, places, side="right") - 1
-    begin, end = places - firsts[users], np.append(places[1:], total) - firsts[users]
+    users = np.searchsorted(firsts, piece_firsts, side="right") - 1
+    begin = piece_firsts - firsts[users]
+    end = np.append(piece_firsts[1:], total) - firsts[users]
     context = np.minimum(begin, length - stride)
     pieces = Pieces(
         (starts[order][users] + begin - context)[by_row],
@@ -126,23 +132,25 @@ def cut_in_line(
 
 
 def every_prefix(starts: np.ndarray, ends: np.ndarray, length: int) -> Pieces:
-    """One piece for every training event but each user's first: it is predicted, once, at the end.
+    """One piece per training event, which predicts this event in its last slot.
+
+    The first event of each user has no history and no piece.
 
     Args:
       starts: int64 [U], index of each user's first event.
       ends: int64 [U], index one past each user's last training event.
-      length: T, the most events of history a prediction sees.
+      length: T, the largest number of events in a piece.
 
     Returns:
-      The pieces, user by user, oldest first; 16 bytes for each event predicted.
+      The pieces, user by user, oldest first; 16 bytes each.
 
     Raises:
-      ValueError: `length` below 1.
+      ValueError: `length` is below 1.
 
-    Source: RecGRELA's released training mode (RecBole's data augmentation).
+    Source: the training mode of the released RecGRELA, which is RecBole's data augmentation.
     """
     if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
+        raise ValueError(f"length is {length}: it must be at least 1")
     users, index = _enumerate(np.maximum(ends - starts - 1, 0))
     history = index + 1
     lengths = np.minimum(history, length).astype(np.int32)
@@ -150,6 +158,6 @@ def every_prefix(starts: np.ndarray, ends: np.ndarray, length: int) -> Pieces:
 
 
 def _enumerate(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For `counts[u]` things of each user u: the user of each, and its number from 0 within him."""
+    """For `counts[u]` pieces of each user u: the user of each piece, and its index in the user."""
     users = np.repeat(np.arange(len(counts)), counts)
     return users, np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,4 +1,4 @@
-"""Worlds that the tests of generated worlds share."""
+"""Worlds shared by the tests of generated worlds."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import numpy as np
 
 from linseqrec.data.worlds import World, WorldConfig, generate
 
-# Everything happens often, and an absence lasts some seconds beyond its threshold, so that the
+# All kinds of events are frequent. An absence lasts only seconds beyond its threshold, so that the
 # mean over absences is a short sum.
 SMALL = WorldConfig(
     num_users=40,
@@ -36,16 +36,16 @@ SMALL = WorldConfig(
 
 
 def last_events(world: World) -> tuple[np.ndarray, np.ndarray]:
-    """Every user and event that the oracle answers for."""
-    kept = world.config.oracle_events
-    users = np.repeat(np.arange(world.dataset.num_users), kept)
-    back = np.tile(np.arange(1, kept + 1), world.dataset.num_users)
-    return users, world.dataset.offsets[users + 1] - back
+    """The users and indices of all events whose probabilities the oracle knows."""
+    per_user = world.config.oracle_events
+    users = np.repeat(np.arange(world.dataset.num_users), per_user)
+    events_from_end = np.tile(np.arange(1, per_user + 1), world.dataset.num_users)
+    return users, world.dataset.offsets[users + 1] - events_from_end
 
 
 @functools.cache
-def observed() -> World:
-    """A world of which many events can be compared with what the oracle says of them."""
+def large_world() -> World:
+    """A world with enough events to compare their frequencies with the oracle's probabilities."""
     return generate(
         dataclasses.replace(
             SMALL,

@@ -1,4 +1,4 @@
-"""The dataset folder and its card: what is written is what opens, and nothing else does."""
+"""The dataset folder and its card: `open` returns the written data and refuses damaged folders."""
 
 import collections
 import hashlib
@@ -23,7 +23,7 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-def test_what_is_written_opens(folder):
+def test_open_returns_the_written_data_set(folder):
     dataset = Dataset.open(folder)
     assert (dataset.num_users, dataset.num_items, dataset.num_events) == (2, 3, 5)
     assert dataset.items.tolist() == ITEMS and dataset.items.dtype == np.int32
@@ -37,7 +37,7 @@ def test_what_is_written_opens(folder):
     assert {entry.name for entry in folder.parent.iterdir()} == {"set"}
 
 
-def test_the_files_are_those_of_the_design(folder):
+def test_a_folder_holds_the_documented_files(folder):
     assert {entry.name for entry in folder.iterdir()} == {
         "items.npy",
         "timestamps.npy",
@@ -51,25 +51,28 @@ def test_the_files_are_those_of_the_design(folder):
     assert pl.read_parquet(folder / "user_ids.parquet").rows() == [(0, "a"), (1, "b")]
 
 
-def test_a_folder_is_not_written_twice(folder):
-    with pytest.raises(DatasetError, match="already exists"):
+def test_an_existing_data_set_is_not_overwritten(folder):
+    with pytest.raises(DatasetError, match=r"set already exists\. Remove it, or choose another"):
         write_dataset(folder, Dataset.open(folder), ["a", "b"], ["x", "y", "z"])
 
 
-def test_ids_must_be_one_each(tmp_path):
+def test_each_user_and_item_needs_one_id(tmp_path):
     dataset = Dataset.from_arrays(ITEMS, TIMES, OFFSETS)
-    with pytest.raises(DatasetError, match="1 user ids were given for 2 users"):
+    message = "user_ids holds 1 ids, but the data set has 2 users: pass one id per user"
+    with pytest.raises(DatasetError, match=message):
         write_dataset(tmp_path / "set", dataset, ["a"], ["x", "y", "z"])
-    with pytest.raises(DatasetError, match="2 item ids were given for 3 items"):
+    message = "item_ids holds 2 ids, but the data set has 3 items: pass one id per item"
+    with pytest.raises(DatasetError, match=message):
         write_dataset(tmp_path / "set", dataset, ["a", "b"], ["x", "y"])
-    with pytest.raises(DatasetError, match="no original ids"):
+    with pytest.raises(DatasetError, match="no original ids: write it with write_dataset"):
         dataset.user_ids()
     assert not any(tmp_path.iterdir())
 
 
-def replace(name, change):
-    """Rewrites one array of a folder."""
+# Each of these functions returns a function that damages a dataset folder.
 
+
+def change_array(name, change):
     def damage(folder):
         array = np.load(folder / f"{name}.npy").copy()
         np.save(folder / f"{name}.npy", change(array))
@@ -77,7 +80,7 @@ def replace(name, change):
     return damage
 
 
-def rewrite_card(change):
+def change_card(change):
     def damage(folder):
         card = json.loads((folder / "card.json").read_text())
         change(card)
@@ -95,7 +98,7 @@ def flip_a_byte(name):
     return damage
 
 
-def cut(name):
+def truncate(name):
     def damage(folder):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-4])
@@ -107,83 +110,116 @@ def remove(name):
     return lambda folder: (folder / name).unlink()
 
 
-# What befell the folder, what the message says, and whether only a full check can notice.
+# The damage, the error message, and whether only `verify=True` finds the damage.
 DAMAGED = {
     "no card": (remove("card.json"), "no dataset folder: it has no card.json", False),
-    "no array": (remove("timestamps.npy"), "timestamps.npy is missing", False),
-    "no ids": (remove("item_ids.parquet"), "item_ids.parquet is missing", True),
-    "cut card": (cut("card.json"), "card.json is no JSON", False),
-    "cut array": (cut("items.npy"), "items.npy is no readable .npy file", False),
-    "flipped item": (flip_a_byte("items.npy"), "items.npy is not what card.json describes", True),
-    "flipped time": (flip_a_byte("timestamps.npy"), "timestamps.npy is not what", True),
-    "flipped fold": (flip_a_byte("folds.npy"), "folds.npy is not what card.json", True),
-    "flipped id": (flip_a_byte("user_ids.parquet"), "user_ids.parquet is not what", True),
-    "another type": (replace("items", lambda a: a.astype(np.int64)), "int64 .* says int32", False),
-    "another length": (replace("items", lambda a: a[:-1]), r"\[4\].* says int32 \[5\]", False),
-    "other offsets": (replace("offsets", lambda a: a[[0, 2, 1]]), "run from 0 to 5", False),
+    "no array": (remove("timestamps.npy"), "timestamps.npy is missing, but card.json names", False),
+    "no ids": (remove("item_ids.parquet"), "item_ids.parquet is missing.*prepare the", True),
+    "truncated card": (truncate("card.json"), "card.json is not JSON .*: prepare the data", False),
+    "truncated array": (truncate("items.npy"), "items.npy is not a readable .npy file", False),
+    "flipped item": (flip_a_byte("items.npy"), "items.npy is not the file that card.json", True),
+    "flipped time": (flip_a_byte("timestamps.npy"), "timestamps.npy is not the file", True),
+    "flipped fold": (flip_a_byte("folds.npy"), "folds.npy is not the file .*damaged: prep", True),
+    "flipped id": (flip_a_byte("user_ids.parquet"), "user_ids.parquet is not the file", True),
+    "another type": (
+        change_array("items", lambda a: a.astype(np.int64)),
+        r"items.npy holds int64 \[5\], but card.json says int32",
+        False,
+    ),
+    "another length": (
+        change_array("items", lambda a: a[:-1]),
+        r"\[4\], but card.json says int32 \[5\]: prepare the data set again",
+        False,
+    ),
+    "other offsets": (
+        change_array("offsets", lambda a: a[[0, 2, 1]]),
+        "offsets run from 0 to 3: they must run from 0 to 5",
+        False,
+    ),
     "other counts": (
-        rewrite_card(lambda c: c["counts"].update(users=3)),
-        "card.json counts",
+        change_card(lambda card: card["counts"].update(users=3)),
+        "card.json counts {'users': 3.*but the arrays hold {'users': 2",
         False,
     ),
     "fewer items": (
-        rewrite_card(lambda c: c["counts"].update(items=2)),
+        change_card(lambda card: card["counts"].update(items=2)),
         "event 0 has item 3; ids run from 1 to 2",
         True,
     ),
-    "no digests": (rewrite_card(lambda c: c.pop("sha256")), r"lacks \['sha256'\]", False),
-    "no items": (rewrite_card(lambda c: c["arrays"].pop("items")), "names arrays", False),
+    "no digests": (
+        change_card(lambda card: card.pop("sha256")),
+        r"card.json lacks the entries \['sha256'\]: prepare",
+        False,
+    ),
+    "no items": (
+        change_card(lambda card: card["arrays"].pop("items")),
+        r"names the arrays \['folds', 'offsets', 'timestamps'\] instead of \['items', ",
+        False,
+    ),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_folder_that_disagrees_with_its_card_is_refused(folder, case):
-    damage, message, only_verified = DAMAGED[case]
+    damage, message, needs_verification = DAMAGED[case]
     damage(folder)
     with pytest.raises(DatasetError, match=message) as caught:
         Dataset.open(folder)
     assert str(folder) in str(caught.value)
-    if only_verified:
+    if needs_verification:
         Dataset.open(folder, verify=False)
     else:
         with pytest.raises(DatasetError, match=message):
             Dataset.open(folder, verify=False)
 
 
-NO_DATASET = {
+INVALID_ARRAYS = {
     "padding item": (([0, 1], [1, 1], [0, 2]), "event 0 has item 0; ids run from 1 to 1"),
     "item beyond N": (([1, 5], [1, 1], [0, 2], 4), "event 1 has item 5; ids run from 1 to 4"),
-    "time falls": (([1, 1, 1], [1, 5, 4], [0, 1, 3]), "user 1 decrease at event 2"),
-    "time beyond int32": (([1, 1], [0, 2**31], [0, 1, 2]), "span 2147483648 s"),
-    "offsets fall": (([1, 1], [1, 1], [0, 2, 1, 2]), "offsets decrease after user 1"),
-    "offsets end early": (([1, 1], [1, 1], [0, 1]), "offsets must run from 0 to 2"),
-    "offsets begin late": (([1, 1], [1, 1], [1, 2]), "offsets must run from 0 to 2"),
-    "no offsets": (([], [], []), "offsets must run from 0 to 0"),
+    "decreasing time": (
+        ([1, 1, 1], [1, 5, 4], [0, 1, 3]),
+        "timestamps of user 1 decrease at event 2. Sort the events",
+    ),
+    "time beyond int32": (
+        ([1, 1], [0, 2**31], [0, 1, 2]),
+        "timestamps span 2147483648 s: at most 2147483647 s",
+    ),
+    "decreasing offsets": (([1, 1], [1, 1], [0, 2, 1, 2]), "offsets decrease after user 1"),
+    "offsets end early": (([1, 1], [1, 1], [0, 1]), "from 0 to 1: they must run from 0 to 2"),
+    "offsets begin late": (([1, 1], [1, 1], [1, 2]), "from 1 to 2: they must run from 0 to 2"),
+    "no offsets": (([], [], []), "offsets are empty: they must run from 0 to 0"),
     "fewer times": (([1, 1], [1], [0, 2]), "2 items, but 1 timestamps"),
-    "float items": (([1.0, 2.0], [1, 1], [0, 2]), "items must be integers"),
-    "two axes": (([[1, 1]], [1, 1], [0, 2]), "items must be integers"),
-    "item beyond int32": (([1, 2**31], [1, 1], [0, 2]), "items does not fit int32"),
+    "float items": (
+        ([1.0, 2.0], [1, 1], [0, 2]),
+        r"items is an array of float64 \(2,\): it must be integers with one axis",
+    ),
+    "two axes": (([[1, 1]], [1, 1], [0, 2]), r"items is an array of int64 \(1, 2\): it must be"),
+    "item beyond int32": (
+        ([1, 2**31], [1, 1], [0, 2]),
+        "items holds values from 1 to 2147483648: it must fit int32",
+    ),
 }
 
 
-@pytest.mark.parametrize("case", NO_DATASET)
+@pytest.mark.parametrize("case", INVALID_ARRAYS)
 @pytest.mark.parametrize("block", [1, 2, 1 << 22])
-def test_arrays_that_are_no_data_set_are_refused(case, block, monkeypatch):
+def test_invalid_arrays_are_refused_in_blocks_of_every_size(case, block, monkeypatch):
     monkeypatch.setattr("linseqrec.data.dataset._BLOCK", block)
-    arguments, message = NO_DATASET[case]
+    arguments, message = INVALID_ARRAYS[case]
     with pytest.raises(DatasetError, match=message):
         Dataset.from_arrays(*arguments)
 
 
-def test_folds_are_zero_to_two():
-    with pytest.raises(DatasetError, match="folds must be 0, 1 or 2"):
+def test_unknown_or_missing_folds_are_refused():
+    message = r"event 1 has fold 3: folds must be 0 \(train\), 1 \(validation\) or 2 \(test\)"
+    with pytest.raises(DatasetError, match=message):
         Dataset.from_arrays([1, 1], [1, 1], [0, 2], folds=[0, 3])
     with pytest.raises(DatasetError, match="2 items, but 1 folds"):
         Dataset.from_arrays([1, 1], [1, 1], [0, 2], folds=[0])
 
 
-def test_limits_that_just_fit():
-    """A fall in time between users, negative times, the widest span, a user without events."""
+def test_extreme_data_sets_are_accepted():
+    """Decreasing time between users, negative times, the longest span, a user without events."""
     dataset = Dataset.from_arrays([1, 2], [2**31 - 5, -4], [0, 1, 1, 2])
     assert dataset.origin == -4 and dataset.num_users == 3
     empty = Dataset.from_arrays([], [], [0])
@@ -199,7 +235,7 @@ HISTORIES = st.lists(
 
 @settings(max_examples=80, deadline=None)
 @given(histories=HISTORIES, block=st.sampled_from([1, 5, 1 << 22]))
-def test_the_card_says_what_the_events_are(histories, block):
+def test_the_card_equals_counts_from_a_loop_over_events(histories, block):
     histories = [sorted(history, key=lambda event: event[1]) for history in histories]
     events = [event for history in histories for event in history]
     offsets = np.cumsum([0, *map(len, histories)])
@@ -233,22 +269,22 @@ def test_the_card_says_what_the_events_are(histories, block):
     json.dumps(card)
 
 
-def test_digests_are_of_the_elements(folder, tmp_path):
+def test_digests_cover_the_elements_and_the_texts(folder, tmp_path):
     card = Dataset.open(folder).card
     expected = hashlib.sha256(np.array(ITEMS, "<i4").tobytes()).hexdigest()
     assert card["sha256"]["items"] == expected
     ids = (folder / "user_ids.parquet").read_bytes()
     assert card["sha256"]["user_ids.parquet"] == hashlib.sha256(ids).hexdigest()
-    said = np.array([1, 1], "<i8").tobytes() + b"ab"
-    assert card["sha256"]["user_ids"] == hashlib.sha256(said).hexdigest()
-    said = np.array([2, 0], "<i8").tobytes() + "é".encode()
-    assert cards.sha256_of_texts(pl.Series(["é", ""])) == hashlib.sha256(said).hexdigest()
-    large = np.arange(3_000_001, dtype=np.int64)  # more than one block, and a part
+    hashed = np.array([1, 1], "<i8").tobytes() + b"ab"
+    assert card["sha256"]["user_ids"] == hashlib.sha256(hashed).hexdigest()
+    hashed = np.array([2, 0], "<i8").tobytes() + "é".encode()
+    assert cards.sha256_of_texts(pl.Series(["é", ""])) == hashlib.sha256(hashed).hexdigest()
+    large = np.arange(3_000_001, dtype=np.int64)  # several blocks, the last one not full
     assert cards.sha256_of_array(large) == hashlib.sha256(large.tobytes()).hexdigest()
     assert cards.sha256_of_array(large.astype(">i8")) == cards.sha256_of_array(large)
 
 
-def test_the_card_reads_well():
+def test_format_card_shows_counts_and_rates():
     dataset = Dataset.from_arrays(ITEMS, TIMES, OFFSETS, source="a test", folds=[0, 0, 2, 0, 1])
     lines = dict(line.split("  ", 1) for line in cards.format_card(dataset.card).splitlines())
     lines = {name: text.strip() for name, text in lines.items()}

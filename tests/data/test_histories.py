@@ -1,4 +1,4 @@
-"""Gathered histories against a loop over rows written from the definition."""
+"""`gather_histories` against a loop over rows, written from the definition."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def test_rows_hold_the_last_events_before_their_end(length):
     dataset = _dataset()
     users = np.array([4, 0, 0, 2, 1, 3, 2])
     ends = dataset.offsets[users] + np.array([29, 7, 0, 5, 1, 2, 12])
-    asked = ORIGIN + np.array([0, 10, 20, 30, 40, 50, 2**31 - 1])
-    events = gather_histories(dataset, users, ends, length, asked)
+    last_requests = ORIGIN + np.array([0, 10, 20, 30, 40, 50, 2**31 - 1])
+    events = gather_histories(dataset, users, ends, length, last_requests)
     assert all(
         leaf.dtype == np.int32 and leaf.shape == (7, length) for leaf in vars(events).values()
     )
@@ -38,7 +38,7 @@ def test_rows_hold_the_last_events_before_their_end(length):
         )
         np.testing.assert_array_equal(events.segment_ids[row], [1] * len(own) + blank)
         np.testing.assert_array_equal(events.positions[row], [*range(len(own)), *blank])
-        requests = [*dataset.timestamps[own[1:]], asked[row]] if own else []
+        requests = [*dataset.timestamps[own[1:]], last_requests[row]] if own else []
         np.testing.assert_array_equal(
             events.request_times[row], [*(np.array(requests, int) - ORIGIN), *blank]
         )
@@ -53,9 +53,10 @@ def test_without_a_length_the_longest_history_sets_the_width():
     assert events.items.shape == (2, 21)
 
 
-def test_an_end_outside_its_user_is_refused():
+def test_an_end_outside_its_user_and_a_length_of_zero_are_refused():
     dataset = _dataset()
-    with pytest.raises(ValueError, match="row 1: event 9 does not belong to user 0.*0 to 7"):
+    message = r"ends\[1\] is 9: it must be between 0 and 7, the events of user 0"
+    with pytest.raises(ValueError, match=message):
         gather_histories(dataset, np.array([1, 0]), np.array([8, 9]), 4)
-    with pytest.raises(ValueError, match="length must be at least 1"):
+    with pytest.raises(ValueError, match="length is 0: it must be at least 1, or None"):
         gather_histories(dataset, np.array([0]), np.array([3]), 0)

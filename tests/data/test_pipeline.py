@@ -1,4 +1,4 @@
-"""Training batches, decoded slot by slot and held against a loop over training events."""
+"""Training batches, decoded slot by slot, against a loop over training events."""
 
 import collections
 import dataclasses
@@ -17,18 +17,24 @@ from tests.real_logs import real_log
 
 ORIGIN = 5_000_000_000  # beyond int32: timestamps must be subtracted before they are cast
 PLANS = ("packed", "windows", "prefixes")
-# The options of all ways to make rows.
-WAYS = [
+# The options of `training_batches` for every way to make rows.
+ROW_OPTIONS = [
     *({"plan": plan} for plan in PLANS),
     {"plan": "packed", "phase": "random"},
     {"plan": "packed", "phase": "random", "stride": 4},
     {"plan": "windows", "phase": "random"},
 ]
-ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
+
+
+def option_name(row_options):
+    return "-".join(map(str, row_options.values()))
+
+
+all_row_options = pytest.mark.parametrize("row_options", ROW_OPTIONS, ids=option_name)
 
 
 def make(counts, held_out=2):
-    """Users of `counts` events; event i is item i + 1, so a decoded event names itself."""
+    """A data set and a split for users of `counts` events; event i has item i + 1."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     events = int(offsets[-1])
     gaps = np.random.default_rng(0).integers(0, 500_000, events)
@@ -42,8 +48,8 @@ def make(counts, held_out=2):
 
 
 def expected_predictions(dataset, split, length, plan, stride=None):
-    """Every (events of the context, target event), from the definitions of the plans."""
-    found = []
+    """The number of each (context events, target event), from the definitions of the plans."""
+    predictions = []
     for start, end in zip(dataset.offsets[:-1].tolist(), split.train_end.tolist(), strict=True):
         for target in range(start + 1, end):
             last = target
@@ -51,18 +57,18 @@ def expected_predictions(dataset, split, length, plan, stride=None):
                 last = end - 1
                 while last - (stride or length) >= target and last - length > start:
                     last -= stride or length
-            found.append((tuple(range(max(start, last - length), target)), target))
-    return collections.Counter(found)
+            predictions.append((tuple(range(max(start, last - length), target)), target))
+    return collections.Counter(predictions)
 
 
 def decode(dataset, batch):
-    """The same from a batch; checks on the way that rows are what `Batch` and `Events` promise."""
+    """The predictions of a batch; also checks its rows against the docs of `Batch` and `Events`."""
     events = batch.events
-    found = collections.Counter()
+    predictions = collections.Counter()
     for row in range(len(events.items)):
         items, segments = events.items[row].tolist(), events.segment_ids[row].tolist()
         filled = sum(segment > 0 for segment in segments)
-        # Padding stands at the end, segments are numbered 1, 2, ..., positions count within them.
+        # Padding is at the end, segments are numbered 1, 2, ..., positions count within a segment.
         assert segments == sorted(segments[:filled]) + [0] * (len(segments) - filled)
         assert set(segments[:filled]) == set(range(1, max(segments) + 1))
         firsts = [
@@ -84,18 +90,18 @@ def decode(dataset, batch):
                 assert slot < filled
                 assert batch.read_at is None or slot == filled - 1
                 context = tuple(item - 1 for item in items[firsts[slot] : slot + 1])
-                found[context, target - 1] += 1
-    return found
+                predictions[context, target - 1] += 1
+    return predictions
 
 
-def an_epoch(dataset, batches, epoch=0):
-    found = collections.Counter()
+def epoch_predictions(dataset, batches, epoch=0):
+    predictions = collections.Counter()
     for step in range(batches.steps_per_epoch):
-        found += decode(dataset, batches[epoch * batches.steps_per_epoch + step])
-    return found
+        predictions += decode(dataset, batches[epoch * batches.steps_per_epoch + step])
+    return predictions
 
 
-def same(a, b):
+def equal(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
         x.dtype == y.dtype and np.array_equal(x, y)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -117,12 +123,12 @@ def test_an_epoch_makes_every_prediction_once(counts, plan, length, batch_size, 
     expected = expected_predictions(dataset, split, length, plan, stride)
     options = dict(plan=plan, length=length, batch_size=batch_size, seed=seed, stride=stride)
     if not expected:
-        with pytest.raises(ValueError, match="leaves nothing to train on: none of the"):
+        with pytest.raises(ValueError, match="split 'test' leaves nothing to train on: none of"):
             training_batches(dataset, split, **options)
         return
     batches = training_batches(dataset, split, **options)
     for epoch in (0, 1):
-        assert an_epoch(dataset, batches, epoch) == expected
+        assert epoch_predictions(dataset, batches, epoch) == expected
 
 
 @settings(max_examples=120, deadline=None)
@@ -144,62 +150,64 @@ def test_random_phases_make_every_prediction_once(counts, plan, length, batch_si
     batches = training_batches(dataset, split, **options, phase="random")
     context_of = {target: context for context, target in fixed}
     for epoch in (0, 1):
-        found = an_epoch(dataset, batches, epoch)
-        assert collections.Counter(target for _, target in found.elements()) == dict.fromkeys(
+        predictions = epoch_predictions(dataset, batches, epoch)
+        assert collections.Counter(target for _, target in predictions.elements()) == dict.fromkeys(
             context_of, 1
         )
-        for context, target in found:
+        for context, target in predictions:
             start = int(dataset.offsets[np.searchsorted(dataset.offsets, target, "right") - 1])
-            # The events just before the target, all of one user, the more of them the better.
+            # The context is the user's events just before the target, and long if it can be.
             assert context == tuple(range(context[0], target)) and start <= context[0]
             assert context[0] == start or len(context) > length - (stride or length)
-            # Who fits into a row is not cut.
+            # A history that fits into a row is not cut.
             user = np.searchsorted(dataset.offsets, target, "right") - 1
             if split.train_end[user] - start - 1 <= length:
                 assert context == context_of[target]
 
 
-def test_random_phases_change_what_a_target_sees_and_not_how_many_steps():
+def test_random_phases_change_the_context_of_a_target_between_epochs():
     dataset, split = make([40, 40, 9, 5, 23, 61])
     options = dict(length=10, batch_size=3)
     batches = training_batches(dataset, split, **options, seed=0, phase="random")
     other = training_batches(dataset, split, **options, seed=1, phase="random")
-    epochs = [an_epoch(dataset, batches, epoch) for epoch in range(6)]
-    assert an_epoch(dataset, other) != epochs[0]
+    epochs = [epoch_predictions(dataset, batches, epoch) for epoch in range(6)]
+    assert epoch_predictions(dataset, other) != epochs[0]
     contexts = {}
     for epoch in epochs:
         for context, target in epoch.elements():
             contexts.setdefault(target, set()).add(context)
     long = np.repeat(np.diff(dataset.offsets) - 3 > 10, np.diff(dataset.offsets))
-    seen = {target: len(found) for target, found in contexts.items()}
-    assert {seen[target] for target in seen if not long[target]} == {1}
-    # A user's second event has only the first before it.
-    moved = [seen[t] > 1 for t in seen if long[t] and t - 1 not in dataset.offsets]
-    assert np.mean(moved) > 0.95
-    # Two users of equal length are not cut alike.
-    alike = [
-        {t - 2 for (t,) in found} == {t - 42 for (t,) in second}
-        for found, second in (
-            (
-                {(t,) for context, t in epoch if len(context) == 1 and t < 40},
-                {(t,) for context, t in epoch if len(context) == 1 and 40 <= t < 80},
-            )
-            for epoch in epochs
-        )
+    num_contexts = {target: len(of_target) for target, of_target in contexts.items()}
+    assert {num_contexts[target] for target in num_contexts if not long[target]} == {1}
+    # The context of a user's second event is always his first event.
+    changed = [
+        num_contexts[target] > 1
+        for target in num_contexts
+        if long[target] and target - 1 not in dataset.offsets
     ]
-    assert not all(alike)
+    assert np.mean(changed) > 0.95
+    # The two users of 40 events are cut at different events in some epoch. A target with one event
+    # of context is the first target after a cut.
+    cuts_equal = []
+    for epoch in epochs:
+        first_targets = {target for context, target in epoch if len(context) == 1}
+        cuts = {target for target in first_targets if target < 40}
+        cuts_of_next_user = {target - 40 for target in first_targets if 40 <= target < 80}
+        cuts_equal.append(cuts == cuts_of_next_user)
+    assert not all(cuts_equal)
 
 
-def test_rows_of_long_users_come_among_the_others():
+def test_an_epoch_mixes_rows_of_long_and_short_histories():
     dataset, split = make([40] * 20 + [8] * 40)
     batches = training_batches(dataset, split, length=10, batch_size=4, seed=0, phase="random")
     long = [bool((batches.users(step) < 20).any()) for step in range(batches.steps_per_epoch)]
     short = [bool((batches.users(step) >= 20).any()) for step in range(batches.steps_per_epoch)]
     half = len(long) // 2
-    assert all(any(part) for kind in (long, short) for part in (kind[:half], kind[half:]))
+    for steps in (long, short):
+        assert any(steps[:half]) and any(steps[half:])
 
 
-def test_random_phases_take_as_many_rows_as_their_events_need():
+def test_random_phases_need_as_many_rows_as_fixed_ones():
     counts = np.random.default_rng(0).lognormal(4.5, 1.0, 400).astype(int) + 3
     dataset, split = make(counts)
     options = dict(length=100, batch_size=8, seed=0)
@@ -215,64 +223,65 @@ def test_random_phases_take_as_many_rows_as_their_events_need():
 
 
 @pytest.mark.parametrize("stride", [None, 3])
-def test_packed_rows_predict_what_single_windows_do(stride):
+def test_packed_rows_make_the_same_predictions_as_single_windows(stride):
     dataset, split = make([3, 40, 9, 1, 0, 2, 17, 5, 4, 4, 6])
     options = dict(length=10, batch_size=4, seed=1, stride=stride)
     packed = training_batches(dataset, split, plan="packed", **options)
     single = training_batches(dataset, split, plan="windows", **options)
     assert packed.rows_per_epoch < single.rows_per_epoch
     assert packed.fill > single.fill
-    assert an_epoch(dataset, packed) == an_epoch(dataset, single)
+    assert epoch_predictions(dataset, packed) == epoch_predictions(dataset, single)
 
 
-@ways
-def test_a_request_comes_at_the_time_of_the_next_event(way):
+@all_row_options
+def test_a_request_time_is_the_time_of_the_next_event(row_options):
     dataset, split = make([3, 40, 9, 1, 0, 2, 17])
-    options = dict(**way, length=7, batch_size=4, seed=0)
+    options = dict(**row_options, length=7, batch_size=4, seed=0)
     hidden = training_batches(dataset, split, **options)
     known = training_batches(dataset, split, **options, request_times=True)
     for step in range(known.steps_per_epoch):
         events = known[step].events
-        # An item is its event's number from 1, and so the index of the event after it.
+        # Item i is event i - 1, so that the next event has index i.
         times = np.where(events.items > 0, dataset.timestamps[events.items] - dataset.origin, 0)
         np.testing.assert_array_equal(events.request_times, times)
         assert events.request_times.dtype == np.int32
-        bare = dataclasses.replace(events, request_times=None)
-        assert same(dataclasses.replace(known[step], events=bare), hidden[step])
+        without_times = dataclasses.replace(events, request_times=None)
+        assert equal(dataclasses.replace(known[step], events=without_times), hidden[step])
 
 
-@ways
-def test_held_out_events_are_never_read(way):
+@all_row_options
+def test_held_out_events_are_never_read(row_options):
     dataset, _ = make([3, 12, 1, 2, 30])
     split = leave_one_out(dataset)
-    batches = training_batches(dataset, split, **way, length=7, batch_size=3, seed=0)
-    held_out = {*(split.validation.positions + 1), *(split.test.positions + 1)}
-    assert len(held_out) == 6
-    seen = set()
+    batches = training_batches(dataset, split, **row_options, length=7, batch_size=3, seed=0)
+    held_out_items = {*(split.validation.positions + 1), *(split.test.positions + 1)}
+    assert len(held_out_items) == 6
+    batch_items = set()
     for step in range(batches.steps_per_epoch):
         batch = batches[step]
-        seen |= {*batch.events.items.flat, *batch.targets.flat}
-    # All training events are read but those of the users who have only one: nothing follows it.
-    assert seen - {0} == set(range(1, dataset.num_events + 1)) - held_out - {1, 16}
+        batch_items |= {*batch.events.items.flat, *batch.targets.flat}
+    # Users with one training event have no target: items 1 and 16 are in no batch.
+    all_items = set(range(1, dataset.num_events + 1))
+    assert batch_items - {0} == all_items - held_out_items - {1, 16}
 
 
-@ways
-def test_any_step_alone_is_that_step_in_sequence(way):
+@all_row_options
+def test_random_access_equals_iteration(row_options):
     dataset, split = make([9, 30, 4, 12, 7, 7])
-    options = dict(**way, length=6, batch_size=4, seed=3)
+    options = dict(**row_options, length=6, batch_size=4, seed=3)
     batches = training_batches(dataset, split, **options)
     steps = 3 * batches.steps_per_epoch + 1
     iterator = iter(batches)
     in_sequence = [next(iterator) for _ in range(steps)]
     for step in reversed(range(steps)):
-        assert same(training_batches(dataset, split, **options)[step], in_sequence[step])
-        assert same(batches[step], in_sequence[step])
+        assert equal(training_batches(dataset, split, **options)[step], in_sequence[step])
+        assert equal(batches[step], in_sequence[step])
 
 
-@ways
-def test_epochs_and_seeds_have_their_own_order(way):
+@all_row_options
+def test_epochs_and_seeds_have_their_own_order(row_options):
     dataset, split = make([9, 30, 4, 12, 7, 7])
-    options = dict(**way, length=6, batch_size=100)
+    options = dict(**row_options, length=6, batch_size=100)
     batches = training_batches(dataset, split, **options, seed=0)
     assert batches.steps_per_epoch == 1
     other = training_batches(dataset, split, **options, seed=1)
@@ -281,32 +290,34 @@ def test_epochs_and_seeds_have_their_own_order(way):
     assert len(items) == 4
 
 
-@ways
+@all_row_options
 @pytest.mark.parametrize(
-    "read_options", [None, grain.ReadOptions(num_threads=2, prefetch_buffer_size=5)]
+    "read_options",
+    [None, grain.ReadOptions(num_threads=2, prefetch_buffer_size=5)],
+    ids=["no threads", "two threads"],
 )
-def test_an_iterator_resumes_where_it_was_saved(way, read_options):
+def test_an_iterator_resumes_at_its_saved_step(row_options, read_options):
     dataset, split = make([9, 30, 4, 12, 7, 7])
-    options = dict(**way, length=6, batch_size=3, seed=3)
+    options = dict(**row_options, length=6, batch_size=3, seed=3)
     batches = training_batches(dataset, split, **options)
-    # Once in the middle of an epoch, once at the end of one.
-    for taken in (batches.steps_per_epoch + 1, 2 * batches.steps_per_epoch):
+    # Save in the middle of an epoch, and at the end of an epoch.
+    for saved_step in (batches.steps_per_epoch + 1, 2 * batches.steps_per_epoch):
         iterator = iter(batches.to_iter_dataset(read_options))
-        for _ in range(taken):
+        for _ in range(saved_step):
             next(iterator)
         state = iterator.get_state()
-        assert state == {"next_index": taken}
-        rest = [next(iterator) for _ in range(batches.steps_per_epoch)]
-        again = iter(training_batches(dataset, split, **options).to_iter_dataset(read_options))
-        next(again)
-        again.set_state(state)
-        assert all(same(next(again), batch) for batch in rest)
+        assert state == {"next_index": saved_step}
+        next_batches = [next(iterator) for _ in range(batches.steps_per_epoch)]
+        resumed = iter(training_batches(dataset, split, **options).to_iter_dataset(read_options))
+        next(resumed)
+        resumed.set_state(state)
+        assert all(equal(next(resumed), batch) for batch in next_batches)
 
 
-@ways
-def test_the_slices_of_the_processes_are_the_global_batch(way):
+@all_row_options
+def test_the_slices_of_the_processes_are_the_global_batch(row_options):
     dataset, split = make([9, 30, 4, 12, 7, 7, 1])
-    options = dict(**way, length=6, batch_size=6, seed=3)
+    options = dict(**row_options, length=6, batch_size=6, seed=3)
     whole = training_batches(dataset, split, **options)
     parts = [
         training_batches(dataset, split, **options, process_index=index, process_count=3)
@@ -316,15 +327,15 @@ def test_the_slices_of_the_processes_are_the_global_batch(way):
         slices = [part[step] for part in parts]
         assert {len(part.targets) for part in slices} == {2}
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *slices)
-        assert same(joined, whole[step])
+        assert equal(joined, whole[step])
     assert {part.steps_per_epoch for part in parts} == {whole.steps_per_epoch}
 
 
-# With random phases the plan "windows" may leave a row empty anywhere.
-@pytest.mark.parametrize("way", WAYS[:-1], ids=lambda way: "-".join(map(str, way.values())))
-def test_the_last_batch_of_an_epoch_is_filled_with_padding(way):
+# The plan "windows" with random phases may have a row of padding anywhere.
+@pytest.mark.parametrize("row_options", ROW_OPTIONS[:-1], ids=option_name)
+def test_rows_of_padding_fill_the_last_batch_of_an_epoch(row_options):
     dataset, split = make([9, 30, 4])
-    batches = training_batches(dataset, split, **way, length=6, batch_size=4, seed=0)
+    batches = training_batches(dataset, split, **row_options, length=6, batch_size=4, seed=0)
     empty = batches.steps_per_epoch * 4 - batches.rows_per_epoch
     assert 0 < empty < 4
     last = batches[batches.steps_per_epoch - 1]
@@ -332,17 +343,17 @@ def test_the_last_batch_of_an_epoch_is_filled_with_padding(way):
     assert last.events.items[:-empty].any(axis=1).all()
 
 
-@ways
-def test_memory_mapped_events_become_plain_arrays(way, tmp_path):
+@all_row_options
+def test_batches_of_memory_mapped_events_are_plain_arrays(row_options, tmp_path):
     dataset, split = make([9, 30, 4])
     mapped = {}
     for name in ("items", "timestamps", "offsets"):
         np.save(tmp_path / name, getattr(dataset, name))
         mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
     from_disk = Dataset(**mapped, num_items=dataset.num_items, card=dataset.card)
-    options = dict(**way, length=6, batch_size=4, seed=0, request_times=True)
+    options = dict(**row_options, length=6, batch_size=4, seed=0, request_times=True)
     batch = training_batches(from_disk, split, **options)[1]
-    assert same(batch, training_batches(dataset, split, **options)[1])
+    assert equal(batch, training_batches(dataset, split, **options)[1])
     assert {type(leaf) for leaf in jax.tree.leaves(batch)} == {np.ndarray}
     assert batch.weights.dtype == np.float32
     assert {leaf.dtype for leaf in [*vars(batch.events).values(), batch.targets]} == {
@@ -350,21 +361,35 @@ def test_memory_mapped_events_become_plain_arrays(way, tmp_path):
     }
 
 
+# The wrong arguments, and the error message.
+INVALID_ARGUMENTS = [
+    (dict(length=0), "length is 0: it must be at least 1"),
+    (dict(stride=9), "stride is 9: it must be between 1 and length=8"),
+    (dict(plan="prefixes", stride=2), 'stride is 2, but plan "prefixes" .*set stride=None'),
+    (dict(phase="rand"), 'phase is \'rand\': it must be "fixed" or "random"'),
+    (dict(phase="random", stride=9), "stride is 9: it must be between 1 and length=8"),
+    (
+        dict(plan="prefixes", phase="random"),
+        'phase is "random", but plan "prefixes" cuts no history: set',
+    ),
+    (dict(plan="sliding"), 'plan is \'sliding\': it must be "packed", "windows" or'),
+    (dict(batch_size=0), "batch_size is 0: it must be at least 1"),
+    (dict(process_count=3), "batch_size is 4: it must be a multiple of .* processes, 3"),
+    (
+        dict(process_index=2, process_count=2),
+        "process_index is 2: it must be .*below process_count=2",
+    ),
+    (dict(process_count=0), "process_index is 0: it must be .*below process_count=0"),
+    (dict(seed=-1), "seed is -1: it must be at least 0"),
+]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        (dict(length=0), "length must be at least 1, got 0"),
-        (dict(stride=9), "stride must be between 1 and length=8, got 9"),
-        (dict(plan="prefixes", stride=2), "stride has no meaning for prefixes"),
-        (dict(phase="rand"), 'phase must be "fixed" or "random", got \'rand\''),
-        (dict(phase="random", stride=9), "stride must be between 1 and length=8, got 9"),
-        (dict(plan="prefixes", phase="random"), "a random phase has no meaning for prefixes"),
-        (dict(plan="sliding"), 'plan must be "packed", "windows" or .*got \'sliding\''),
-        (dict(batch_size=0), "batch_size must be at least 1, got 0"),
-        (dict(process_count=3), "batch of 4 rows does not divide over 3 processes"),
-        (dict(process_index=2, process_count=2), "process_index must be in .*got 2 of 2"),
-        (dict(process_count=0), "process_index must be in .*got 0 of 0"),
-        (dict(seed=-1), "seed must be at least 0, got -1"),
+    INVALID_ARGUMENTS,
+    ids=[
+        ", ".join(f"{name}={value}" for name, value in case[0].items())
+        for case in INVALID_ARGUMENTS
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):
@@ -375,21 +400,22 @@ def test_arguments_out_of_range_are_refused(options, message):
 
 def test_the_split_of_another_data_set_is_refused():
     dataset, _ = make([9, 30, 4])
-    with pytest.raises(ValueError, match="split is of 2 users but the data set has 3"):
+    message = "the split has 2 users, but the data set has 3: make the split from this data set"
+    with pytest.raises(ValueError, match=message):
         training_batches(dataset, make([9, 30])[1], length=8, batch_size=4, seed=0)
 
 
-def test_steps_count_from_zero_and_slice():
+def test_a_negative_step_is_refused_and_a_slice_selects_steps():
     batches = training_batches(*make([9, 30, 4]), length=8, batch_size=2, seed=0)
-    with pytest.raises(IndexError, match="steps count from 0, got -1"):
+    with pytest.raises(IndexError, match="step is -1: it must be at least 0"):
         batches[-1]
     part = batches[2:5]
     assert len(part) == 3
-    assert same(part[1], batches[3])
+    assert equal(part[1], batches[3])
 
 
 def test_movielens_1m_has_the_published_number_of_prefixes():
-    """RecGRELA's log counts 981,491 training rows; windows pack to over 97 %."""
+    """The training log of the released RecGRELA counts 981,491 rows; packing fills over 98 %."""
     log = real_log("ml-1m/ml-1m.txt.gz")
     users, items = np.loadtxt(log, dtype=np.int64).T
     offsets = np.concatenate([[0], np.flatnonzero(np.diff(users)) + 1, [len(users)]])

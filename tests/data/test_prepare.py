@@ -1,4 +1,4 @@
-"""Preparation against a plain-Python reference, its filters, and what it refuses."""
+"""`prepare` against a plain-Python reference, its filters, and its errors."""
 
 import collections
 import gzip
@@ -25,7 +25,7 @@ from tests.real_logs import real_log
 
 
 def histories(dataset):
-    """User id to its [(item id, seconds)], in the stored order."""
+    """The [(item id, seconds)] of each user id, in the stored order."""
     items, users = dataset.item_ids(), dataset.user_ids()
     return {
         str(user): [
@@ -39,30 +39,30 @@ def histories(dataset):
 
 
 def reference_core(rows, user_core, item_core):
-    """Drops one event of a too small user or item after another until none is too small."""
+    """The rows after dropping events of users and items with too few events, one by one."""
     rows = list(rows)
     while True:
         users = collections.Counter(row[0] for row in rows)
         items = collections.Counter(row[1] for row in rows)
-        small = [row for row in rows if users[row[0]] < user_core or items[row[1]] < item_core]
-        if not small:
+        too_rare = [row for row in rows if users[row[0]] < user_core or items[row[1]] < item_core]
+        if not too_rare:
             return rows
-        rows.remove(small[0])
+        rows.remove(too_rare[0])
 
 
-def reference(rows, user_core=1, item_core=1, duplicates="keep"):
-    """User to [(item, seconds)] by sorting Python lists; rows are (user, item, time)."""
+def reference_histories(rows, user_core=1, item_core=1, duplicates="keep"):
+    """The [(item, seconds)] of each user, by sorting Python lists; rows are (user, item, time)."""
     if duplicates != "keep":
-        kept = {}
+        number_to_keep = {}
         for number, row in enumerate(rows):
-            if duplicates == "last" or row not in kept:
-                kept[row] = number
-        rows = [row for number, row in enumerate(rows) if kept[row] == number]
+            if duplicates == "last" or row not in number_to_keep:
+                number_to_keep[row] = number
+        rows = [row for number, row in enumerate(rows) if number_to_keep[row] == number]
     rows = reference_core(rows, user_core, item_core)
-    found = collections.defaultdict(list)
-    for user, item, time in sorted(rows, key=lambda row: row[2]):  # stable
-        found[str(user)].append((str(item), int(time)))
-    return dict(found)
+    histories_of = collections.defaultdict(list)
+    for user, item, time in sorted(rows, key=lambda row: row[2]):  # a stable sort
+        histories_of[str(user)].append((str(item), int(time)))
+    return dict(histories_of)
 
 
 ROWS = st.lists(
@@ -82,38 +82,40 @@ def frame_of(rows):
 )
 def test_prepare_equals_the_reference(tmp_path_factory, rows, cores, duplicates):
     folder = tmp_path_factory.mktemp("prepared") / "set"
-    expected = reference(rows, *cores, duplicates)
+    expected = reference_histories(rows, *cores, duplicates)
     arguments = {"user_core": cores[0], "item_core": cores[1], "duplicates": duplicates}
     if not expected:
-        with pytest.raises(LogError, match="no events are left"):
+        with pytest.raises(LogError, match="no events are left of .*Choose a weaker filter"):
             prepare(frame_of(rows), folder, **arguments)
         assert not any(folder.parent.iterdir())
         return
     dataset = prepare(frame_of(rows), folder, **arguments)
     assert histories(dataset) == expected
-    assert list(dataset.user_ids()) == sorted(expected)  # single digits: text order is numeric
+    assert list(dataset.user_ids()) == sorted(expected)  # ids of one digit sort alike as text
     assert sorted(set(dataset.items)) == list(range(1, dataset.num_items + 1))
     Dataset.open(folder, verify=True)
 
 
 @settings(max_examples=60, deadline=None)
 @given(rows=ROWS, user_core=st.integers(1, 4), item_core=st.integers(1, 4), data=st.data())
-def test_core_is_a_fixed_point_whatever_the_order(rows, user_core, item_core, data):
+def test_the_core_is_a_fixed_point_and_does_not_depend_on_the_order(
+    rows, user_core, item_core, data
+):
     rows = [(user, item, number) for number, (user, item, _) in enumerate(rows)]
 
     def core(rows):
         frame = pl.LazyFrame(rows, schema=["user", "item", "row"], orient="row")
-        kept = filters.core(nw.from_native(frame), user_core, item_core)
-        return set(filters.collect(kept).rows())
+        result = filters.core(nw.from_native(frame), user_core, item_core)
+        return set(filters.collect(result).rows())
 
-    kept = core(rows)
-    assert kept == set(reference_core(rows, user_core, item_core))
-    assert core(data.draw(st.permutations(rows))) == kept
-    assert core(sorted(kept)) == kept
+    remaining = core(rows)
+    assert remaining == set(reference_core(rows, user_core, item_core))
+    assert core(data.draw(st.permutations(rows))) == remaining
+    assert core(sorted(remaining)) == remaining
 
 
-def test_a_chain_unravels_to_nothing(tmp_path):
-    """Each round of the core drops one end: it must go on until nothing is left to drop."""
+def test_the_core_repeats_until_no_event_is_dropped(tmp_path):
+    """Each round drops one end of a chain of users and items; the ring must remain."""
     rows = [(number + step, number, 0) for number in range(12) for step in (0, 1)]
     ring = [(100 + (number + step) % 4, 200 + number, 0) for number in range(4) for step in (0, 1)]
     dataset = prepare(frame_of(rows + ring), tmp_path / "set", user_core=2, item_core=2)
@@ -128,7 +130,7 @@ def test_ids_are_numbered_by_length_then_text(tmp_path):
     assert dataset.items.tolist() == [2, 3, 4, 1, 1]
 
 
-def test_milliseconds_sort_before_they_become_seconds(tmp_path):
+def test_events_sort_by_milliseconds_before_times_become_seconds(tmp_path):
     path = tmp_path / "log_standard.csv"
     path.write_text(
         "user_id,video_id,time_ms\n0,1,1649400000900\n0,2,1649400000100\n0,3,1649399999999\n"
@@ -139,7 +141,7 @@ def test_milliseconds_sort_before_they_become_seconds(tmp_path):
     assert "milliseconds" in dataset.card["reader"]["times"]
 
 
-def test_units_are_told_by_magnitude_where_nothing_names_them(tmp_path):
+def test_the_time_unit_is_detected_from_the_size_of_the_values(tmp_path):
     for name, ticks in (("s", 1), ("ms", 10**3), ("us", 10**6)):
         rows = [(1, 1, 1_600_000_000 * ticks), (1, 2, 1_600_000_001 * ticks)]
         dataset = prepare(frame_of(rows), tmp_path / name)
@@ -147,7 +149,7 @@ def test_units_are_told_by_magnitude_where_nothing_names_them(tmp_path):
         assert dataset.card["reader"]["time_unit"] == name
 
 
-def test_order_only(tmp_path):
+def test_the_timestamps_of_a_log_without_times_are_positions(tmp_path):
     path = tmp_path / "pairs.txt"
     path.write_text("2 5\n1 7\n2 5\n1 6\n2 4\n")
     dataset = prepare(path, tmp_path / "set", item_core=1)
@@ -159,11 +161,11 @@ def test_order_only(tmp_path):
     assert "order only" in dataset.card["reader"]["times"]
     assert dataset.card["repeats"]["events"] == 1
     for arguments in ({"duplicates": "first"}, {"time_range": (0, 9)}):
-        with pytest.raises(LogError, match="the log has no time"):
+        with pytest.raises(LogError, match="the log has no times, .*Leave both out"):
             prepare(path, tmp_path / "other", **arguments)
 
 
-def test_folds_travel_with_their_events(tmp_path):
+def test_folds_stay_with_their_events(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(
         "user,item,timestamp,part\nb,1,3,test\nb,2,2,validation\nb,3,1,train\na,1,9,train\n"
@@ -174,7 +176,7 @@ def test_folds_travel_with_their_events(tmp_path):
     assert prepare(path, tmp_path / "without").folds is None
 
 
-def test_the_card_counts_around_each_filter(tmp_path):
+def test_the_card_counts_events_before_and_after_each_filter(tmp_path):
     rows = [
         (1, 1, 100, 5.0), (1, 1, 100, 4.0), (1, 2, 101, 5.0), (2, 1, 102, 5.0), (2, 2, 103, 2.0),
         (2, 2, 104, 5.0), (3, 1, 105, 5.0), (1, 3, 999, 5.0),
@@ -206,32 +208,33 @@ def test_the_card_counts_around_each_filter(tmp_path):
     assert histories(dataset) == {"1": [("1", 100), ("2", 101)], "2": [("1", 102), ("2", 104)]}
 
 
-def test_which_duplicate_is_kept(tmp_path):
-    """`first` and `last` differ in what else the event carries, and in its place among ties."""
+def test_first_and_last_keep_different_duplicates(tmp_path):
+    """The fold of the event, and its place among events of equal time, tell which one stays."""
     rows = [(1, 5, 10, "train"), (1, 6, 10, "train"), (1, 5, 10, "test")]
     frame = pl.DataFrame(rows, schema=["user", "item", "time", "part"], orient="row")
     for policy, items, folds in (("first", [1, 2], [0, 0]), ("last", [2, 1], [0, 2])):
         dataset = prepare(frame, tmp_path / policy, columns={"fold": "part"}, duplicates=policy)
         assert (dataset.items.tolist(), dataset.folds.tolist()) == (items, folds)
-    with pytest.raises(LogError, match="row 2: an earlier event has the same user, item and time"):
+    message = "row 2: an earlier event has the same user, item and time, and duplicates is error"
+    with pytest.raises(LogError, match=message):
         prepare(frame, tmp_path / "error", duplicates="error")
 
 
-def test_data_are_the_same_whatever_file_holds_the_log(tmp_path):
+def test_differing_data_ignores_the_log_file(tmp_path):
     rows = "u,i,9\nu,j,7\nv,i,8\n"
-    logs = {"plain.csv": rows, "packed.csv.gz": rows, "other.csv": rows.replace("v", "w")}
+    logs = {"plain.csv": rows, "compressed.csv.gz": rows, "other.csv": rows.replace("v", "w")}
     cards_of = []
     for name, text in logs.items():
         data = ("user,item,timestamp\n" + text).encode()
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
         cards_of.append(prepare(tmp_path / name, tmp_path / "sets" / name).card)
-    plain, packed, other = cards_of
-    assert plain["sha256"]["source"] != packed["sha256"]["source"]
-    assert differing_data(plain, packed) == []
+    plain, compressed, other = cards_of
+    assert plain["sha256"]["source"] != compressed["sha256"]["source"]
+    assert differing_data(plain, compressed) == []
     assert differing_data(plain, other) == differing_data(other, plain) == ["user_ids"]
-    # A card from before ids had digests of their own says nothing of them.
-    before = {name: digest for name, digest in other["sha256"].items() if "ids" not in name}
-    assert differing_data(plain, other | {"sha256": before}) == []
+    # The ids cannot be compared with an older card, which has no digests of ids.
+    without_ids = {name: digest for name, digest in other["sha256"].items() if "ids" not in name}
+    assert differing_data(plain, other | {"sha256": without_ids}) == []
     changed = plain["sha256"] | {"timestamps": "0", "folds": "1"}
     assert differing_data(plain, plain | {"sha256": changed}) == ["timestamps", "folds"]
 
@@ -269,7 +272,7 @@ def test_every_kind_of_frame_gives_the_same_data_set(tmp_path):
         dataset = prepare(frame, tmp_path / name, **arguments)
         assert dataset.card["sha256"].items() <= expected.card["sha256"].items(), name
         assert dataset.card["filters"] == expected.card["filters"], name
-    # With an order named, the whole preparation runs in the frame's own engine.
+    # With a row column, the whole preparation runs in the frame's own engine.
     shuffled = duckdb.from_df(table.sample(frac=1, random_state=0))
     dataset = prepare(shuffled, tmp_path / "sql", columns={"row": "number"}, **arguments)
     assert dataset.card["sha256"].items() <= expected.card["sha256"].items()
@@ -279,8 +282,8 @@ EVENT = '{"user": "u", "item": "i", "ts": 1}\n'
 GOOD = "user,item,timestamp\nu,i,1000\nv,j,1001\n"
 NOW = 1_600_000_000
 
-# What is wrong: file name, content, arguments, what the message must say.
-BAD = {
+# File name, content, arguments, and the error message.
+BAD_LOGS = {
     "missing column": (
         "a.csv",
         "user,item,rating\nu,i,1\n",
@@ -291,63 +294,78 @@ BAD = {
         "a.csv",
         GOOD,
         {"columns": {"item": "sku"}},
-        "no column 'sku' for the item",
+        "no column 'sku' for the item among user, item, timestamp. Name it: --columns=item=COL",
     ),
-    "too few fields": ("a.csv", GOOD + "u,i\n", {}, "line 4: 2 fields, expected 3"),
-    "too many fields": ("a.csv", GOOD + "u,i,3,\n" + GOOD, {}, "line 4: 4 fields, expected 3"),
-    "too few in ::": (
+    "too few fields": (
+        "a.csv",
+        GOOD + "u,i\n",
+        {},
+        "line 4: the line has 2 fields: it must have 3",
+    ),
+    "too many fields": (
+        "a.csv",
+        GOOD + "u,i,3,\n" + GOOD,
+        {},
+        "line 4: the line has 4 fields: it must have 3",
+    ),
+    "too few fields with ::": (
         "ratings.dat",
         "1::2::3::4\n" * 3 + "1::2::3\n",
         {},
-        "line 4: 3 fields, expected 4",
+        "line 4: the line has 3 fields: it must have 4",
     ),
     "single colon": (
         "ratings.dat",
         "1::2::3::4\n1::2:3::4\n",
         {"format": "movielens-dat"},
-        "line 2: 3 fields",
+        "line 2: the line has 3 fields",
     ),
-    "a lone id": ("a.txt", "1 2\n1\n", {}, "line 2: 1 fields, expected 2"),
-    "blank line": ("a.csv", GOOD + "\nu,i,3\n", {}, "line 4: the line is blank"),
+    "a single id": ("a.txt", "1 2\n1\n", {}, "line 2: the line has 1 fields: it must have 2"),
+    "blank line": ("a.csv", GOOD + "\nu,i,3\n", {}, "line 4: the line is blank. Delete it"),
     "non-numeric time": (
         "a.csv",
         GOOD + "u,i,soon\n",
         {},
-        "line 4: the time is missing or no number. The line: 'u,i,soon'",
+        "line 4: the time is missing or not a number. The line: 'u,i,soon'",
     ),
-    "empty time": ("a.csv", GOOD + "u,i,\n", {}, "line 4: the time is missing or no number"),
+    "empty time": ("a.csv", GOOD + "u,i,\n", {}, "line 4: the time is missing or not a number"),
     "NaN time": ("a.csv", GOOD + "u,i,nan\n", {}, "line 4: the time is NaN or infinite"),
     "infinite time": ("a.csv", GOOD + "u,i,inf\n", {}, "line 4: the time is NaN or infinite"),
-    "negative time": ("u.data", "1\t2\t3\t4\n1\t2\t3\t-4\n", {}, "line 2: the time is negative"),
+    "negative time": (
+        "u.data",
+        "1\t2\t3\t4\n1\t2\t3\t-4\n",
+        {},
+        "line 2: the time is negative. To drop such events, set time_range=0,END",
+    ),
     "no ISO time": (
         "a.txt",
         "0\t2010-10-19T23:55:27Z\t1\t1\tp\n0\tyesterday\t1\t1\tp\n",
         {"format": "checkins"},
-        "line 2: the time is missing or no number",
+        "line 2: the time is missing or not a number",
     ),
     "milliseconds after seconds": (
         "a.csv",
         GOOD + f"u,i,{NOW}000\n",
         {},
-        "line 4: the time reads as milliseconds, but the log's first as seconds",
+        "line 4: the time reads as milliseconds, but the first time of the log reads as seconds",
     ),
     "seconds after milliseconds": (
         "log_a.csv",
         f"user_id,video_id,time_ms\n1,2,{NOW}000\n1,2,{NOW}\n",
         {},
-        "line 3: the time reads as seconds, but the log's first as milliseconds",
+        "line 3: the time reads as seconds, but the first time of the log reads as milliseconds",
     ),
     "milliseconds for seconds": (
         "ratings.csv",
         f"userId,movieId,rating,timestamp\n1,2,3,{NOW}000\n",
         {},
-        "line 2: the time reads as milliseconds, not seconds: say time_unit=ms",
+        "line 2: the time reads as milliseconds, but time_unit is s (seconds). Set time_unit=ms",
     ),
     "beyond int32": (
         "a.csv",
         "user,item,timestamp\nu,i,7\nv,j,9000000000\n",
         {},
-        "line 3: the times span 8999999993 s",
+        "line 3: the times span 8999999993 s, from 7 to 9000000000; at most 2147483647 s",
     ),
     "empty user": ("a.csv", GOOD + ",i,5\n", {}, "line 4: the user id is missing"),
     "null item": (
@@ -356,7 +374,7 @@ BAD = {
         {},
         "line 4: the item id is missing. The line: 'u,NULL,5'",
     ),
-    "quoted nothing": ("a.csv", GOOD + 'u,"",5\n', {}, "line 4: the item id is missing"),
+    "empty quotes": ("a.csv", GOOD + 'u,"",5\n', {}, "line 4: the item id is missing"),
     "json null": (
         "a.json",
         EVENT + EVENT.replace('"u"', "null"),
@@ -373,28 +391,38 @@ BAD = {
         "a.json",
         EVENT + EVENT.replace("1", '"1"'),
         {},
-        "line 2: ts is no number: '1'",
+        "line 2: ts is '1': it must be a number",
     ),
-    "json cut": ("a.json", EVENT + EVENT[:15] + "\n", {}, "line 2: no JSON object"),
+    "truncated json": (
+        "a.json",
+        EVENT + EVENT[:15] + "\n",
+        {},
+        "line 2: the line is not a JSON object",
+    ),
     "json NaN": (
         "a.json",
         EVENT + EVENT.replace("1", "NaN"),
         {},
-        "line 2: no JSON object: NaN is not JSON",
+        "line 2: the line is not a JSON object: NaN is not JSON",
     ),
-    "json scalar": ("a.json", EVENT + "5\n", {}, "line 2: no JSON object"),
-    "rating wanted": ("a.csv", GOOD, {"min_rating": 4}, "min_rating needs a rating column"),
+    "json scalar": ("a.json", EVENT + "5\n", {}, "line 2: the line is not a JSON object"),
+    "no rating column": (
+        "a.csv",
+        GOOD,
+        {"min_rating": 4},
+        "min_rating=4 needs a rating column. Name it: --columns=rating=COLUMN",
+    ),
     "bad rating": (
         "ratings.csv",
         "userId,movieId,rating,timestamp\n1,2,five,3\n",
         {"min_rating": 4},
-        "line 2: the rating is missing or no number",
+        "line 2: the rating is missing or not a number",
     ),
     "unknown fold": (
         "a.csv",
         "user,item,ts,part\nu,i,1,train\nu,i,2,dev\n",
         {"columns": {"fold": "part"}},
-        "line 3: the fold is none of train, validation, test",
+        "line 3: the fold must be one of train, validation, test",
     ),
     "duplicate": (
         "a.csv",
@@ -406,30 +434,35 @@ BAD = {
         "a.csv",
         "user,item,ts,ts\nu,i,1,2\n",
         {},
-        "line 1: the header repeats ['ts']",
+        "line 1: the header repeats ['ts']: each name must be unique",
     ),
     "open quote": ("a.csv", GOOD + 'u,"i,5\nv,j,6\n', {}, "line 4: "),
-    "stray quote": (
+    "quote inside a field": (
         "a.csv",
         GOOD + 'u,i"k,5\nv,j,6\n',
         {},
-        "line 4: a quote stands inside an unquoted field",
+        "line 4: a quote is inside an unquoted field. Quote the whole field",
     ),
     "quoted line end": (
         "a.csv",
         GOOD + 'u,"i\nk",5\n',
         {},
-        "line 4: a quoted field runs over the end of the line",
+        "line 4: a quoted field contains a line end. Write each event on one line",
     ),
-    "not UTF-8": ("a.csv", GOOD.encode() + b"u,\xe9t\xe9,5\n", {}, "line 4: the text is not UTF-8"),
-    "UTF-16": ("a.csv", GOOD.encode("utf-16"), {}, "this is UTF-16 text"),
+    "not UTF-8": (
+        "a.csv",
+        GOOD.encode() + b"u,\xe9t\xe9,5\n",
+        {},
+        "line 4: the text is not UTF-8. Convert it: iconv",
+    ),
+    "UTF-16": ("a.csv", GOOD.encode("utf-16"), {}, "this is UTF-16 text. Convert it to UTF-8"),
     "HTML": (
         "a.csv",
         "\n<!DOCTYPE html>\n<html><body>404</body></html>\n",
         {},
-        "line 1: this is HTML or XML, not a log",
+        "line 1: this is HTML or XML, not a log. It may be the error page of a failed download",
     ),
-    "ZIP": ("a.csv", b"PK\x03\x04rest", {}, "this is a ZIP archive"),
+    "ZIP": ("a.csv", b"PK\x03\x04rest", {}, "this is a ZIP archive. Unpack it"),
     "empty file": ("a.csv", "", {}, "the file is empty"),
     "empty gzip": ("a.csv.gz", gzip.compress(b""), {}, "the file is empty"),
     "white space": ("a.csv", "\n \n", {}, "the file is empty"),
@@ -446,28 +479,38 @@ BAD = {
         {},
         "the gzip file is truncated or damaged",
     ),
-    "damaged parquet": ("a.parquet", b"PAR1 and no more", {}, "cannot be read"),
-    "nothing rated so high": (
+    "damaged parquet": ("a.parquet", b"PAR1 and no more", {}, "cannot be read: "),
+    "no event with such a rating": (
         "u.data",
         "1\t2\t3\t4\n1\t3\t3\t5\n",
         {"min_rating": 4},
-        "no events are left of 2 after [rating >= 4]",
+        "no events are left of 2 after the filter [rating >= 4]. Choose a weaker filter",
     ),
-    "nothing in the core": ("a.csv", GOOD, {"user_core": 2}, "no events are left of 2 after [core"),
-    "nothing in the range": (
+    "no event in the core": (
+        "a.csv",
+        GOOD,
+        {"user_core": 2},
+        "no events are left of 2 after the filter [core",
+    ),
+    "no event in the time range": (
         "a.csv",
         GOOD,
         {"time_range": (5, 9), "time_unit": "s"},
-        "no events are left of 2 after [5 <= time < 9]",
+        "no events are left of 2 after the filter [5 <= time < 9]",
     ),
-    "range without unit": ("a.csv", GOOD, {"time_range": (5, 9)}, "time_range needs the unit"),
+    "time range without unit": (
+        "a.csv",
+        GOOD,
+        {"time_range": (5, 9)},
+        "time_range=(5, 9) needs the unit of the log's times. Set time_unit=s",
+    ),
     "no such file": (None, "", {}, "no such file"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", BAD_LOGS)
 def test_bad_logs_are_refused_with_file_line_and_reason(tmp_path, case):
-    name, content, arguments, message = BAD[case]
+    name, content, arguments, message = BAD_LOGS[case]
     path = tmp_path / (name or "absent.csv")
     if name:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -484,11 +527,11 @@ BAD_FRAMES = {
     ),
     "float id": (
         {"user": [1.0, 2.0], "item": [1, 2], "ts": [1, 2]},
-        "the user column 'user' holds Float64",
+        "the user column 'user' holds Float64: ids must be integers or text",
     ),
     "text time": (
         {"user": [1, 2], "item": [1, 2], "ts": ["1", "2"]},
-        "the timestamp column 'ts' holds String",
+        "the timestamp column 'ts' holds String: it must hold numbers or datetimes",
     ),
     "null time": ({"user": [1, 2], "item": [1, 2], "ts": [1, None]}, "row 1: the time is missing"),
     "NaN time": (
@@ -510,11 +553,12 @@ def test_bad_frames_are_refused_with_row_and_reason(tmp_path, case):
 def test_bad_arguments_are_refused(tmp_path):
     rows = frame_of([(1, 1, 1)])
     for arguments, message in (
-        ({"duplicates": "drop"}, "choose among keep, first, last, error"),
-        ({"user_core": 0}, "at least 1"),
-        ({"time_range": (5, 5)}, "the first must be less"),
-        ({"format": "csv"}, "a frame has none"),
-        ({"spark": object()}, "spark reads files"),
+        ({"duplicates": "drop"}, "duplicates='drop' must be one of keep, first, last, error"),
+        ({"user_core": 0}, "user_core=0 must be at least 1"),
+        ({"item_core": -1}, "item_core=-1 must be at least 1"),
+        ({"time_range": (5, 5)}, r"time_range=\(5, 5\): the first time must be smaller"),
+        ({"format": "csv"}, "format='csv' is for files, but the log is a frame: leave it out"),
+        ({"spark": object()}, "spark is for files, but the log is a frame.*leave it out"),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(rows, tmp_path / "set", **arguments)
@@ -522,8 +566,8 @@ def test_bad_arguments_are_refused(tmp_path):
         prepare([1, 2], tmp_path / "set")
 
 
-def test_a_time_range_spares_what_lies_outside_it(tmp_path):
-    """Taobao's log holds times before 1970 and after 2030; cutting them is the caller's word."""
+def test_events_outside_the_time_range_need_no_valid_time(tmp_path):
+    """Taobao's log holds times before 1970 and after 2030; only a `time_range` drops them."""
     path = tmp_path / "UserBehavior.csv"
     path.write_text("1,2,3,pv,-5\n1,2,3,pv,1511544070\n1,4,3,buy,1511561733\n1,2,3,pv,9000000000\n")
     with pytest.raises(LogError, match="line 1: the time is negative"):
@@ -531,21 +575,23 @@ def test_a_time_range_spares_what_lies_outside_it(tmp_path):
     dataset = prepare(path, tmp_path / "set", time_range=(1511539200, 1512316800))
     assert histories(dataset) == {"1": [("2", 1511544070), ("4", 1511561733)]}
     assert dataset.card["filters"][0]["before"]["events"] == 4
-    halves = (1511544070, 1511561733)  # the first is kept, the second is not
-    assert prepare(path, tmp_path / "half", time_range=halves).timestamps.tolist() == [1511544070]
+    time_range = (1511544070, 1511561733)  # holds its first time, but not its second
+    dataset = prepare(path, tmp_path / "half", time_range=time_range)
+    assert dataset.timestamps.tolist() == [1511544070]
     for wrong in ("", "nan", "inf", "soon"):
         path.write_text(f"1,2,3,pv,1511544070\n1,2,3,pv,{wrong}\n")
         with pytest.raises(LogError, match="line 2: the time is"):
-            prepare(path, tmp_path / "wrong", format="taobao", time_range=halves)
+            prepare(path, tmp_path / "wrong", format="taobao", time_range=time_range)
 
 
-def test_a_taken_folder_is_refused_before_any_work(tmp_path):
+def test_an_existing_folder_is_refused_before_the_log_is_read(tmp_path):
     (tmp_path / "set").mkdir()
-    prepare(frame_of([(1, 1, 1)]), tmp_path / "set")  # an empty folder is free
+    prepare(frame_of([(1, 1, 1)]), tmp_path / "set")  # an empty folder is accepted
     with pytest.raises(DatasetError, match="already exists"):
         prepare(tmp_path / "no log", tmp_path / "set")
 
 
+# A program that kills itself in the middle of `prepare`: at a call of the function named first.
 KILLED = """
 import os, signal, sys
 import numpy as np
@@ -556,13 +602,13 @@ owner, name, calls = {"save": (np, "save", 2), "sync": (module, "_sync", 4),
                       "rename": (os, "rename", 1)}[sys.argv[1]]
 function, count = getattr(owner, name), [0]
 
-def deadly(*arguments, **options):
+def kill_at_last_call(*arguments, **options):
     count[0] += 1
     if count[0] == calls:
         os.kill(os.getpid(), signal.SIGKILL)
     return function(*arguments, **options)
 
-setattr(owner, name, deadly)
+setattr(owner, name, kill_at_last_call)
 prepare(sys.argv[2], sys.argv[3])
 """
 
@@ -576,53 +622,58 @@ def test_a_killed_prepare_leaves_no_data_set(tmp_path, moment):
     ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, capture_output=True)
     assert ended.returncode == -9, ended.stderr.decode()
     assert not folder.exists()
-    (left,) = folder.parent.iterdir()
-    assert left.name.startswith(".set.partial-")
-    if moment != "rename":  # by then it is complete, but for its name
+    (partial,) = folder.parent.iterdir()
+    assert partial.name.startswith(".set.partial-")
+    if moment != "rename":  # before the rename, the partial folder is already complete
         with pytest.raises(DatasetError, match=r"no card\.json"):
-            Dataset.open(left)
+            Dataset.open(partial)
     prepare(path, folder)
     Dataset.open(folder)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
+def test_a_failed_write_leaves_no_files(tmp_path, monkeypatch):
+    def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("linseqrec.data.dataset._sync", full)
+    monkeypatch.setattr("linseqrec.data.dataset._sync", fail)
     with pytest.raises(OSError, match="no space left"):
         prepare(frame_of([(1, 1, 1)]), tmp_path / "sets" / "set")
     assert not any((tmp_path / "sets").iterdir())
 
 
-def test_movielens_sequences_are_the_published_ones(tmp_path):
-    """A stable sort of the raw ratings gives the file that SASRec's line of papers uses."""
+def test_movielens_1m_histories_equal_the_published_ones(tmp_path):
+    """A stable sort of the raw ratings gives the file that SASRec and later papers use."""
     raw = prepare(real_log("ml-1m/ratings.tsv.gz"), tmp_path / "raw")
     published = prepare(real_log("ml-1m/ml-1m.txt.gz"), tmp_path / "published")
     assert (raw.num_users, raw.num_items, raw.num_events) == (6040, 3416, 999_611)
-    # The files number users and items differently. Users with a length of their own are the same
-    # in both; they name items, which tell more users, until one renaming must carry all over.
-    ours, theirs = sequences(raw), sequences(published)
-    to_theirs = np.zeros(raw.num_items + 1, dtype=np.int32)
+    # The two files number users and items differently. Users with a unique length are the same in
+    # both files and map the items of one file to those of the other. Known items identify more
+    # users, and so on, until all items are mapped.
+    raw_rows, published_rows = histories_by_user(raw), histories_by_user(published)
+    to_published = np.zeros(raw.num_items + 1, dtype=np.int32)
     for _ in range(4):
-        named = np.isin(np.arange(published.num_items + 1), to_theirs)
-        by_view = unique_keys({user: np.where(named[row], row, 0) for user, row in theirs.items()})
-        views = unique_keys({user: to_theirs[row] for user, row in ours.items()})
-        for view in views.keys() & by_view.keys():
-            to_theirs[ours[views[view]]] = theirs[by_view[view]]
-    assert sorted(to_theirs) == list(range(3417))
-    renamed = collections.Counter(to_theirs[row].tobytes() for row in ours.values())
-    assert renamed == collections.Counter(row.tobytes() for row in theirs.values())
-    assert raw.card["ties"]["user_rate"] > 0.4  # so that the order of ties has been put to a test
+        known = np.isin(np.arange(published.num_items + 1), to_published)
+        published_users = users_of_unique_rows(
+            {user: np.where(known[row], row, 0) for user, row in published_rows.items()}
+        )
+        raw_users = users_of_unique_rows(
+            {user: to_published[row] for user, row in raw_rows.items()}
+        )
+        for row in raw_users.keys() & published_users.keys():
+            to_published[raw_rows[raw_users[row]]] = published_rows[published_users[row]]
+    assert sorted(to_published) == list(range(3417))
+    renamed = collections.Counter(to_published[row].tobytes() for row in raw_rows.values())
+    assert renamed == collections.Counter(row.tobytes() for row in published_rows.values())
+    assert raw.card["ties"]["user_rate"] > 0.4  # the order of tied events matters
 
 
-def sequences(dataset):
+def histories_by_user(dataset):
     return dict(enumerate(np.split(np.asarray(dataset.items), dataset.offsets[1:-1])))
 
 
-def unique_keys(rows):
-    """Content to key, of rows whose content is nobody else's."""
-    users = collections.defaultdict(list)
+def users_of_unique_rows(rows):
+    """The user of each row (as bytes) that no other user has."""
+    users_of = collections.defaultdict(list)
     for user, row in rows.items():
-        users[row.astype(np.int32).tobytes()].append(user)
-    return {content: found[0] for content, found in users.items() if len(found) == 1}
+        users_of[row.astype(np.int32).tobytes()].append(user)
+    return {row: users[0] for row, users in users_of.items() if len(users) == 1}

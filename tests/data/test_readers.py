@@ -1,4 +1,4 @@
-"""Every dialect, as it is published: named and detected, plain and gzip."""
+"""Every format as its logs are published: named and detected, plain and gzip."""
 
 import gzip
 import re
@@ -10,7 +10,7 @@ import pytest
 from linseqrec.data.readers import FORMATS, LogError, read_file
 from linseqrec.data.readers.formats import TIME_UNITS
 
-# Dialect to the text of a small file and its events: (user, item, seconds), in the file's order.
+# For each format, a small file and its events (user, item, seconds) in the order of the file.
 LOGS = {
     "movielens-dat": (
         "1::1193::5::978300760\n1::661::3::978302109\n12::1193::4::978300760\n",
@@ -93,7 +93,7 @@ COLUMNS = {"json": {"user": "session"}}
 
 
 def events(log):
-    """(user, item, seconds) of a log in its order."""
+    """The (user, item, seconds) of a log in its order."""
     frame = log.frame.collect().to_native().sort("row")
     assert frame["row"].to_list() == list(range(len(frame)))
     if "timestamp" not in frame.columns:
@@ -105,13 +105,13 @@ def events(log):
     ]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("name", LOGS)
-def test_dialect(tmp_path, name, packed):
+def test_a_named_and_a_detected_format_give_the_same_events(tmp_path, name, compressed):
     text, expected = LOGS[name]
-    path = tmp_path / ("log.gz" if packed else "log")
+    path = tmp_path / ("log.gz" if compressed else "log")
     data = text.encode()
-    path.write_bytes(gzip.compress(data) if packed else data)
+    path.write_bytes(gzip.compress(data) if compressed else data)
     columns = COLUMNS.get(name)
     named = read_file(path, format=name, columns=columns)
     assert events(named) == expected
@@ -121,11 +121,11 @@ def test_dialect(tmp_path, name, packed):
     assert detected.columns == named.columns and detected.time_unit == named.time_unit
 
 
-def test_every_format_has_a_fixture():
+def test_every_format_is_tested():
     assert set(LOGS) | {"parquet"} == set(FORMATS)
 
 
-def test_recbole_is_known_by_its_suffix(tmp_path):
+def test_recbole_files_are_detected_by_their_suffix(tmp_path):
     path = tmp_path / "ml.inter"
     path.write_text("user_id:token\titem_id:token\ttimestamp:float\tweight\n1\t2\t3\t4\n")
     log = read_file(path)
@@ -133,7 +133,7 @@ def test_recbole_is_known_by_its_suffix(tmp_path):
     assert log.columns["timestamp"] == "timestamp:float" and log.ignored == ["weight"]
 
 
-def test_parquet(tmp_path):
+def test_a_parquet_file_gives_its_events_in_order(tmp_path):
     path = tmp_path / "log.parquet"
     pl.DataFrame(
         {"user_id": [7, 8], "row": ["x", "y"], "item": ["a", "b"], "ts": [3, 1]}
@@ -143,7 +143,7 @@ def test_parquet(tmp_path):
     assert log.format == "parquet" and log.ignored == ["row"] and len(log.sha256) == 64
 
 
-def test_columns_by_name_and_by_position(tmp_path):
+def test_the_caller_names_columns_by_name_or_position(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("who,row,what,when,part\nu,1,i,10,train\nv,2,j,5,test\n")
     names = {"user": "who", "item": "what", "timestamp": "when", "fold": "part"}
@@ -156,7 +156,7 @@ def test_columns_by_name_and_by_position(tmp_path):
     assert log.format == "tsv" and log.ignored == ["1"]
 
 
-def test_a_role_may_be_moved_to_another_column(tmp_path):
+def test_the_caller_s_column_overrides_the_format_s(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(LOGS["kuairand"][0])
     log = read_file(path, columns={"rating": "is_click"})
@@ -164,14 +164,14 @@ def test_a_role_may_be_moved_to_another_column(tmp_path):
     assert log.frame.collect()["rating"].to_list() == [1.0, 0.0]
 
 
-def test_order_instead_of_time(tmp_path):
+def test_a_log_without_times_needs_no_timestamp_column(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp\nu,i,whenever\n")
     log = read_file(path, time_unit="order")
     assert events(log) == [("u", "i", None)] and log.ignored == ["timestamp"]
 
 
-def test_byte_order_mark_and_missing_last_line_end(tmp_path):
+def test_a_byte_order_mark_and_a_missing_last_line_end_are_accepted(tmp_path):
     path = tmp_path / "log.csv"
     path.write_bytes(b"\xef\xbb\xbfuser,item,timestamp\nu,\xc3\xa9,1\nv,j,2")
     log = read_file(path)
@@ -185,8 +185,7 @@ def test_ids_keep_their_text(tmp_path):
     assert events(read_file(path)) == [("007", "1.0", 1), ("7", "1", 2), ("+7", " 1", 3)]
 
 
-def test_blocks_join(tmp_path, monkeypatch):
-    """The pass over the bytes finds the same lines however the file falls into blocks."""
+def test_the_check_of_lines_does_not_depend_on_the_block_size(tmp_path, monkeypatch):
     path = tmp_path / "log.csv"
     lines = [f"u{number},i,{number}" for number in range(40)]
     for block in (1, 7, 64):
@@ -194,15 +193,15 @@ def test_blocks_join(tmp_path, monkeypatch):
         path.write_text("\n".join(["user,item,timestamp", *lines]))
         assert len(events(read_file(path))) == 40
         path.write_text("\n".join(["user,item,timestamp", *lines[:30], "u,i", *lines[30:]]))
-        with pytest.raises(LogError, match="line 32: 2 fields, expected 3"):
+        with pytest.raises(LogError, match="line 32: the line has 2 fields: it must have 3"):
             read_file(path)
         path.write_text("\n".join(["user,item,timestamp", *lines[:30], '"u",i', *lines[30:]]))
-        with pytest.raises(LogError, match="line 32: 2 fields, expected 3"):
+        with pytest.raises(LogError, match="line 32: the line has 2 fields: it must have 3"):
             read_file(path)
 
 
 @pytest.mark.parametrize("file", ["log.csv", "log.csv.gz"])
-def test_sha256_is_the_files(tmp_path, file):
+def test_sha256_is_the_digest_of_the_bytes_on_disk(tmp_path, file):
     import hashlib
 
     path = tmp_path / file
@@ -211,32 +210,65 @@ def test_sha256_is_the_files(tmp_path, file):
     assert read_file(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-UNTOLD = {
-    "two readings": ("0000000078,0000000116,5.0,1092182400\n", {}, "cannot tell the format"),
-    "no names": ("a,b,c\n1,2,3\n", {}, "line 1: cannot tell the format"),
-    "unknown name": (
+# A file, the arguments, and the error message.
+REFUSED = {
+    "ids of both Amazon formats": (
+        "0000000078,0000000116,5.0,1092182400\n",
+        {},
+        "cannot detect the format",
+    ),
+    "no common names": (
+        "a,b,c\n1,2,3\n",
+        {},
+        "line 1: cannot detect the format from the first line 'a,b,c'. Set --format to one of",
+    ),
+    "unknown format": (
         "user,item,ts\n1,2,3\n",
         {"format": "excel"},
-        "unknown format 'excel'; known:",
+        "format='excel' is unknown; known: movielens-dat,",
     ),
-    "unknown role": ("user,item,ts\n1,2,3\n", {"columns": {"who": "user"}}, "unknown column roles"),
-    "unknown unit": ("user,item,ts\n1,2,3\n", {"time_unit": "min"}, "unknown time unit 'min'"),
-    "no header": (
+    "unknown role": (
+        "user,item,ts\n1,2,3\n",
+        {"columns": {"who": "user"}},
+        "unknown roles ['who']; known: user, item",
+    ),
+    "unknown time unit": (
+        "user,item,ts\n1,2,3\n",
+        {"time_unit": "min"},
+        "time_unit='min' is unknown; known: s, ms",
+    ),
+    "name without header": (
         "1::2::3::4\n",
         {"columns": {"user": "u"}},
-        "no header: name the user by position",
+        "user='u' names a column, but the file has no header: name the user by position",
     ),
-    "no such field": ("a,b,1\n", {"columns": {"user": 0, "item": 1, "timestamp": 5}}, "no field 5"),
-    "no position": ("a,b,1\n", {"columns": {"user": 0, "item": 1}}, "no position is named"),
-    "not parquet": ("a,b,1\n", {"format": "parquet"}, "'parquet' was asked for, but this is text"),
-    "json array": ('[{"user": 1}]\n', {}, "line 1: a JSON array"),
-    "a row for a file": ("user,item,ts\n1,2,3\n", {"columns": {"row": "ts"}}, "has its own order"),
+    "position too large": (
+        "a,b,1\n",
+        {"columns": {"user": 0, "item": 1, "timestamp": 5}},
+        "timestamp=5, but a line has 3 fields: the position must be from 0 to 2",
+    ),
+    "no position": (
+        "a,b,1\n",
+        {"columns": {"user": 0, "item": 1}},
+        "names no position for the timestamp. Add timestamp=POSITION, from 0 to 2",
+    ),
+    "text as Parquet": (
+        "a,b,1\n",
+        {"format": "parquet"},
+        "format='parquet', but the file is text. Leave the format out",
+    ),
+    "json array": ('[{"user": 1}]\n', {}, "line 1: this is a JSON array. Write one object per"),
+    "row of a file": (
+        "user,item,ts\n1,2,3\n",
+        {"columns": {"row": "ts"}},
+        "role row is for frames, but a file has its own order: leave it out",
+    ),
 }
 
 
-@pytest.mark.parametrize("case", UNTOLD)
-def test_a_format_that_cannot_be_told_is_refused(tmp_path, case):
-    text, arguments, message = UNTOLD[case]
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_unknown_format_or_wrong_argument_is_refused(tmp_path, case):
+    text, arguments, message = REFUSED[case]
     path = tmp_path / "log"
     path.write_text(text)
     with pytest.raises(LogError, match=re.escape(message)) as caught:
@@ -244,20 +276,20 @@ def test_a_format_that_cannot_be_told_is_refused(tmp_path, case):
     assert str(path) in str(caught.value)
 
 
-def test_amazon_columns_are_told_by_their_ids(tmp_path):
-    """The two generations differ only in which column comes first."""
+def test_the_two_amazon_formats_are_detected_by_their_ids(tmp_path):
+    """They differ only in the order of the user and item columns."""
     path = tmp_path / "log"
     path.write_text("A000000001,B000000002,5.0,1092182400\n")
     assert read_file(path).format == "amazon-csv"
     path.write_text("B000000002,A000000001,5.0,1092182400\n")
     assert read_file(path).format == "amazon-csv-item-first"
     path.write_text("1,2,5.0,1092182400\n")
-    with pytest.raises(LogError, match="cannot tell the format"):
+    with pytest.raises(LogError, match="cannot detect the format"):
         read_file(path)
     assert events(read_file(path, format="amazon-csv")) == [("1", "2", 1092182400)]
 
 
-def test_values_that_do_not_read_are_null(tmp_path):
+def test_values_that_cannot_be_parsed_are_null(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp,rating\nu,i,soon,good\nv,j,5,1\n")
     frame = read_file(path).frame.collect()

@@ -1,4 +1,4 @@
-"""Which histories are asked for, by the log's own ids."""
+"""Users by the log's own ids, the ends of their histories, and request times."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def small(**more):
     )
 
 
-def test_histories_end_before_targets_or_after_everything():
+def test_histories_end_before_targets_or_after_the_last_event():
     dataset = small()
     split = leave_one_out(dataset)
     for before, users, ends in [
@@ -29,54 +29,55 @@ def test_histories_end_before_targets_or_after_everything():
         ("test", [0, 3], [3, 8]),
         ("none", [0, 2, 3], [4, 6, 9]),
     ]:
-        found = histories_before(dataset, split, before)
-        np.testing.assert_array_equal(found, (users, ends))
-        # As asked for, in that order.
-        back = histories_before(dataset, split, before, np.array(users[::-1]))
-        np.testing.assert_array_equal(back, (users[::-1], ends[::-1]))
+        histories = histories_before(dataset, split, before)
+        np.testing.assert_array_equal(histories, (users, ends))
+        # Requested users keep their order.
+        reversed_histories = histories_before(dataset, split, before, np.array(users[::-1]))
+        np.testing.assert_array_equal(reversed_histories, (users[::-1], ends[::-1]))
 
 
-def test_all_targets_of_a_user_are_taken_in_time_order():
+def test_the_targets_of_a_user_are_in_time_order():
     dataset = small(folds=np.array([0, 2, 2, 2, 0, 0, 0, 2, 2]))
     split = from_folds(dataset)
-    found = histories_before(dataset, split, "test", np.array([3, 0]))
-    np.testing.assert_array_equal(found, ([3, 3, 0, 0, 0], [7, 8, 1, 2, 3]))
-    with pytest.raises(RequestError, match="there is no validation target in the folds split"):
+    histories = histories_before(dataset, split, "test", np.array([3, 0]))
+    np.testing.assert_array_equal(histories, ([3, 3, 0, 0, 0], [7, 8, 1, 2, 3]))
+    message = "there is no validation target in the folds split.*choose another split"
+    with pytest.raises(RequestError, match=message):
         histories_before(dataset, split, "validation")
 
 
-def test_who_has_no_history_is_named(tmp_path):
+def test_errors_name_unknown_users_and_users_without_a_history(tmp_path):
     dataset = write_dataset(
         tmp_path / "data", small(), ["ann", "bob", "cy", "dee"], ["x", "y", "z"]
     )
     user_ids, item_ids = original_ids(dataset)
     np.testing.assert_array_equal(item_ids, ["", "x", "y", "z"])
     split = leave_one_out(dataset)
-    asked = find_users(["dee", "cy", "bob", "dee"], user_ids)
-    np.testing.assert_array_equal(asked, [3, 2, 1])
+    users = find_users(["dee", "cy", "bob", "dee"], user_ids)
+    np.testing.assert_array_equal(users, [3, 2, 1])
     with pytest.raises(RequestError, match="without test target in the leave_one_out.*: cy, bob;"):
-        histories_before(dataset, split, "test", asked)
+        histories_before(dataset, split, "test", users)
     with pytest.raises(RequestError, match="users without event: bob; leave them out"):
-        histories_before(dataset, split, "none", asked)
-    strangers = [f"s{number}" for number in range(12)]
+        histories_before(dataset, split, "none", users)
+    unknown = [f"s{number}" for number in range(12)]
     with pytest.raises(RequestError, match="no such users in the data set: s0, .*s9 and 2 more$"):
-        find_users(["ann", *strangers], user_ids)
+        find_users(["ann", *unknown], user_ids)
 
 
-def test_a_list_is_asked_for_at_the_target_s_time_or_now():
+def test_a_request_time_is_the_target_s_time_or_now():
     dataset, ends = small(), np.array([3, 8])
-    times = dict(known=True, now=None)
-    np.testing.assert_array_equal(request_times(dataset, "test", ends, **times), [3, 8])
-    asked = request_times(dataset, "none", ends + 1, known=True, now=8)
-    np.testing.assert_array_equal(asked, [8, 8])
+    times = request_times(dataset, "test", ends, known=True, now=None)
+    np.testing.assert_array_equal(times, [3, 8])
+    times = request_times(dataset, "none", ends + 1, known=True, now=8)
+    np.testing.assert_array_equal(times, [8, 8])
     for before in ("validation", "none"):
         assert request_times(dataset, before, ends, known=False, now=None) is None
     for before, known, now, message in [
-        ("none", True, None, "now is not given, .*'known': it must be .* from 8, the last event"),
+        ("none", True, None, "now is not given, .*'known': it must be .* from 8, the time of the"),
         ("none", True, 7, "now is 7, .* from 8"),
         ("none", True, 2**31, f"now is {2**31}, .* to {2**31 - 1}$"),
         ("none", False, 9, "now is 9, but this run's data.request_time is 'hidden': leave it out"),
-        ("test", True, 9, "now is 9, but a list before a test target is asked for at the target's"),
+        ("test", True, 9, "now is 9, but the request time before a test target is the target's"),
     ]:
         with pytest.raises(RequestError, match=message):
             request_times(
@@ -84,7 +85,7 @@ def test_a_list_is_asked_for_at_the_target_s_time_or_now():
             )
 
 
-def test_in_memory_the_ids_are_the_numbers():
+def test_the_ids_of_a_data_set_in_memory_are_its_numbers():
     user_ids, item_ids = original_ids(small())
     assert user_ids.tolist() == ["0", "1", "2", "3"]
     assert item_ids.tolist() == ["", "1", "2", "3"]

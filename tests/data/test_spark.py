@@ -1,4 +1,4 @@
-"""Preparation on Spark: the same data set as Polars makes, to the last byte."""
+"""Preparation on Spark: the same data set as with Polars, to the last byte."""
 
 import datetime
 import gzip
@@ -24,11 +24,11 @@ SETTINGS = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "spark.sql.shuffle.partitions": "2",
-    # Small logs, but several blocks a file.
+    # Small blocks, so that even the small logs of the tests have several.
     "spark.sql.files.maxPartitionBytes": "1200",
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-    # Away from UTC, where zoneless times would shift.
+    # Not UTC, so that a wrong treatment of times without a zone would shift them.
     "spark.sql.session.timeZone": "America/New_York",
 }
 
@@ -59,8 +59,8 @@ def assert_same(log, tmp_path, session, **arguments):
     return expected
 
 
-def test_text_with_every_filter(session, tmp_path):
-    """Several blocks, quotes, Windows line ends, dates; ties and duplicates far from each other."""
+def test_text_with_every_filter_gives_the_same_data_set(session, tmp_path):
+    """The log has several blocks, quotes, Windows line ends, dates, ties and distant duplicates."""
     rng = np.random.default_rng(0)
     lines = ['who,"what",when,stars,part']
     for _ in range(90):
@@ -90,7 +90,7 @@ def test_text_with_every_filter(session, tmp_path):
         user_core=3,
         item_core=4,
     )
-    # The test is of something: each filter drops events, and users have ties.
+    # Each filter drops events, and users have ties.
     steps = dataset.card["filters"]
     assert len(steps) == 4
     assert all(step["before"]["events"] > step["after"]["events"] for step in steps)
@@ -98,7 +98,7 @@ def test_text_with_every_filter(session, tmp_path):
 
 
 def test_a_folder_of_parquet_keeps_the_order_of_its_files(session, tmp_path):
-    """All events of one time: only files and rows say which comes first."""
+    """All events have one time, so that only files and rows give their order."""
     log = tmp_path / "log"
     log.mkdir()
     rng = np.random.default_rng(1)
@@ -118,19 +118,19 @@ def test_a_folder_of_parquet_keeps_the_order_of_its_files(session, tmp_path):
     assert dataset.origin == 1583634600
 
 
-@pytest.mark.parametrize("wrong", ["1d", " 7"])
-def test_the_wrong_line_is_named(session, tmp_path, wrong):
+@pytest.mark.parametrize("wrong", ["1d", " 7"], ids=["Java double", "leading space"])
+def test_the_error_names_the_wrong_line(session, tmp_path, wrong):
     log = tmp_path / "ratings.dat"
     lines = [f"{number % 7}::{number % 5}::3::{number}" for number in range(200)]
     lines[173] = f"1::2::3::{wrong}"
     log.write_text("\n".join(lines) + "\n")
     for engine in (None, session):
-        with pytest.raises(LogError, match="line 174: the time is missing or no number"):
+        with pytest.raises(LogError, match="line 174: the time is missing or not a number"):
             prepare(log, tmp_path / "set", spark=engine)
 
 
-def test_the_program_on_spark(installed, tmp_path):
-    """A gzip log without times, with backslashes."""
+def test_the_program_prepares_a_gzip_log_on_spark(installed, tmp_path):
+    """The log has backslashes, and no times."""
     log = tmp_path / "pairs.txt.gz"
     pairs = np.random.default_rng(2).integers(1, 12, (60, 2))
     log.write_bytes(gzip.compress("".join(f"{u}\\ {i}\n" for u, i in pairs).encode()))
@@ -147,7 +147,7 @@ def test_the_program_on_spark(installed, tmp_path):
     assert "read 11 users, 11 items, 60 events" in " ".join(done.stdout.split())
 
 
-def test_without_java_it_says_what_is_missing(installed, tmp_path, monkeypatch):
+def test_without_java_the_error_says_how_to_install_it(installed, tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     (tmp_path / "log.csv").write_text("user,item,timestamp\nu,i,1\n")
     done = program(
@@ -165,13 +165,32 @@ def test_without_java_it_says_what_is_missing(installed, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("log.json", b'{"user": "u", "item": "i", "time": 1}\n', "Parquet and delimited text"),
-        ("log.csv", gzip.compress(b"user,item,time\nu,i,1\n", mtime=0), "must end in .gz"),
-        ("log.csv.gz", b"user,item,time\nu,i,1\n", "must end in .gz"),
-        ("log.csv", b'user,item,time\n"u",i,1\nv,a"b"c,1\n', "quote"),
+        (
+            "log.json",
+            b'{"user": "u", "item": "i", "time": 1}\n',
+            "Spark reads Parquet and delimited text here, but this is JSON. Prepare it without",
+        ),
+        (
+            "log.csv",
+            gzip.compress(b"user,item,time\nu,i,1\n", mtime=0),
+            "the file is gzip. .* must end in .gz .*rename the file",
+        ),
+        (
+            "log.csv.gz",
+            b"user,item,time\nu,i,1\n",
+            "the file is not gzip. .* must end in .gz .*rename the file",
+        ),
+        (
+            "log.csv",
+            b'user,item,time\n"u",i,1\nv,a"b"c,1\n',
+            "line 3: a quote is inside an unquoted field. Quote the whole field",
+        ),
     ],
+    ids=["json", "gzip without .gz", ".gz without gzip", "quote in a field"],
 )
-def test_what_spark_cannot_read_is_refused_before_it_is_asked(tmp_path, name, content, message):
+def test_files_that_spark_cannot_read_are_refused_before_spark_runs(
+    tmp_path, name, content, message
+):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LogError, match=message):
         prepare(tmp_path / name, tmp_path / "set", spark=object())

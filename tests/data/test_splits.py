@@ -1,4 +1,4 @@
-"""Splits against loops over users written from the definitions."""
+"""Splits against loops over users, written from the definitions."""
 
 import json
 
@@ -35,7 +35,7 @@ histories = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(users=histories)
-def test_leave_one_out_takes_the_two_last_events_of_whoever_has_three(users):
+def test_leave_one_out_targets_the_last_two_events_of_users_with_three_events(users):
     dataset = make(users)
     split = leave_one_out(dataset)
     train_end, validation, test, short, end = [], [], [], 0, 0
@@ -71,10 +71,12 @@ def test_global_temporal_divides_all_users_at_the_same_moments(users, quantiles,
     times = sorted(time for user in users for time in user)
     moments = [times[int(quantile * len(times))] for quantile in quantiles]
     if moments[0] == moments[1]:
-        with pytest.raises(ValueError, match="fall on the same time"):
+        message = f"test_quantile={quantiles[1]} fall on the same time, {moments[0]}: choose"
+        with pytest.raises(ValueError, match=message):
             global_temporal(make(users), *quantiles, targets=which)
         return
     split = global_temporal(make(users), *quantiles, targets=which)
+    # Of both periods, validation and test: the targets, and the number without a history.
     event, train_end, found, cold = 0, [], ([], []), [0, 0]
     for user, times in enumerate(users):
         first = event
@@ -104,7 +106,7 @@ def test_global_temporal_divides_all_users_at_the_same_moments(users, quantiles,
     json.dumps(description)
 
 
-def test_events_of_one_time_are_never_divided():
+def test_global_temporal_never_divides_events_of_one_time():
     split = global_temporal(make([[0, 5, 5, 5], [5, 5, 9]]), 0.4, 0.9)
     assert split.train_end.tolist() == [1, 4]
     assert pairs(split.validation) == [(0, 3), (1, 5)]
@@ -114,26 +116,32 @@ def test_events_of_one_time_are_never_divided():
 @pytest.mark.parametrize(
     ("quantiles", "which", "message"),
     [
-        ((0.9, 0.8), "last", "0 < validation_quantile < test_quantile < 1.*=0.9.*=0.8"),
-        ((0.5, 1.0), "last", "test_quantile=1.0"),
-        ((0.0, 0.5), "last", "validation_quantile=0.0"),
-        ((0.5, 0.9), "some", 'targets must be "last", "first" or "all", got \'some\''),
+        (
+            (0.9, 0.8),
+            "last",
+            "validation_quantile is 0.9 and test_quantile is 0.8: the quantiles must satisfy "
+            "0 < validation_quantile < test_quantile < 1",
+        ),
+        ((0.5, 1.0), "last", "test_quantile is 1.0: the quantiles must"),
+        ((0.0, 0.5), "last", "validation_quantile is 0.0 .*quantiles must"),
+        ((0.5, 0.9), "some", 'targets is \'some\': it must be "last", "first" or "all"'),
     ],
+    ids=["decreasing quantiles", "test quantile 1", "validation quantile 0", "unknown targets"],
 )
-def test_global_temporal_refuses(quantiles, which, message):
+def test_global_temporal_refuses_arguments_out_of_range(quantiles, which, message):
     with pytest.raises(ValueError, match=message):
         global_temporal(make([[1, 2, 3, 4]]), *quantiles, targets=which)
 
 
-def test_a_data_set_without_events_has_no_moments():
+def test_global_temporal_refuses_a_data_set_without_events():
     empty = make([[], []])
     assert len(leave_one_out(empty).test) == 0
-    with pytest.raises(ValueError, match="holds no events"):
+    with pytest.raises(ValueError, match="holds no events: .* needs at least one"):
         global_temporal(empty, 0.5, 0.9)
 
 
 def test_global_temporal_refuses_a_log_without_times():
-    with pytest.raises(ValueError, match="no time, only each user's order"):
+    with pytest.raises(ValueError, match="the log has no times, .*use the split leave_one_out"):
         global_temporal(make([[0, 1, 2], [0, 1, 2]], order_only=True), 0.5, 0.9)
 
 
@@ -143,8 +151,8 @@ def test_global_temporal_refuses_a_log_without_times():
         st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6
     ).filter(lambda users: sum(map(sum, users)) >= 1)
 )
-def test_folds_name_the_targets(users):
-    """A user is his numbers of training, validation and test events; some are all zero."""
+def test_events_of_folds_1_and_2_are_targets(users):
+    """`users` holds each user's numbers of training, validation and test events."""
     folds = [fold for user in users for fold, count in enumerate(user) for _ in range(count)]
     split = from_folds(make([range(sum(user)) for user in users], folds))
     end, train_end, found, cold = 0, [], ([], []), [0, 0]
@@ -169,22 +177,23 @@ def test_folds_name_the_targets(users):
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        ([0, 1, 2, 0, 1, 0, 0], r"user 1: fold 0 \(event 5\) follows fold 1"),
-        ([0, 2, 1, 0, 0, 1, 2], r"user 0: fold 1 \(event 2\) follows fold 2"),
+        ([0, 1, 2, 0, 1, 0, 0], "user 1: event 5 has fold 0 after an event with fold 1"),
+        ([0, 2, 1, 0, 0, 1, 2], "user 0: event 2 has fold 1 after an event with fold 2"),
     ],
+    ids=["train after validation", "validation after test"],
 )
-def test_folds_out_of_order_are_refused_by_user_and_event(folds, message):
+def test_folds_that_decrease_are_refused_with_user_and_event(folds, message):
     with pytest.raises(ValueError, match=message):
         from_folds(make([range(3), range(4)], folds))
 
 
-def test_unknown_and_absent_folds_are_refused():
-    with pytest.raises(ValueError, match="has no folds"):
+def test_unknown_and_missing_folds_are_refused():
+    with pytest.raises(ValueError, match="the data set has no folds: prepare it from a log with"):
         from_folds(make([range(3)]))
-    # Built directly: `from_arrays` would refuse it already.
+    # Not by `from_arrays`, which checks folds too.
     whole = make([range(3)])
     odd = Dataset(
         whole.items, whole.timestamps, whole.offsets, 3, whole.card, np.array([0, 3, 2], np.int8)
     )
-    with pytest.raises(ValueError, match="fold 3 of event 1 is none of 0"):
+    with pytest.raises(ValueError, match=r"event 1 has fold 3: it must be 0 \(train\), 1"):
         from_folds(odd)

@@ -1,3 +1,5 @@
+"""The oracle of a generated world: its definition, its calibration, and its errors."""
+
 import dataclasses
 import math
 
@@ -5,11 +7,11 @@ import numpy as np
 import pytest
 
 from linseqrec.data.worlds import World, WorldError, generate, world_config
-from tests.data.small_worlds import SMALL, last_events, observed
+from tests.data.small_worlds import SMALL, large_world, last_events
 
 
 def distribution(world: World, user: int, position: int, gap: int | None) -> list[float]:
-    """The next item's probabilities, by following every course the event can take."""
+    """The probabilities of the next item, summed over every way in which the event can happen."""
     config, catalogue, latents = world.config, world.catalogue, world.latents
     slot = int(world.dataset.offsets[user + 1]) - 1 - position
     taste = latents.taste[user, slot].tolist()
@@ -59,31 +61,31 @@ def distribution(world: World, user: int, position: int, gap: int | None) -> lis
             event(weight * config.burst_start * share, new, category, taste)
         event(weight * (1 - config.burst_start), new, -1, taste)
 
-    def drifted(stays: float) -> list[float]:
+    def drifted(old_share: float) -> list[float]:
         pairs = zip(taste, mass, strict=True)
-        return [stays * old + (1 - stays) * mean for old, mean in pairs]
+        return [old_share * old + (1 - old_share) * mean for old, mean in pairs]
 
     if gap is None:
-        begins = 1 / config.session_length
-        bursts(1 - begins, False, taste)
-        bursts(begins * (1 - config.absence_rate), True, taste)
+        new_session = 1 / config.session_length
+        bursts(1 - new_session, False, taste)
+        bursts(new_session * (1 - config.absence_rate), True, taste)
         for beyond in range(130):
-            chance = math.exp(-beyond / config.absence_mean)
-            chance -= math.exp(-(beyond + 1) / config.absence_mean)
-            stays = math.exp(-beyond / config.drift_time)
-            bursts(begins * config.absence_rate * chance, True, drifted(stays))
+            probability = math.exp(-beyond / config.absence_mean)
+            probability -= math.exp(-(beyond + 1) / config.absence_mean)
+            old_share = math.exp(-beyond / config.drift_time)
+            bursts(new_session * config.absence_rate * probability, True, drifted(old_share))
     elif gap < config.session_timeout:
         bursts(1.0, False, taste)
     elif gap < config.absence_after:
         bursts(1.0, True, taste)
     else:
-        stays = math.exp(-(gap - config.absence_after) / config.drift_time)
-        bursts(1.0, True, drifted(stays))
+        old_share = math.exp(-(gap - config.absence_after) / config.drift_time)
+        bursts(1.0, True, drifted(old_share))
     return result
 
 
 @pytest.mark.parametrize("request_time", ["hidden", "known"])
-def test_oracle_is_the_definition(request_time):
+def test_the_oracle_equals_the_definition(request_time):
     world = generate(SMALL, 3)
     users, positions = last_events(world)
     chosen = np.random.default_rng(0).choice(len(users), 40, replace=False)
@@ -92,26 +94,26 @@ def test_oracle_is_the_definition(request_time):
     assert scores.dtype == np.float32
     assert np.all(scores[:, 0] == -np.inf)
     times = world.dataset.timestamps
-    seen = set()
+    kinds_of_gap = set()
     for row, user, position in zip(scores, users, positions, strict=True):
         gap = int(times[position] - times[position - 1])
-        seen.add((gap >= SMALL.session_timeout, gap >= SMALL.absence_after))
+        kinds_of_gap.add((gap >= SMALL.session_timeout, gap >= SMALL.absence_after))
         known = gap if request_time == "known" else None
         expected = distribution(world, user, position, known)
         np.testing.assert_allclose(row[1:], expected[1:], rtol=1e-5, atol=1e-7)
         assert abs(sum(expected) - 1) < 1e-9
-    assert len(seen) == 3  # within a session, a new one, an absence
+    assert len(kinds_of_gap) == 3  # within a session, a new session, an absence
 
 
 @pytest.mark.parametrize("request_time", ["hidden", "known"])
-def test_events_happen_as_often_as_the_oracle_says(request_time):
-    world = observed()
+def test_frequencies_of_events_match_the_oracle(request_time):
+    world = large_world()
     users, positions = last_events(world)
     assert len(users) == 64_000
     scores = world.oracle_scores(users, positions, request_time=request_time)
-    chances = scores[:, 1:].astype(np.float64)
-    happened = np.zeros_like(chances)
-    happened[np.arange(len(users)), world.dataset.items[positions] - 1] = 1
+    probabilities = scores[:, 1:].astype(np.float64)
+    occurred = np.zeros_like(probabilities)
+    occurred[np.arange(len(users)), world.dataset.items[positions] - 1] = 1
     slots = world.dataset.offsets[users + 1] - 1 - positions
     gaps = world.dataset.timestamps[positions] - world.dataset.timestamps[positions - 1]
     situations = {
@@ -120,33 +122,39 @@ def test_events_happen_as_often_as_the_oracle_says(request_time):
         "in a burst": world.latents.burst[users, slots] >= 0,
     }
     burst = world.latents.burst[users, slots]
-    of_the_burst = (world.catalogue.category[1:] == burst[:, None]) & (burst >= 0)[:, None]
-    p, hits = (np.where(of_the_burst, part, 0).sum(axis=1) for part in (chances, happened))
+    in_burst_category = (world.catalogue.category[1:] == burst[:, None]) & (burst >= 0)[:, None]
+    p = np.where(in_burst_category, probabilities, 0).sum(axis=1)
+    hits = np.where(in_burst_category, occurred, 0).sum(axis=1)
     error = (hits.sum() - p.sum()) / math.sqrt((p * (1 - p)).sum())
     assert abs(error) < 4, f"items of the burst's category: {error:.1f} sd"
     if request_time == "known":
         new, absent = gaps >= SMALL.session_timeout, gaps >= SMALL.absence_after
-        situations |= {"in a session": ~new, "returned": new & ~absent, "absent": absent}
+        situations |= {
+            "within a session": ~new,
+            "new session": new & ~absent,
+            "after an absence": absent,
+        }
     for name, rows in situations.items():
-        p, hits = chances[rows], happened[rows]
-        # By how probable: few, rare, common, likely.
+        p, hits = probabilities[rows], occurred[rows]
+        # Items of similar probability together, from rare to likely.
         edges = np.array([0, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.01])
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             inside = (p >= low) & (p < high)
             deviation = math.sqrt((p * (1 - p))[inside].sum())
-            if deviation > 10:  # about normal from there
+            if deviation > 10:  # the sum is then about normal
                 error = (hits[inside].sum() - p[inside].sum()) / deviation
                 assert abs(error) < 4, f"{name}, probabilities {low} to {high}: {error:.1f} sd"
-        # The surprise of what happened, against its mean, the entropy.
+        # The log-likelihood of the events, against its expectation, the negative entropy.
         log = np.log(np.maximum(p, 1e-30))
         mean = (p * log).sum(axis=1)
         variance = (p * log**2).sum(axis=1) - mean**2
         error = ((hits * log).sum() - mean.sum()) / math.sqrt(variance.sum())
-        assert abs(error) < 4, f"{name}: surprise off by {error:.1f} sd"
+        assert abs(error) < 4, f"{name}: log-likelihood off by {error:.1f} sd"
 
 
-def test_keeping_more_states_changes_no_event():
-    few, many = (generate(dataclasses.replace(SMALL, oracle_events=kept), 2) for kept in (1, 10))
+def test_the_number_of_saved_states_changes_no_event():
+    few = generate(dataclasses.replace(SMALL, oracle_events=1), 2)
+    many = generate(dataclasses.replace(SMALL, oracle_events=10), 2)
     np.testing.assert_array_equal(few.dataset.items, many.dataset.items)
     np.testing.assert_array_equal(few.dataset.timestamps, many.dataset.timestamps)
     last = few.dataset.offsets[1:] - 1
@@ -155,13 +163,13 @@ def test_keeping_more_states_changes_no_event():
 
 
 def hit_rate(scores: np.ndarray, targets: np.ndarray) -> float:
-    """HR@10 over the catalogue, mean ties."""
+    """HR@10 over the whole catalogue; tied items share their mean rank."""
     own = scores[np.arange(len(targets)), targets, None]
     ranks = 1 + (scores[:, 1:] > own).sum(axis=1) + ((scores[:, 1:] == own).sum(axis=1) - 1) / 2
     return float((ranks <= 10).mean())
 
 
-def test_quick_has_room_between_floors_and_oracle():
+def test_the_oracle_of_the_quick_preset_is_far_above_the_baselines():
     world = generate(world_config("quick"), 0)
     data, users = world.dataset, np.arange(2_000)
     last = data.offsets[1:] - 1
@@ -169,29 +177,30 @@ def test_quick_has_room_between_floors_and_oracle():
     train[last] = False
     popularity = np.bincount(data.items[train], minlength=data.num_items + 1)
     train[data.offsets[:-1]] = False
-    at = np.flatnonzero(train)
-    markov = np.zeros((data.num_items + 1, data.num_items + 1), np.float32)
-    np.add.at(markov, (data.items[at - 1], data.items[at]), 1)
+    events = np.flatnonzero(train)
+    transitions = np.zeros((data.num_items + 1, data.num_items + 1), np.float32)
+    np.add.at(transitions, (data.items[events - 1], data.items[events]), 1)
     targets = data.items[last]
     popular = hit_rate(np.broadcast_to(popularity, (2_000, data.num_items + 1)), targets)
-    counts = hit_rate(markov[data.items[last - 1]], targets)
+    markov = hit_rate(transitions[data.items[last - 1]], targets)
     oracle = hit_rate(world.oracle_scores(users, last), targets)
-    assert popular + 0.1 < counts < oracle - 0.15
+    assert popular + 0.1 < markov < oracle - 0.15
     assert 0.5 < oracle < 0.7
-    # It is calibrated: it hits as often as it says.
+    # The oracle is calibrated: its hit rate is the mean probability of its ten best items.
     scores = world.oracle_scores(users, last)[:, 1:]
-    said = np.sort(scores, axis=1)[:, -10:].sum(axis=1)
-    assert abs(said.mean() - oracle) < 4 * math.sqrt((said * (1 - said)).sum()) / 2_000
+    expected = np.sort(scores, axis=1)[:, -10:].sum(axis=1)
+    assert abs(expected.mean() - oracle) < 4 * math.sqrt((expected * (1 - expected)).sum()) / 2_000
 
 
-def test_the_oracle_refuses_events_it_does_not_know():
+def test_the_oracle_refuses_events_whose_state_it_does_not_know():
     world = generate(SMALL, 0)
     end = int(world.dataset.offsets[1])
     with pytest.raises(WorldError, match=f"the last 8 events of user 0, {end - 8} to {end - 1}"):
         world.oracle_scores(np.array([0]), np.array([end - 9]))
-    with pytest.raises(WorldError, match=f"not event {end}"):
+    with pytest.raises(WorldError, match=f"but not event {end}: raise oracle_events"):
         world.oracle_scores(np.array([0]), np.array([end]))
-    with pytest.raises(WorldError, match="numbered 0 to 39"):
+    with pytest.raises(WorldError, match="users runs from 40 to 40: it must be from 0 to 39"):
         world.oracle_scores(np.array([40]), np.array([end - 1]))
-    with pytest.raises(WorldError, match="'hidden' or 'known', not 'guessed'"):
+    message = "request_time is 'guessed': it must be 'hidden' or 'known'"
+    with pytest.raises(WorldError, match=message):
         world.oracle_scores(np.array([0]), np.array([end - 1]), request_time="guessed")

@@ -1,4 +1,4 @@
-"""`python -m launch.prepare`, as a user runs it."""
+"""`python -m launch.prepare`, run as a program."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def log(tmp_path):
     return path
 
 
-def test_a_log_becomes_a_folder_and_its_card_is_printed(log, tmp_path):
+def test_prepare_writes_a_dataset_folder_and_prints_its_card(log, tmp_path):
     folder = tmp_path / "set"
     columns = "--columns=user=who,item=what,timestamp=when,rating=stars,fold=part"
     ended = program(
@@ -46,7 +46,7 @@ def test_a_log_becomes_a_folder_and_its_card_is_printed(log, tmp_path):
     assert lines[-1] == f"written to {folder}"
 
 
-def test_columns_by_position(tmp_path):
+def test_columns_may_be_named_by_position(tmp_path):
     path = tmp_path / "log.tsv"
     path.write_text("9\tu\ti\n8\tu\tj\n")
     columns = "--columns=user=1,item=2,timestamp=0"
@@ -59,18 +59,39 @@ def test_columns_by_position(tmp_path):
     ("arguments", "message"),
     [
         ([], "no column for the user among who, what"),
-        (["--columns=user"], "role=column pairs"),
-        (["--time_range=1"], "takes two numbers"),
-        (["--time_range=2,1"], "the first must be less"),
+        (["--columns=user"], "--columns=user must be role=column pairs: type --columns=user=.."),
+        (["--time_range=1"], "--time_range=1 must be two numbers in seconds: type --time_range="),
+        (["--time_range=2,1"], "--time_range=2,1: FIRST must be smaller than END"),
         (["--format=excel"], "should be one of"),
-        (["--columns=user=who,rating=price,item=what,timestamp=when"], "no column 'price' for the"),
-        (["--columns=user=who,item=what,timestamp=part"], "line 2: the time is missing or no num"),
+        (
+            ["--columns=user=who,rating=price,item=what,timestamp=when"],
+            "no column 'price' for the rating among who, what",
+        ),
+        (
+            ["--columns=user=who,item=what,timestamp=part"],
+            "line 2: the time is missing or not a number",
+        ),
         (["surplus"], "not a flag: surplus"),
-        (["--spark_master=local[2]"], "are for --engine=spark"),
-        (["--engine=spark", "--spark_conf=spark.ui.enabled"], "takes NAME=VALUE"),
+        (["--spark_master=local[2]"], "need --engine=spark, but --engine is polars"),
+        (
+            ["--engine=spark", "--spark_conf=spark.ui.enabled"],
+            "--spark_conf=spark.ui.enabled must be NAME=VALUE: type --spark_conf=spark.executor",
+        ),
+    ],
+    ids=[
+        "no user column",
+        "column without role",
+        "one time",
+        "decreasing times",
+        "unknown format",
+        "unknown column",
+        "column of another type",
+        "argument that is no flag",
+        "Spark flag without Spark",
+        "Spark setting without value",
     ],
 )
-def test_what_cannot_be_done_is_said_in_words(log, tmp_path, arguments, message):
+def test_errors_are_one_line_with_exit_code_1(log, tmp_path, arguments, message):
     ended = program(
         "prepare", f"--input={log}", f"--output={tmp_path / 'set'}", "--format=csv", *arguments
     )
@@ -80,7 +101,7 @@ def test_what_cannot_be_done_is_said_in_words(log, tmp_path, arguments, message)
     assert not (tmp_path / "set").exists()
 
 
-def test_help_says_what_the_dialects_are():
+def test_help_describes_the_formats():
     lines = [" ".join(line.split()) for line in program("prepare", "--help").stdout.splitlines()]
     assert "movielens-dat: MovieLens ratings.dat: user::item::rating::seconds" in lines
     assert "tsv: Tabs and a header" in lines

@@ -24,7 +24,10 @@ def test_a_failed_run_stops_no_other_and_is_named_with_its_log(tmp_path):
     bad, shot, told = sorted(run_local(tasks), key=lambda failure: str(failure.task.folder))
     assert (bad.task, bad.reason) == (tasks[0], "exit code 3")
     assert (shot.task, shot.reason) == (tasks[3], "ended by SIGKILL")
-    assert (told.task, told.reason) == (tasks[2], "preempted; run the same command again to continue")
+    assert (told.task, told.reason) == (
+        tasks[2],
+        "preempted; run the same command again to continue",
+    )
     assert "line 20\n" in str(bad) and str(bad).endswith("line 29") and "line 19" not in str(bad)
     log = (tmp_path / "good" / "log.txt").read_text().splitlines()
     assert log[0].startswith("$ ") and log[1:] == ["well"]

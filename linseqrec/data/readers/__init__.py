@@ -1,4 +1,4 @@
-"""Readers: from a log in the dialect it was published in to one frame of events."""
+"""Readers: a log file or frame as one frame of events, whatever the format of the log."""
 
 from linseqrec.data.readers.files import read_file
 from linseqrec.data.readers.formats import FORMATS, Format

@@ -1,4 +1,4 @@
-"""Which dialect a file is written in, told from its name and its first lines."""
+"""The format of a log file, detected from its name and its first lines."""
 
 import csv
 import dataclasses
@@ -17,7 +17,7 @@ _BEHAVIOUR = re.compile(r"pv|buy|cart|fav")
 _AMAZON_USER = re.compile(r"A[0-9A-Z]{9,24}")
 _AMAZON_ITEM = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
 
-# Dialects without a header: what each field of the first lines must look like.
+# Formats without a header: the pattern of each field, None for any text.
 _HEADERLESS: dict[str, tuple[re.Pattern[str] | None, ...]] = {
     "movielens-dat": (_INTEGER, _INTEGER, _NUMBER, _NUMBER),
     "movielens-tab": (_INTEGER, _INTEGER, _NUMBER, _NUMBER),
@@ -29,53 +29,60 @@ _HEADERLESS: dict[str, tuple[re.Pattern[str] | None, ...]] = {
 
 
 def choose_format(head: Head, name: str | None, mapped: bool, headerless: bool) -> Format:
-    """The named dialect, or the one the file is written in.
+    """The named format, or the detected one.
 
     Args:
-      head: The file's beginning.
-      name: A key of `FORMATS`, or None to tell by the file.
-      mapped: The caller names columns, so that an unknown dialect may be a generic one.
-      headerless: The caller names them by position.
+      head: The beginning of the file.
+      name: A key of `FORMATS`. None: detect the format from the file.
+      mapped: Whether the caller names columns. The file may then be any CSV or TSV file.
+      headerless: Whether the caller names columns by position. The file then has no header.
 
     Returns:
-      The dialect, with the file's own separator and field count where it leaves them open.
+      The format. The number of fields of a headerless CSV or TSV file, and the separator of
+      "user-item", are those of the file.
 
     Raises:
-      LogError: The dialect is unknown, cannot be told, or is not what the file holds.
+      LogError: The format is unknown, cannot be detected, or is not the format of the file.
     """
     if name is not None and name not in FORMATS:
-        raise LogError(str(head.path), f"unknown format {name!r}; known: {', '.join(FORMATS)}.")
+        raise LogError(str(head.path), f"format={name!r} is unknown; known: {', '.join(FORMATS)}.")
     if head.parquet or name == "parquet":
         if not head.parquet or name not in (None, "parquet"):
-            found = "Parquet" if head.parquet else "text"
-            raise LogError(str(head.path), f"format {name!r} was asked for, but this is {found}.")
+            content = "Parquet" if head.parquet else "text"
+            raise LogError(
+                str(head.path),
+                f"format={name!r}, but the file is {content}. Leave the format out to detect it.",
+            )
         return FORMATS["parquet"]
-    chosen = FORMATS[name] if name else _detect(head, mapped, headerless)
-    if chosen.kind == "text" and chosen.name in ("csv", "tsv") and headerless:
-        fields = split_fields(head.lines[0], chosen)
-        return dataclasses.replace(chosen, num_fields=len(fields))
-    if chosen.name == "user-item" and "\t" in head.lines[0]:
-        return dataclasses.replace(chosen, separator="\t")
-    return chosen
+    log_format = FORMATS[name] if name else _detect(head, mapped, headerless)
+    if log_format.kind == "text" and log_format.name in ("csv", "tsv") and headerless:
+        fields = split_fields(head.lines[0], log_format)
+        return dataclasses.replace(log_format, num_fields=len(fields))
+    if log_format.name == "user-item" and "\t" in head.lines[0]:
+        return dataclasses.replace(log_format, separator="\t")
+    return log_format
 
 
 def split_fields(line: str, log_format: Format) -> list[str]:
-    """The fields of one line."""
+    """The fields of one line of a text format."""
     if log_format.quoted and '"' in line:
         return next(csv.reader([line], delimiter=log_format.separator))
     return line.split(log_format.separator)
 
 
-def find_column(names: list[str], wanted: str) -> str | None:
-    """The column called `wanted`, else the only one that is `wanted:type` as RecBole writes it."""
-    if wanted in names:
-        return wanted
-    typed = [name for name in names if name.split(":")[0] == wanted and _TYPED.fullmatch(name)]
+def find_column(names: list[str], requested: str) -> str | None:
+    """The column `requested`, or the only column `requested:type` in RecBole's notation.
+
+    None if `names` has neither.
+    """
+    if requested in names:
+        return requested
+    typed = [name for name in names if name.split(":")[0] == requested and _TYPED.fullmatch(name)]
     return typed[0] if len(typed) == 1 else None
 
 
 def guess_column(names: list[str], role: str) -> str | None:
-    """The column that commonly plays a role, by `COMMON_NAMES`."""
+    """The first column with a common name of the role (`COMMON_NAMES`), or None."""
     by_lower = {name.lower(): name for name in reversed(names)}
     return next((by_lower[name] for name in COMMON_NAMES[role] if name in by_lower), None)
 
@@ -85,11 +92,11 @@ def _detect(head: Head, mapped: bool, headerless: bool) -> Format:
     if first.startswith("{"):
         return _detect_json(head)
     if first.startswith("["):
-        raise LogError(str(head.path), "a JSON array; write one object a line instead.", line=1)
+        raise LogError(str(head.path), "this is a JSON array. Write one object per line.", line=1)
     if not headerless:
-        found = _detect_header(head, first) or _detect_headerless(head)
-        if found:
-            return found
+        detected = _detect_header(head, first) or _detect_headerless(head)
+        if detected:
+            return detected
     for separator, name in (("\t", "tsv"), (",", "csv")):
         if separator in first:
             names = split_fields(first, FORMATS[name])
@@ -99,8 +106,8 @@ def _detect(head: Head, mapped: bool, headerless: bool) -> Format:
         return FORMATS["user-item"]
     raise LogError(
         str(head.path),
-        f"cannot tell the format from the first line {first[:80]!r}. Name it (--format=…; known: "
-        f"{', '.join(FORMATS)}), or name the columns (--columns=user=…,item=…,timestamp=…).",
+        f"cannot detect the format from the first line {first[:80]!r}. Set --format to one of "
+        f"{', '.join(FORMATS)}, or name the columns: --columns=user=..,item=..,timestamp=...",
         line=1,
     )
 
@@ -117,33 +124,35 @@ def _detect_header(head: Head, first: str) -> Format | None:
 
 
 def _detect_headerless(head: Head) -> Format | None:
-    """The dialect whose field patterns fit most of the first lines (no two fit one line).
+    """The format whose field patterns match more than half of the first lines, or None.
 
-    Most, not all: a damaged line among them is to be refused by its number later, not to hide
-    what the file is.
+    A later check refuses a damaged line with its number, so that such a line must not prevent the
+    detection. No line matches the patterns of two formats.
     """
     for name, patterns in _HEADERLESS.items():
-        if _fits_most(head.lines, name, patterns):
+        if _matches_most(head.lines, name, patterns):
             return FORMATS[name]
     return None
 
 
-def _fits_most(lines: list[str], name: str, patterns: tuple[re.Pattern[str] | None, ...]) -> bool:
-    fitting = 0
+def _matches_most(
+    lines: list[str], name: str, patterns: tuple[re.Pattern[str] | None, ...]
+) -> bool:
+    matches = 0
     for line in lines:
         fields = line.split(FORMATS[name].separator)
-        fitting += len(fields) == len(patterns) and all(
+        matches += len(fields) == len(patterns) and all(
             pattern is None or pattern.fullmatch(field) is not None
             for field, pattern in zip(fields, patterns, strict=True)
         )
-    return 2 * fitting > len(lines)
+    return 2 * matches > len(lines)
 
 
 def _detect_json(head: Head) -> Format:
     try:
         keys = set(json.loads(head.lines[0]))
     except ValueError as error:
-        raise LogError(str(head.path), f"no JSON object: {error}.", line=1) from None
+        raise LogError(str(head.path), f"the line is not a JSON object: {error}.", line=1) from None
     for name in ("amazon-json", "amazon-2023-json"):
         columns = FORMATS[name].columns
         if {columns[role] for role in ("user", "item", "timestamp")} <= keys:
@@ -152,5 +161,5 @@ def _detect_json(head: Head) -> Format:
 
 
 def is_iso(text: str) -> bool:
-    """Whether a text is a date and time as ISO 8601 writes them (no offset but Z)."""
+    """Whether a text is an ISO 8601 date and time without offset, or with the offset Z."""
     return _ISO.fullmatch(text) is not None

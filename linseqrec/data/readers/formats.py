@@ -1,28 +1,29 @@
-"""The dialects that public logs come in, as data."""
+"""The formats of public log files."""
 
 import dataclasses
 from collections.abc import Mapping
 
 ROLES = ("user", "item", "timestamp", "rating", "fold", "row")
 
-# How times are written: seconds, milliseconds or microseconds since an epoch, ISO 8601 text, or
-# not at all ("order": the order of the lines is all there is).
+# Ticks per second of each time unit: seconds, milliseconds or microseconds since an epoch; "iso",
+# ISO 8601 text, which readers convert to microseconds; "order", a log without times, whose lines
+# are in time order.
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "iso": 1_000_000, "order": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A dialect of log files.
+    """A format of log files.
 
     Attributes:
-      name: What `--format` calls it.
-      description: Whose it is and how a line looks.
+      name: The value of `--format`.
+      description: The source of such logs and the layout of a line.
       kind: "text" (fields and separators), "json" (one object a line) or "parquet".
-      separator: Between fields; text only.
-      columns: Role to column name, or to position from 0 where there is no header.
-      num_fields: Fields a line, where there is no header; None where there is one.
-      time_unit: A key of `TIME_UNITS`; None where the dialect leaves it open.
-      quoted: Fields may stand in double quotes.
+      separator: The text between two fields; for kind "text" only.
+      columns: The column of each role: a name, or a position from 0 in a file without header.
+      num_fields: Number of fields in a line of a file without header; None if it has a header.
+      time_unit: A key of `TIME_UNITS`; None if logs of this format differ.
+      quoted: Whether double quotes may enclose a field.
     """
 
     name: str
@@ -134,7 +135,7 @@ _ALL = (
     ),
     Format(
         "user-item",
-        "A pair a line, `user item`; the order of the lines is each user's order",
+        "A pair a line, `user item`; the lines of a user are in time order",
         separator=" ",
         columns=_by_position("user", "item"),
         num_fields=2,
@@ -148,12 +149,13 @@ _ALL = (
 
 FORMATS: dict[str, Format] = {entry.name: entry for entry in _ALL}
 
-# Names a column is found by where neither dialect nor caller names it, lower case, best first.
+# Common column names of each role, in lower case and in the order of preference. The readers look
+# for them if neither the format nor the caller names the column.
 COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "user": ("user", "user_id", "userid", "uid", "reviewerid", "session_id", "sessionid"),
     "item": ("item", "item_id", "itemid", "iid", "movieid", "video_id", "parent_asin", "asin"),
     "timestamp": ("timestamp", "time", "ts", "time_ms", "unixreviewtime", "datetime", "date"),
     "rating": ("rating", "overall", "stars"),
-    "fold": (),  # a split is used only where the caller names it
+    "fold": (),  # the caller must name the column: a split is never used unasked
     "row": (),
 }

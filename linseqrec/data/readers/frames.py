@@ -1,4 +1,4 @@
-"""Logs that are frames already: pandas, Polars, PyArrow, DuckDB, Spark."""
+"""Logs from frames: pandas, Polars, PyArrow, DuckDB, Spark."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,21 +17,21 @@ def read_frame(
     time_unit: str | None = None,
     where: str = "frame",
 ) -> Log:
-    """Takes a log that is a frame already: pandas, Polars, PyArrow, DuckDB, or any narwhals knows.
+    """The log in a frame of pandas, Polars, PyArrow, DuckDB or another library of narwhals.
 
     Args:
-      frame: The frame, eager or lazy. A lazy frame other than Polars' has no order of rows by
-        itself: name an integer column that has it, `columns={"row": …}`. A DuckDB relation
-        without one is read into memory in its own order.
-      columns: Role to column name; common names are found by themselves.
-      time_unit: A key of `TIME_UNITS`; columns of dates and times need none.
-      where: What messages call it.
+      frame: The frame, eager or lazy. The rows of a lazy frame have no order, except in Polars.
+        Name an integer column with their order: `columns={"row": COLUMN}`. Without this column, the
+        reader loads a DuckDB relation into memory in its own order, and refuses a Spark frame.
+      columns: The column name of each role. The reader finds common names itself.
+      time_unit: A key of `TIME_UNITS`. Columns of dates or datetimes need none.
+      where: A name for the frame in error messages and the card.
 
     Returns:
-      The log, still lazy where the frame was.
+      The log; lazy if the frame is lazy.
 
     Raises:
-      LogError: A column is missing or cannot hold its role.
+      LogError: A column is missing, or its type does not fit its role.
     """
     columns = dict(columns or {})
     check_arguments(where, columns, time_unit)
@@ -40,51 +40,51 @@ def read_frame(
     except TypeError as error:
         raise LogError(where, f"is neither a file nor a frame: {error}") from None
     schema = native.collect_schema()
-    found = find_columns(where, list(schema), columns, {}, time_unit)
-    taken = {role: nw.col(str(name)) for role, name in found.items()}
+    column_of = find_columns(where, list(schema), columns, {}, time_unit)
+    values = {role: nw.col(str(name)) for role, name in column_of.items()}
     for role in ("user", "item"):
-        dtype = schema[str(found[role])]
+        dtype = schema[str(column_of[role])]
         if dtype.is_float():
             raise LogError(
                 where,
-                f"the {role} column {found[role]!r} holds {dtype}: ids must be integers or text "
-                "(an integer column with missing values becomes float in pandas).",
+                f"the {role} column {column_of[role]!r} holds {dtype}: ids must be integers or "
+                "text. pandas makes floats of integers with missing values: fill them, then cast.",
             )
-        taken[role] = taken[role].cast(nw.String())
-    if "timestamp" in taken:
-        dtype = schema[str(found["timestamp"])]
+        values[role] = values[role].cast(nw.String())
+    if "timestamp" in values:
+        dtype = schema[str(column_of["timestamp"])]
         if isinstance(dtype, nw.Date | nw.Datetime):
-            if native.implementation.is_pyspark():  # for which narwhals has no dt.timestamp
-                name = str(found["timestamp"])
+            if native.implementation.is_pyspark():  # narwhals has no dt.timestamp for Spark
+                name = str(column_of["timestamp"])
                 native = nw.from_native(spark.datetimes_to_microseconds(nw.to_native(native), name))
             else:
                 if isinstance(dtype, nw.Date):
-                    taken["timestamp"] = taken["timestamp"].cast(nw.Datetime("us"))
-                taken["timestamp"] = taken["timestamp"].dt.timestamp("us")
+                    values["timestamp"] = values["timestamp"].cast(nw.Datetime("us"))
+                values["timestamp"] = values["timestamp"].dt.timestamp("us")
             time_unit = "iso"
         elif not dtype.is_numeric():
             raise LogError(
                 where,
-                f"the timestamp column {found['timestamp']!r} holds {dtype}: make it numbers or "
-                "datetimes.",
+                f"the timestamp column {column_of['timestamp']!r} holds {dtype}: it must hold "
+                "numbers or datetimes.",
             )
     types = {"timestamp": nw.Float64(), "rating": nw.Float64(), "fold": nw.String()}
-    taken = {
-        role: taken[role].cast(types[role]) if role in types else taken[role] for role in taken
+    values = {
+        role: value.cast(types[role]) if role in types else value for role, value in values.items()
     }
-    events = native.select(*(taken[role].alias(role) for role in taken))
+    events = native.select(*(value.alias(role) for role, value in values.items()))
     return Log(
         _with_row(events, where),
         where,
         "frame",
-        found,
-        [name for name in schema if name not in found.values()],
+        column_of,
+        [name for name in schema if name not in column_of.values()],
         time_unit,
     )
 
 
 def _with_row(events: nw.DataFrame[Any] | nw.LazyFrame[Any], where: str) -> nw.LazyFrame[Any]:
-    """The events, lazy, with their rows numbered in the log's order where they are not yet."""
+    """The events as a lazy frame with a column `row`, the order of the log."""
     if isinstance(events, nw.DataFrame):
         eager = events if "row" in events.columns else events.with_row_index("row")
         return eager.lazy(backend="polars")
@@ -96,6 +96,6 @@ def _with_row(events: nw.DataFrame[Any] | nw.LazyFrame[Any], where: str) -> nw.L
         return events.collect(backend="polars").with_row_index("row").lazy()
     raise LogError(
         where,
-        "a distributed frame has no order of rows: name an integer column that has it "
-        "(columns row=…).",
+        "the rows of a distributed frame have no order. Name an integer column with their order: "
+        'columns={"row": COLUMN}.',
     )

@@ -1,4 +1,4 @@
-"""A log as one lazy frame of events, whatever file or frame it came in."""
+"""`Log`, the events of a log file or frame as one lazy frame."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ REQUIRED = ("user", "item", "timestamp")
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """Events in the order of the log, not yet checked.
+    """Events in the order of the log. Their values are not checked yet.
 
     Attributes:
-      frame: Columns `row` (int64, from 0), `user`, `item` (text), `timestamp` (float64 in
-        `time_unit`; absent where the unit is "order"), and where the log has them `rating`
-        (float64) and `fold` (text). A value that could not be read is null.
-      where: The file, or what the frame is; stands in messages and in the card.
-      format: The dialect's name, or "frame".
-      columns: Role to the column it was read from.
-      ignored: Columns of the log that play no role.
-      time_unit: A key of `TIME_UNITS`; None to be told by the magnitude of the values.
-      sha256: Of the file; None for a frame.
-      first_line: The line of row 0; None for frames and Parquet, whose rows are named instead.
+      frame: Columns `row` (int64, from 0), `user` and `item` (text), and `timestamp` (float64, in
+        `time_unit`; not in a log with time unit "order"). If the log has them, also `rating`
+        (float64) and `fold` (text). A value that the reader cannot parse is null.
+      where: The file name, or a name for the frame; for error messages and the card.
+      format: The name of the format, or "frame".
+      columns: The column of the log for each role.
+      ignored: Columns of the log without a role.
+      time_unit: A key of `TIME_UNITS`. None: `checks.check_values` detects it from the values.
+      sha256: Digest of the file; None for a frame.
+      first_line: Line number of row 0. None for frames and Parquet: errors then name the row.
     """
 
     frame: nw.LazyFrame[Any]
@@ -41,7 +41,12 @@ class Log:
     first_line: int | None = None
 
     def error(self, row: int | None, reason: str) -> LogError:
-        """A `LogError` at a row, named by its line where the log has lines."""
+        """A `LogError` that names the line of `row`, or `row` itself in a log without lines.
+
+        Args:
+          row: The row, from 0. None: the error concerns the whole log.
+          reason: What is wrong, and what to do.
+        """
         if row is None or self.first_line is None:
             return LogError(self.where, reason, row=row)
         line = row + self.first_line
@@ -49,7 +54,17 @@ class Log:
         return LogError(self.where, f"{reason} The line: {text!r}.", line=line)
 
     def unreadable(self, error: Exception) -> LogError:
-        """What stands behind the engine's refusal to read a log that has the right shape."""
+        """A `LogError` for an exception that the engine raised while it read the log.
+
+        Args:
+          error: The engine's exception.
+
+        Returns:
+          An error that quotes the exception, if no line of the log explains it.
+
+        Raises:
+          LogError: A line has wrong quotes or is not a JSON object; names the line.
+        """
         kind = FORMATS[self.format].kind if self.format in FORMATS else None
         if kind == "text":
             source.check_quotes(Path(self.where), FORMATS[self.format].separator)
@@ -58,43 +73,65 @@ class Log:
                 str(self.columns[role]) for role in ("timestamp", "rating") if role in self.columns
             }
             source.check_json(Path(self.where), numbers)
-        return LogError(self.where, f"cannot be read: {str(error).splitlines()[0]}")
+        return LogError(
+            self.where,
+            f"cannot be read: {str(error).splitlines()[0]}. If the file is damaged, download it "
+            "again.",
+        )
 
 
 def check_arguments(where: str, columns: Mapping[str, str | int], time_unit: str | None) -> None:
-    """Refuses roles and units that do not exist (`LogError`)."""
+    """Raises `LogError` for an unknown role or time unit."""
     unknown = set(columns) - set(ROLES)
     if unknown:
-        raise LogError(where, f"unknown column roles {sorted(unknown)}; known: {', '.join(ROLES)}.")
+        raise LogError(
+            where, f"columns names the unknown roles {sorted(unknown)}; known: {', '.join(ROLES)}."
+        )
     if time_unit is not None and time_unit not in TIME_UNITS:
-        raise LogError(where, f"unknown time unit {time_unit!r}; known: {', '.join(TIME_UNITS)}.")
+        raise LogError(
+            where, f"time_unit={time_unit!r} is unknown; known: {', '.join(TIME_UNITS)}."
+        )
 
 
 def find_columns(
     where: str,
     names: list[str],
-    given: Mapping[str, str | int],
-    usual: Mapping[str, str | int],
+    from_caller: Mapping[str, str | int],
+    from_format: Mapping[str, str | int],
     time_unit: str | None,
 ) -> dict[str, str | int]:
-    """Role to column: as the caller names it, or the dialect, else by common names."""
-    found: dict[str, str | int] = {}
-    wanted = {**usual, **given}
+    """The column of each role in a log with a header.
+
+    The caller's column comes before the format's column, and both before common names.
+
+    Args:
+      where: The file name, or a name for the frame; for error messages.
+      names: The columns of the log.
+      from_caller: The caller's column of each role.
+      from_format: The format's column of each role.
+      time_unit: A key of `TIME_UNITS`; "order" needs no timestamp column. None: not known yet.
+
+    Raises:
+      LogError: The log lacks a column that is required or that the caller names.
+    """
+    columns: dict[str, str | int] = {}
+    requested = {**from_format, **from_caller}
     for role in ROLES:
         if role == "timestamp" and time_unit == "order":
             continue
         column = (
-            detection.find_column(names, str(wanted[role]))
-            if role in wanted
+            detection.find_column(names, str(requested[role]))
+            if role in requested
             else detection.guess_column(names, role)
         )
         if column is not None:
-            found[role] = column
-        elif role in REQUIRED or role in given:
-            called = f"{wanted[role]!r} for the {role}" if role in wanted else f"for the {role}"
-            hint = "; a log without time needs time_unit=order" if role == "timestamp" else ""
+            columns[role] = column
+        elif role in REQUIRED or role in from_caller:
+            missing = f"{requested[role]!r} " if role in requested else ""
+            hint = "; or set time_unit=order for a log without times" if role == "timestamp" else ""
             raise LogError(
                 where,
-                f"no column {called} among {', '.join(names)}. Name it: columns {role}=…{hint}.",
+                f"no column {missing}for the {role} among {', '.join(names)}. Name it: "
+                f"--columns={role}=COLUMN{hint}.",
             )
-    return found
+    return columns

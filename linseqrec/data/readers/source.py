@@ -1,4 +1,4 @@
-"""A log's bytes: refusing what is no log, and one pass that checks every line's shape."""
+"""The bytes of a log file: its beginning, its digest, and checks of every line."""
 
 import csv
 import dataclasses
@@ -18,15 +18,16 @@ import numpy as np
 from linseqrec.data.readers.formats import Format
 from linseqrec.errors import LogError
 
-_BLOCK = 1 << 24
-_HEAD, _HEAD_LINES = 1 << 20, 200
-_FOREIGN = {
-    b"PK\x03\x04": "a ZIP archive; unpack it",
-    b"BZh": "compressed with bzip2; unpack it, or use gzip",
-    b"\xfd7zXZ": "compressed with xz; unpack it, or use gzip",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it, or use gzip",
-    b"\xff\xfe": "UTF-16 text; write it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; write it as UTF-8",
+_BLOCK = 1 << 24  # bytes
+_HEAD_BYTES, _HEAD_LINES = 1 << 20, 200
+# The first bytes of common files that the readers cannot read, with advice.
+_UNREADABLE = {
+    b"PK\x03\x04": "a ZIP archive. Unpack it",
+    b"BZh": "compressed with bzip2. Unpack it, or use gzip",
+    b"\xfd7zXZ": "compressed with xz. Unpack it, or use gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd. Unpack it, or use gzip",
+    b"\xff\xfe": "UTF-16 text. Convert it to UTF-8",
+    b"\xfe\xff": "UTF-16 text. Convert it to UTF-8",
 }
 
 
@@ -36,9 +37,9 @@ class Head:
 
     Attributes:
       path: The file.
-      name: Its name, without `.gz`.
-      parquet: It is a Parquet file; `lines` is empty then.
-      lines: Its first complete lines, without line ends.
+      name: The name of the file, without `.gz`.
+      parquet: Whether it is a Parquet file; `lines` is then empty.
+      lines: The first complete lines, without line ends.
     """
 
     path: Path
@@ -54,17 +55,17 @@ def is_gzip(path: Path) -> bool:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a plain or gzip file for reading what it holds."""
+    """Opens a file for reading its uncompressed bytes."""
     return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip(path) else open(path, "rb")
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The Parquet files of a folder in the order of their names; none where it is no folder."""
+    """The Parquet files of a folder in the order of their names; empty if `path` is a file."""
     return sorted(path.glob("*.parquet")) if path.is_dir() else []
 
 
 def sha256_of_files(paths: list[Path]) -> str:
-    """The digest of one file; of several, that of their digests and names, a line each."""
+    """The SHA-256 of one file, or of a list of the digests and names of several files."""
     digests = []
     for path in paths:
         with open(path, "rb") as file:
@@ -76,46 +77,53 @@ def sha256_of_files(paths: list[Path]) -> str:
 
 
 def read_head(path: Path) -> Head:
-    """Reads a log's beginning, refusing what cannot be a log (`LogError`)."""
+    """The beginning of a log file.
+
+    Raises:
+      LogError: The file does not exist, is empty or damaged, or is not a log (HTML, ZIP, ...).
+    """
+    if not path.exists():
+        raise LogError(str(path), "no such file.")
     if not path.is_file():
-        found = "is neither a file nor a folder of Parquet files." if path.exists() else None
-        raise LogError(str(path), found or "no such file.")
+        raise LogError(str(path), "is neither a file nor a folder of Parquet files.")
     if path.stat().st_size == 0:
         raise LogError(str(path), "the file is empty.")
     try:
         with open_bytes(path) as file:
-            data = file.read(_HEAD)
+            data = file.read(_HEAD_BYTES)
     except (EOFError, OSError, zlib.error) as error:
         raise _damaged_gzip(path, error) from None
     name = path.name.removesuffix(".gz")
     if data.startswith(b"PAR1"):
         return Head(path, name, parquet=True, lines=[])
-    for magic, what in _FOREIGN.items():
-        if data.startswith(magic):
-            raise LogError(str(path), f"this is {what}.")
+    for first_bytes, kind_and_advice in _UNREADABLE.items():
+        if data.startswith(first_bytes):
+            raise LogError(str(path), f"this is {kind_and_advice}.")
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
     if not text.strip():
         raise LogError(str(path), "the file is empty.")
     if text.lstrip().startswith("<"):
         raise LogError(
             str(path),
-            "this is HTML or XML, not a log (an error page saved by a download?).",
+            "this is HTML or XML, not a log. It may be the error page of a failed download: "
+            "download the log again.",
             line=1,
         )
     lines = text.split("\n")
     if len(lines) > 1:
-        lines.pop()  # cut by the end of the head, or the nothing after the last line end
+        # The last element is a line that the head cuts, or the empty text after the last line end.
+        lines.pop()
     lines = [line.removesuffix("\r") for line in lines[:_HEAD_LINES]]
     return Head(path, name, parquet=False, lines=lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What one pass over a log's bytes found.
+    """The digest of a log file, and whether it has quotes.
 
     Attributes:
-      sha256: Of the file as it stands (compressed where it is).
-      quotes: Some field stands in quotes.
+      sha256: Digest of the bytes on disk, compressed or not.
+      quotes: Whether the file has a quote, in a format whose fields may be quoted.
     """
 
     sha256: str
@@ -123,20 +131,22 @@ class Shape:
 
 
 def check_shape(path: Path, log_format: Format, num_fields: int) -> Shape:
-    """Reads every byte once: gzip is whole, text is UTF-8, every line has its fields.
+    """The digest of a log file, after a check of its bytes and of the fields of each line.
 
-    Works a block at a time on arrays of bytes; only a file with quotes is parsed line by line.
+    The function reads the file once, a block at a time, and counts separators in arrays of bytes.
+    It parses the lines one by one only from the first block with quotes on.
 
     Args:
       path: The log, plain or gzip.
-      log_format: Its dialect, text or JSON.
-      num_fields: How many fields each line must have (text formats).
+      log_format: The format of the log, of kind "text" or "json".
+      num_fields: The number of fields of each line; ignored for JSON.
 
     Returns:
-      The file's digest, and whether Polars must look for quotes.
+      The digest, and whether the engines must parse quotes.
 
     Raises:
-      LogError: With the first line that is wrong.
+      LogError: The file is damaged, is not UTF-8, or has a line with wrong quotes, a blank line, or
+        a line with too few or too many fields. The message names the first such line.
     """
     sha256 = sha256_of_files([path])
     text = log_format.kind == "text"
@@ -153,25 +163,34 @@ def check_shape(path: Path, log_format: Format, num_fields: int) -> Shape:
 
 
 def read_line(path: Path, line: int, width: int = 100) -> str:
-    """The beginning of one line of a file, by its number from 1."""
+    """The first `width` characters of line number `line`, from 1."""
     with open_bytes(path) as file:
-        found = next(itertools.islice(file, line - 1, line), b"")
-    return found.decode("utf-8", errors="replace").rstrip("\r\n")[:width]
+        content = next(itertools.islice(file, line - 1, line), b"")
+    return content.decode("utf-8", errors="replace").rstrip("\r\n")[:width]
 
 
 def check_json(path: Path, numbers: set[str]) -> None:
-    """Parses line by line, to name the first that is no object or holds no number where due."""
+    """Raises `LogError` at the first line of JSON that the engine cannot read.
+
+    Args:
+      path: The log, plain or gzip.
+      numbers: The keys whose values must be numbers or null.
+    """
     with open_bytes(path) as file:
         for line, text in enumerate(file, start=1):
             try:
-                found = json.loads(text, parse_constant=_refuse_constant)
+                event = json.loads(text, parse_constant=_refuse_constant)
             except ValueError as error:
-                raise LogError(str(path), f"no JSON object: {error}.", line=line) from None
-            if not isinstance(found, dict):
-                raise LogError(str(path), "no JSON object.", line=line)
-            for name in numbers & set(found):
-                if not isinstance(found[name], int | float | None):
-                    raise LogError(str(path), f"{name} is no number: {found[name]!r}.", line=line)
+                raise LogError(
+                    str(path), f"the line is not a JSON object: {error}.", line=line
+                ) from None
+            if not isinstance(event, dict):
+                raise LogError(str(path), "the line is not a JSON object.", line=line)
+            for name in numbers & set(event):
+                if not isinstance(event[name], int | float | None):
+                    raise LogError(
+                        str(path), f"{name} is {event[name]!r}: it must be a number.", line=line
+                    )
 
 
 def _refuse_constant(name: str) -> None:
@@ -179,30 +198,35 @@ def _refuse_constant(name: str) -> None:
 
 
 def check_quotes(path: Path, separator: str) -> None:
-    """Names the first line with a quote where none may stand."""
+    """Raises `LogError` at the first line with a quote inside an unquoted field."""
     field = rf'("([^"]|"")*"|[^"{separator}]*)'
     proper = re.compile(f"{field}({separator}{field})*")
     with open_bytes(path) as file:
         for line, text in enumerate(file, start=1):
             if b'"' in text and not proper.fullmatch(text.decode("utf-8").rstrip("\r\n")):
-                raise LogError(str(path), "a quote stands inside an unquoted field.", line=line)
+                raise LogError(
+                    str(path),
+                    "a quote is inside an unquoted field. Quote the whole field, and double the "
+                    "quotes in it.",
+                    line=line,
+                )
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Blocks of complete lines; the last line end is supplied where the file has none."""
-    rest = b""
+    """Blocks of complete lines; each line, also the last one, ends with a line end."""
+    incomplete = b""
     try:
         with open_bytes(path) as file:
             while block := file.read(_BLOCK):
-                block = rest + block
-                cut = block.rfind(b"\n") + 1
-                rest = block[cut:]
-                if cut:
-                    yield block[:cut]
+                block = incomplete + block
+                end = block.rfind(b"\n") + 1
+                incomplete = block[end:]
+                if end:
+                    yield block[:end]
     except (EOFError, OSError, zlib.error) as error:
         raise _damaged_gzip(path, error) from None
-    if rest:
-        yield rest + b"\n"
+    if incomplete:
+        yield incomplete + b"\n"
 
 
 def _check_encoding(path: Path, block: bytes, line: int) -> None:
@@ -213,7 +237,7 @@ def _check_encoding(path: Path, block: bytes, line: int) -> None:
     except UnicodeDecodeError as error:
         raise LogError(
             str(path),
-            "the text is not UTF-8; convert it (iconv -t utf-8).",
+            "the text is not UTF-8. Convert it: iconv -f ENCODING -t utf-8.",
             line=line + block.count(b"\n", 0, error.start),
         ) from None
 
@@ -221,7 +245,18 @@ def _check_encoding(path: Path, block: bytes, line: int) -> None:
 def _check_lines(
     path: Path, block: bytes, separator: bytes, separators: int | None, line: int
 ) -> int:
-    """Counts the separators of each line; returns the number of lines."""
+    """The number of lines in a block without quotes.
+
+    Args:
+      path: The log, for error messages.
+      block: Complete lines.
+      separator: The separator of two fields.
+      separators: The number of separators that each line must have. None: do not count them.
+      line: The number of the block's first line.
+
+    Raises:
+      LogError: A line is blank, or has too few or too many fields.
+    """
     data = np.frombuffer(block, dtype=np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -230,44 +265,54 @@ def _check_lines(
     blank |= (lengths == 1) & (data[starts] == ord("\r"))
     counts = np.zeros(len(ends), dtype=np.int64)
     if separators is not None:
-        found = data == separator[0]
+        is_separator = data == separator[0]
         for offset, character in enumerate(separator[1:], start=1):
-            found[:-offset] &= data[offset:] == character
-        counts = np.diff(np.searchsorted(np.flatnonzero(found), ends), prepend=0)
+            is_separator[:-offset] &= data[offset:] == character
+        counts = np.diff(np.searchsorted(np.flatnonzero(is_separator), ends), prepend=0)
     wrong = np.flatnonzero(blank | (counts != (separators or 0)))
     if len(wrong):
         first = int(wrong[0])
         if blank[first]:
-            raise LogError(str(path), "the line is blank.", line=line + first)
+            raise _blank_line(path, line + first)
         raise _wrong_fields(path, line + first, int(counts[first]) + 1, (separators or 0) + 1)
     return len(ends)
 
 
 def _check_quoted(path: Path, block: bytes, separator: str, num_fields: int, line: int) -> int:
+    """The number of lines in a block with quotes; arguments and errors as for `_check_lines`."""
     rows = csv.reader(
         io.StringIO(block.decode("utf-8"), newline=""), delimiter=separator, strict=True
     )
-    count = 0
+    num_rows = 0
     try:
-        for count, row in enumerate(rows, start=1):  # noqa: B007 (the count is what is returned)
-            if rows.line_num != count:
+        for row in rows:
+            if rows.line_num != num_rows + 1:
                 raise LogError(
                     str(path),
-                    "a quoted field runs over the end of the line.",
-                    line=line + count - 1,
+                    "a quoted field contains a line end. Write each event on one line.",
+                    line=line + num_rows,
                 )
             if not row:
-                raise LogError(str(path), "the line is blank.", line=line + count - 1)
+                raise _blank_line(path, line + num_rows)
             if len(row) != num_fields:
-                raise _wrong_fields(path, line + count - 1, len(row), num_fields)
+                raise _wrong_fields(path, line + num_rows, len(row), num_fields)
+            num_rows += 1
     except csv.Error as error:
-        raise LogError(str(path), f"the quotes are wrong: {error}.", line=line + count) from None
-    return count
+        raise LogError(str(path), f"the quotes are wrong: {error}.", line=line + num_rows) from None
+    return num_rows
 
 
-def _wrong_fields(path: Path, line: int, found: int, expected: int) -> LogError:
-    return LogError(str(path), f"{found} fields, expected {expected}.", line=line)
+def _blank_line(path: Path, line: int) -> LogError:
+    return LogError(str(path), "the line is blank. Delete it.", line=line)
+
+
+def _wrong_fields(path: Path, line: int, num_fields: int, expected: int) -> LogError:
+    return LogError(
+        str(path), f"the line has {num_fields} fields: it must have {expected}.", line=line
+    )
 
 
 def _damaged_gzip(path: Path, error: Exception) -> LogError:
-    return LogError(str(path), f"the gzip file is truncated or damaged ({error}). Fetch it again.")
+    return LogError(
+        str(path), f"the gzip file is truncated or damaged ({error}). Download it again."
+    )

@@ -1,7 +1,8 @@
-"""Logs read by Spark: what Polars does to files in `files.py`, and the session that does it.
+"""Reading logs with Spark, with the same result as Polars in `files.py`.
 
-Spark's rows have no order by themselves. A file's do: a row's number is the count of rows in the
-blocks (a Parquet file, or a piece of a text file) before its own, plus its place in the block.
+Spark's rows have no order, but the rows of a file have. Spark reads a file in blocks: a Parquet
+file is one block, a text file may be several. The number of a row is the number of rows in the
+earlier blocks plus its place in its own block.
 """
 
 import itertools
@@ -16,26 +17,26 @@ import narwhals as nw
 from linseqrec.data.readers.formats import Format
 from linseqrec.errors import LogError, UserError
 
-# No columns' names.
+# Names of temporary columns. They have spaces, so that a log is unlikely to have the same names.
 ROW = "number of the row"
 _BLOCK, _PLACE, _SHIFT = "block of the row", "place of the row", "rows before the place"
 
-# What `files.py` reads as a number or a date; Spark alone would read more ("1d", "2020").
+# The numbers and dates that Polars accepts in `files.py`. Spark also accepts "1d" and "2020".
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DATETIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?$"
 
 
 class SparkUnavailable(UserError, RuntimeError):
-    """Spark cannot start here: what is missing, and how to get it."""
+    """Spark cannot start. The message says what is missing and how to install it."""
 
 
 def start_session(master: str | None = None, settings: Mapping[str, str] | None = None) -> Any:
-    """Starts a Spark session, or joins the one that this process has.
+    """A new Spark session, or the running session of this process.
 
     Args:
-      master: Where Spark runs ("local[8]", "spark://HOST:7077", "yarn"); None: as the environment
-        has it.
-      settings: Spark's own, which override ours.
+      master: Where Spark runs: "local[8]", "spark://HOST:7077", "yarn". None: Spark's own
+        configuration decides.
+      settings: Spark settings by name; they override the settings of this function.
 
     Returns:
       The `pyspark.sql.SparkSession`.
@@ -47,16 +48,18 @@ def start_session(master: str | None = None, settings: Mapping[str, str] | None 
         from pyspark.errors import PySparkRuntimeError
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise SparkUnavailable("PySpark is not installed: pip install -e '.[spark]'") from error
+        raise SparkUnavailable(
+            "PySpark is not installed. Install it: pip install -e '.[spark]'"
+        ) from error
     builder = SparkSession.builder.appName("linseqrec prepare")
     if master is not None:
         builder = builder.master(master)
-    ours = {
-        # The prepared arrays end on the driver, whose limit of 1 GB is meant for mistakes.
+    defaults = {
+        # The driver collects the numbered events, which may exceed Spark's limit of 1 GB.
         "spark.driver.maxResultSize": "0",
         "spark.ui.showConsoleProgress": "false",
     }
-    for name, value in {**ours, **(settings or {})}.items():
+    for name, value in {**defaults, **(settings or {})}.items():
         builder = builder.config(name, value)
     try:
         session = builder.getOrCreate()
@@ -71,7 +74,7 @@ def start_session(master: str | None = None, settings: Mapping[str, str] | None 
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What Spark raises about files it cannot read; nothing where it is not installed."""
+    """The exceptions of Spark about files that it cannot read; empty without PySpark."""
     try:
         from py4j.protocol import Py4JJavaError
         from pyspark.errors import PySparkException
@@ -80,23 +83,25 @@ def errors() -> tuple[type[Exception], ...]:
     return (Py4JJavaError, PySparkException)
 
 
-def check_readable(path: Path, chosen: Format, *, packed: bool) -> None:
-    """Refuses what Polars reads and Spark does not (`LogError`)."""
-    if chosen.kind == "json":
+def check_readable(path: Path, log_format: Format, *, is_gzip: bool) -> None:
+    """Raises `LogError` for a file that Polars can read but Spark cannot."""
+    if log_format.kind == "json":
         raise LogError(
             str(path),
-            "Spark reads Parquet and delimited text here, no JSON: prepare it without Spark, or "
-            "write it as Parquet.",
+            "Spark reads Parquet and delimited text here, but this is JSON. Prepare it without "
+            "Spark, or write it as Parquet.",
         )
-    if chosen.kind == "text" and packed != (path.suffix == ".gz"):
+    if log_format.kind == "text" and is_gzip != (path.suffix == ".gz"):
+        content = "is gzip" if is_gzip else "is not gzip"
         raise LogError(
             str(path),
-            "Spark knows gzip by the name: a file's must end in .gz if and only if it is.",
+            f"the file {content}. Spark detects gzip by the name, which must end in .gz for a gzip "
+            "file and for no other: rename the file.",
         )
 
 
 def scan_parquet(session: Any, files: Sequence[Path]) -> Any:
-    """Parquet files, one after another, with their rows numbered in `ROW`."""
+    """The rows of Parquet files, in the order of the files, numbered in column `ROW`."""
     from pyspark.sql import functions as F
 
     frame = session.read.parquet(*map(_location, files))
@@ -112,37 +117,38 @@ def scan_parquet(session: Any, files: Sequence[Path]) -> Any:
 def scan_text(
     session: Any,
     path: Path,
-    chosen: Format,
+    log_format: Format,
     num_fields: int,
     positions: Mapping[str, int],
     unit: str | None,
     *,
     quotes: bool,
 ) -> nw.LazyFrame[Any]:
-    """A delimited file that has passed `check_shape`, as `Log.frame` wants it.
+    """The events of a delimited file, with the columns of `Log.frame`.
 
     Args:
       session: The Spark session.
-      path: The file; its workers must find it at the same path.
-      chosen: The dialect.
-      num_fields: Fields a line.
-      positions: Role to position.
-      unit: The time unit, if it is known.
-      quotes: Some field stands in quotes.
+      path: The file, which must have passed `check_shape`. Spark's workers must find it at the
+        same path.
+      log_format: The format of the file.
+      num_fields: Number of fields in a line.
+      positions: The position of each role.
+      unit: The time unit, or None if it is not known.
+      quotes: Whether the file has quotes.
 
     Returns:
-      The frame; what does not read is null.
+      The frame. A value that cannot be parsed is null.
     """
     from pyspark.sql import functions as F
 
-    # Else the blocks would depend on how many workers there are, which changes while Spark runs.
+    # Without this setting, the blocks depend on the number of workers, which changes over time.
     if session.conf.get("spark.sql.files.minPartitionNum", None) is None:
         session.conf.set("spark.sql.files.minPartitionNum", "1")
     frame = session.read.csv(
         _location(path),
         schema=", ".join(f"`{position}` STRING" for position in range(num_fields)),
-        sep=chosen.separator,
-        header=chosen.header,
+        sep=log_format.separator,
+        header=log_format.header,
         lineSep="\n",
         quote='"' if quotes else "",
         escape='"' if quotes else "",
@@ -168,7 +174,10 @@ def scan_text(
 
 
 def datetimes_to_microseconds(frame: Any, name: str) -> Any:
-    """A frame with a column of dates or times as microseconds since 1970 (UTC where zoneless)."""
+    """The frame with column `name`, dates or datetimes, as microseconds since 1970.
+
+    Dates and datetimes without a time zone count as UTC.
+    """
     from pyspark.sql import functions as F
 
     if frame.schema[name].dataType.typeName() == "timestamp":
@@ -178,15 +187,21 @@ def datetimes_to_microseconds(frame: Any, name: str) -> Any:
 
 
 def _numbered(frame: Any) -> Any:
-    """Replaces `_BLOCK` and `_PLACE`, which counts up by one in a block, by `ROW`."""
+    """The frame with column `ROW` in place of `_BLOCK` and `_PLACE`.
+
+    `_PLACE` must increase by one from row to row in a block, from any first value.
+    """
     from pyspark.sql import functions as F
 
-    blocks = frame.groupBy(_BLOCK).agg(F.min(_PLACE), F.count(_PLACE))
-    # Blocks sort by where they stand: files by name, pieces by their first byte.
-    found = sorted(map(tuple, blocks.collect()))
-    before = itertools.accumulate((count for _, _, count in found), initial=0)
+    block_stats = frame.groupBy(_BLOCK).agg(F.min(_PLACE), F.count(_PLACE))
+    # In the order of the log: Parquet files by name, blocks of a text file by their first byte.
+    blocks = sorted(map(tuple, block_stats.collect()))
+    rows_before = itertools.accumulate((count for _, _, count in blocks), initial=0)
     shifts = frame.sparkSession.createDataFrame(
-        [(block, rows - first) for (block, first, _), rows in zip(found, before, strict=False)],
+        [
+            (block, rows - first_place)
+            for (block, first_place, _), rows in zip(blocks, rows_before, strict=False)
+        ],
         f"`{_BLOCK}` {frame.schema[_BLOCK].dataType.simpleString()}, `{_SHIFT}` LONG",
     )
     numbered = frame.join(F.broadcast(shifts), on=_BLOCK)
@@ -195,13 +210,17 @@ def _numbered(frame: Any) -> Any:
 
 
 def _number(text: Any) -> Any:
+    """The column as numbers; null for other text."""
     from pyspark.sql import functions as F
 
     return F.when(text.rlike(_NUMBER), text.try_cast("double"))
 
 
 def _microseconds(text: Any) -> Any:
-    """Of `YYYY-MM-DD HH:MM:SS[.f]` in UTC, whatever the session's time zone; else null."""
+    """Microseconds since 1970 of `YYYY-MM-DD HH:MM:SS[.f]` in UTC; null for other text.
+
+    The result does not depend on the time zone of the session.
+    """
     from pyspark.sql import functions as F
 
     instant = F.concat(text, F.lit("+00:00")).try_cast("timestamp")
@@ -209,5 +228,5 @@ def _microseconds(text: Any) -> Any:
 
 
 def _location(path: Path) -> str:
-    """A path as Spark names a local file, nothing in it taken for a pattern."""
+    """The path as a Spark URI of a local file, with all pattern characters escaped."""
     return "file://" + re.sub(r"([*?\[\]{}\\])", r"\\\1", str(path.absolute()))

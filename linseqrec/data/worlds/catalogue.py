@@ -1,4 +1,4 @@
-"""The items of a generated world: categories, popularity, and what follows on what."""
+"""The items of a generated world: their categories, popularity and successors."""
 
 import dataclasses
 
@@ -9,15 +9,15 @@ from linseqrec.data.worlds.config import WorldConfig
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """What is the same for every user; rows 0 stand for padding and are never drawn.
+    """The properties of the items, the same for all users. Row 0 of an array is padding.
 
     Attributes:
-      popularity: [w] float64 [N + 1], each item's share of the catalogue's popularity; w_0 = 0.
-      category: [c] int64 [N + 1], from 0; -1 for padding.
-      category_mass: [W] float64 [C], the popularity of each category; sums to 1.
-      successors: int64 [N + 1, S], what may follow on each item, repetitions allowed.
-      successor_weights: [v] float64 [S]; sums to 1.
-      motif_weights: [nu] float64 [M], how often a user turns to each habit; sums to 1.
+      popularity: w, float64 [N + 1], the popularity of each item; sums to 1. w_0 = 0.
+      category: c, int64 [N + 1], from 0; -1 for padding.
+      category_mass: W, float64 [C], the popularity of each category; sums to 1.
+      successors: int64 [N + 1, S], the successors of each item, with repetitions.
+      successor_weights: v, float64 [S], the probability of each successor; sums to 1.
+      motif_weights: nu, float64 [M], the probability of each habit of a user; sums to 1.
     """
 
     popularity: np.ndarray
@@ -31,17 +31,25 @@ class Catalogue:
     _first: np.ndarray = dataclasses.field(repr=False)
 
     def draw(self, categories: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Items of the given categories by popularity, from uniform numbers in [0, 1), [M]."""
+        """One item of each category, drawn by popularity.
+
+        Args:
+          categories: int [...], the categories.
+          uniform: float64 [...], uniform random numbers in [0, 1).
+
+        Returns:
+          int64 [...], the items.
+        """
         first, end = self._first[categories], self._first[categories + 1]
         low = self._cumulative[first]
-        mark = low + uniform * (self._cumulative[end] - low)
-        place = np.searchsorted(self._cumulative, mark, side="right") - 1
-        # Rounding may carry a mark over its category's edge.
-        return self._by_category[np.clip(place, first, end - 1)]
+        cumulative = low + uniform * (self._cumulative[end] - low)
+        index = np.searchsorted(self._cumulative, cumulative, side="right") - 1
+        # Rounding may move `cumulative` to the next category.
+        return self._by_category[np.clip(index, first, end - 1)]
 
 
 def make_catalogue(config: WorldConfig, rng: np.random.Generator) -> Catalogue:
-    """Draws the catalogue: ranks and categories are independent of the ids."""
+    """A random catalogue. Popularity and category do not depend on the item's id."""
     items, categories = config.num_items, config.num_categories
     popularity = np.zeros(items + 1)
     popularity[1:] = rng.permutation(np.arange(1, items + 1.0) ** -config.zipf_exponent)
@@ -63,13 +71,14 @@ def make_catalogue(config: WorldConfig, rng: np.random.Generator) -> Catalogue:
         _cumulative=cumulative,
         _first=first,
     )
-    own = rng.random((items, config.num_successors)) < config.successor_within
-    any_category = rng.choice(categories, size=own.shape, p=catalogue.category_mass)
-    into = np.where(own, category[1:, None], any_category)
-    catalogue.successors[1:] = catalogue.draw(into, rng.random(own.shape))
+    within = rng.random((items, config.num_successors)) < config.successor_within
+    any_category = rng.choice(categories, size=within.shape, p=catalogue.category_mass)
+    successor_category = np.where(within, category[1:, None], any_category)
+    catalogue.successors[1:] = catalogue.draw(successor_category, rng.random(within.shape))
     return catalogue
 
 
 def _harmonic(count: int) -> np.ndarray:
+    """Weights proportional to 1, 1/2, 1/3, ..., with sum 1."""
     weights = 1.0 / np.arange(1, count + 1)
     return weights / weights.sum()

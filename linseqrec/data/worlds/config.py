@@ -1,4 +1,4 @@
-"""What a generated world is made of: `WorldConfig`, and the presets."""
+"""`WorldConfig`, the parameters of a generated world, and the presets."""
 
 import dataclasses
 
@@ -6,46 +6,49 @@ from linseqrec.errors import UserError
 
 
 class WorldError(UserError, ValueError):
-    """A world that cannot be made, recreated, or asked for this."""
+    """A world cannot be generated or recreated, or cannot answer this question."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """The numbers behind the equations of `linseqrec.data.worlds`, whose symbols stand in brackets.
+    """The parameters of the equations in `linseqrec.data.worlds`.
+
+    A symbol in brackets is the parameter's symbol in the equations. Times are in seconds.
 
     Attributes:
-      name: What the card calls the world.
-      num_users: U.
-      num_items: N.
-      num_categories: C, categories of items; at most N.
-      mean_length: Events of a history, on average over users.
-      length_spread: Standard deviation of the logarithm of a history's length; 0 makes all equal.
-      min_length: Events; shorter histories are lengthened to it.
-      zipf_exponent: [s] an item's popularity is its rank to the power -s.
-      taste_concentration: [kappa] of the Dirichlet that tastes come from; 1 gives a user about one
-        favourite category, C gives broad tastes; at least 0.05.
-      session_length: [1 / eta] events of a session, on average; at least 1.
-      session_gap: Seconds, the median gap between events of one session.
-      session_timeout: [G_1] seconds; every gap in a session is shorter, every other one is not.
-      return_gap: Seconds, the median of what passes beyond the timeout between two sessions.
+      name: The name of the world in the card.
+      num_users: [U] number of users.
+      num_items: [N] number of items.
+      num_categories: [C] number of categories, at most N.
+      mean_length: Mean number of events in a history.
+      length_spread: Standard deviation of the logarithm of a history's length. 0: equal lengths.
+      min_length: Smallest number of events in a history; the generator lengthens shorter ones.
+      zipf_exponent: [s] the popularity of an item is its rank to the power -s.
+      taste_concentration: [kappa] concentration of the Dirichlet distribution of tastes, at least
+        0.05. 1 gives a user about one favourite category, C gives broad tastes.
+      session_length: [1 / eta] mean number of events in a session, at least 1.
+      session_gap: Median gap between two events of a session.
+      session_timeout: [G_1] the gaps in a session are shorter than this, all others are not.
+      return_gap: Median of the gap between two sessions minus `session_timeout`.
       gap_spread: Standard deviation of the logarithm of both gaps above.
-      absence_rate: [alpha] probability that a new session comes after a long absence.
-      absence_after: [G_2] seconds; absences, and only they, last at least so long.
-      absence_mean: [tau] seconds, the mean of what an absence lasts beyond `absence_after`.
-      drift_time: [h] seconds beyond `absence_after` that leave 1/e of the old taste.
-      burst_start: [b_+] probability, at an event outside a burst, that one starts.
-      burst_end: [b_-] probability, at an event in a burst, that it is over; a new session ends it.
-      succession: [rho] probability that an ordinary event within a session follows on from the
-        item before it.
-      num_successors: [S] items that may follow on from an item.
+      absence_rate: [alpha] probability that a new session follows a long absence.
+      absence_after: [G_2] absences last at least this long, and no other gap does.
+      absence_mean: [tau] mean length of an absence minus `absence_after`.
+      drift_time: [h] time beyond `absence_after` after which 1/e of the old taste remains.
+      burst_start: [b_+] probability that a burst starts, at an event outside a burst.
+      burst_end: [b_-] probability that a burst ends, at an event of a burst. A new session also
+        ends it.
+      succession: [rho] probability that an ordinary event within a session is a successor of the
+        last item.
+      num_successors: [S] number of successors of an item.
       successor_within: Probability that a successor is of the item's own category.
-      num_motifs: [M] habits of a user.
-      motif_length: [L] items of a habit; at least 2.
-      motif_start: [mu] probability that an event starts a habit, when none is under way.
-      motif_interrupt: [delta] probability that another item comes in the midst of a habit, which
-        then goes on after it.
-      oracle_events: Last events of each user whose latent states are kept for the oracle; fewer
-        than `min_length`. 2 serve leave-one-out validation and test.
+      num_motifs: [M] number of habits of a user.
+      motif_length: [L] number of items in a habit, at least 2.
+      motif_start: [mu] probability that an event starts a habit, if no habit is current.
+      motif_interrupt: [delta] probability that an ordinary item interrupts the current habit, which
+        then continues.
+      oracle_events: Number of last events per user for which the oracle knows the state, below
+        `min_length`. Leave-one-out validation and test need 2.
     """
 
     name: str = "custom"
@@ -78,50 +81,67 @@ class WorldConfig:
     oracle_events: int = 2
 
     def __post_init__(self) -> None:
-        """Refuses numbers that describe no world.
+        """Checks the parameters.
 
         Raises:
-          WorldError: Names the field, its value and what it must be.
+          WorldError: A parameter is out of range; names the field, its value and the range.
         """
-        _need(self, 1, "num_users", "num_items", "num_categories", "num_successors", "num_motifs")
-        _need(self, 1, "session_length", "session_gap", "session_timeout", "return_gap")
-        _need(self, 1, "absence_mean", "drift_time", "oracle_events")
-        _need(self, 2, "motif_length")
-        _need(self, 0.05, "taste_concentration")  # below it, all gammas of a taste may underflow
-        _need(self, 0, "length_spread", "gap_spread", "zipf_exponent")
+        _at_least(
+            self, 1, "num_users", "num_items", "num_categories", "num_successors", "num_motifs"
+        )
+        _at_least(self, 1, "session_length", "session_gap", "session_timeout", "return_gap")
+        _at_least(self, 1, "absence_mean", "drift_time", "oracle_events")
+        _at_least(self, 2, "motif_length")
+        # A taste is a vector of gamma draws divided by its sum. Below 0.05 all may underflow to 0.
+        _at_least(self, 0.05, "taste_concentration")
+        _at_least(self, 0, "length_spread", "gap_spread", "zipf_exponent")
         for field in (
-            "absence_rate burst_start burst_end succession successor_within motif_start "
-            "motif_interrupt"
-        ).split():
+            "absence_rate",
+            "burst_start",
+            "burst_end",
+            "succession",
+            "successor_within",
+            "motif_start",
+            "motif_interrupt",
+        ):
             if not 0 <= getattr(self, field) <= 1:
-                raise WorldError(f"{field}={getattr(self, field)} is no probability")
+                raise WorldError(
+                    f"{field} is {getattr(self, field)}: it must be a probability, from 0 to 1"
+                )
         if self.num_categories > self.num_items:
             raise WorldError(
-                f"num_categories={self.num_categories} exceeds num_items={self.num_items}"
+                f"num_categories is {self.num_categories}: it must be at most "
+                f"num_items={self.num_items}"
             )
-        if self.min_length <= self.oracle_events or self.mean_length < self.min_length:
+        if self.min_length <= self.oracle_events:
             raise WorldError(
-                f"oracle_events={self.oracle_events} < min_length={self.min_length} <= "
-                f"mean_length={self.mean_length} does not hold"
+                f"oracle_events is {self.oracle_events}: it must be below "
+                f"min_length={self.min_length}"
+            )
+        if self.mean_length < self.min_length:
+            raise WorldError(
+                f"mean_length is {self.mean_length}: it must be at least "
+                f"min_length={self.min_length}"
             )
         if self.absence_after <= self.session_timeout:
             raise WorldError(
-                f"absence_after={self.absence_after} must exceed "
+                f"absence_after is {self.absence_after}: it must be above "
                 f"session_timeout={self.session_timeout}"
             )
 
 
-def _need(config: WorldConfig, least: float, *fields: str) -> None:
+def _at_least(config: WorldConfig, minimum: float, *fields: str) -> None:
     for field in fields:
-        if not getattr(config, field) >= least:
-            raise WorldError(f"{field}={getattr(config, field)} must be at least {least}")
+        # `not >=` and not `<`, so that NaN is refused too.
+        if not getattr(config, field) >= minimum:
+            raise WorldError(f"{field} is {getattr(config, field)}: it must be at least {minimum}")
 
 
 _QUICK = WorldConfig(name="quick")
 _PRESETS = (
     _QUICK,
-    # Over half of the events are habits, others come in their midst: what recurs fills a compressed
-    # state, while what tells of tastes is rare (SinkRec's sink).
+    # For SinkRec's sink. Over half of the events belong to habits, and other events interrupt them.
+    # The recurring items fill a compressed state, while the events that show tastes are rare.
     dataclasses.replace(
         _QUICK,
         name="repetition",
@@ -130,8 +150,8 @@ _PRESETS = (
         motif_start=0.35,
         motif_interrupt=0.25,
     ),
-    # An absence in about 33 events, and little of a taste outlives it: only the gap tells how much
-    # of the past still counts (HyTRec's decay over elapsed time).
+    # For HyTRec's decay over elapsed time. About one event in 33 follows an absence, which replaces
+    # most of a taste: only the gap tells how much of the past still counts.
     dataclasses.replace(
         _QUICK,
         name="drift",
@@ -142,8 +162,8 @@ _PRESETS = (
         burst_start=0.01,
         motif_start=0.01,
     ),
-    # Broad tastes, and fifty habits of which most come once in a thousand events or less: a model
-    # that sees the last few hundred has not seen them.
+    # For long histories. Tastes are broad, and most of the 50 habits occur once in 1,000 events or
+    # less: a model that reads only the last few hundred events does not see them.
     dataclasses.replace(
         _QUICK,
         name="ultra_long",
@@ -165,12 +185,12 @@ def world_config(preset: str) -> WorldConfig:
     """The configuration of a preset: `quick`, `repetition`, `drift` or `ultra_long`.
 
     Raises:
-      WorldError: No such preset; names those there are.
+      WorldError: The preset is unknown; names the known ones.
     """
-    known = {config.name: config for config in _PRESETS}
-    if preset not in known:
-        raise WorldError(f"no world is called {preset!r}; there are {', '.join(known)}")
-    return known[preset]
+    presets = {config.name: config for config in _PRESETS}
+    if preset not in presets:
+        raise WorldError(f"world is {preset!r}: it must be one of {', '.join(presets)}")
+    return presets[preset]
 
 
 def resized(
@@ -179,25 +199,25 @@ def resized(
     mean_length: float | None = None,
     num_items: int | None = None,
 ) -> WorldConfig:
-    """A world of other size, everything else being equal.
+    """The configuration of a world with another size and otherwise equal parameters.
 
     Args:
-      config: The world.
-      num_users: None keeps its own.
-      mean_length: Events of a history, on average; None keeps its own. The least length shrinks or
-        grows with it.
-      num_items: None keeps its own. The categories shrink or grow in number with it, not in size,
-        so that a user's tastes spread over as many items as before.
+      config: The configuration of the world.
+      num_users: Number of users. None: unchanged.
+      mean_length: Mean number of events in a history. None: unchanged. `min_length` changes in
+        proportion.
+      num_items: Number of items. None: unchanged. The number of categories changes in proportion.
+        Their size does not, so that a user's taste covers as many items as before.
 
     Raises:
-      WorldError: No such world can be.
+      WorldError: The size is out of range.
     """
     if num_users is not None:
         config = dataclasses.replace(config, num_users=num_users)
     if mean_length is not None:
-        least = round(config.min_length * mean_length / config.mean_length)
+        min_length = round(config.min_length * mean_length / config.mean_length)
         config = dataclasses.replace(
-            config, mean_length=mean_length, min_length=max(least, config.oracle_events + 1)
+            config, mean_length=mean_length, min_length=max(min_length, config.oracle_events + 1)
         )
     if num_items is not None:
         categories = round(config.num_categories * num_items / config.num_items)

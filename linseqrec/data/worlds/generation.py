@@ -1,4 +1,4 @@
-"""Draws a world's histories, one time step of all users at once."""
+"""The random histories of a world, drawn one event at a time for all users together."""
 
 import dataclasses
 from typing import NamedTuple
@@ -8,25 +8,28 @@ import numpy as np
 from linseqrec.data.worlds.catalogue import Catalogue, make_catalogue
 from linseqrec.data.worlds.config import WorldConfig, WorldError
 
-ORIGIN = 1_000_000_000  # seconds since 1970; users set out within a year from here
-YEAR = 365 * 86_400
+# Seconds since 1970. The first events of the users fall within one year from here.
+ORIGIN = 1_000_000_000
+YEAR = 365 * 86_400  # seconds
 
+# The origin of an event: the user's taste, a burst, a successor of the last item, or a habit.
 BROWSE, BURST, SUCCESSION, HABIT = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """What a user's next events depend on, besides the last item.
+    """The states of the users before their last events, and their habits.
 
-    The first axis is users; kept states have a second one, the event they precede, counted from a
-    history's end (0 is the last event, k = `oracle_events`).
+    A state and the last item determine the distribution of the next item. Entry [u, i] of a state
+    is the state of user u before event i from the end of his history; i = 0 is the last event, and
+    k = `oracle_events`.
 
     Attributes:
-      taste: [pi] float64 [U, k, C], probabilities of categories.
-      burst: [b] int64 [U, k], the category of the burst under way, or -1.
-      habit: [m] int64 [U, k], the habit that was begun last.
-      place: [p] int64 [U, k], its items that have been, or 0 where none is under way.
-      motifs: [q] int64 [U, M, L], the items of each habit.
+      taste: pi, float64 [U, k, C], probabilities of the categories.
+      burst: b, int64 [U, k], the category of the current burst; -1 without a burst.
+      habit: m, int64 [U, k], the habit that the user started last.
+      place: p, int64 [U, k], the number of items so far of the current habit; 0 without one.
+      motifs: q, int64 [U, M, L], the items of each habit.
     """
 
     taste: np.ndarray
@@ -37,7 +40,16 @@ class Latents:
 
 
 class Histories(NamedTuple):
-    """Everything drawn: the events, what each came from, and the states kept for the oracle."""
+    """The events of a world, with the hidden variables behind them.
+
+    Attributes:
+      items: int32 [E].
+      timestamps: int64 [E], seconds since 1970.
+      offsets: int64 [U + 1]; the events of user u are `offsets[u]:offsets[u + 1]`.
+      sources: uint8 [E], the origin of each event: BROWSE, BURST, SUCCESSION or HABIT.
+      catalogue: The items.
+      latents: The states before the last events, and the habits.
+    """
 
     items: np.ndarray
     timestamps: np.ndarray
@@ -48,25 +60,24 @@ class Histories(NamedTuple):
 
 
 def draw_histories(config: WorldConfig, seed: int) -> Histories:
-    """Draws all that a world holds.
+    """The random histories of a world.
 
     Args:
-      config: Its numbers.
-      seed: At least 0; the same seed and configuration give the same bytes.
+      config: The parameters of the world.
+      seed: At least 0. The same seed and configuration give the same bytes.
 
     Returns:
-      items int32 [E], timestamps int64 [E] (seconds), offsets int64 [U + 1], sources uint8 [E]
-      (BROWSE, BURST, SUCCESSION or HABIT), the catalogue and the kept latents.
+      The events and their hidden variables.
 
     Raises:
-      WorldError: The timestamps span more seconds than an int32 holds.
+      WorldError: The timestamps span more seconds than int32 holds.
     """
     catalogue_seed, user_seed, event_seed = np.random.SeedSequence(seed).spawn(3)
     catalogue = make_catalogue(config, np.random.default_rng(catalogue_seed))
     rng = np.random.default_rng(user_seed)
     lengths = _draw_lengths(config, rng)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    # Longest histories first, so that those that still run are a prefix at every step.
+    # Longest histories first, so that at every step the unfinished histories are a prefix.
     order = np.argsort(-lengths, kind="stable")
     users = _Users(config, catalogue, lengths[order], rng)
 
@@ -77,21 +88,21 @@ def draw_histories(config: WorldConfig, seed: int) -> Histories:
     rng = np.random.default_rng(event_seed)
     for step in range(int(lengths.max())):
         running = int(np.searchsorted(-users.lengths, -step, side="left"))
-        users.keep_states(step, running)
+        users.save_states(step, running)
         users.advance(step, running, rng)
-        at = starts[:running] + step
-        items[at] = users.last[:running]
-        timestamps[at] = users.now[:running]
-        sources[at] = users.source[:running]
+        events = starts[:running] + step
+        items[events] = users.last_item[:running]
+        timestamps[events] = users.time[:running]
+        sources[events] = users.source[:running]
 
     span = int(timestamps.max() - timestamps.min())
     if span > np.iinfo(np.int32).max:
         raise WorldError(
-            f"the world {config.name!r} spans {span / YEAR:.0f} years, over the 68 that int32 "
-            f"seconds hold: shorten mean_length, return_gap, absence_rate or absence_mean"
+            f"the world {config.name!r} spans {span / YEAR:.0f} years, but int32 seconds hold 68: "
+            "reduce mean_length, return_gap, absence_rate or absence_mean"
         )
-    back = np.argsort(order)
-    latents = Latents(*(field[back] for field in (*users.kept, users.motifs)))
+    row_of_user = np.argsort(order)
+    latents = Latents(*(field[row_of_user] for field in (*users.saved_states, users.motifs)))
     return Histories(items, timestamps, offsets, sources, catalogue, latents)
 
 
@@ -103,7 +114,18 @@ def _draw_lengths(config: WorldConfig, rng: np.random.Generator) -> np.ndarray:
 
 
 class _Users:
-    """The state of every user, longest history first; `advance` moves the first `running` on."""
+    """The current state of every user, longest history first.
+
+    At every step, the first `running` users have unfinished histories.
+
+    Attributes:
+      lengths: int64 [U], the length of each history.
+      taste: float64 [U, C]; `cumulative_taste` is its cumulative sum over the categories.
+      motifs: int64 [U, M, L], the items of each habit.
+      time, last_item, source: [U], the last event of each user.
+      burst, habit, place: int64 [U], as in `Latents`.
+      saved_states: The taste, burst, habit and place of `Latents`, filled by `save_states`.
+    """
 
     def __init__(
         self,
@@ -113,60 +135,68 @@ class _Users:
         rng: np.random.Generator,
     ) -> None:
         self.config, self.catalogue, self.lengths = config, catalogue, lengths
-        users, kept = len(lengths), (len(lengths), config.oracle_events)
+        users, states_shape = len(lengths), (len(lengths), config.oracle_events)
         self.taste = self._draw_tastes(users, rng)
-        self.cumulative = np.cumsum(self.taste, axis=1)
+        self.cumulative_taste = np.cumsum(self.taste, axis=1)
         self.motifs = np.empty((users, config.num_motifs, config.motif_length), np.int64)
-        for place in np.ndindex(self.motifs.shape[1:]):
-            categories = _choose(self.cumulative, np.arange(users), rng.random(users))
-            self.motifs[:, *place] = catalogue.draw(categories, rng.random(users))
-        self.now = ORIGIN + rng.integers(0, YEAR, users)
-        self.last = np.zeros(users, np.int64)
+        for motif_and_place in np.ndindex(self.motifs.shape[1:]):
+            categories = _choose(self.cumulative_taste, np.arange(users), rng.random(users))
+            self.motifs[:, *motif_and_place] = catalogue.draw(categories, rng.random(users))
+        self.time = ORIGIN + rng.integers(0, YEAR, users)
+        self.last_item = np.zeros(users, np.int64)
         self.burst = np.full(users, -1)
         self.habit = np.zeros(users, np.int64)
         self.place = np.zeros(users, np.int64)
         self.source = np.zeros(users, np.uint8)
-        self.kept = (
-            np.empty((*kept, config.num_categories)),
-            *(np.empty(kept, np.int64) for _ in range(3)),
+        self.saved_states = (
+            np.empty((*states_shape, config.num_categories)),
+            *(np.empty(states_shape, np.int64) for _ in range(3)),
         )
         self.cumulative_mass = np.cumsum(catalogue.category_mass)
         self.cumulative_successors = np.cumsum(catalogue.successor_weights)
         self.cumulative_motifs = np.cumsum(catalogue.motif_weights)
 
     def _draw_tastes(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        # Dirichlet rows.
+        # Gamma draws divided by their sum follow a Dirichlet distribution.
         concentration = self.config.taste_concentration * self.catalogue.category_mass
         draws = rng.standard_gamma(concentration, (count, len(concentration)))
         return draws / draws.sum(axis=1, keepdims=True)
 
-    def keep_states(self, step: int, running: int) -> None:
-        """Keeps the states before this step of those for whom it is one of the last events."""
+    def save_states(self, step: int, running: int) -> None:
+        """Saves the states of the users for whom this step is one of the last `oracle_events`."""
         first = int(
             np.searchsorted(-self.lengths, -(step + self.config.oracle_events), side="left")
         )
         rows = np.arange(first, running)
         slots = self.lengths[rows] - 1 - step
-        for kept, state in zip(
-            self.kept, (self.taste, self.burst, self.habit, self.place), strict=True
+        for saved, state in zip(
+            self.saved_states, (self.taste, self.burst, self.habit, self.place), strict=True
         ):
-            kept[rows, slots] = state[rows]
+            saved[rows, slots] = state[rows]
 
     def advance(self, step: int, running: int, rng: np.random.Generator) -> None:
-        """Draws the next event of the first `running` users, as the package's equations say."""
+        """Draws the next event of the first `running` users by the equations of the package."""
         config, catalogue = self.config, self.catalogue
-        kind, end, start, branch, which, what = rng.random((6, running))
+        # One uniform number per user for each decision of the step.
+        (
+            session_draw,
+            burst_end_draw,
+            burst_start_draw,
+            habit_draw,
+            choice_draw,
+            item_draw,
+        ) = rng.random((6, running))
 
         # The gap.
         if step == 0:
             new = np.ones(running, bool)
         else:
-            new = self._pass_time(kind, running, rng)
+            new = self._pass_time(session_draw, running, rng)
 
         # The burst.
         burst = self.burst[:running]
-        burst[new | (end < config.burst_end)] = -1
-        starting = np.flatnonzero((burst < 0) & (start < config.burst_start))
+        burst[new | (burst_end_draw < config.burst_end)] = -1
+        starting = np.flatnonzero((burst < 0) & (burst_start_draw < config.burst_start))
         burst[starting] = np.searchsorted(
             self.cumulative_mass[:-1], rng.random(len(starting)), "right"
         )
@@ -174,43 +204,56 @@ class _Users:
         # The habit.
         place, habit = self.place[:running], self.habit[:running]
         place[new] = 0
-        begun = place > 0
-        goes_on = np.where(begun, branch >= config.motif_interrupt, branch < config.motif_start)
-        # What is left of `branch` once the habit has had its share, uniform again.
-        left = np.where(
-            begun,
-            branch / max(config.motif_interrupt, 1e-300),
-            (branch - config.motif_start) / max(1 - config.motif_start, 1e-300),
+        in_habit = place > 0
+        from_habit = np.where(
+            in_habit, habit_draw >= config.motif_interrupt, habit_draw < config.motif_start
         )
-        ordinary = ~goes_on
-        follows = ordinary & ~new & (left < config.succession)
-        browses = np.flatnonzero(ordinary & ~follows)
-        follows = np.flatnonzero(follows)
-        sets_out = np.flatnonzero(goes_on & ~begun)
-        goes_on = np.flatnonzero(goes_on)
+        # Given an ordinary item, `habit_draw` rescaled is uniform again and decides on succession.
+        succession_draw = np.where(
+            in_habit,
+            habit_draw / max(config.motif_interrupt, 1e-300),
+            (habit_draw - config.motif_start) / max(1 - config.motif_start, 1e-300),
+        )
+        is_successor = ~from_habit & ~new & (succession_draw < config.succession)
 
-        item, source = self.last[:running], self.source[:running]
-        habit[sets_out] = np.searchsorted(self.cumulative_motifs[:-1], which[sets_out], "right")
-        item[goes_on] = self.motifs[goes_on, habit[goes_on], place[goes_on]]
-        place[goes_on] = (place[goes_on] + 1) % config.motif_length
-        source[goes_on] = HABIT
+        # The item. Each of these arrays holds the indices of users.
+        habit_users = np.flatnonzero(from_habit)
+        habit_starters = np.flatnonzero(from_habit & ~in_habit)
+        successor_users = np.flatnonzero(is_successor)
+        browsing_users = np.flatnonzero(~from_habit & ~is_successor)
 
-        chosen = np.searchsorted(self.cumulative_successors[:-1], which[follows], "right")
-        item[follows] = catalogue.successors[item[follows], chosen]
-        source[follows] = SUCCESSION
+        item, source = self.last_item[:running], self.source[:running]
+        habit[habit_starters] = np.searchsorted(
+            self.cumulative_motifs[:-1], choice_draw[habit_starters], "right"
+        )
+        item[habit_users] = self.motifs[habit_users, habit[habit_users], place[habit_users]]
+        place[habit_users] = (place[habit_users] + 1) % config.motif_length
+        source[habit_users] = HABIT
 
-        category = burst[browses].copy()
-        source[browses] = np.where(category < 0, BROWSE, BURST)
+        rank = np.searchsorted(
+            self.cumulative_successors[:-1], choice_draw[successor_users], "right"
+        )
+        item[successor_users] = catalogue.successors[item[successor_users], rank]
+        source[successor_users] = SUCCESSION
+
+        category = burst[browsing_users].copy()
+        source[browsing_users] = np.where(category < 0, BROWSE, BURST)
         by_taste = np.flatnonzero(category < 0)
-        rows = browses[by_taste]
-        category[by_taste] = _choose(self.cumulative, rows, which[rows])
-        item[browses] = catalogue.draw(category, what[browses])
+        rows = browsing_users[by_taste]
+        category[by_taste] = _choose(self.cumulative_taste, rows, choice_draw[rows])
+        item[browsing_users] = catalogue.draw(category, item_draw[browsing_users])
 
-    def _pass_time(self, kind: np.ndarray, running: int, rng: np.random.Generator) -> np.ndarray:
-        """Adds the gaps, and lets tastes drift over the absences; says who begins a session."""
+    def _pass_time(
+        self, session_draw: np.ndarray, running: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Adds the gap to each user's time, and drifts the tastes of users after an absence.
+
+        Returns:
+          bool [running], whether the next event of each user begins a session.
+        """
         config = self.config
-        new = kind * config.session_length < 1
-        absent = np.flatnonzero(kind * config.session_length < config.absence_rate)
+        new = session_draw * config.session_length < 1
+        absent = np.flatnonzero(session_draw * config.session_length < config.absence_rate)
         gap = np.where(new, config.return_gap, config.session_gap)
         gap *= np.exp(config.gap_spread * rng.standard_normal(running))
         gap = np.floor(gap)
@@ -223,18 +266,28 @@ class _Users:
         if len(absent):
             beyond = np.floor(rng.standard_exponential(len(absent)) * config.absence_mean)
             gap[absent] = config.absence_after + beyond.astype(np.int64)
-            stays = np.exp(-beyond / config.drift_time)[:, None]
-            taste = stays * self.taste[absent] + (1 - stays) * self._draw_tastes(len(absent), rng)
+            old_share = np.exp(-beyond / config.drift_time)[:, None]
+            new_taste = self._draw_tastes(len(absent), rng)
+            taste = old_share * self.taste[absent] + (1 - old_share) * new_taste
             self.taste[absent] = taste
-            self.cumulative[absent] = np.cumsum(taste, axis=1)
-        self.now[:running] += gap
+            self.cumulative_taste[absent] = np.cumsum(taste, axis=1)
+        self.time[:running] += gap
         return new
 
 
 def _choose(cumulative: np.ndarray, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Draws an index from rows of cumulative probabilities [R, C]: the first above `uniform`.
+    """For each row, the first index whose cumulative probability is above a uniform number.
 
-    Bisection: rows are wide, and copying them out to compare would be most of a world's time.
+    The function bisects, because a comparison with whole rows would copy them, and these copies
+    would take most of the time of generating a world.
+
+    Args:
+      cumulative: float64 [R, C], cumulative probabilities.
+      rows: int [K], the rows to draw from.
+      uniform: float64 [K], in [0, 1).
+
+    Returns:
+      int64 [K], indices in 0..C - 1.
     """
     width = cumulative.shape[1]
     flat, start = cumulative.ravel(), rows * width

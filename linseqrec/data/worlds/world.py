@@ -1,4 +1,4 @@
-"""`World`: a generated data set together with the truth behind it."""
+"""`World`, a generated data set with an oracle that knows the true next-item distribution."""
 
 import dataclasses
 from pathlib import Path
@@ -17,12 +17,12 @@ class World:
     """A generated data set and its oracle.
 
     Attributes:
-      config: The numbers it was made from.
-      seed: The seed it was made from.
-      dataset: The log, as any other; its card says that it is synthetic and holds both above.
-      sources: uint8 [E], what each event came from: BROWSE (taste), BURST, SUCCESSION or HABIT.
+      config: The parameters of the world.
+      seed: The seed of the world.
+      dataset: The events. The card says that they are synthetic, and holds `config` and `seed`.
+      sources: uint8 [E], the origin of each event: BROWSE (taste), BURST, SUCCESSION or HABIT.
       catalogue: Categories, popularity and successors of the items.
-      latents: The users' habits, and their states before each of their last events.
+      latents: The habits of the users, and their states before each of their last events.
     """
 
     config: WorldConfig
@@ -39,22 +39,23 @@ class World:
         *,
         request_time: Literal["hidden", "known"] = "hidden",
     ) -> np.ndarray:
-        """The true probability of every item at given events, all before each event being known.
+        """The true probability of every item at each event, from the user's earlier events.
 
-        No ranking has a better HR or NDCG, on average, than the one by these.
+        On average, no ranking has a better HR or NDCG than the ranking by these probabilities.
 
         Args:
           users: int [M], indices of users.
-          positions: int [M], absolute indices of events, each one of its user's last
-            `config.oracle_events`.
-          request_time: `known` tells the oracle the event's timestamp too (but not the taste that
-            an absence has left), to be set beside models that are told.
+          positions: int [M], event indices in the data set. Each event must be one of the last
+            `config.oracle_events` of its user.
+          request_time: "known" if the oracle also reads the time of the event, for a comparison
+            with models that read it; else "hidden". The oracle never reads the new taste after an
+            absence.
 
         Returns:
-          float32 [M, N + 1]; column 0, padding, is -inf, and the others of a row sum to 1.
+          float32 [M, N + 1]. Column 0, padding, is -inf; the other columns of a row sum to 1.
 
         Raises:
-          WorldError: An event is another user's, or not among those whose latents are kept.
+          WorldError: An event is of another user, or the oracle does not know the state before it.
         """
         users, positions = np.asarray(users, np.int64), np.asarray(positions, np.int64)
         slots = self._slots(users, positions)
@@ -63,61 +64,68 @@ class World:
         taste = self.latents.taste[users, slots]
         burst = self.latents.burst[users, slots]
         place = self.latents.place[users, slots]
-        new, stays = self._session_starts(positions, request_time)
+        new, old_share = self._session_starts(positions, request_time)
         within = 1 - new
 
-        # What the event does, over both cases of the gap: [M] each.
-        under_way = place > 0
-        goes_on = within * np.where(under_way, 1 - config.motif_interrupt, 0)
-        begins = (within * np.where(under_way, 0, 1) + new) * config.motif_start
-        ordinary = within * np.where(under_way, config.motif_interrupt, 1 - config.motif_start)
-        follows = ordinary * config.succession
-        browses_within = ordinary - follows
-        browses_anew = new * (1 - config.motif_start)
+        # The probability of each kind of event, [M], summed over both cases of `new`.
+        in_habit = place > 0
+        continues_habit = within * np.where(in_habit, 1 - config.motif_interrupt, 0)
+        starts_habit = (within * np.where(in_habit, 0, 1) + new) * config.motif_start
+        ordinary = within * np.where(in_habit, config.motif_interrupt, 1 - config.motif_start)
+        successor = ordinary * config.succession
+        browses_within = ordinary - successor
+        browses_new = new * (1 - config.motif_start)
 
-        # The category of an event that browses: [M, C].
-        lasting = browses_within * np.where(burst >= 0, 1 - config.burst_end, 0)
-        other = browses_within - lasting
-        by_taste = (1 - config.burst_start) * (other + browses_anew * stays)
-        by_mass = config.burst_start * (other + browses_anew)
-        by_mass += (1 - config.burst_start) * browses_anew * (1 - stays)
+        # The probability that the event browses in each category, [M, C].
+        in_old_burst = browses_within * np.where(burst >= 0, 1 - config.burst_end, 0)
+        not_in_old_burst = browses_within - in_old_burst
+        by_taste = (1 - config.burst_start) * (not_in_old_burst + browses_new * old_share)
+        by_mass = config.burst_start * (not_in_old_burst + browses_new)
+        by_mass += (1 - config.burst_start) * browses_new * (1 - old_share)
         categories = by_taste[:, None] * taste + by_mass[:, None] * mass
-        categories[rows, burst] += lasting  # zero where there is no burst, -1
+        categories[rows, burst] += in_old_burst  # without a burst, index -1 and probability 0
 
         share = self.catalogue.popularity[1:] / mass[self.catalogue.category[1:]]
         scores = np.full((len(users), config.num_items + 1), -np.inf)
         scores[:, 1:] = categories[:, self.catalogue.category[1:]] * share
         last = self.dataset.items[positions - 1]
         for rank, weight in enumerate(self.catalogue.successor_weights):
-            scores[rows, self.catalogue.successors[last, rank]] += follows * weight
+            scores[rows, self.catalogue.successors[last, rank]] += successor * weight
         motifs = self.latents.motifs[users]
         for habit, weight in enumerate(self.catalogue.motif_weights):
-            scores[rows, motifs[:, habit, 0]] += begins * weight
-        scores[rows, motifs[rows, self.latents.habit[users, slots], place]] += goes_on
+            scores[rows, motifs[:, habit, 0]] += starts_habit * weight
+        scores[rows, motifs[rows, self.latents.habit[users, slots], place]] += continues_habit
         return scores.astype(np.float32)
 
     def _slots(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """How far each event is from its history's end, 0 being the last."""
-        offsets, kept = self.dataset.offsets, self.config.oracle_events
+        """int64 [M], the number of later events of the same user; 0 for his last event."""
+        offsets, num_known = self.dataset.offsets, self.config.oracle_events
         if len(users) and not (0 <= users.min() and users.max() < len(offsets) - 1):
             raise WorldError(
-                f"users are numbered 0 to {len(offsets) - 2}, not {users.min()} to {users.max()}"
+                f"users runs from {users.min()} to {users.max()}: it must be from 0 to "
+                f"{len(offsets) - 2}"
             )
         slots = offsets[users + 1] - 1 - positions
-        strangers = np.flatnonzero((slots < 0) | (slots >= kept))
-        if len(strangers):
-            user, position = users[strangers[0]], positions[strangers[0]]
+        unknown = np.flatnonzero((slots < 0) | (slots >= num_known))
+        if len(unknown):
+            user, position = users[unknown[0]], positions[unknown[0]]
             raise WorldError(
-                f"the oracle knows the last {kept} events of user {user}, "
-                f"{offsets[user + 1] - kept} to {offsets[user + 1] - 1}, not event {position}; "
-                f"raise the world's oracle_events to keep more"
+                f"the oracle knows the last {num_known} events of user {user}, "
+                f"{offsets[user + 1] - num_known} to {offsets[user + 1] - 1}, but not event "
+                f"{position}: raise oracle_events of the world's configuration"
             )
         return slots
 
     def _session_starts(
         self, positions: np.ndarray, request_time: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """P(a new session) before each event, and the old taste's expected share at one: [M]."""
+        """The probability that each event begins a session, and the mean share of the old taste.
+
+        Returns:
+          float64 [M], the probability.
+          float64 [M], the expected share of the old taste in the taste at a new session. The mean
+          of the other share is the category mass.
+        """
         config = self.config
         if request_time == "known":
             times = self.dataset.timestamps
@@ -126,52 +134,55 @@ class World:
             new = (gaps >= config.session_timeout).astype(np.float64)
             return new, np.exp(-beyond / config.drift_time)
         if request_time != "hidden":
-            raise WorldError(f"request_time is 'hidden' or 'known', not {request_time!r}")
-        # The mean of exp(-n / h) where n is a whole number of seconds, an exponential cut off.
+            raise WorldError(f"request_time is {request_time!r}: it must be 'hidden' or 'known'")
+        # The mean of exp(-n / h) for n = floor(Exponential(mean tau)).
         per_second = 1 / config.absence_mean
         mean = np.expm1(-per_second) / np.expm1(-per_second - 1 / config.drift_time)
-        stays = 1 - config.absence_rate * (1 - mean)
-        return np.full(len(positions), 1 / config.session_length), np.full(len(positions), stays)
+        old_share = 1 - config.absence_rate * (1 - mean)
+        return (
+            np.full(len(positions), 1 / config.session_length),
+            np.full(len(positions), old_share),
+        )
 
 
 def generate(config: WorldConfig, seed: int) -> World:
-    """Makes a world; the same configuration and seed give the same bytes.
+    """A random world; the same configuration and seed give the same bytes.
 
     Args:
-      config: Its numbers; `world_config` has the presets.
+      config: The parameters of the world; `world_config` has the presets.
       seed: At least 0.
 
     Returns:
       The world, in memory.
 
     Raises:
-      WorldError: The seed is negative, or the timestamps would not fit int32 seconds.
+      WorldError: The seed is negative, or the timestamps do not fit int32 seconds.
     """
     if seed < 0:
-        raise WorldError(f"seed={seed} must be at least 0")
-    drawn = draw_histories(config, seed)
+        raise WorldError(f"seed is {seed}: it must be at least 0")
+    histories = draw_histories(config, seed)
     dataset = Dataset.from_arrays(
-        drawn.items,
-        drawn.timestamps,
-        drawn.offsets,
+        histories.items,
+        histories.timestamps,
+        histories.offsets,
         num_items=config.num_items,
         source=f"generated world {config.name!r}, seed {seed}: synthetic, nobody's behaviour",
     )
-    about = {"synthetic": True, "seed": seed, "config": dataclasses.asdict(config)}
-    dataset = dataclasses.replace(dataset, card={**dataset.card, "world": about})
-    return World(config, seed, dataset, drawn.sources, drawn.catalogue, drawn.latents)
+    card_entry = {"synthetic": True, "seed": seed, "config": dataclasses.asdict(config)}
+    dataset = dataclasses.replace(dataset, card={**dataset.card, "world": card_entry})
+    return World(config, seed, dataset, histories.sources, histories.catalogue, histories.latents)
 
 
 def write_world(folder: str | Path, world: World) -> World:
-    """Writes the world's dataset folder; its card is all that `load_world` needs.
+    """Writes the dataset folder of a world, from which `load_world` recreates it.
 
-    Users' and items' original ids are their numbers, as text.
+    The ids of users and items are their numbers as text.
 
     Returns:
-      The world, its data set opened from `folder`.
+      The world, with its data set opened from `folder`.
 
     Raises:
-      linseqrec.data.dataset.DatasetError: The folder is taken.
+      linseqrec.data.dataset.DatasetError: The folder is not empty.
     """
     users = [str(user) for user in range(world.config.num_users)]
     items = [str(item) for item in range(1, world.config.num_items + 1)]
@@ -179,21 +190,27 @@ def write_world(folder: str | Path, world: World) -> World:
 
 
 def load_world(folder: str | Path) -> World:
-    """Opens a folder that `write_world` wrote, and makes its world again, oracle and all.
+    """The world in a folder of `write_world`, with its oracle.
+
+    The function generates the world again from the configuration and seed in the card.
 
     Raises:
-      WorldError: The folder's data are no generated world, or this version makes others of them.
-      linseqrec.data.dataset.DatasetError: The folder is damaged.
+      WorldError: The folder holds no generated world, or this version generates other events.
+      linseqrec.data.dataset.DatasetError: The folder is not a dataset folder, or is damaged.
     """
     dataset = Dataset.open(folder)
     if "world" not in dataset.card:
-        raise WorldError(f"{folder} holds no generated world: its card has no entry 'world'")
-    about = dataset.card["world"]
-    world = generate(WorldConfig(**about["config"]), about["seed"])
+        raise WorldError(
+            f"{folder} holds no generated world: its card has no entry 'world'. Write one with "
+            "write_world"
+        )
+    card_entry = dataset.card["world"]
+    world = generate(WorldConfig(**card_entry["config"]), card_entry["seed"])
     for name in ("items", "timestamps", "offsets"):
         if not np.array_equal(getattr(dataset, name), getattr(world.dataset, name)):
             raise WorldError(
-                f"{folder}: {name} differ from what its configuration and seed give here, so "
-                f"the oracle is lost (another version or NumPy wrote them): write the world again"
+                f"{folder}: the {name} differ from those that this version generates from the "
+                "configuration and seed, so the oracle does not apply. Another version of "
+                "linseqrec or NumPy wrote them: write the world again"
             )
     return dataclasses.replace(world, dataset=dataset)

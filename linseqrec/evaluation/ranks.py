@@ -370,10 +370,8 @@ def _count_blocks(
             return counts, best, best_unseen
 
         if one_block:
-            return counting_visit(*target_visit(counts, best, best_unseen))
-        return lax.cond(
-            index < num_target_visits, target_visit, counting_visit, counts, best, best_unseen
-        )
+            return counting_visit(*target_visit(*carry))
+        return lax.cond(index < num_target_visits, target_visit, counting_visit, *carry)
 
     zeros = jnp.zeros(num_rows, jnp.int32)
     counts = Counts(

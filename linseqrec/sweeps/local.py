@@ -86,7 +86,9 @@ def run_local(
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()
-            wait(outcomes, timeout=_PATIENCE_SECONDS)
+            # A cancelled outcome never counts as done for `wait`.
+            running = [outcome for outcome in outcomes if not outcome.cancelled()]
+            wait(running, timeout=_PATIENCE_SECONDS)
             for process in processes:
                 process.kill()
 

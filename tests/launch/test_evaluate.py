@@ -116,7 +116,7 @@ def test_the_module_of_a_model_outside_of_the_library_is_named_by_a_flag(trained
     config = json.loads((folder / "config.json").read_text())
     config["model"]["class"] = "tests.own_configs:OwnRecGRELAConfig"
     (folder / "config.json").write_text(json.dumps(config))
-    arguments = ["evaluate", f"--workdir={folder}", "--nofloors"]
+    arguments = ["evaluate", f"--workdir={folder}", "--nobaselines"]
     done = program(*arguments)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "OwnRecGRELAConfig cannot be found: " in done.stderr

@@ -19,8 +19,7 @@ SHORT = [
     # rounding; other gradients are about 1e-2. Adam's default epsilon of 1e-8 would turn the
     # rounding into updates.
     "--config.optimizer.epsilon=1e-6",
-    "--config.evaluation.filter_seen=none",
-    "--config.evaluation.filter_seen=all",
+    "--config.evaluation.filter_seen=none,all",
 ]
 
 

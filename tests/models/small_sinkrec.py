@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import numpy as np
-from flax import nnx
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.data.dataset import Dataset
@@ -67,7 +66,7 @@ def small_run(parts=1, mesh=None):
 
 
 def by_name(made, params):
-    return parameter_arrays(nnx.merge(made.graphdef, params, made.rest))
+    return parameter_arrays(made.model.merge(params))
 
 
 def out_of_use(state):

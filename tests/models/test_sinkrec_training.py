@@ -19,15 +19,15 @@ from tests.ops.closeness import assert_close
 
 def test_a_step_seeds_the_codebooks_and_counts_their_use():
     made = small_run()
-    before = by_name(made, made.initial_params)
-    state, metrics = made.train_step(made.initial_state(), made.batches[0])
+    before = by_name(made, made.model.initial_params)
+    state, metrics = made.step.update(made.step.initial_state(), made.batches[0])
     after = by_name(made, state.params)
     assert (after["memory/codebooks"] != before["memory/codebooks"]).all()
     np.testing.assert_array_equal(after["memory/usage"], 0.25)
     assert {"loss/vq", "loss/reconstruction", "perplexity/4x1/0", "quantization_error/4x1"} <= set(
         metrics
     )
-    state, _ = made.train_step(state, made.batches[1])
+    state, _ = made.step.update(state, made.batches[1])
     again = by_name(made, state.params)
     # Alive: they move by a step of the optimizer, not to another event.
     moved = np.abs(again["memory/codebooks"] - after["memory/codebooks"])
@@ -39,10 +39,10 @@ def test_accumulation_takes_means_of_losses_and_metrics_and_adds_counts_up():
     """By what the parts give before the update; they hold unlike numbers of events, so that a mean
     of shares would not do."""
     made = small_run(parts=2)
-    state, _ = made.train_step(made.initial_state(), made.batches[0])
+    state, _ = made.step.update(made.step.initial_state(), made.batches[0])
     params = jax.tree.map(jnp.copy, state.params)
     batch = made.batches[1]
-    model = nnx.merge(made.graphdef, params, made.rest)
+    model = made.model.merge(params)
     halves = [
         run(model, jax.tree.map(lambda x, half=half: x[half], batch.events))
         for half in (slice(0, 4), slice(4, 8))
@@ -50,7 +50,7 @@ def test_accumulation_takes_means_of_losses_and_metrics_and_adds_counts_up():
     counts = np.sum([half.counts for half in halves], axis=0)
     assert counts.sum() == SMALL.levels * (batch.events.items > 0).sum()
     assert halves[0].counts.sum() != halves[1].counts.sum()
-    state, metrics = made.train_step(state, batch)
+    state, metrics = made.step.update(state, batch)
     shares = counts / counts.sum(-1, keepdims=True) * SMALL.codes
     usage = by_name(made, state.params)["memory/usage"]
     assert_close(usage, 0.98 * 0.25 + 0.02 * shares, 1e-6)
@@ -71,10 +71,10 @@ def test_frozen_codebooks_are_never_seeded():
 
 def test_a_step_that_is_not_finite_leaves_the_codes_alone():
     made = small_run()
-    state, _ = made.train_step(made.initial_state(), made.batches[0])
+    state, _ = made.step.update(made.step.initial_state(), made.batches[0])
     before = by_name(made, state.params)
     bad = dataclasses.replace(made.batches[1], weights=made.batches[1].weights * np.nan)
-    state, _ = made.train_step(state, bad)
+    state, _ = made.step.update(state, bad)
     assert bool(state.halted)
     for name, array in by_name(made, state.params).items():
         np.testing.assert_array_equal(array, before[name])
@@ -85,9 +85,9 @@ def test_a_run_resumes_where_it_was_and_logs_the_perplexities(tmp_path):
     made = small_run()
     whole, _ = loop.train(made, tmp_path / "run")
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(checkpoints.resolve("latest"), made.initial_state())
-    first, _ = made.train_step(out_of_use(jax.tree.map(jnp.copy, whole)), made.batches[0])
-    second, _ = made.train_step(out_of_use(restored), made.batches[0])
+        restored = checkpoints.restore(checkpoints.resolve("latest"), made.step.initial_state())
+    first, _ = made.step.update(out_of_use(jax.tree.map(jnp.copy, whole)), made.batches[0])
+    second, _ = made.step.update(out_of_use(restored), made.batches[0])
     moved = by_name(made, first.params)["memory/codebooks"]
     assert np.abs(moved - by_name(made, whole.params)["memory/codebooks"]).max() > 0.1
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):

@@ -12,11 +12,11 @@ from tests.ops.closeness import assert_close
 def trained(mesh):
     """After a step that seeds the codes, one that counts their use, and one that replaces all."""
     made = small_run(parts=2, mesh=make_mesh(mesh))
-    state, states = made.initial_state(), []
+    state, states = made.step.initial_state(), []
     for index in range(3):
         if index == 2:
             state = out_of_use(state)
-        state, metrics = made.train_step(state, made.place_batch(made.batches[index]))
+        state, metrics = made.step.update(state, made.step.place(made.batches[index]))
         arrays = by_name(made, jax.device_get(state.params))
         states.append({name: arrays[f"memory/{name}"] for name in ("codebooks", "usage")})
     return states, metrics

@@ -28,7 +28,19 @@ MODELS = {
         RecGRELAConfig(heads=1, lookup=True, positions="none", dropout=0.0),
     ),
     # Chunks of 32 are faster on a CPU.
-    "hytrec": ("HyTRec", HyTRecConfig(dropout=0.0, chunk_size=32)),
+    "hytrec": (
+        "HyTRec",
+        HyTRecConfig(
+            width=80,
+            heads=1,
+            short_layers=1,
+            num_layers=2,
+            ratio="1:0",
+            feed_forward=2,
+            dropout=0.1,
+            chunk_size=32,
+        ),
+    ),
     "sinkrec": ("SinkRec", SinkRecConfig(dropout=0.0, chunk_size=32)),
     "gated_deltanet": (
         "Gated DeltaNet",

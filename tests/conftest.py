@@ -14,8 +14,11 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Compiling is most of the suite's time, and the workers compile much the same programs. Without the
 # two thresholds the cache would keep only the slowest.
-# Unoptimised code compiles in half the time, and the suite runs little of it for long.
-xla_flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+# Unoptimised code compiles in half the time, and the suite runs little of it for long. Tests marked
+# `optimized` also run at XLA's default, in a process of their own (`test_optimized.py`).
+xla_flags = [os.environ.get("XLA_FLAGS", "")]
+if not os.environ.get("LINSEQREC_OPTIMIZED"):
+    xla_flags.append("--xla_backend_optimization_level=0")
 if version("jax").startswith("0.10."):
     # And without these a large step takes a third of what is left. Later ones have no other.
     xla_flags.append("--xla_cpu_use_fusion_emitters=false")
@@ -33,7 +36,13 @@ from absl import flags  # noqa: E402
 flags.FLAGS.mark_as_parsed()
 
 # Minutes of other processes, each: begun last, one would keep a worker when the others are done.
-_LONG = ("test_kill.py", "test_multidevice.py", "test_processes.py", "test_full_disk.py")
+_LONG = (
+    "test_kill.py",
+    "test_optimized.py",
+    "test_multidevice.py",
+    "test_processes.py",
+    "test_full_disk.py",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -73,6 +73,7 @@ ONE_PASS, TWO_PASSES = (8, NUM_ITEMS + 1), (8, 5)
 PASSES = pytest.mark.parametrize("blocks", [ONE_PASS, TWO_PASSES])
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("blocks", [(None, None), ONE_PASS, TWO_PASSES, (1, 1)])
 def test_loss_and_gradients_are_the_definitions(blocks):
     arguments = example()

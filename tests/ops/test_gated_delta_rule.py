@@ -213,6 +213,7 @@ def test_exact_on_the_keys_that_histories_have(form):
                 assert_all_close(actual_slopes, slopes, 1e-5)
 
 
+@pytest.mark.optimized
 @in_all(FORMS)
 def test_exact_on_identical_keys(form):
     """Those are the worst conditioned; with β = 1 and no decay, most gradients vanish."""
@@ -246,6 +247,7 @@ def test_bfloat16_inputs(form):
                 assert_all_close(actual_slopes, slopes, 1e-2)
 
 
+@pytest.mark.optimized
 @in_all(SMALL)
 @settings(max_examples=12, deadline=None)
 @given(segment_ids=segment_layouts(*LAYOUT.shape))
@@ -291,6 +293,7 @@ def test_any_length(time):
         assert_all_close(apply(form, inputs, None, state), expected, 2e-6)
 
 
+@pytest.mark.optimized
 @in_all([("recurrent", 64), *IN_CHUNKS])
 @pytest.mark.parametrize("decay", ["mild", "gaps"])
 def test_gradients_in_segments_and_nothing_from_padding(form, decay):

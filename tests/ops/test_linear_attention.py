@@ -133,6 +133,7 @@ def by_matrix(inputs, segment_ids, state, *, causal):
     )
 
 
+@pytest.mark.optimized
 @in_all(FORMS)
 @settings(max_examples=12, deadline=None)
 @given(segment_ids=segment_layouts(*LAYOUT.shape))
@@ -196,6 +197,7 @@ def float64_gradients(inputs, segment_ids, state, *, causal):
         return jax.tree.map(np.asarray, jax.jit(of)(*wide))
 
 
+@pytest.mark.optimized
 @in_all(FORMS)
 def test_gradients_and_nothing_from_padding(form):
     inputs, state = random_inputs(*LAYOUT.shape), random_state(len(LAYOUT))

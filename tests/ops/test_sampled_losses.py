@@ -89,6 +89,7 @@ def differentiated(name):
     return jax.jit(jax.value_and_grad(LOSSES[name][0], argnums=(0, 1, 3)))
 
 
+@pytest.mark.optimized
 @EACH_LOSS
 @pytest.mark.parametrize("shape", [(DRAWN,), (3, 4, DRAWN)], ids=["shared", "own"])
 def test_loss_and_gradients_are_the_definitions(name, shape):

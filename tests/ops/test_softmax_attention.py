@@ -130,6 +130,7 @@ def by_matrix(form, inputs, segment_ids):
     return jnp.einsum("bhts,bshv->bthv", weights, real["value"])
 
 
+@pytest.mark.optimized
 @in_all()
 @settings(max_examples=8, deadline=None)
 @given(segment_ids=segment_layouts(ROWS, SLOTS))
@@ -202,6 +203,7 @@ GRADIENTS = [
 ]
 
 
+@pytest.mark.optimized
 @in_all(GRADIENTS)
 def test_gradients_and_nothing_from_padding(form):
     inputs = fading_inputs()

@@ -29,8 +29,16 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+
+# The tests check the shapes and dtypes that functions declare. JAX takes NumPy arrays for its own.
+jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.install_import_hook(
+    ("linseqrec.ops", "linseqrec.layers", "linseqrec.models"), "beartype.beartype"
+)
 
 # Grain reads absl's flags.
 flags.FLAGS.mark_as_parsed()
@@ -43,6 +51,14 @@ _LONG = (
     "test_processes.py",
     "test_full_disk.py",
 )
+
+
+@pytest.fixture
+def without_type_checks():
+    """Lets wrong arguments through to the function under test, which must name what is wrong."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -136,7 +136,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
 
 def _probe_ranks(
     subject: Subject,
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     probes: Probes,
     config: ProbeConfig,
     arm: str,

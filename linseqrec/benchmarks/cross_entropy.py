@@ -81,7 +81,7 @@ def _timed(repeats: int, tokens: int, num_items: int, padding: float) -> Iterato
 
 def plain(
     hidden: Float[Array, "M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "M"],
     weights: Float[Array, "M"],
 ) -> Float[Array, ""]:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from linseqrec.layers.dense import Dense, layer_norm
@@ -95,7 +96,7 @@ class ConditionalMemory(nnx.Module):
         codes: int,
         frozen: bool = False,
         decoder: bool = True,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Makes fresh parameters.

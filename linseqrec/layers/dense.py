@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -23,7 +24,7 @@ class Dense(nnx.Linear):
         *,
         bias: bool = True,
         deviation: float | None = None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         deviation = inputs**-0.5 if deviation is None else deviation
@@ -71,11 +72,11 @@ class Identity(nnx.Module):
         return x
 
 
-def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A layer norm over the width; its statistics are float32 whatever the compute dtype."""
     return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
-def rms_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+def rms_norm(width: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
     """A root-mean-square norm over the width; its statistics are float32."""
     return nnx.RMSNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -22,7 +23,7 @@ class ItemEmbedding(nnx.Module):
         width: int,
         *,
         deviation: float | None = None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         draw = nnx.initializers.normal(width**-0.5 if deviation is None else deviation)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from linseqrec.layers.dense import Dense
@@ -28,7 +28,7 @@ class FeedForward(nnx.Module):
         *,
         activation: Callable[[Array], Array] = exact_gelu,
         deviation: float | None = None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         """Args: `deviation` is that of fresh kernels (see `Dense`)."""

@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linseqrec.layers.dense import Dense
@@ -18,7 +19,7 @@ class GapFeatures(nnx.Module):
     """
 
     def __init__(
-        self, features: int, *, waves: int = 8, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+        self, features: int, *, waves: int = 8, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         self.waves, self.dtype = waves, dtype
         self.projection = Dense(2 * waves, features, bias=False, dtype=dtype, rngs=rngs)

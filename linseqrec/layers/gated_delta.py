@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import Dense, Gate, GateLogits, rms_norm
@@ -35,7 +36,7 @@ class GatedDeltaState:
     """
 
     memory: Float[Array, "B H K V"]
-    convolution: Float[Array, "B W-1 E"]
+    convolution: Float[Array, "B P E"]
 
 
 class DeltaInputs(NamedTuple):
@@ -77,7 +78,7 @@ class GatedDelta(nnx.Module):
         kernel: int = 4,
         negative_eigenvalues: bool = False,
         chunk_size: int = 64,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Args: `key_width` and `value_width` are a head's; `kernel` the convolution's taps."""
@@ -106,13 +107,13 @@ class GatedDelta(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        past: Float[Array, "B W-1 E"],
+        past: Float[Array, "B P E"],
         question: Float[Array, "B T D"] | None = None,
     ) -> tuple[
         Float[Array, "B T H K"],
         Float[Array, "B T H K"],
         Float[Array, "B T H V"],
-        Float[Array, "B W-1 E"],
+        Float[Array, "B P E"],
     ]:
         """Queries and keys, not yet of unit length, values, and the convolution's state.
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import Dense
@@ -51,7 +52,7 @@ class MemoryAttention(nnx.Module):
         window: int,
         slot_width: int | None,
         kernel: int | None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Makes fresh parameters.
@@ -129,7 +130,7 @@ class SlotKeyValue(Dense):
     """W_kv^m, which makes keys and values of the memory slots within the attention."""
 
     def __call__(  # type: ignore[override]
-        self, slots: Float[Array, "B T M D_c"], heads: int, dtype: jnp.dtype
+        self, slots: Float[Array, "B T M D_c"], heads: int, dtype: DTypeLike
     ) -> MemorySlots:
         """The slots, and the maps that the attention takes them through."""
         maps = self.kernel[...].astype(dtype)
@@ -139,7 +140,7 @@ class SlotKeyValue(Dense):
 class NoSlots(nnx.Module):
     """Stands for `SlotKeyValue` where the attention sees no memory."""
 
-    def __call__(self, slots: Float[Array, "B T M D_c"], heads: int, dtype: jnp.dtype) -> None:
+    def __call__(self, slots: Float[Array, "B T M D_c"], heads: int, dtype: DTypeLike) -> None:
         """No slots."""
         del slots, heads, dtype
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -18,7 +19,7 @@ class PositionEmbedding(nnx.Module):
         width: int,
         *,
         deviation: float | None = None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         draw = nnx.initializers.normal(width**-0.5 if deviation is None else deviation)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import Dense, Gate, Identity
@@ -82,7 +83,7 @@ class RELA(nnx.Module):
         denominator_events: int | None = None,
         epsilon: float = 1e-6,
         deviation: float | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Args: `deviation` is that of fresh kernels (see `dense`)."""

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.events import SECONDS_PER_DAY, Events
@@ -34,7 +35,7 @@ class RequestTime(nnx.Module):
       elapsed: E, float32 [32, D]; row 0 is the same second, row i from 2^(i-1) to 2^i - 1 seconds.
     """
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.dtype = dtype
         self.elapsed = nnx.Param(jax.random.normal(rngs.params(), (_BUCKETS, width)))
         waves = 2 * sum(harmonics for _, harmonics in _PERIODS)
@@ -94,7 +95,7 @@ class HiddenRequestTime(nnx.Module):
 
 
 def request_layer(
-    known: bool, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    known: bool, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> RequestTime | HiddenRequestTime:
     """The layer of a model that is told request times, or the one of a model that is not.
 

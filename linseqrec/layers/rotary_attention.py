@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linseqrec.events import SECONDS_PER_DAY
@@ -34,7 +35,7 @@ class RotaryAttention(nnx.Module):
         *,
         window: int,
         behind: int = 0,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         """Args: `window` is how many events one sees, the last of them `behind` before it."""
@@ -119,7 +120,7 @@ class TimedRotaryAttention(RotaryAttention):
         *,
         window: int,
         behind: int = 0,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         """Args: as of `RotaryAttention`."""

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import Dense
@@ -16,7 +17,7 @@ class SelfAttention(nnx.Module):
         width: int,
         heads: int,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.heads = heads

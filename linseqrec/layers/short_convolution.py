@@ -26,7 +26,7 @@ class ShortConvolution(nnx.Module):
         self.weight = nnx.Param(draw(rngs.params(), (kernel, width), jnp.float32) - bound)
         self.bias = nnx.Param(draw(rngs.params(), (width,), jnp.float32) - bound) if bias else None
 
-    def initial_state(self, batch_size: int) -> Float[Array, "B W-1 D"]:
+    def initial_state(self, batch_size: int) -> Float[Array, "B P D"]:
         """The inputs before any event."""
         kernel, width = self.weight.shape
         return empty(batch_size, kernel - 1, width)
@@ -35,8 +35,8 @@ class ShortConvolution(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"] | None,
-        state: Float[Array, "B W-1 D"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
+        state: Float[Array, "B P D"],
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B P D"]]:
         """Convolves each segment on its own; returns the outputs and the last W - 1 inputs.
 
         `segment_ids=None` takes every slot for an event of one segment.
@@ -73,8 +73,8 @@ def _split(
     weight: Float[Array, "W D"],
     bias: Float[Array, "D"] | None,
     segment_ids: Int[Array, "B T"],
-    state: Float[Array, "B W-1 D"] | None,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
+    state: Float[Array, "B P D"] | None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B P D"]]:
     """`short_convolution` for rows whose slots are divided over the mesh's `sequence` axis."""
 
     def part(

@@ -37,7 +37,7 @@ LINEAR = 0.25
 
 def lookup_kernel(
     width: int, heads: int, key_width: int, value_width: int, *, rngs: nnx.Rngs
-) -> Float[Array, "D H*(2K+V)"]:
+) -> Float[Array, "D E"]:
     """W_qkv of a lookup: queries of all heads, the same again for the keys, then the values.
 
     Args:
@@ -60,16 +60,14 @@ def lookup_kernel(
     return jnp.concatenate([query, query, *draw(value_width)], axis=1)
 
 
-def copy_kernel(
-    kernel: Float[Array, "D H*(2K+V)"], heads: int, value_width: int
-) -> Float[Array, "H*V D"]:
+def copy_kernel(kernel: Float[Array, "D E"], heads: int, value_width: int) -> Float[Array, "F D"]:
     """W_o that turns what the heads read back into item vectors: W_vᵀ / 2 of `lookup_kernel`."""
     return _COPIED * kernel[:, -heads * value_width :].T
 
 
 def lookup_taps(
     kernel: int, heads: int, key_width: int, value_width: int, *, size: float = 1.0
-) -> Float[Array, "W H*(2K+V)"]:
+) -> Float[Array, "W E"]:
     """Weights of the short convolution of a lookup, one tap a channel.
 
     Args:

@@ -50,7 +50,7 @@ def carried(state: State) -> State | None:
 
 def behind_recent(
     values: Any, segment_ids: Int[Array, "B T"], recent: Recent, slots: int
-) -> tuple[Any, Int[Array, "B S+T"], Recent]:
+) -> tuple[Any, Int[Array, "B S_T"], Recent]:
     """Puts the last slots before a row, as `after_recent` does, if there are any.
 
     Args:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from linseqrec.layers.dense import Dense
@@ -16,7 +17,7 @@ class SwiGLU(nnx.Module):
     """
 
     def __init__(
-        self, width: int, hidden_width: int, rate: float, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, width: int, hidden_width: int, rate: float, *, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         self.expand = Dense(width, 2 * hidden_width, bias=False, dtype=dtype, rngs=rngs)
         self.contract = Dense(hidden_width, width, bias=False, dtype=dtype, rngs=rngs)

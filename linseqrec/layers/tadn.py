@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.dense import GateLogits
@@ -66,7 +67,7 @@ class TADNState:
     """
 
     memory: Float[Array, "B H K V"]
-    convolution: Float[Array, "B W-1 E"]
+    convolution: Float[Array, "B P E"]
     mean: PartState
     pending: PartState
 
@@ -120,7 +121,7 @@ class TADN(GatedDelta):
         delay: int = 0,
         kernel: int = 4,
         chunk_size: int = 64,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Args: `heads` divide the width; `kernel` is the convolution's taps; `delay` in events."""

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.conditional_memory import MemoryReading
@@ -66,7 +67,7 @@ class TDGD(GatedDelta):
         write_gate: WriteGate,
         read_removal: bool,
         chunk_size: int = 64,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Makes fresh parameters.

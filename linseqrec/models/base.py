@@ -94,7 +94,7 @@ class SequenceModel(nnx.Module):
         """Whether a call can go on from the state of another."""
         return not isinstance(self.initial_state(1), NoState)
 
-    def item_table(self) -> Float[Array, "N+1 D"]:
+    def item_table(self) -> Float[Array, "N1 D"]:
         """The output table, float32; row 0 is padding."""
         return self.embedding.table[...]
 

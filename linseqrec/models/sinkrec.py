@@ -55,6 +55,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_checks import ConfigError, check_fields, require
@@ -395,7 +396,7 @@ class SinkRecBlock(Block):
 class Reinjection(nnx.Module):
     """σ(⟨N_m(W_gk m), N_x(x)⟩ / √D) W_gv m, where W_gv starts at 0: nothing is added at first."""
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.gate_key = Gate(width, width, bias=False, dtype=dtype, rngs=rngs)
         self.value = Dense(width, width, bias=False, deviation=0.0, dtype=dtype, rngs=rngs)
         self.key_norm = rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)

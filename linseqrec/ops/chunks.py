@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
 # The most numbers that an operation makes at once: on a CPU, where they are to stay in cache, and
 # on accelerators, where they are to fit into memory.
@@ -75,7 +75,7 @@ def fill(x: Array, length: int, mode: str = "constant") -> Array:
     return jnp.pad(x, ahead, mode=mode)
 
 
-def to_chunks(x: Array, chunk_size: int, mode: str = "constant") -> Float[Array, "N B C ..."]:
+def to_chunks(x: Array, chunk_size: int, mode: str = "constant") -> Shaped[Array, "N B C ..."]:
     """Cuts rows [B, T, ...] into the fewest equal chunks of at most `chunk_size` slots.
 
     The last is filled as `fill` does in this mode.
@@ -90,7 +90,7 @@ def runs_to_chunks(runs: Int[Array, "B T"], chunk_size: int) -> Int[Array, "N B 
     return to_chunks(runs, chunk_size, "edge")
 
 
-def from_chunks(x: Float[Array, "N B C ..."], time: int) -> Array:
+def from_chunks(x: Shaped[Array, "N B C ..."], time: int) -> Array:
     """Joins chunks into [B, T, ...] again, without what filled up the last one."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]

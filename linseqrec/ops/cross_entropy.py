@@ -96,7 +96,7 @@ def choose_blocks(tokens: int, num_items: int, platform: str | None = None) -> B
 
 def catalogue_cross_entropy(
     hidden: Float[Array, "*M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "*M"],
     weights: Float[Array, "*M"],
     *,
@@ -202,7 +202,7 @@ class _Gradients(NamedTuple):
     """
 
     hidden: Float[Array, "M D"]
-    table: Float[Array, "D N+1"]
+    table: Float[Array, "D N1"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -210,7 +210,7 @@ def _blockwise_loss(
     blocks: Blocks,
     part: _Part | None,
     hidden: Float[Array, "M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "M"],
     weights: Float[Array, "M"],
 ) -> Float[Array, ""]:
@@ -255,7 +255,7 @@ def _run(
     blocks: Blocks,
     part: _Part | None,
     hidden: Float[Array, "M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "M"],
     weights: Float[Array, "M"],
     *,
@@ -316,10 +316,10 @@ def _run(
 
 def _one_pass(
     hidden: Float[Array, "M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "M"],
     weights: Float[Array, "M"],
-    table_gradient: Float[Array, "D N+1"] | None,
+    table_gradient: Float[Array, "D N1"] | None,
 ) -> tuple[Float[Array, "M"], _Gradients | None]:
     """A block of tokens against the whole catalogue, its logits computed once.
 
@@ -342,10 +342,10 @@ def _two_passes(
     size: int,
     part: _Part | None,
     hidden: Float[Array, "M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "M"],
     weights: Float[Array, "M"],
-    table_gradient: Float[Array, "D N+1"] | None,
+    table_gradient: Float[Array, "D N1"] | None,
 ) -> tuple[Float[Array, "M"], _Gradients | None]:
     """The same against catalogue blocks of `size` rows: logsumexp first, then gradients.
 
@@ -408,7 +408,7 @@ def _two_passes(
 
 def _over_blocks(
     size: int,
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     function: Callable[[Carry, Array | int, Array], Carry],
     carry: Carry,
 ) -> Carry:

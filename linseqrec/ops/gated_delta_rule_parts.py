@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -37,7 +38,7 @@ class Inputs(NamedTuple):
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def einsum_for(dtype: jnp.dtype) -> Callable[..., Array]:
+def einsum_for(dtype: DTypeLike) -> Callable[..., Array]:
     """The einsum for what comes from inputs of a dtype."""
     # TF32's 11 bits keep bfloat16 inputs whole and round what is computed from them eight times
     # finer than bfloat16 does, whose own rounding would double the errors of the outputs.

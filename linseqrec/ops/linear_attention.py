@@ -46,7 +46,7 @@ class _Features(NamedTuple):
 # Numerator [..., V] and denominator [...] of the reading slots.
 _Fraction = tuple[Array, Array]
 # A state between chunks and the number of its run (see segments.py), None without segments.
-_Carry = tuple[LinearAttentionState, Int[Array, "B"] | None]
+_Carry = tuple[LinearAttentionState, Int[Array, "*N B"] | None]
 
 
 def linear_attention(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 # Probabilities are multiples of about 2^-30: the units are counted in int32.
 _UNITS = 2**30
@@ -25,8 +25,8 @@ class Proposal:
       log_q: Log-probability of each item; -inf for row 0, which is padding.
     """
 
-    cumulative: Int[Array, "N+1"]
-    log_q: Float[Array, "N+1"]
+    cumulative: Int[Array, "N1"]
+    log_q: Float[Array, "N1"]
 
 
 def uniform_proposal(num_items: int) -> Proposal:
@@ -38,7 +38,7 @@ def uniform_proposal(num_items: int) -> Proposal:
     return popularity_proposal(np.ones(num_items + 1), power=0.0)
 
 
-def popularity_proposal(counts: Float[np.ndarray, "N+1"], power: float = 1.0) -> Proposal:
+def popularity_proposal(counts: Real[np.ndarray, "N1"], power: float = 1.0) -> Proposal:
     """Items in proportion to `max(count, 1) ** power`.
 
     No item is out of reach: the logQ correction is of no help for one that is never drawn.

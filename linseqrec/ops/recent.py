@@ -30,7 +30,7 @@ class Recent:
 
 def after_recent(
     values: Any, segment_ids: Int[Array, "B T"], recent: Recent | None, slots: int
-) -> tuple[Any, Int[Array, "B S+T"]]:
+) -> tuple[Any, Int[Array, "B S_T"]]:
     """Puts the kept slots before a row, as events of the row's first segment.
 
     They stand right before the segment's first event, behind any padding on its left, so that a
@@ -65,7 +65,7 @@ def after_recent(
     return longer, ids
 
 
-def last_slots(values: Any, segment_ids: Int[Array, "B S+T"], slots: int) -> Recent:
+def last_slots(values: Any, segment_ids: Int[Array, "B S_T"], slots: int) -> Recent:
     """The last S events of each row's last segment.
 
     Args:
@@ -84,7 +84,7 @@ def last_slots(values: Any, segment_ids: Int[Array, "B S+T"], slots: int) -> Rec
     take = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, slots, 0))
     held = take(real, start) & (take(runs, start) == runs[:, -1:])
 
-    def held_of(x: Shaped[Array, "B S+T ..."]) -> Shaped[Array, "B S ..."]:
+    def held_of(x: Shaped[Array, "B S_T ..."]) -> Shaped[Array, "B S ..."]:
         kept = keep(held, take(x, start))
         if jnp.issubdtype(x.dtype, jnp.integer):
             return kept
@@ -95,7 +95,7 @@ def last_slots(values: Any, segment_ids: Int[Array, "B S+T"], slots: int) -> Rec
 
 def slots_back(
     longer: Any,
-    ids: Int[Array, "B S+T"],
+    ids: Int[Array, "B S_T"],
     segment_ids: Int[Array, "B T"],
     slots: Sequence[int],
 ) -> tuple[Any, Bool[Array, "B T W"]]:

@@ -48,7 +48,7 @@ def rotary(
 
 def _sine_and_cosine(
     positions: Int[Array, "B T"], width: int, base: float
-) -> tuple[Float[Array, "B T D/2"], Float[Array, "B T D/2"]]:
+) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
     pair = np.arange(width // 2)
     turns_per_step = base ** (-pair / (width / 2)) / (2 * np.pi) * 2.0**32
     whole = np.floor(turns_per_step)

@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.ops.loss_inputs import check_shapes, check_targets, clean
@@ -20,11 +21,11 @@ from linseqrec.ops.loss_inputs import check_shapes, check_targets, clean
 
 def sampled_softmax(
     hidden: Float[Array, "*M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "*M"],
     weights: Float[Array, "*M"],
     negatives: Int[Array, "..."],
-    log_q: Float[Array, "N+1"],
+    log_q: Float[Array, "N1"],
     *,
     num_items: int | None = None,
 ) -> Float[Array, ""]:
@@ -62,7 +63,7 @@ def sampled_softmax(
 
 def binary_cross_entropy(
     hidden: Float[Array, "*M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "*M"],
     weights: Float[Array, "*M"],
     negatives: Int[Array, "..."],
@@ -94,7 +95,7 @@ def binary_cross_entropy(
 
 def gbce(
     hidden: Float[Array, "*M D"],
-    table: Float[Array, "N+1 D"],
+    table: Float[Array, "N1 D"],
     targets: Int[Array, "*M"],
     weights: Float[Array, "*M"],
     negatives: Int[Array, "..."],
@@ -204,7 +205,7 @@ def _scores(
 _FLOAT32 = {"preferred_element_type": jnp.float32}
 
 
-def _rows(table: Array, ids: Array, num_items: int, dtype: jnp.dtype) -> Array:
+def _rows(table: Array, ids: Array, num_items: int, dtype: DTypeLike) -> Array:
     """Item vectors; NaN where the id is no item, so that it cannot pass for one under `jit`."""
     valid = (ids >= 1) & (ids <= num_items)
     return jnp.where(valid[..., None], table[jnp.where(valid, ids, 1)], jnp.nan).astype(dtype)

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from linseqrec.ops.segments import keep, segment_runs
 
@@ -215,7 +216,7 @@ def _visible(
 
 
 def _faded(
-    fading: Fading, query_times: Int[Array, "B Tq"], dtype: jnp.dtype
+    fading: Fading, query_times: Int[Array, "B Tq"], dtype: DTypeLike
 ) -> Float[Array, "B H Tq Tk"]:
     """What the scores of the fading's keys lose, each query at its own time."""
     ages = query_times[:, :, None] - fading.times[:, None, :]
@@ -265,7 +266,7 @@ def _attend(
     return output.astype(value.dtype)
 
 
-def _to_blocks(x: Array, size: int, axis: int, fill: int = 0) -> Float[Array, "N ..."]:
+def _to_blocks(x: Array, size: int, axis: int, fill: int = 0) -> Shaped[Array, "N ..."]:
     """Cuts an axis into N blocks, filling up the last one."""
     count = -(-x.shape[axis] // size)
     padding = [(0, 0)] * x.ndim
@@ -274,7 +275,7 @@ def _to_blocks(x: Array, size: int, axis: int, fill: int = 0) -> Float[Array, "N
     return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _from_blocks(blocks: Iterable[Float[Array, "N B H C V"]], time: int) -> Array:
+def _from_blocks(blocks: Iterable[Float[Array, "_ B H C V"]], time: int) -> Array:
     """Joins blocks into [B, T, H, V]."""
     x = jnp.concatenate(list(blocks))
     x = jnp.transpose(x, (1, 0, 3, 2, 4))

@@ -25,14 +25,14 @@ def no_best(num_rows: int, k: int) -> Best:
 
 
 def merge_best(
-    best: Best, scores: Float[Array, "B n"], keep: Bool[Array, "B n"], first_id: Int[Array, ""]
+    best: Best, scores: Float[Array, "B n"], keep: Bool[Array, "*rows n"], first_id: Int[Array, ""]
 ) -> Best:
     """The best of what was best before and of a block of items with higher ids.
 
     Args:
       best: Of the items before.
       scores: Of the items `first_id` and up.
-      keep: Which of them are candidates.
+      keep: Which of them are candidates, in each row or in all rows.
       first_id: The block's first item.
 
     Returns:

@@ -49,7 +49,7 @@ class LossConfig:
 
 
 def make_loss(
-    config: LossConfig, item_counts: Int[np.ndarray, "N+1"], mesh: Mesh | None = None
+    config: LossConfig, item_counts: Int[np.ndarray, "N1"], mesh: Mesh | None = None
 ) -> PredictionLoss:
     """The loss function of a configuration.
 

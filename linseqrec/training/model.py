@@ -98,6 +98,6 @@ class FunctionalModel:
         compiled = jax.jit(encode, out_shardings=sharding.by_slots(mesh))
         return lambda params, events: compiled(params, sharding.place_whole_batch(events, mesh))
 
-    def item_table(self, params: nnx.State) -> Float[Array, "N+1 D"]:
+    def item_table(self, params: nnx.State) -> Float[Array, "N1 D"]:
         """The model's output table; on a mesh split by rows, and padded."""
         return self.merge(params).item_table()

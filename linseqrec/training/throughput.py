@@ -47,7 +47,7 @@ def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
     )
 
 
-def flops_per_target(table: Float[Array, "N+1 D"]) -> float:
+def flops_per_target(table: Float[Array, "N1 D"]) -> float:
     """Operations of scoring one prediction against the whole catalogue, forward and backward."""
     return 6.0 * table.size
 

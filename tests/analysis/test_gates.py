@@ -75,7 +75,7 @@ def test_what_hytrec_writes_is_told_from_what_it_erases(gate, written):
         np.testing.assert_allclose(traced.gates["spike"], np.full((2, 1, 2), 0.2), rtol=1e-5)
     assert ("spike" in traced.gates) == (gate != "none")
     x = model.long[0].mixer_norm(model.embedding(one.items) * config.width**0.5)
-    _, _, value, _ = mixer.project(x, one.segment_ids, None)
+    _, _, value, _ = mixer.project(x, one.segment_ids, mixer.convolution.initial_state(len(x)))
     size = np.linalg.norm(traced.memory, axis=(2, 3)) / np.linalg.norm(value[:, 0], axis=-1)
     # Keys are short of length 1 by what keeps them from a division by zero.
     np.testing.assert_allclose(size, written, rtol=0.05)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from linseqrec.layers.states import behind_recent, carried, empty, empty_recent
 from linseqrec.layers.traces import MixerTrace, record, recording
@@ -29,9 +30,10 @@ def test_a_row_stands_behind_a_cache_only_where_one_may_hold_something(known):
 
 
 def test_a_trace_is_made_only_where_one_is_recorded():
-    trace = MixerTrace(jnp.zeros(1), jnp.zeros(1))
-    record(None, lambda: pytest.fail("made without a recording"))
+    mixer = nnx.Module()
+    trace = MixerTrace(jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)))
+    record(mixer, lambda: pytest.fail("made without a recording"))
     with recording() as passes:
-        record("mixer", lambda: trace)
-    assert passes == [("mixer", trace)]
-    record(None, lambda: pytest.fail("made after the recording"))
+        record(mixer, lambda: trace)
+    assert passes == [(mixer, trace)]
+    record(mixer, lambda: pytest.fail("made after the recording"))

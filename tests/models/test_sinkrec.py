@@ -292,6 +292,7 @@ def test_dropout_is_a_function_of_the_key_and_leaves_the_memory_alone():
         (dict(codes=0), "codes is 0"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_settings_that_make_no_model_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **wrong)

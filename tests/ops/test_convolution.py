@@ -221,6 +221,7 @@ def test_vmap_and_shard_map():
         assert_close(in_shards, wanted, 1e-6)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_refuses_what_does_not_fit():
     arguments = random_arguments()
     with pytest.raises(ValueError, match="weight"):

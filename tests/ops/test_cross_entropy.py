@@ -236,6 +236,7 @@ def test_a_target_that_is_no_item_is_never_a_number(wrong):
         (lambda h, e, y, w: (h, e[:1], y, w), "needs a token and an item"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_arguments_that_do_not_fit_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         catalogue_cross_entropy(*change(*example()))

@@ -514,6 +514,7 @@ def test_triton_runs_or_says_why_not(monkeypatch):
         assert "'triton' runs on CUDA only, not on cpu" in message
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_refuses_what_does_not_fit():
     inputs, state = make(2, 6)
     refusals = [

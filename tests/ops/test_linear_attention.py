@@ -376,6 +376,7 @@ def test_triton_runs_or_says_why_not(monkeypatch):
         assert "'triton' runs on CUDA only, not on cpu" in refusal({})
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_refuses_what_does_not_fit():
     inputs = random_inputs(2, 6)
     for causal, implementation in [(False, "chunked"), (True, "full"), (True, "quick")]:

@@ -177,6 +177,7 @@ def test_a_masked_mean_reads_nothing_else():
     assert masked_mean(x, np.zeros(3, bool)) == 0
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_codebooks_that_do_not_fit_are_refused():
     for wrong in (books()[0], books()[..., 1:]):
         with pytest.raises(ValueError, match=r"codebooks must be \[L, K, 5\]"):

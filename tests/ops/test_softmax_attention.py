@@ -382,6 +382,7 @@ def test_the_last_queries_alone_equal_those_of_the_whole_row(form, past):
     assert_close(apply(form, alone, LAYOUT), whole[:, past:], 2e-6)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_refuses_what_does_not_fit():
     inputs = random_inputs()
     rate = np.ones(HEADS, np.float32)

@@ -49,6 +49,7 @@ def test_a_score_that_is_not_finite_is_told_of():
     np.testing.assert_array_equal(np.flatnonzero(~np.asarray(finite)), [3])
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_cannot_be_asked_is_refused():
     hidden, table, seen = integer_case()
     for k in (0, ITEMS + 1):

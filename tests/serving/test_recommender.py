@@ -230,6 +230,8 @@ def test_recommendations_equal_a_sort_and_ties_put_the_lower_id_first(model):
     assert found_scores.dtype == np.float32
 
 
+# Shapes stand in for arrays where saved states are read.
+@pytest.mark.usefixtures("without_type_checks")
 def test_loaded_states_equal_the_saved_ones(model, recommender, tmp_path):
     states = recommender.start(histories([30, 0, 7], seed=1))
     recommender.save(tmp_path / "users.npz", states)
@@ -238,6 +240,8 @@ def test_loaded_states_equal_the_saved_ones(model, recommender, tmp_path):
     assert_same(Recommender(model, chunk_length=4).load(tmp_path / "users.npz"), states)
 
 
+# Shapes stand in for arrays where saved states are read.
+@pytest.mark.usefixtures("without_type_checks")
 def test_states_of_another_model_or_checkpoint_are_errors(model, tmp_path):
     path = tmp_path / "users.npz"
     first = Recommender(model, identity={"checkpoint": 20})

@@ -6,6 +6,7 @@ Takes the flags of `launch.train`; the workdir is a temporary folder. A file cou
 functions runs, or when it makes the experiment: what is only imported is not read.
 """
 
+import inspect
 import pathlib
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 
 from launch import train
 from launch.program import run_program
-from linseqrec.training.schedule import Schedule
+from linseqrec.training.loop import Schedule
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = [ROOT / name for name in ("experiments", "launch", "linseqrec")]
@@ -31,12 +32,11 @@ def main() -> None:
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        path = pathlib.Path(code.co_filename)
-        if event != "call" or not path.is_relative_to(ROOT) or path == pathlib.Path(__file__):
+        path = pathlib.Path(code.co_filename).absolute()
+        if event != "call" or not any(path.is_relative_to(folder) for folder in FOLDERS):
             return
-        if ".venv" in path.parts or (
-            code.co_name == "<module>" and "experiments" not in path.parts
-        ):
+        # Bodies of modules and classes run at import. A reader needs that of the experiment alone.
+        if not code.co_flags & inspect.CO_OPTIMIZED and path.parent.name != "experiments":
             return
         functions.setdefault(path.relative_to(ROOT), {}).setdefault(code.co_name)
         if code is Schedule.after_step.__code__:
@@ -53,6 +53,10 @@ def main() -> None:
         finally:
             sys.setprofile(None)
             threading.setprofile(None)
+    # The experiment's file also makes the configurations of the models that are not chosen.
+    functions = {
+        path: names for path, names in functions.items() if list(names) != ["__post_init__"]
+    }
     lines = 0
     for path, names in functions.items():
         lines += len((ROOT / path).read_text().splitlines())

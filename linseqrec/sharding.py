@@ -9,6 +9,7 @@ zeros. A function that reads a padded table therefore needs the number of items 
 Checkpoints record the shapes without padding, so that they fit every mesh.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -20,8 +21,23 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from linseqrec.errors import UserError
-from linseqrec.mesh_axes import DATA, MODEL, SEQUENCE
-from linseqrec.models.weights import parameter_path
+
+# They split the rows of a batch, the slots of a row, and the rows of the item table, in this order
+# (see `linseqrec.sharding`).
+DATA, SEQUENCE, MODEL = "data", "sequence", "model"
+
+
+def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """A context for calls of a model. Inside, `time_is_split` knows the mesh."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def time_is_split() -> bool:
+    """Whether the mesh of the current `while_tracing` splits the slots of a row over devices."""
+    return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1) > 1
+
 
 Tree = TypeVar("Tree")
 
@@ -32,6 +48,11 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(^|/)embedding/table$", PartitionSpec(MODEL)),
     (r"", PartitionSpec()),
 )
+
+
+def parameter_path(path: jax.tree_util.KeyPath) -> str:
+    """The name of the leaf at `path` of a model's `nnx.Param` state; the rules go by it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
 class MeshError(UserError, ValueError):

@@ -11,10 +11,9 @@ import numpy as np
 
 from linseqrec.benchmarks import measuring
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.packing import pack
 from linseqrec.data.pipeline import Plan, TrainingBatches, training_batches
+from linseqrec.data.rows import cut_windows, pack
 from linseqrec.data.splits import Split, leave_one_out
-from linseqrec.data.windows import cut_windows
 
 _PLANS: tuple[tuple[Plan, int, int], ...] = (
     ("windows", 200, 128),

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.windows import Pieces
+from linseqrec.data.rows import Pieces
 from linseqrec.events import Events
 
 

@@ -13,9 +13,15 @@ import numpy as np
 
 from linseqrec.data.batch import Batch, gather_rows
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.packing import one_piece_a_row, pack
+from linseqrec.data.rows import (
+    Pieces,
+    cut_in_line,
+    cut_windows,
+    every_prefix,
+    one_piece_a_row,
+    pack,
+)
 from linseqrec.data.splits import Split
-from linseqrec.data.windows import Pieces, cut_in_line, cut_windows, every_prefix
 
 Plan = Literal["packed", "windows", "prefixes"]
 Phase = Literal["fixed", "random"]

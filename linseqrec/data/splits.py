@@ -261,3 +261,15 @@ def _make_split(
         **details,
     }
     return Split(name, train_end, validation, test, description)
+
+
+def training_events(dataset: Dataset, split: Split) -> np.ndarray:
+    """The events that train, bool [E]."""
+    ends = np.repeat(split.train_end, np.diff(dataset.offsets))
+    return np.arange(dataset.num_events) < ends
+
+
+def item_counts(dataset: Dataset, split: Split) -> np.ndarray:
+    """The number of training events of each item, int64 [N + 1]."""
+    items = np.asarray(dataset.items)[training_events(dataset, split)]
+    return np.bincount(items, minlength=dataset.num_items + 1)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.splits import Split
+from linseqrec.data.splits import Split, item_counts, training_events
 from linseqrec.events import SECONDS_PER_DAY
 
 # Where the second and the third wait of `TimedMarkov` begin, in seconds.
@@ -50,18 +50,6 @@ def fit_baselines(
         baselines["Timed Markov"] = TimedMarkov(dataset, split)
         baselines["Timed Personal Markov"] = PersonalMarkov(dataset, split, timed=True)
     return baselines
-
-
-def training_events(dataset: Dataset, split: Split) -> np.ndarray:
-    """The events that train, bool [E]."""
-    ends = np.repeat(split.train_end, np.diff(dataset.offsets))
-    return np.arange(dataset.num_events) < ends
-
-
-def item_counts(dataset: Dataset, split: Split) -> np.ndarray:
-    """The number of training events of each item, int64 [N + 1]."""
-    items = np.asarray(dataset.items)[training_events(dataset, split)]
-    return np.bincount(items, minlength=dataset.num_items + 1)
 
 
 class Popularity:

@@ -20,7 +20,7 @@ from linseqrec.data.histories import gather_histories
 from linseqrec.data.splits import Targets
 from linseqrec.evaluation import metrics, queries, ranks
 from linseqrec.evaluation.result import EvaluationResult
-from linseqrec.mesh_axes import MODEL
+from linseqrec.sharding import MODEL
 
 ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

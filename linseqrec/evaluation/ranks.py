@@ -20,7 +20,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.errors import UserError
-from linseqrec.mesh_axes import DATA, MODEL
 from linseqrec.ops.top_k import (
     Best,
     items_a_block,
@@ -30,6 +29,7 @@ from linseqrec.ops.top_k import (
     padded_table,
     score_block,
 )
+from linseqrec.sharding import DATA, MODEL
 
 Ties = Literal["mean", "pessimistic"]
 FilterSeen = Literal["none", "all"]

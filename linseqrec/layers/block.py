@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.layers.dropout import drop_path, dropout, split_key
+from linseqrec.layers.standard import drop_path, dropout, split_key
 
 Make = Callable[[], Any]
 

@@ -14,8 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from linseqrec.layers.dense import Dense, layer_norm
-from linseqrec.layers.feed_forward import exact_gelu
+from linseqrec.layers.standard import Dense, exact_gelu, layer_norm
 from linseqrec.layers.states import Stateless, carried, empty, empty_recent
 from linseqrec.ops.quantization import (
     code_counts,

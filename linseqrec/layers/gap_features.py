@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from linseqrec.layers.dense import Dense
+from linseqrec.layers.standard import Dense
 from linseqrec.layers.time_gaps import MOST_DAYS
 
 

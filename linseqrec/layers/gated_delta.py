@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import Dense, Gate, GateLogits, rms_norm
 from linseqrec.layers.short_convolution import ShortConvolution
+from linseqrec.layers.standard import Dense, Gate, GateLogits, rms_norm
 from linseqrec.layers.starting_values import (
     LINEAR,
     copy_kernel,
@@ -21,8 +21,8 @@ from linseqrec.layers.starting_values import (
 )
 from linseqrec.layers.states import carried, empty
 from linseqrec.layers.traces import MixerTrace, record
-from linseqrec.mesh_axes import DATA, SEQUENCE, time_is_split
 from linseqrec.ops.gated_delta_rule import gated_delta_rule, sequence_parallel_gated_delta_rule
+from linseqrec.sharding import DATA, SEQUENCE, time_is_split
 
 
 @jax.tree_util.register_dataclass

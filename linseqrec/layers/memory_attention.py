@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import Dense
 from linseqrec.layers.short_convolution import NoConvolution, ShortConvolution
+from linseqrec.layers.standard import Dense
 from linseqrec.layers.starting_values import copy_kernel, lookup_kernel, lookup_taps
 from linseqrec.layers.states import PartState, behind_recent, empty, empty_recent
 from linseqrec.ops.recent import Recent

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import Dense, Gate, Identity
 from linseqrec.layers.short_convolution import NoConvolution, ShortConvolution
+from linseqrec.layers.standard import Dense, Gate, Identity
 from linseqrec.layers.states import PartState, carried, empty
 from linseqrec.layers.traces import MixerTrace, record
 from linseqrec.ops.convolution import short_convolution

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.events import SECONDS_PER_DAY, Events
-from linseqrec.layers.dense import Decayed, Dense
+from linseqrec.layers.standard import Decayed, Dense
 
 # Periods of the calendar in seconds, and how many harmonics of each are read: four of the day tell
 # hours, three of the week weekdays. The year is the Gregorian calendar's mean one.

@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linseqrec.events import SECONDS_PER_DAY
-from linseqrec.layers.dense import Dense
+from linseqrec.layers.standard import Dense
 from linseqrec.layers.states import behind_recent, empty, empty_recent
 from linseqrec.layers.time_gaps import Clock, initial_log_horizon
 from linseqrec.ops.recent import Recent

@@ -5,7 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import Dense
+from linseqrec.layers.standard import Dense
 from linseqrec.ops.softmax_attention import softmax_attention
 
 

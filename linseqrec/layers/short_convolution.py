@@ -7,8 +7,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.states import Stateless, carried, empty
-from linseqrec.mesh_axes import DATA, SEQUENCE, time_is_split
 from linseqrec.ops.convolution import sequence_parallel_short_convolution, short_convolution
+from linseqrec.sharding import DATA, SEQUENCE, time_is_split
 
 
 class ShortConvolution(nnx.Module):

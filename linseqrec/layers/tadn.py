@@ -12,8 +12,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.dense import GateLogits
 from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, delta_trace, unit
+from linseqrec.layers.standard import GateLogits
 from linseqrec.layers.states import PartState, Stateless, carried, empty, empty_recent
 from linseqrec.layers.time_gaps import (
     Clock,

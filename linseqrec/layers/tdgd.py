@@ -10,7 +10,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.conditional_memory import MemoryReading
-from linseqrec.layers.dense import Dense, GateLogits
 from linseqrec.layers.gated_delta import (
     DeltaInputs,
     GatedDelta,
@@ -18,6 +17,7 @@ from linseqrec.layers.gated_delta import (
     delta_trace,
     unit,
 )
+from linseqrec.layers.standard import Dense, GateLogits
 from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
 from linseqrec.layers.traces import MixerTrace, record
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from linseqrec.events import Events
-from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.layers.traces import MixerTrace, recording
 
 
@@ -155,7 +155,7 @@ class ModelConfig:
       reads_timestamps: The settings by which the model reads the log's times, as "FIELD=VALUE".
       reads_request_times: Whether `build` takes `request_time=True`.
       splits_time: Whether rows may be divided over devices (`mesh.sequence`). Each layer of the
-        model that mixes slots must then ask `linseqrec.mesh_axes.time_is_split`, and exchange
+        model that mixes slots must then ask `linseqrec.sharding.time_is_split`, and exchange
         between devices what it needs.
     """
 

@@ -31,12 +31,9 @@ from jaxtyping import PRNGKeyArray
 from linseqrec.config_checks import check_fields
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
-from linseqrec.layers.dense import rms_norm
-from linseqrec.layers.dropout import dropout, split_key
-from linseqrec.layers.embedding import ItemEmbedding
-from linseqrec.layers.feed_forward import FeedForward
 from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState
 from linseqrec.layers.request_time import request_layer
+from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, rms_norm, split_key
 from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 
 

@@ -73,13 +73,19 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
-from linseqrec.layers.dense import Gate, Identity, layer_norm, rms_norm
-from linseqrec.layers.dropout import dropout, split_key
-from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.rotary_attention import RotaryAttention, TimedRotaryAttention
+from linseqrec.layers.standard import (
+    Gate,
+    Identity,
+    ItemEmbedding,
+    SwiGLU,
+    dropout,
+    layer_norm,
+    rms_norm,
+    split_key,
+)
 from linseqrec.layers.states import PartState, Stateless, carried, empty, empty_recent
-from linseqrec.layers.swiglu import SwiGLU
 from linseqrec.layers.tadn import TADN, GateKind, TADNState
 from linseqrec.layers.time_gaps import (
     Clock,

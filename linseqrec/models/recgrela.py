@@ -41,13 +41,10 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from linseqrec.config_checks import ConfigError, check_fields, require
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
-from linseqrec.layers.dense import layer_norm
-from linseqrec.layers.dropout import dropout, split_key
-from linseqrec.layers.embedding import ItemEmbedding
-from linseqrec.layers.feed_forward import FeedForward
 from linseqrec.layers.positions import NoPositions, PositionEmbedding, Sinusoids
 from linseqrec.layers.rela import RELA, LookupRELA, RELAState, Selector
 from linseqrec.layers.request_time import request_layer
+from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, layer_norm, split_key
 from linseqrec.layers.states import empty
 from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 

@@ -19,13 +19,10 @@ from jaxtyping import PRNGKeyArray
 from linseqrec.config_checks import ConfigError, check_fields
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
-from linseqrec.layers.dense import layer_norm
-from linseqrec.layers.dropout import dropout, split_key
-from linseqrec.layers.embedding import ItemEmbedding
-from linseqrec.layers.feed_forward import FeedForward
 from linseqrec.layers.positions import PositionEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.self_attention import SelfAttention
+from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, layer_norm, split_key
 from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
 
 

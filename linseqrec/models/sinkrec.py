@@ -62,15 +62,20 @@ from linseqrec.config_checks import ConfigError, check_fields, require
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading, NoMemory
-from linseqrec.layers.dense import Dense, Gate, rms_norm
-from linseqrec.layers.dropout import dropout, split_key
-from linseqrec.layers.embedding import ItemEmbedding
 from linseqrec.layers.gap_features import GapFeatures, NoGapFeatures
 from linseqrec.layers.gated_delta import GatedDeltaState
 from linseqrec.layers.memory_attention import MemoryAttention, MemoryAttentionState
 from linseqrec.layers.request_time import request_layer
+from linseqrec.layers.standard import (
+    Dense,
+    Gate,
+    ItemEmbedding,
+    SwiGLU,
+    dropout,
+    rms_norm,
+    split_key,
+)
 from linseqrec.layers.states import PartState
-from linseqrec.layers.swiglu import SwiGLU
 from linseqrec.layers.tdgd import TDGD, WriteGate
 from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, waits_in_days
 from linseqrec.models.base import Encoding, ModelConfig, SequenceModel

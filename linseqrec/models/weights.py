@@ -15,10 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-
-def parameter_path(path: jax.tree_util.KeyPath) -> str:
-    """The name of the leaf that stands at `path` in a model's `nnx.Param` state."""
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+from linseqrec.sharding import parameter_path
 
 
 def parameter_arrays(model: nnx.Module) -> dict[str, np.ndarray]:

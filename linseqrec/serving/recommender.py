@@ -16,7 +16,6 @@ from linseqrec.config_fields import to_json
 from linseqrec.evaluation.ranks import NonFiniteScoreError, seen_slots
 from linseqrec.events import Events
 from linseqrec.models.base import SequenceModel
-from linseqrec.models.weights import parameter_path
 from linseqrec.ops.top_k import catalogue_top_k
 from linseqrec.serving.states import (
     Identity,
@@ -25,6 +24,7 @@ from linseqrec.serving.states import (
     load_states,
     save_states,
 )
+from linseqrec.sharding import parameter_path
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.model import build_model, split_model

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.errors import UserError
 from linseqrec.files import replacing
-from linseqrec.models.weights import parameter_path
+from linseqrec.sharding import parameter_path
 
 # Identifies the model that states belong to: a field's name to a digest, a number or a word.
 Identity = Mapping[str, str | int]

@@ -26,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from linseqrec.errors import UserError
 from linseqrec.files import replacing
-from linseqrec.models.weights import parameter_path
+from linseqrec.sharding import parameter_path
 from linseqrec.training import distributed
 from linseqrec.training.step import TrainState
 

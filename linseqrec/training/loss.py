@@ -12,11 +12,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_checks import check_fields
 from linseqrec.data.batch import Batch
-from linseqrec.mesh_axes import MODEL
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
 from linseqrec.ops.negatives import draw_negatives, popularity_proposal
 from linseqrec.ops.sampled_losses import binary_cross_entropy, gbce, sampled_softmax
-from linseqrec.sharding import batch_spec
+from linseqrec.sharding import MODEL, batch_spec
 
 # `(hidden [B, T, D], table [N + 1, D], batch, key)` to the sum of weight x loss over the targets.
 PredictionLoss = Callable[[Array, Array, Batch, PRNGKeyArray], Float[Array, ""]]

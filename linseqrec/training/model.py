@@ -15,8 +15,8 @@ from linseqrec import sharding
 from linseqrec.config import Experiment
 from linseqrec.config_checks import ConfigError
 from linseqrec.events import Events
-from linseqrec.mesh_axes import while_tracing
 from linseqrec.models.base import SequenceModel
+from linseqrec.sharding import while_tracing
 
 
 def build_model(experiment: Experiment, num_items: int) -> SequenceModel:

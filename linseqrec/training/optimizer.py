@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from linseqrec.config_checks import check_fields
-from linseqrec.layers.dense import Decayed
+from linseqrec.layers.standard import Decayed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters weight decay touches: those made as `Decayed` (`layers/dense.py`).
+    """Which parameters weight decay touches: those made as `Decayed` (`layers/standard.py`).
 
     These are the weights of dense layers that are no gates. Biases, norms, embeddings, gates and
     the recurrences' own parameters keep their scale.

@@ -17,12 +17,12 @@ from linseqrec.config import Experiment
 from linseqrec.config_checks import ConfigError
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
+from linseqrec.data.splits import item_counts
 from linseqrec.evaluation import queries
-from linseqrec.evaluation.baselines import item_counts
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
-from linseqrec.mesh_axes import DATA, SEQUENCE
+from linseqrec.sharding import DATA, SEQUENCE
 from linseqrec.training.loss import make_loss
 from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import make_optimizer

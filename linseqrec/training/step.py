@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec import sharding
 from linseqrec.data.batch import Batch
-from linseqrec.mesh_axes import while_tracing
+from linseqrec.sharding import while_tracing
 from linseqrec.training.loss import PredictionLoss
 from linseqrec.training.model import FunctionalModel
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linseqrec.data.packing import best_fit_decreasing, one_piece_a_row, pack
+from linseqrec.data.rows import best_fit_decreasing, one_piece_a_row, pack
 
 lengths_and_capacity = st.integers(1, 40).flatmap(
     lambda capacity: st.tuples(

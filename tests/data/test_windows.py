@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linseqrec.data.windows import cut_in_line, cut_windows, every_prefix
+from linseqrec.data.rows import cut_in_line, cut_windows, every_prefix
 
 
 def predictions(pieces):

@@ -12,8 +12,7 @@ from jax.sharding import AbstractMesh
 
 from launch.flags import load_experiment
 from linseqrec.config_fields import override, parse
-from linseqrec.mesh_axes import DATA, MODEL, SEQUENCE
-from linseqrec.sharding import check_rows
+from linseqrec.sharding import DATA, MODEL, SEQUENCE, check_rows
 from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import ROOT
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.dense import Dense, layer_norm
+from linseqrec.layers.standard import Dense, layer_norm
 
 
 def test_a_dense_layer_keeps_float32_parameters_and_computes_in_its_dtype():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.layers.dropout import drop_path, dropout, split_key
+from linseqrec.layers.standard import drop_path, dropout, split_key
 
 KEY = jax.random.key(0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.layers.standard import ItemEmbedding
 
 ITEMS = jnp.array([[0, 3, 1, 3], [2, 0, 0, 5]])
 

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from linseqrec.events import Events
-from linseqrec.models.weights import load_parameters, parameter_path
+from linseqrec.models.weights import load_parameters
+from linseqrec.sharding import parameter_path
 
 
 def random_model(config, *, num_items=50, seed=0):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.embedding import ItemEmbedding
+from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig

@@ -12,8 +12,7 @@ from linseqrec.config_checks import ConfigError
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.sasrec import SASRecConfig
-from linseqrec.models.weights import parameter_path
-from linseqrec.sharding import MeshConfig, MeshError, make_mesh
+from linseqrec.sharding import MeshConfig, MeshError, make_mesh, parameter_path
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.run import Run
 from tests.training.conftest import source  # noqa: F401  a fixture

@@ -8,7 +8,7 @@ from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
-from linseqrec.models.weights import parameter_path
+from linseqrec.sharding import parameter_path
 from linseqrec.training.optimizer import OptimizerConfig, decayed, learning_rate, make_optimizer
 
 

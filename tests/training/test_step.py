@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
-from linseqrec.mesh_axes import DATA, MODEL, SEQUENCE
 from linseqrec.models.base import Encoding, SequenceModel
+from linseqrec.sharding import DATA, MODEL, SEQUENCE
 from linseqrec.training.loss import LossConfig, make_loss
 from linseqrec.training.step import init_state, make_train_step
 

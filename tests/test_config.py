@@ -106,6 +106,7 @@ def test_sections_that_do_not_fit_each_other_are_refused(sections, message):
         ({"dtype": "float16"}, "^dtype is 'float16': it must be one of 'float32', 'bfloat16'"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_models_that_cannot_be_are_refused(model, wrong, message):
     with pytest.raises(ConfigError, match=message):
         model(**wrong)

@@ -25,7 +25,7 @@ def sampled_softmax(
     targets: Int[Array, "*M"],
     weights: Float[Array, "*M"],
     negatives: Int[Array, "..."],
-    log_q: Float[Array, "N1"],
+    log_q: Float[Array, "proposed"],
     *,
     num_items: int | None = None,
 ) -> Float[Array, ""]:

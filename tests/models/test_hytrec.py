@@ -315,6 +315,7 @@ def test_noise_is_a_function_of_the_key():
         (dict(attention_window=0), "attention_window is 0"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_settings_that_make_no_model_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **wrong)

@@ -13,7 +13,7 @@ from flax import nnx
 from linseqrec.config import Experiment
 from linseqrec.config_checks import ConfigError
 from linseqrec.data.source import DataConfig
-from linseqrec.layers import block, feed_forward
+from linseqrec.layers import block, standard
 from linseqrec.layers.rela import RELA, LookupRELA, NoGate
 from linseqrec.models import recgrela
 from linseqrec.models.base import NoState
@@ -205,6 +205,7 @@ def test_each_switch_changes_what_it_names(causal, switch):
         (dict(lookup=True, causal=False, positions="none"), "lookup is True"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_settings_that_make_no_model_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         RecGRELAConfig(**wrong)
@@ -304,7 +305,7 @@ def test_dropout_stands_where_the_equations_have_it(monkeypatch):
 
     monkeypatch.setattr(recgrela, "dropout", halve_odd_features)
     monkeypatch.setattr(block, "dropout", halve_odd_features)
-    monkeypatch.setattr(feed_forward, "dropout", halve_odd_features)
+    monkeypatch.setattr(standard, "dropout", halve_odd_features)
     events = ragged()
 
     @jit

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 project = "linseqrec"
 author = copyright = "The linseqrec authors"
 extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "jupyter_execute", "conf.py", "api/modules.rst"]
+exclude_patterns = ["reading_path.py", "_build", "jupyter_execute", "conf.py", "api/modules.rst"]
 html_theme = "sphinx_book_theme"
 html_title = project
 nitpicky = True

@@ -45,10 +45,10 @@ def make_card(
       Sizes, history lengths, rates, digests and library versions. A rate is a share of all events,
       or of all users, in [0, 1]:
 
-      ties: Events with the time of the same user's event before them; users whose last two events
+      - ties: events with the time of the same user's event before them; users whose last two events
         have the same time.
-      duplicates: Events that repeat an earlier event's user, item and time.
-      repeats: Events that repeat an earlier event's user and item.
+      - duplicates: events that repeat an earlier event's user, item and time.
+      - repeats: events that repeat an earlier event's user and item.
     """
     num_users, num_events = len(offsets) - 1, len(items)
     lengths = np.diff(offsets)

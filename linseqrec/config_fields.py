@@ -156,15 +156,16 @@ def to_json(config: Any) -> Any:
     return [to_json(item) for item in config] if isinstance(config, tuple) else config
 
 
-def from_json(value: Any, prefix: str = "", *, floats: bool = False) -> Any:
+def from_json(value: Any, prefix: str = "", *, hint: Any = None, floats: bool = False) -> Any:
     """The inverse of `to_json`.
 
-    A class is one of the library's, or of a module that the program has imported: a file does not
-    choose what code is run.
+    A file does not choose what code is run: a class is one that its field's type admits, of the
+    library or of a module that the program has imported.
 
     Args:
       value: What JSON gave.
       prefix: Stands before the fields' names in errors: "model.".
+      hint: The type of the field that holds the value; None for a class of the library.
       floats: Whether 40 in a field of type float becomes 40.0.
 
     Raises:
@@ -172,17 +173,17 @@ def from_json(value: Any, prefix: str = "", *, floats: bool = False) -> Any:
         another version.
     """
     if isinstance(value, list):
-        return tuple(map(from_json, value))
+        return tuple(from_json(each, prefix, hint=hint, floats=floats) for each in value)
     if not isinstance(value, dict):
         return value
     if _CLASS not in value:
         raise ConfigError(f"{prefix}{_CLASS} is missing beside {', '.join(value)}")
-    cls = _find_class(value[_CLASS])
+    cls = _find_class(value[_CLASS], hint)
     hints, fields = typing.get_type_hints(cls), {}
     for key in (key for key in value if key != _CLASS):
         if key not in hints:
             raise ConfigError(f"{cls.__name__} has no field {key!r}{nearest(key, hints)}")
-        made = from_json(value[key], f"{prefix}{key}.", floats=floats)
+        made = from_json(value[key], f"{prefix}{key}.", hint=hints[key], floats=floats)
         fields[key] = float(made) if floats and hints[key] is float else made
     try:
         return cls(**fields)
@@ -193,10 +194,10 @@ def from_json(value: Any, prefix: str = "", *, floats: bool = False) -> Any:
         raise ConfigError(f"{prefix.rstrip('.') or cls.__name__}: {error}") from error
 
 
-def _find_class(named: Any) -> type:
+def _find_class(named: Any, hint: Any) -> type:
     module, _, name = str(named).partition(":")
     try:
-        if module.partition(".")[0] == "linseqrec":
+        if _is_of_library(module):
             importlib.import_module(module)
         cls = getattr(sys.modules[module], name)
     except KeyError:
@@ -208,7 +209,23 @@ def _find_class(named: Any) -> type:
         raise ConfigError(f"the class {named} cannot be found: {error}") from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"the class {named} is no dataclass")
+    admitted = _is_of_library(module) if hint is None else issubclass(cls, _classes(hint))
+    if not admitted:
+        want = "a class of linseqrec" if hint is None else getattr(hint, "__name__", hint)
+        raise ConfigError(f"the class {named} is not {want}, which its field holds")
     return cls
+
+
+def _is_of_library(module: str) -> bool:
+    return module.partition(".")[0] == "linseqrec"
+
+
+def _classes(hint: Any) -> tuple[type, ...]:
+    """The classes in a type: T and None of `T | None`, T of `tuple[T, ...]`."""
+    parts = typing.get_args(hint)
+    if not parts:
+        return (hint,) if isinstance(hint, type) else ()
+    return tuple(cls for part in parts for cls in _classes(part))
 
 
 def override(config: Any, values: Mapping[str, Any]) -> Any:

@@ -187,6 +187,14 @@ def test_json_of_another_version_is_refused():
         from_json(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """A dataclass of an imported module that is no configuration, and does something when made."""
+
+    def __post_init__(self):
+        pytest.fail("it was made")
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -200,6 +208,11 @@ def test_json_of_another_version_is_refused():
         ({"class": "linseqrec.errors:UserError"}, "is no dataclass"),
         ({"class": "os:abort"}, "os:abort is no dataclass"),
         ({"class": "subprocess:Popen", "args": ["false"]}, "subprocess:Popen is no dataclass"),
+        ({"class": "linseqrec.training.optimizer:OptimizerConfig"}, "is not ModelConfig, which"),
+        (
+            {"class": "tests.test_config_fields:Effect"},
+            "Effect is not ModelConfig, which its field",
+        ),
         ({"class": 3}, "the class 3 cannot be found"),
         ({"width": 8, "heads": 2}, "model.class is missing beside width, heads"),
         (
@@ -212,6 +225,11 @@ def test_json_of_another_version_is_refused():
 def test_json_of_a_model_that_cannot_be_made_is_refused(model, message):
     with pytest.raises(ConfigError, match=message):
         from_json(to_json(EXPERIMENT) | {"model": model})
+
+
+def test_json_of_no_class_of_the_library_is_refused():
+    with pytest.raises(ConfigError, match="own_configs:OwnConfig is not a class of linseqrec"):
+        from_json(to_json(OwnConfig()))
 
 
 def test_json_does_not_choose_what_module_is_imported(tmp_path, monkeypatch):

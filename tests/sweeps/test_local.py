@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from linseqrec.errors import SweepError
+from linseqrec.sweeps import local
 from linseqrec.sweeps.local import Interrupted, run_local
 from linseqrec.sweeps.task import Failure, Task
 
@@ -80,7 +81,9 @@ def test_more_workers_than_devices_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_runs_by_sigterm_and_waits_for_them(tmp_path, number):
+def test_a_signal_ends_the_runs_by_sigterm_and_waits_for_them(tmp_path, number, monkeypatch):
+    # Longer than a test may last: the sweep must not wait for runs that never started.
+    monkeypatch.setattr(local, "_PATIENCE_SECONDS", 1e6)
     code = f"""
 import os, signal, sys, time
 def end(*_):

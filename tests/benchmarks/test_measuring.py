@@ -76,6 +76,7 @@ def test_growth_exponent_is_that_of_the_power_the_times_were_made_of():
 @pytest.mark.parametrize(
     "lengths, values",
     [([8], [1.0]), ([8, 8], [1.0, 2.0]), ([8, 16], [1.0]), ([8, 16], [float("nan"), 1.0])],
+    ids=["one length", "equal lengths", "a value missing", "not a number"],
 )
 def test_an_exponent_needs_two_lengths_and_positive_values(lengths, values):
     with pytest.raises(

@@ -22,7 +22,9 @@ def padded(table, parts, value):
 
 # Of 24 rows and 4 parts: all rows of a part at once, blocks with a short first one, single rows.
 @pytest.mark.parametrize(
-    ("parts", "items", "block"), [(4, 23, None), (2, 23, 5), (4, 4, 1), (2, 24, 1)]
+    ("parts", "items", "block"),
+    [(4, 23, None), (2, 23, 5), (4, 4, 1), (2, 24, 1)],
+    ids=["one block", "several blocks", "a part without items", "blocks of one item"],
 )
 def test_cross_entropy_of_a_split_table(parts, items, block):
     """With 4 items one of the 4 devices holds nothing but padding."""
@@ -48,7 +50,9 @@ def test_cross_entropy_of_a_split_table(parts, items, block):
 
 
 @pytest.mark.parametrize(
-    ("parts", "items", "block"), [(4, 150, 64), (2, 150, 64), (2, 300, 64), (4, 4, 64)]
+    ("parts", "items", "block"),
+    [(4, 150, 64), (2, 150, 64), (2, 300, 64), (4, 4, 64)],
+    ids=["four parts", "two parts", "several blocks", "a part without items"],
 )
 def test_ranks_and_lists_of_a_split_table(parts, items, block):
     """Many ties, seen items, short parts, several blocks a part, and a part of padding alone."""

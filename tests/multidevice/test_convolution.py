@@ -27,7 +27,7 @@ def split_over_time(x, weight, bias, state):
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["state", "no state"])
-@pytest.mark.parametrize("taps", [1, 2, 4, 9])
+@pytest.mark.parametrize("taps", [1, 2, 4, 9], ids="{} taps".format)
 def test_time_split_over_devices_equals_one_device(taps, given):
     arguments = random_arguments(len(SEGMENTS), TIME, taps)
     if not given:

@@ -37,7 +37,7 @@ def test_there_are_devices():
     assert len(jax.devices()) == 4
 
 
-@pytest.mark.parametrize("segments", [True, False])
+@pytest.mark.parametrize("segments", [True, False], ids=["segments", "whole rows"])
 @pytest.mark.parametrize("decay", ["mild", "gaps"])
 def test_time_split_over_devices_equals_one_device(segments, decay):
     inputs, state = make(len(SEGMENTS), TIME, keys="duplicates", decay=decay)

@@ -29,6 +29,17 @@ def test_a_product_holds_every_combination_the_last_axis_fastest():
         (lambda: parse_range("int:1:2.5"), "in whole numbers"),
         (lambda: parse_range("exp:1:2"), "write log:LOW:HIGH"),
     ],
+    ids=[
+        "a value twice",
+        "a zip of unequal lists",
+        "a zip's values twice",
+        "one field in two axes",
+        "more draws than values",
+        "log from 0",
+        "high below low",
+        "int with a fraction",
+        "unknown scale",
+    ],
 )
 def test_what_is_no_sweep_is_refused(make, message):
     with pytest.raises(SweepError, match=message):

@@ -25,6 +25,21 @@ EXPERIMENT = Experiment(model=SASRecConfig())
         ({"ranges": ["data.folder=lin:1:9"], "draws": 2}, "holds strs"),
         ({"ranges": ["seed=lin:1:9"], "draws": 2}, "it must be a whole number"),
     ],
+    ids=[
+        "fraction for a whole number",
+        "not a number",
+        "no value",
+        "unknown field",
+        "one field in two grids",
+        "one field in two zips",
+        "swept and fixed",
+        "nothing",
+        "a range without draws",
+        "draws without a range",
+        "whole numbers for a float",
+        "numbers for a text",
+        "fractions for a whole number",
+    ],
 )
 def test_what_the_fields_do_not_admit_is_refused(asked, message):
     with pytest.raises(ValueError, match=message):

@@ -80,7 +80,7 @@ def test_more_workers_than_devices_are_refused(tmp_path):
         run_local([task(tmp_path, "")], parallel=2, devices=["0"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_ends_the_runs_by_sigterm_and_waits_for_them(tmp_path, number, monkeypatch):
     # Longer than a test may last: the sweep must not wait for runs that never started.
     monkeypatch.setattr(local, "_PATIENCE_SECONDS", 1e6)

@@ -73,6 +73,15 @@ def test_what_slurm_refuses_is_said_in_its_words(tmp_path, monkeypatch):
         (["output=log"], "output=log is not allowed: leave it out, submitit sets it"),
         (["qos=a", "qos=b"], "qos is given twice"),
     ],
+    ids=[
+        "dashes",
+        "no value",
+        "short name",
+        "partition",
+        "GPUs",
+        "output",
+        "twice",
+    ],
 )
 def test_an_option_that_cannot_be_is_refused(entries, message):
     with pytest.raises(SweepError, match=message):

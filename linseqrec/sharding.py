@@ -45,7 +45,7 @@ Tree = TypeVar("Tree")
 # the array is split. The names of the optimizer's moments end in their parameter's name, so a
 # moment is split like its parameter.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"(^|/)embedding/table$", PartitionSpec(MODEL)),
+    (r"(^|/)(embedding/table|row_steps)$", PartitionSpec(MODEL)),
     (r"", PartitionSpec()),
 )
 

@@ -14,6 +14,10 @@ class Decayed(nnx.Param):
     """A parameter that weight decay draws towards 0. All others keep their scale."""
 
 
+class ItemRows(nnx.Param):
+    """A table with a row an item, of which a step may update those rows alone that it reads."""
+
+
 class Dense(nnx.Linear):
     """A linear layer: float32 parameters, `dtype` compute, biases 0; its weights decay.
 
@@ -162,7 +166,7 @@ class ItemEmbedding(nnx.Module):
         rngs: nnx.Rngs,
     ):
         draw = nnx.initializers.normal(width**-0.5 if deviation is None else deviation)
-        self.table = nnx.Param(draw(rngs.params(), (num_items + 1, width), jnp.float32))
+        self.table = ItemRows(draw(rngs.params(), (num_items + 1, width), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, items: Int[Array, "B T"]) -> Float[Array, "B T D"]:

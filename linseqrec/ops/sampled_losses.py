@@ -68,13 +68,14 @@ def binary_cross_entropy(
     weights: Float[Array, "*M"],
     negatives: Int[Array, "..."],
     *,
+    power: float = 1.0,
     num_items: int | None = None,
 ) -> Float[Array, ""]:
     """The target against S drawn items, each a yes-or-no question.
 
-    `-(log sigma(o_y) + sum_s log(1 - sigma(o_s))) / (S + 1)` for each token. SASRec
-    (arXiv 1808.09781) sums without the divisor, and draws one item a token that is not in the
-    user's history; the divisor is gSASRec's (arXiv 2308.07192).
+    `-(power log sigma(o_y) + sum_s log(1 - sigma(o_s))) / (S + 1)` for each token. SASRec
+    (arXiv 1808.09781) sums without power and divisor, and draws one item a token that is not in the
+    user's history; both are gSASRec's (arXiv 2308.07192), whose power is `gbce_power`.
 
     Args:
       hidden: Encodings to score with.
@@ -82,6 +83,7 @@ def binary_cross_entropy(
       targets: Item ids in 1..N where the weight is not 0.
       weights: Weight of each token.
       negatives: Item ids: [S], or [*M, S].
+      power: Of the target's sigmoid.
       num_items: N, where the table has more rows; those past item N are padding.
 
     Returns:
@@ -90,43 +92,10 @@ def binary_cross_entropy(
     Raises:
       ValueError: Shapes that do not fit; outside of `jit`, ids that are no items.
     """
-    return _binary(hidden, table, targets, weights, negatives, num_items, 1.0)
-
-
-def gbce(
-    hidden: Float[Array, "*M D"],
-    table: Float[Array, "N1 D"],
-    targets: Int[Array, "*M"],
-    weights: Float[Array, "*M"],
-    negatives: Int[Array, "..."],
-    *,
-    calibration: float = 0.75,
-    num_items: int | None = None,
-) -> Float[Array, ""]:
-    """Generalised BCE of gSASRec (arXiv 2308.07192): the target's sigmoid is raised to a power.
-
-    `-(beta log sigma(o_y) + sum_s log(1 - sigma(o_s))) / (S + 1)` for each token, with `beta` of
-    `gbce_power`.
-
-    Args:
-      hidden: Encodings to score with.
-      table: Item vectors; row 0 is padding.
-      targets: Item ids in 1..N where the weight is not 0.
-      weights: Weight of each token.
-      negatives: Item ids drawn uniformly: [S], or [*M, S], with S <= N - 1.
-      calibration: The paper's t: 0 is `binary_cross_entropy`, 1 calibrates fully.
-      num_items: N, where the table has more rows; those past item N are padding.
-
-    Returns:
-      The weighted sum, a float32 scalar.
-
-    Raises:
-      ValueError: Shapes that do not fit, t out of [0, 1], more negatives than other items; outside
-        of `jit`, ids that are no items.
-    """
-    items = table.shape[0] - 1 if num_items is None else num_items
-    power = gbce_power(negatives.shape[-1], items, calibration)
-    return _binary(hidden, table, targets, weights, negatives, num_items, power)
+    own, others, collides = _scores(hidden, table, targets, weights, negatives, num_items)
+    rejected = jnp.where(collides, 0, jax.nn.softplus(others)).sum(axis=-1)
+    losses = (power * jax.nn.softplus(-own) + rejected) / (negatives.shape[-1] + 1)
+    return _weighted_sum(weights, losses)
 
 
 def gbce_power(negatives: int, num_items: int, calibration: float) -> float:
@@ -148,21 +117,6 @@ def gbce_power(negatives: int, num_items: int, calibration: float) -> float:
     if not 1 <= negatives <= num_items - 1:
         raise ValueError(f"{negatives} negatives: gBCE takes 1 to {num_items - 1}, the other items")
     return 1 - calibration * (1 - negatives / (num_items - 1))
-
-
-def _binary(
-    hidden: Array,
-    table: Array,
-    targets: Array,
-    weights: Array,
-    negatives: Array,
-    num_items: int | None,
-    power: float,
-) -> Float[Array, ""]:
-    own, others, collides = _scores(hidden, table, targets, weights, negatives, num_items)
-    rejected = jnp.where(collides, 0, jax.nn.softplus(others)).sum(axis=-1)
-    losses = (power * jax.nn.softplus(-own) + rejected) / (negatives.shape[-1] + 1)
-    return _weighted_sum(weights, losses)
 
 
 def _weighted_sum(weights: Array, losses: Array) -> Float[Array, ""]:

@@ -96,6 +96,7 @@ def train(
                 # ------------------------------------------------------------ validate
                 if schedule.validates(step, progress):
                     with meter.paused():
+                        state = run.step.up_to_date(state)
                         with preemption.interruptible():
                             result = run.evaluate(
                                 state.params, "validation", between=schedule.between_batches

@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from linseqrec.config_checks import check_fields
 from linseqrec.data.batch import Batch
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
-from linseqrec.ops.negatives import draw_negatives, popularity_proposal
-from linseqrec.ops.sampled_losses import binary_cross_entropy, gbce, sampled_softmax
+from linseqrec.ops.negatives import Proposal, draw_negatives, popularity_proposal
+from linseqrec.ops.sampled_losses import binary_cross_entropy, gbce_power, sampled_softmax
 from linseqrec.sharding import MODEL, batch_spec
 
-# `(hidden [B, T, D], table [N + 1, D], batch, key)` to the sum of weight x loss over the targets.
-PredictionLoss = Callable[[Array, Array, Batch, PRNGKeyArray], Float[Array, ""]]
+# Up to as many items, "auto" is the full loss.
+_FULL_ITEMS = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LossConfig:
       kind: "full" is cross-entropy over the whole catalogue. "sampled" is cross-entropy over
         negatives that all targets of the batch share, with logQ correction. "bce" is SASRec's
         binary cross-entropy, with separate negatives for each target. "gbce" is "bce" with the
-        calibration of gSASRec.
+        calibration of gSASRec. "auto" is "full" for up to 50,000 items, and "sampled" beyond.
       negatives: Number of negative items: per batch for "sampled", per target for "bce" and
         "gbce".
       popularity_power: "sampled" draws an item with probability proportional to its number of
@@ -38,7 +38,7 @@ class LossConfig:
       calibration: The calibration t of "gbce", from 0 ("bce") to 1.
     """
 
-    kind: Literal["full", "sampled", "bce", "gbce"] = "full"
+    kind: Literal["full", "sampled", "bce", "gbce", "auto"] = "full"
     negatives: int = 256
     popularity_power: float = 0.0
     calibration: float = 0.75
@@ -46,48 +46,87 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_fields(self, counts=("negatives",))
 
+    def for_catalogue(self, num_items: int) -> "LossConfig":
+        """The configuration with the kind that "auto" means for a catalogue of `num_items`."""
+        if self.kind != "auto":
+            return self
+        return dataclasses.replace(self, kind="full" if num_items <= _FULL_ITEMS else "sampled")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionLoss:
+    """The objective of a run, over the whole catalogue or over drawn items (`make_loss`).
+
+    Attributes:
+      config: The configuration.
+      num_items: Size of the catalogue, N.
+      proposal: What negatives are drawn from; None for the full loss.
+      cross_entropy: The full loss, `catalogue_cross_entropy` or its form for a mesh.
+    """
+
+    config: LossConfig
+    num_items: int
+    proposal: Proposal | None
+    cross_entropy: Callable[..., Float[Array, ""]]
+
+    def draw(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Int[Array, "..."] | None:
+        """The negatives of targets of a shape [B, S]: [K], or [B, S, K]; None for the full loss."""
+        if self.proposal is None:
+            return None
+        leading = () if self.config.kind == "sampled" else shape
+        return draw_negatives(key, self.proposal, (*leading, self.config.negatives))
+
+    def __call__(
+        self,
+        hidden: Float[Array, "B T D"],
+        table: Float[Array, "N1 D"],
+        batch: Batch,
+        negatives: Int[Array, "..."] | None,
+        rows: Int[Array, "U"] | None = None,
+    ) -> Float[Array, ""]:
+        """The sum of weight x loss over the targets; divide by the weights' for the mean.
+
+        Args:
+          hidden: The model's output.
+          table: The item vectors; on a mesh it may end in rows of padding.
+          batch: The targets and their weights.
+          negatives: What `draw` gave.
+          rows: Where the table holds a part of the catalogue only, the items of its rows: targets
+            and negatives are then numbers of rows.
+        """
+        arrays = (_at_targets(hidden, batch), table, batch.targets, batch.weights)
+        if self.proposal is None:
+            return self.cross_entropy(*arrays)
+        num_items, log_q = self.num_items, self.proposal.log_q
+        if rows is not None:
+            num_items, log_q = len(rows) - 1, log_q[rows]
+        if self.config.kind == "sampled":
+            return sampled_softmax(*arrays, negatives, log_q, num_items=num_items)
+        power = 1.0
+        if self.config.kind == "gbce":
+            power = gbce_power(self.config.negatives, self.num_items, self.config.calibration)
+        return binary_cross_entropy(*arrays, negatives, power=power, num_items=num_items)
+
 
 def make_loss(
     config: LossConfig, item_counts: Int[np.ndarray, "N1"], mesh: Mesh | None = None
 ) -> PredictionLoss:
-    """The loss function of a configuration.
+    """The loss of a configuration.
 
     Args:
       config: The configuration.
       item_counts: [N + 1], number of training events of each item.
-      mesh: The mesh that splits the batch and the table (`linseqrec.sharding`); the table may then
-        end in padding rows. None for one device.
-
-    Returns:
-      A function as `PredictionLoss` describes it. It draws negatives with its key and returns the
-      weighted sum over targets; divide by the sum of weights for the mean.
+      mesh: The mesh that splits the batch and the table (`linseqrec.sharding`); None for one
+        device.
     """
     num_items = len(item_counts) - 1
+    config = config.for_catalogue(num_items)
     if config.kind == "full":
-        cross_entropy = catalogue_cross_entropy
-        if mesh is not None:
-            cross_entropy = _split_cross_entropy(mesh, num_items)
-
-        def full(hidden: Array, table: Array, batch: Batch, key: PRNGKeyArray) -> Array:
-            del key
-            return cross_entropy(_at_targets(hidden, batch), table, batch.targets, batch.weights)
-
-        return full
-
+        split = catalogue_cross_entropy if mesh is None else _split_cross_entropy(mesh, num_items)
+        return PredictionLoss(config, num_items, None, split)
     power = config.popularity_power if config.kind == "sampled" else 0.0
     proposal = popularity_proposal(item_counts, power)
-
-    def with_negatives(hidden: Array, table: Array, batch: Batch, key: PRNGKeyArray) -> Array:
-        arrays = (_at_targets(hidden, batch), table, batch.targets, batch.weights)
-        if config.kind == "sampled":
-            shared = draw_negatives(key, proposal, (config.negatives,))
-            return sampled_softmax(*arrays, shared, proposal.log_q, num_items=num_items)
-        separate = draw_negatives(key, proposal, (*batch.targets.shape, config.negatives))
-        if config.kind == "bce":
-            return binary_cross_entropy(*arrays, separate, num_items=num_items)
-        return gbce(*arrays, separate, calibration=config.calibration, num_items=num_items)
-
-    return with_negatives
+    return PredictionLoss(config, num_items, proposal, catalogue_cross_entropy)
 
 
 def _split_cross_entropy(mesh: Mesh, num_items: int) -> Callable[..., Float[Array, ""]]:

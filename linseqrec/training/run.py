@@ -23,6 +23,7 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
 from linseqrec.sharding import DATA, SEQUENCE
+from linseqrec.training.item_rows import CatchUp
 from linseqrec.training.loss import make_loss
 from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import make_optimizer
@@ -126,6 +127,7 @@ class Run:
             self.model,
             self.optimizer,
             make_loss(self.experiment.loss, self.item_counts, mesh),
+            CatchUp.of(self.experiment.optimizer, self.num_steps),
             seed=training.seed,
             accumulation_steps=training.accumulation_steps,
         )

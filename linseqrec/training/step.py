@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec import sharding
 from linseqrec.data.batch import Batch
+from linseqrec.events import Events
 from linseqrec.sharding import while_tracing
+from linseqrec.training import item_rows
 from linseqrec.training.loss import PredictionLoss
 from linseqrec.training.model import FunctionalModel
 
@@ -30,6 +32,14 @@ class _Reading(NamedTuple):
     counts: Any
 
 
+class _Part(NamedTuple):
+    """A part of a batch with what is drawn for it."""
+
+    batch: Batch
+    negatives: Int[Array, "..."] | None
+    dropout_key: Array
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -40,18 +50,33 @@ class TrainState:
       params: The model's parameters, float32.
       optimizer: Optax's state.
       halted: Set by the first non-finite loss or gradient; from then on nothing changes any more.
+      row_steps: The updates that each item's row has had, in `params` and `optimizer`: a step
+        brings a row up to date when it reads it (`item_rows`). None: all have had all updates.
     """
 
     step: Int[Array, ""]
     params: nnx.State
     optimizer: optax.OptState
     halted: Bool[Array, ""]
+    row_steps: Int[Array, "N1"] | None = None
 
 
-def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def init_state(
+    params: nnx.State, optimizer: optax.GradientTransformation, *, by_rows: bool = False
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: Fresh parameters.
+      optimizer: The Optax chain.
+      by_rows: Whether steps update single rows of the item table.
+    """
     return TrainState(
-        jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.zeros((), jnp.bool_)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer.init(params),
+        halted=jnp.zeros((), jnp.bool_),
+        row_steps=jnp.zeros(item_rows.number(params), jnp.int32) if by_rows else None,
     )
 
 
@@ -64,6 +89,7 @@ def make_train_step(
     seed: int,
     accumulation_steps: int = 1,
     mesh: Mesh | None = None,
+    catch_up: item_rows.CatchUp | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the step.
 
@@ -80,6 +106,8 @@ def make_train_step(
       seed: Of the keys of dropout and of drawn negatives.
       accumulation_steps: Parts a batch is split into.
       mesh: Where the batch is divided (`linseqrec.sharding`); None for one device.
+      catch_up: What brings item rows up to date, for states with `row_steps`: a step reads and
+        writes the rows alone that its batch and its negatives name, where these are fewer than all.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
@@ -93,60 +121,106 @@ def make_train_step(
     generator = "rbg" if on_one else "threefry2x32"
 
     def part_loss(
-        params: nnx.State, batch: Batch, total: Float[Array, ""], key: Array
+        params: nnx.State, part: _Part, total: Float[Array, ""], rows: Int[Array, "U"] | None
     ) -> tuple[Float[Array, ""], _Reading]:
         model = nnx.merge(graphdef, params, rest)
-        dropout_key, loss_key = jax.random.split(key)
         with while_tracing(mesh):
-            encoding = model(batch.events, dropout_key=dropout_key)
-        summed = prediction_loss(encoding.hidden, model.item_table(), batch, loss_key)
+            encoding = model(part.batch.events, dropout_key=part.dropout_key)
+        table = model.item_table()
+        summed = prediction_loss(encoding.hidden, table, part.batch, part.negatives, rows)
         auxiliary = {name: loss / accumulation_steps for name, loss in encoding.losses.items()}
         loss = summed / total
         losses = {"loss": loss} | {f"loss/{name}": value for name, value in auxiliary.items()}
         metrics = {name: value / accumulation_steps for name, value in encoding.metrics.items()}
         return loss + sum(auxiliary.values()), _Reading(losses, metrics, encoding.counts)
 
-    def gradient(params: nnx.State, batch: Batch, key: Array) -> tuple[nnx.State, _Reading]:
-        total = jnp.maximum(batch.weights.sum(), 1.0)
+    def divide(x: Array) -> Array:
+        x = x.reshape(accumulation_steps, -1, *x.shape[1:])
+        if mesh is None:
+            return x
+        # Each part is divided over the devices, not the parts among them.
+        spec = PartitionSpec(None, *sharding.batch_spec(x.shape[1:]))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    def draw(batch: Batch, key: Array) -> _Part:
+        dropout_key, loss_key = jax.random.split(key)
+        return _Part(batch, prediction_loss.draw(loss_key, batch.targets.shape), dropout_key)
+
+    def drawn(batch: Batch, key: Array) -> _Part:
+        """The parts of a batch, on a leading axis where they are several, and what each draws."""
+        if accumulation_steps == 1:
+            return draw(batch, key)
+        keys = jax.random.split(key, accumulation_steps)
+        return jax.lax.map(lambda part: draw(*part), (jax.tree.map(divide, batch), keys))
+
+    def gradient(
+        params: nnx.State, parts: _Part, rows: Int[Array, "U"] | None
+    ) -> tuple[nnx.State, _Reading]:
+        total = jnp.maximum(parts.batch.weights.sum(), 1.0)
         grad = jax.grad(part_loss, has_aux=True)
         if accumulation_steps == 1:
-            return grad(params, batch, total, key)
+            return grad(params, parts, total, rows)
 
-        def accumulate(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, grad(params, part[0], total, part[1])), None
+        def accumulate(sums: Any, part: _Part) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, grad(params, part, total, rows)), None
 
-        def part(x: Array) -> Array:
-            x = x.reshape(accumulation_steps, -1, *x.shape[1:])
-            if mesh is None:
-                return x
-            # Each part is divided over the devices, not the parts among them.
-            spec = PartitionSpec(None, *sharding.batch_spec(x.shape[1:]))
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        first = grad(params, jax.tree.map(lambda x: x[0], parts), total, rows)
+        return jax.lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], parts))[0]
 
-        parts = jax.tree.map(part, batch)
-        keys = jax.random.split(key, accumulation_steps)
-        first = grad(params, jax.tree.map(lambda x: x[0], parts), total, keys[0])
-        remaining = jax.tree.map(lambda x: x[1:], (parts, keys))
-        return jax.lax.scan(accumulate, first, remaining)[0]
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
-        grads, read = gradient(state.params, batch, key)
+    def advance(
+        state: TrainState,
+        events: Events,
+        parts: _Part,
+        key: Array,
+        rows: Int[Array, "U"] | None = None,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        grads, read = gradient(state.params, parts, rows)
         norm = optax.tree.norm(grads)
         halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(read.losses.values())))
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         model = nnx.merge(graphdef, params, rest)
-        model.after_step(batch.events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
+        model.after_step(events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
         params = nnx.state(model, nnx.Param)
         advanced = TrainState(state.step + 1, params, after, halted)
         kept = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)
-        counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
         norms = {"gradient_norm": norm, "update_norm": optax.tree.norm(updates)}
-        return state, read.losses | read.metrics | norms | counts
+        return state, read.losses | read.metrics | norms
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
+        key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
+        parts = drawn(batch, key)
+        if state.row_steps is None:
+            state, metrics = advance(state, batch.events, parts, key)
+            return state, metrics | counts
+        assert catch_up is not None
+        # ------------------------------------------------- the rows that the batch names
+        ids = (batch.events.items, batch.targets, parts.negatives)
+        rows = item_rows.touched(ids, len(state.row_steps))
+        own = catch_up.read(state, rows)
+        # ------------------------------------------------- the update, of these rows only
+        events, parts = _numbered_events(batch.events, rows), _numbered(parts, rows)
+        own, metrics = advance(own, events, parts, key, rows)
+        # ------------------------------------------------- back into the table
+        return item_rows.write(state, own, rows), metrics | counts
 
     return step
+
+
+def _numbered(part: _Part, rows: Int[Array, "U"]) -> _Part:
+    """The part with places in `rows` for item ids."""
+    batch, negatives = part.batch, item_rows.places(part.negatives, rows)
+    targets = item_rows.places(batch.targets, rows)
+    batch = dataclasses.replace(
+        batch, events=_numbered_events(batch.events, rows), targets=targets
+    )
+    return part._replace(batch=batch, negatives=negatives)
+
+
+def _numbered_events(events: Events, rows: Int[Array, "U"]) -> Events:
+    return dataclasses.replace(events, items=item_rows.places(events.items, rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +231,7 @@ class CompiledStep:
       model: The model; its mesh is what batches and state are divided over.
       optimizer: The Optax chain.
       prediction_loss: The objective (`make_loss`).
+      catch_up: What the optimizer does to item rows whose gradient is zero.
       seed: The seed of dropout and drawn negatives.
       accumulation_steps: Parts a batch is split into.
     """
@@ -164,6 +239,7 @@ class CompiledStep:
     model: FunctionalModel
     optimizer: optax.GradientTransformation
     prediction_loss: PredictionLoss
+    catch_up: item_rows.CatchUp
     _: dataclasses.KW_ONLY
     seed: int
     accumulation_steps: int = 1
@@ -173,7 +249,7 @@ class CompiledStep:
 
         def make(params: nnx.State) -> TrainState:
             # Copied: the step consumes its state, and the parameters may be asked for again.
-            return init_state(jax.tree.map(jnp.copy, params), self.optimizer)
+            return self._init_state(jax.tree.map(jnp.copy, params))
 
         if self.model.mesh is None:
             return make(self.model.initial_params)
@@ -190,6 +266,7 @@ class CompiledStep:
             seed=self.seed,
             accumulation_steps=self.accumulation_steps,
             mesh=self.model.mesh,
+            catch_up=self.catch_up,
         )
         if self.model.mesh is None:
             return jax.jit(step, donate_argnums=0)
@@ -200,21 +277,45 @@ class CompiledStep:
             out_shardings=(self._shardings, sharding.replicated(self.model.mesh)),
         )
 
+    def up_to_date(self, state: TrainState) -> TrainState:
+        """The state with all item rows as after its last step; it consumes the state.
+
+        Steps on drawn negatives leave rows behind that they do not read. Before the table is used
+        as a whole, all are brought up to date.
+        """
+        return state if state.row_steps is None else self._catch_up_all(state)
+
+    @functools.cached_property
+    def _catch_up_all(self) -> Any:
+        everywhere = self.catch_up.everywhere
+        if self.model.mesh is None:
+            return jax.jit(everywhere, donate_argnums=0)
+        return jax.jit(
+            everywhere,
+            donate_argnums=0,
+            in_shardings=(self._shardings,),
+            out_shardings=self._shardings,
+        )
+
     def place(self, batch: Batch) -> Batch:
         """This process's rows of a batch on the devices: all rows of all processes together."""
         return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
+
+    def _init_state(self, params: nnx.State) -> TrainState:
+        by_rows = self.prediction_loss.proposal is not None
+        return init_state(params, self.optimizer, by_rows=by_rows)
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of those arrays of the state that the mesh pads, by name, without padding."""
         if self.model.mesh is None:
             return {}
-        state = jax.eval_shape(lambda params: init_state(params, self.optimizer), self.model.shapes)
+        state = jax.eval_shape(self._init_state, self.model.shapes)
         return sharding.shapes_before_padding(state, self.model.mesh)
 
     @functools.cached_property
     def _shardings(self) -> Any:
         assert self.model.mesh is not None
         params = self.model.initial_params
-        state = jax.eval_shape(lambda: init_state(params, self.optimizer))
+        state = jax.eval_shape(lambda: self._init_state(params))
         return sharding.state_shardings(state, self.model.mesh)

@@ -36,26 +36,29 @@ def stop_at(monkeypatch, run, step):
 
 
 @pytest.mark.parametrize(
-    "data",
+    "changes",
     [
         {},
-        {"length": 6, "stride": 4, "phase": "random"},
-        {"plan": "prefixes", "batch_size": 32},
+        {"data": {"length": 6, "stride": 4, "phase": "random"}},
+        {"data": {"plan": "prefixes", "batch_size": 32}},
+        {"loss": {"kind": "sampled", "negatives": 2}, "data": {"batch_size": 1}},
     ],
-    ids=["fixed", "random", "prefixes"],
+    ids=["fixed", "random", "prefixes", "drawn negatives"],
 )
-def test_a_stopped_run_ends_as_an_unbroken_one(experiment, make_run, tmp_path, monkeypatch, data):
-    whole = make_run(experiment, data=data)
+def test_a_stopped_run_ends_as_an_unbroken_one(
+    experiment, make_run, tmp_path, monkeypatch, changes
+):
+    whole = make_run(experiment, **changes)
     expected, best = train(whole, tmp_path / "whole")
 
-    broken = make_run(experiment, data=data)
+    broken = make_run(experiment, **changes)
     steps = broken.batches.steps_per_epoch
     stop_at(monkeypatch, broken, 2 * steps + 2)
     with pytest.raises(Stopped):
         train(broken, tmp_path / "broken")
     # It had gone on after its last checkpoint: those records must not appear twice.
     assert records(tmp_path / "broken")[-1]["step"] > 2 * steps
-    resumed, resumed_best = train(make_run(experiment, data=data), tmp_path / "broken")
+    resumed, resumed_best = train(make_run(experiment, **changes), tmp_path / "broken")
 
     assert resumed_best == best
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):

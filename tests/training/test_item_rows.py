@@ -1,0 +1,162 @@
+"""A step that updates only the item rows it touches trains as one that updates all of them."""
+
+import collections
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from linseqrec.config import TrainingConfig
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.source import DataConfig, Source
+from linseqrec.data.splits import leave_one_out
+from linseqrec.layers.standard import ItemRows
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.training import item_rows
+from linseqrec.training.loss import LossConfig
+from linseqrec.training.optimizer import OptimizerConfig, make_optimizer
+from linseqrec.training.run import Run
+from linseqrec.training.step import init_state, make_train_step
+
+ROWS, WIDTH, STEPS = 60, 3, 400
+
+
+def make_state(optimizer, *, by_rows):
+    draw = np.random.default_rng(0)
+    table = jnp.asarray(draw.normal(size=(ROWS, WIDTH)), jnp.float32)
+    params = nnx.State({"embedding": {"table": ItemRows(table)}, "bias": nnx.Param(table[0])})
+    return init_state(params, optimizer, by_rows=by_rows)
+
+
+def table(tree):
+    return np.asarray(tree["embedding"]["table"][...])
+
+
+def gradients():
+    """For each step some rows and their gradients; most rows wait for up to hundreds of steps."""
+    draw = np.random.default_rng(1)
+    likely = np.arange(1, ROWS + 1) ** -1.5
+    for _ in range(STEPS):
+        rows = np.unique(draw.choice(ROWS, 5, p=likely / likely.sum()))
+        yield rows, draw.normal(size=(len(rows), WIDTH)) * 10.0 ** draw.uniform(-3, 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimizerConfig(learning_rate=1e-2),
+        OptimizerConfig(
+            learning_rate=1e-2, schedule="cosine", warmup_steps=50, clip_norm=0.1, weight_decay=0.1
+        ),
+        OptimizerConfig(learning_rate=1e-2, b1=0.0, b2=0.9),
+        OptimizerConfig(learning_rate=1e-2, b1=0.95, b2=0.99),
+    ],
+    ids=["constant", "warm-up, cosine, clipping", "no momentum", "long momentum"],
+)
+def test_rows_that_wait_end_as_in_dense_adam(config):
+    optimizer = make_optimizer(config, STEPS)
+    catch_up = item_rows.CatchUp.of(config, STEPS)
+    dense, lazy = make_state(optimizer, by_rows=False), make_state(optimizer, by_rows=True)
+
+    @jax.jit
+    def update(state, table, bias):
+        grads = nnx.State({"embedding": {"table": ItemRows(table)}, "bias": nnx.Param(bias)})
+        updates, after = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(state, step=state.step + 1, params=params, optimizer=after)
+
+    @jax.jit
+    def update_rows(state, rows, gradient, bias):
+        own = update(catch_up.read(state, rows), gradient, bias)
+        return item_rows.write(state, own, rows)
+
+    for rows, gradient in gradients():
+        whole = np.zeros((ROWS, WIDTH), np.float32)
+        whole[rows] = gradient
+        bias = gradient[0].astype(np.float32)
+        dense = update(dense, whole, bias)
+        # Ids repeat and stand in any order; what is left of U is filled up.
+        touched = item_rows.touched([np.array([*rows[::-1], *rows], np.int32)], ROWS)
+        own = np.concatenate([whole, np.zeros((1, WIDTH), np.float32)])[np.asarray(touched)]
+        lazy = update_rows(lazy, touched, own, bias)
+
+    behind = np.asarray(lazy.row_steps)
+    assert (behind < STEPS - 50).sum() > ROWS / 4 and (behind == STEPS).any()
+    lazy = jax.jit(catch_up.everywhere)(lazy)
+    assert (np.asarray(lazy.row_steps) == STEPS).all()
+    np.testing.assert_allclose(lazy.params["bias"][...], dense.params["bias"][...], rtol=1e-6)
+    for name in ("mu", "nu"):
+        one, other = (table(optax.tree.get(state.optimizer, name)) for state in (lazy, dense))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-30)
+    distance = table(dense.params) - table(make_state(optimizer, by_rows=False).params)
+    error = table(lazy.params) - table(dense.params)
+    assert np.abs(error).max() < 1e-5 * np.abs(distance).max()
+
+
+@pytest.fixture(scope="module")
+def sparse_source():
+    """30 users who walk through 2,000 items, of whom a batch reads a tenth."""
+    draw = np.random.default_rng(0)
+    items = draw.integers(1, 2001, 30 * 12).astype(np.int32)
+    times = np.tile(np.arange(12) * 60, 30)
+    dataset = Dataset.from_arrays(items, times, np.arange(31) * 12, 2000)
+    return Source(dataset, leave_one_out(dataset), None)
+
+
+@pytest.mark.parametrize(
+    ("loss", "parts"),
+    [("sampled", 1), ("sampled", 2), ("bce", 1), ("gbce", 2)],
+    ids=["sampled", "sampled, in two parts", "bce", "gbce, in two parts"],
+)
+def test_a_step_by_rows_is_the_dense_step(experiment, sparse_source, loss, parts):
+    experiment = dataclasses.replace(
+        experiment,
+        model=GatedDeltaNetConfig(width=16, num_layers=1, dropout=0.1),
+        loss=LossConfig(kind=loss, negatives=3),
+        data=DataConfig(length=12, batch_size=4),
+        training=TrainingConfig(num_epochs=10, accumulation_steps=parts),
+    )
+    run = Run.of(experiment, sparse_source)
+    made = run.step
+    state, update = made.initial_state(), made.update
+    dense = init_state(run.model.initial_params, run.optimizer)
+    dense_step = jax.jit(
+        make_train_step(
+            run.model.graphdef,
+            run.model.rest,
+            run.optimizer,
+            made.prediction_loss,
+            seed=0,
+            accumulation_steps=parts,
+        )
+    )
+    for batch in (run.batches[index] for index in range(20)):
+        state, metrics = update(state, batch)
+        dense, expected = dense_step(dense, batch)
+        for name in set(expected) - {"update_norm"}:
+            np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, err_msg=name)
+    assert (np.asarray(state.row_steps) == 0).sum() > 200
+    state = made.up_to_date(state)
+    for one, other in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(dense.params), strict=True
+    ):
+        # Adam makes a large difference of the rounding of a gradient that is nearly 0.
+        error = np.abs(np.asarray(one) - other)
+        assert np.quantile(error, 0.99) < 1e-5 and error.max() < 1e-3
+
+
+def test_a_step_makes_no_array_of_the_size_of_the_table(experiment, sparse_source):
+    """Whole tables are given, written into, and returned; nothing is computed with them."""
+    experiment = dataclasses.replace(experiment, loss=LossConfig(kind="sampled", negatives=3))
+    run = Run.of(experiment, sparse_source)
+    text = run.step.update.lower(run.step.initial_state(), run.batches[0]).compile().as_text()
+    made = re.findall(r"= f32\[2001,16\]\S* (\S+?)\(", text)
+    # XLA writes the rows of a scatter one by one, each in place.
+    allowed = {"parameter", "get-tuple-element", "fusion", "dynamic-update-slice", "scatter"}
+    assert made and set(made) <= allowed, collections.Counter(made)
+    assert "input_output_alias" in text.splitlines()[0]

@@ -24,6 +24,7 @@ from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
@@ -41,6 +42,8 @@ def get_config(name: str = "recgrela") -> Experiment:
         name=title,
         model=model,
         data=DataConfig(folder="data/own_log", batch_size=16),
+        # Beyond 50,000 items it draws negatives: a step's cost no longer grows with the catalogue.
+        loss=LossConfig(kind="auto", negatives=1024),
         # An epoch is at least one step, so this warm-up is shorter than any log's run.
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, clip_norm=1.0),
         training=TrainingConfig(num_epochs=50, patience=10, log_every=20),

@@ -91,6 +91,8 @@ def main(argv: list[str]) -> None:
     with Preemption(_GRACE.value) as preemption:
         with preemption.interruptible():
             run = Run.of(experiment, mesh=make_mesh(experiment.mesh))
+        if experiment.loss.kind == "auto" and distributed.is_first():
+            print(f"loss: {run.step.prediction_loss.title}", flush=True)
         state, _ = train(
             run,
             workdir,

@@ -129,9 +129,7 @@ def of_rows(function: Callable[..., Array], tree: Any, *others: Any) -> Any:
             return leaf
         return leaf.replace(function(leaf[...], *(each[...] for each in beside)))
 
-    return jax.tree.map(
-        changed, tree, *others, is_leaf=lambda node: isinstance(node, nnx.Variable)
-    )
+    return jax.tree.map(changed, tree, *others, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def number(params: Any) -> int:

@@ -69,6 +69,17 @@ class PredictionLoss:
     proposal: Proposal | None
     cross_entropy: Callable[..., Float[Array, ""]]
 
+    @property
+    def title(self) -> str:
+        """What the loss is, and over how many items."""
+        drawn = f"{self.config.negatives:,} drawn items of {self.num_items:,}"
+        return {
+            "full": f"cross-entropy over all {self.num_items:,} items",
+            "sampled": f"cross-entropy over {drawn} a batch, logQ corrected",
+            "bce": f"binary cross-entropy, {drawn} a target",
+            "gbce": f"calibrated binary cross-entropy, {drawn} a target",
+        }[self.config.kind]
+
     def draw(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Int[Array, "..."] | None:
         """The negatives of targets of a shape [B, S]: [K], or [B, S, K]; None for the full loss."""
         if self.proposal is None:

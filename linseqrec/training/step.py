@@ -213,9 +213,7 @@ def _numbered(part: _Part, rows: Int[Array, "U"]) -> _Part:
     """The part with places in `rows` for item ids."""
     batch, negatives = part.batch, item_rows.places(part.negatives, rows)
     targets = item_rows.places(batch.targets, rows)
-    batch = dataclasses.replace(
-        batch, events=_numbered_events(batch.events, rows), targets=targets
-    )
+    batch = dataclasses.replace(batch, events=_numbered_events(batch.events, rows), targets=targets)
     return part._replace(batch=batch, negatives=negatives)
 
 

@@ -80,9 +80,7 @@ LOSSES = {
     "sampled softmax": (sampled_softmax, softmax_of),
     "binary": (without_log_q(binary_cross_entropy), binary_of),
     "generalised": (
-        without_log_q(
-            binary_cross_entropy, power=gbce_power(DRAWN, NUM_ITEMS, CALIBRATION)
-        ),
+        without_log_q(binary_cross_entropy, power=gbce_power(DRAWN, NUM_ITEMS, CALIBRATION)),
         generalised_of,
     ),
 }

@@ -77,3 +77,12 @@ def test_bce_draws_by_its_key_and_gbce_adds_the_calibration(case):
     difference = (1 - 4 / 23) * np.log1p(np.exp(-scores)) / 5
     expected = bce_loss - (difference * batch.weights).sum()
     assert drawn(make_loss(full, counts), case, key) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("items", "kind"), [(50_000, "full"), (50_001, "sampled")], ids=["small", "large"]
+)
+def test_auto_draws_items_of_a_large_catalogue(items, kind):
+    loss = make_loss(LossConfig(kind="auto", negatives=7), np.zeros(items + 1, np.int64))
+    assert loss.config == LossConfig(kind=kind, negatives=7)
+    assert ("7 drawn items of 50,001 a batch" in loss.title) == (kind == "sampled")

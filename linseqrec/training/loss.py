@@ -80,10 +80,10 @@ class PredictionLoss:
             "gbce": f"calibrated binary cross-entropy, {drawn} a target",
         }[self.config.kind]
 
-    def draw(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Int[Array, "..."] | None:
-        """The negatives of targets of a shape [B, S]: [K], or [B, S, K]; None for the full loss."""
+    def draw(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Int[Array, "..."]:
+        """The negatives of targets of a shape [B, S]: [K], or [B, S, K]; the full loss has none."""
         if self.proposal is None:
-            return None
+            return jnp.zeros(0, jnp.int32)
         leading = () if self.config.kind == "sampled" else shape
         return draw_negatives(key, self.proposal, (*leading, self.config.negatives))
 
@@ -92,7 +92,7 @@ class PredictionLoss:
         hidden: Float[Array, "B T D"],
         table: Float[Array, "N1 D"],
         batch: Batch,
-        negatives: Int[Array, "..."] | None,
+        negatives: Int[Array, "..."],
         rows: Int[Array, "U"] | None = None,
     ) -> Float[Array, ""]:
         """The sum of weight x loss over the targets; divide by the weights' for the mean.

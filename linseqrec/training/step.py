@@ -36,7 +36,7 @@ class _Part(NamedTuple):
     """A part of a batch with what is drawn for it."""
 
     batch: Batch
-    negatives: Int[Array, "..."] | None
+    negatives: Int[Array, "..."]
     dropout_key: Array
 
 
@@ -192,10 +192,9 @@ def make_train_step(
         counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
         key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
         parts = drawn(batch, key)
-        if state.row_steps is None:
+        if state.row_steps is None or catch_up is None:
             state, metrics = advance(state, batch.events, parts, key)
             return state, metrics | counts
-        assert catch_up is not None
         # ------------------------------------------------- the rows that the batch names
         ids = (batch.events.items, batch.targets, parts.negatives)
         rows = item_rows.touched(ids, len(state.row_steps))

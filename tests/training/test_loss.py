@@ -9,6 +9,10 @@ import pytest
 from linseqrec.training.loss import LossConfig, make_loss
 
 
+# The full loss has no negatives.
+NONE = np.zeros(0, np.int32)
+
+
 @pytest.fixture
 def case(experiment, make_run):
     """Hidden vectors, an item table, a batch of the small log, and the log's item counts."""
@@ -35,7 +39,7 @@ def cross_entropies(hidden, table, batch):
 
 def test_the_full_loss_is_the_weighted_sum_of_cross_entropies(case):
     hidden, table, batch, counts = case
-    loss = make_loss(LossConfig(), counts)(hidden, table, batch, None)
+    loss = make_loss(LossConfig(), counts)(hidden, table, batch, NONE)
     expected = (cross_entropies(hidden, table, batch) * batch.weights).sum()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
@@ -49,7 +53,7 @@ def test_the_loss_reads_the_slots_in_read_at(case):
         weights=np.ones(slots.shape, np.float32),
         read_at=slots,
     )
-    loss = make_loss(LossConfig(), counts)(hidden, table, one_target_per_row, None)
+    loss = make_loss(LossConfig(), counts)(hidden, table, one_target_per_row, NONE)
     expected = np.take_along_axis(cross_entropies(hidden, table, batch), slots, 1).sum()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
@@ -58,7 +62,7 @@ def test_the_loss_reads_the_slots_in_read_at(case):
 def test_the_sampled_loss_of_many_negatives_approaches_the_full_loss(case, power):
     hidden, table, batch, counts = case
     config = LossConfig(kind="sampled", negatives=20_000, popularity_power=power)
-    full = make_loss(LossConfig(), counts)(hidden, table, batch, None)
+    full = make_loss(LossConfig(), counts)(hidden, table, batch, NONE)
     loss = drawn(make_loss(config, counts), case, jax.random.key(0))
     assert float(loss) == pytest.approx(float(full), rel=2e-2)
 

@@ -8,7 +8,6 @@ import pytest
 
 from linseqrec.training.loss import LossConfig, make_loss
 
-
 # The full loss has no negatives.
 NONE = np.zeros(0, np.int32)
 

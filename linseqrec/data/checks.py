@@ -121,11 +121,11 @@ def _refuse_look_alikes(
     for kind, (row, count) in found.items():
         if isinstance(kind, times.Range) or row is None or count < kind.share * num_times:
             continue
-        value = log.written_time(row)
+        value = _show(log.written_time(row))
         raise log.error(
             row,
-            f"the time {_show(value)} {times.describe_implausible(float(value))} If the times "
-            "count seconds, set time_unit=s.",
+            f"the time {value} {times.describe_implausible(value)} If the times count seconds, set "
+            "time_unit=s.",
         )
 
 
@@ -185,9 +185,8 @@ def _other_unit(log: Log, row: int, unit: str) -> LogError:
 
 
 def _implausible(log: Log, row: int) -> LogError:
-    value = log.written_time(row)
-    why = times.describe_implausible(float(value))
-    return log.error(row, f"the time {_show(value)} {why}")
+    value = _show(log.written_time(row))
+    return log.error(row, f"the time {value} {times.describe_implausible(value)}")
 
 
 def is_missing(role: str) -> nw.Expr:
@@ -228,8 +227,8 @@ def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
             value = log.frame.filter(nw.col("row") == row).select(role).collect(backend="polars")
             raise log.error(
                 row,
-                f"the {role} id {value.item()} is not a whole number below 2**53, but its column "
-                "holds floats. Ids must be integers or text: cast the column.",
+                f"the {role} id {value.item()} is not a whole number that its column of floats "
+                "holds exactly. Ids must be integers or text: cast the column.",
             )
         return ids
     is_float = ids.str.contains(r"^[0-9]+\.0$")

@@ -532,7 +532,7 @@ BAD_FRAMES = {
     ),
     "float id": (
         {"user": [1.0, 2.5], "item": [1, 2], "ts": [1, 2]},
-        "row 1: the user id 2.5 is not a whole number below 2**53, but its column holds floats. "
+        "row 1: the user id 2.5 is not a whole number that its column of floats holds exactly. "
         "Ids must be integers or text: cast the column",
     ),
     "text time": (

@@ -125,7 +125,7 @@ def test_the_error_names_the_wrong_line(session, tmp_path, wrong):
     lines[173] = f"1::2::3::{wrong}"
     log.write_text("\n".join(lines) + "\n")
     for engine in (None, session):
-        with pytest.raises(LogError, match="line 174: the time is missing or not a number"):
+        with pytest.raises(LogError, match=f"line 174: the time '{wrong}' cannot be read"):
             prepare(log, tmp_path / "set", spark=engine)
 
 

@@ -69,7 +69,7 @@ def test_columns_may_be_named_by_position(tmp_path):
         ),
         (
             ["--columns=user=who,item=what,timestamp=part"],
-            "line 2: the time is missing or not a number",
+            "line 2: the time 'validation' cannot be read. A time is a number of seconds",
         ),
         (["surplus"], "not a flag: surplus"),
         (["--spark_master=local[2]"], "need --engine=spark, but --engine is polars"),

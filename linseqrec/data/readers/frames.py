@@ -55,7 +55,9 @@ def read_frame(
         if dtype.is_float() or dtype.is_decimal():
             # pandas makes floats of integers with missing values.
             float_ids.append(role)
-            values[role] = _whole_text(values[role])
+            # Larger floats have gaps, so that they may not be the ids that they once were.
+            limit = 2**24 if dtype == nw.Float32 else 2**53
+            values[role] = _whole_text(values[role], limit)
         else:
             values[role] = values[role].cast(nw.String())
     is_text = False
@@ -113,10 +115,9 @@ def _is_nested(frame: Any, name: str, dtype: Any) -> bool:
     return any(isinstance(value, list | tuple | dict | set) for value in frame[name].to_list())
 
 
-def _whole_text(value: nw.Expr) -> nw.Expr:
-    """Floats as text: whole numbers without a fraction, and others as the engine writes them."""
-    # Larger float64 numbers have gaps, so that they may not be the ids that they once were.
-    whole = (value % 1 == 0) & (value.abs() < 2**53)
+def _whole_text(value: nw.Expr, limit: int) -> nw.Expr:
+    """Floats as text: whole numbers below the limit without a fraction, others with one."""
+    whole = (value % 1 == 0) & (value.abs() < limit)
     integer = nw.when(whole).then(value).otherwise(nw.lit(0)).cast(nw.Int64()).cast(nw.String())
     return nw.when(whole).then(integer).otherwise(value.cast(nw.String()))
 

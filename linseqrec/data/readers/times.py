@@ -123,7 +123,8 @@ def _days(year: nw.Expr, month: nw.Expr, day: nw.Expr) -> nw.Expr:
 
 def whole_microseconds(value: nw.Expr) -> nw.Expr:
     """Integers as float64; nanoseconds cut to microseconds, so that rounding keeps the second."""
-    cut = nw.when(value >= _EXACT).then(value // 1000 * 1000).otherwise(value)
+    # Not `value // 1000 * 1000`: Spark would divide in float64.
+    cut = nw.when(value >= _EXACT).then(value - value % 1000).otherwise(value)
     return cut.cast(nw.Float64())
 
 
@@ -211,16 +212,16 @@ LOOK_ALIKES = (
 )
 
 
-def describe_implausible(value: float) -> str:
+def describe_implausible(text: str) -> str:
     """What a number that is no plausible time looks like, and what to do.
 
     Args:
-      value: The number.
+      text: The number.
 
     Returns:
       A text that continues "the time VALUE".
     """
-    number = int(value)
+    number = int(text) if text.isdecimal() else int(float(text))
     for layout in ("%Y%m%d%H%M%S%f", "%Y%m%d%H%M%S", "%Y%m%d%H%M", "%Y%m%d%H", "%Y%m%d", "%Y%m"):
         date = _parse_date(str(number), layout)
         if date is not None:
@@ -238,7 +239,7 @@ def describe_implausible(value: float) -> str:
         "microseconds since 1601. For seconds since 1970, divide by 1000000 and subtract "
         "11644473600.": number / 10**6 - _WINDOWS_EPOCH,
         "an Excel date. For seconds since 1970, subtract 25569 and multiply by 86400.": (
-            (value - 25_569) * 86_400
+            (float(text) - 25_569) * 86_400
         ),
     }
     for name, since_1970 in seconds.items():

@@ -320,6 +320,12 @@ BAD_LOGS = {
         {"format": "movielens-dat"},
         "line 2: the line has 3 fields",
     ),
+    "part of ::": (
+        "ratings.dat",
+        "1::2::3::4\n1::2::3::4:5\n",
+        {"format": "movielens-dat"},
+        "line 2: the line has ':' outside a separator '::'. Choose a separator that no field has",
+    ),
     "a single id": ("a.txt", "1 2\n1\n", {}, "line 2: the line has 1 fields: it must have 2"),
     "blank line": ("a.csv", GOOD + "\nu,i,3\n", {}, "line 4: the line is blank. Delete it"),
     "non-numeric time": (
@@ -510,6 +516,63 @@ BAD_LOGS = {
         "time_range=(5, 9) needs the unit of the log's times. Set time_unit=s",
     ),
     "no such file": (None, "", {}, "no such file"),
+    "gzip padded with zeros": (
+        "a.csv.gz",
+        gzip.compress(GOOD.encode()) + bytes(512),
+        {},
+        "the engine cannot read the gzip file (invalid gzip header), although it is sound: bytes "
+        "that are no gzip, such as zeros, may follow its end. Write it anew: gunzip -c ",
+    ),
+    "text after gzip": (
+        "a.csv.gz",
+        gzip.compress(GOOD.encode()) + GOOD.encode(),
+        {},
+        "the gzip file is truncated or damaged (Not a gzipped file (b'us'))",
+    ),
+    "zeros": ("a.csv", GOOD.encode() + bytes(99), {}, "line 4: the line has a zero byte. The file"),
+    "UTF-16 without mark": (
+        "a.csv",
+        GOOD.encode("utf-16-le"),
+        {},
+        "line 1: the line has a zero byte. The file is damaged, or is not UTF-8",
+    ),
+    "old line ends": (
+        "a.csv",
+        GOOD.replace("\n", "\r"),
+        {},
+        r"lines end with \r alone. Convert it: tr '\r' '\n'",
+    ),
+    "json object as an id": (
+        "a.json",
+        EVENT + EVENT.replace('"i"', '{"$oid": "5"}'),
+        {},
+        'line 2: item is {"$oid": "5"}: an id must be text or a number. Write one value of it as',
+    ),
+    "json array as an id": (
+        "a.json",
+        EVENT + EVENT.replace('"u"', '["u", 1]'),
+        {},
+        'line 2: user is ["u", 1]: an id must be text or a number',
+    ),
+    "some ids as floats": (
+        "a.csv",
+        GOOD.replace("u", "17", 2).replace("17ser", "user").replace("v", "18.0"),
+        {},
+        "line 3: the user id ends with .0, but other user ids, such as 17, do not. Write all of",
+    ),
+    "events without ids": (
+        "a.csv",
+        GOOD + ",i,3\nu,,4\n,NULL,5\n",
+        {},
+        "line 4: the user id is missing. 3 of 5 events have no user or no item id. To drop them, "
+        "set drop_missing.",
+    ),
+    "no event with ids": (
+        "a.csv",
+        "user,item,timestamp\n,i,3\nu,,4\n",
+        {"drop_missing": True},
+        "none of its 2 events has a user id and an item id",
+    ),
 }
 
 
@@ -545,8 +608,101 @@ BAD_FRAMES = {
         {"user": [1, 2], "item": [1, 2], "ts": [float("nan"), 1]},
         "row 0: the time is NaN",
     ),
+    "nested user": (
+        {"user": [[1], [2]], "item": [1, 2], "ts": [1, 2]},
+        "the user column 'user' holds List(Int64): ids must be integers or text. Write one value",
+    ),
+    "nested item": (
+        {"user": [1, 2], "item": [{"a": 1}, {"a": 2}], "ts": [1, 2]},
+        "the item column 'item' holds Struct({'a': Int64}): ids must be integers or text",
+    ),
+    "large float id": (
+        {"user": [2.0**53, 1.0], "item": [1, 2], "ts": [1, 2]},
+        "row 0: the user id 9007199254740992.0 is not a whole number that its column of floats",
+    ),
     "no rows": ({"user": [], "item": [], "ts": []}, "frame"),
 }
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.parquet"])
+def test_whole_numbers_written_as_floats_are_integers(tmp_path, name, missing):
+    """pandas makes floats of integers as soon as one of them is missing."""
+    pandas = pytest.importorskip("pandas")
+    user = [17850.0, 20000000.0, 17850.0, *([float("nan")] * missing)]
+    table = pandas.DataFrame({"user": user, "item": "i", "ts": range(1000, 1003 + missing)})
+    if name == "a.csv":
+        table.to_csv(tmp_path / name, index=False)
+        assert "17850.0" in (tmp_path / name).read_text()
+    elif name == "a.json":
+        table.to_json(tmp_path / name, orient="records", lines=True)
+    else:
+        pl.from_pandas(table).write_parquet(tmp_path / name)
+    for log in (tmp_path / name, table):
+        folder = tmp_path / f"set of {type(log).__name__}"
+        dataset = prepare(log, folder, drop_missing=missing)
+        assert histories(dataset) == {
+            "17850": [("i", 1000), ("i", 1002)],
+            "20000000": [("i", 1001)],
+        }
+        counts = {"users": 2, "items": 1, "events": 3}
+        assert dataset.card["read"] == counts | {"events": 3 + missing}
+        filters = [{"before": dataset.card["read"], "after": counts}] * missing
+        assert [
+            {name: step[name] for name in ("before", "after")} for step in dataset.card["filters"]
+        ] == filters
+
+
+def test_ids_that_are_not_all_numbers_keep_their_text(tmp_path):
+    """Also brackets, which begin arrays of JSON but not only these."""
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,timestamp\n1.0,1.10,1\nv1.0,1.0,2\n{5},[6],3\n")
+    assert histories(prepare(path, tmp_path / "set")) == {
+        "1.0": [("1.10", 1)],
+        "v1.0": [("1.0", 2)],
+        "{5}": [("[6]", 3)],
+    }
+    path = tmp_path / "log.json"
+    path.write_text(EVENT.replace('"i"', '"{i}"'))
+    assert histories(prepare(path, tmp_path / "other")) == {"u": [("{i}", 1)]}
+
+
+def test_dropped_events_need_no_valid_time(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(GOOD + ",i,soon\nu,,20240131\nw,NaN,7\n")
+    dataset = prepare(path, tmp_path / "set", drop_missing=True, user_core=1)
+    assert histories(dataset) == {"u": [("i", 1000)], "v": [("j", 1001)]}
+    assert dataset.card["filters"] == [
+        {
+            "filter": "events with a user id and an item id",
+            "before": {"users": 3, "items": 2, "events": 5},
+            "after": {"users": 2, "items": 2, "events": 2},
+        }
+    ]
+
+
+def test_paths_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "log.csv").write_text(GOOD)
+    (tmp_path / "link.csv").symlink_to(tmp_path / "gone.csv")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("log.csv/log.csv", "no such file"),
+        ("link.csv", f"this is a link to {tmp_path / 'gone.csv'}, which does not exist"),
+        ("folder", r"the folder has no file \*\.parquet"),
+        ("pipe", "is neither a file nor a folder of Parquet files"),
+        ("x" * 300, "cannot be read: File name too long"),
+    ):
+        with pytest.raises(LogError, match=message):
+            prepare(tmp_path / name, tmp_path / "set")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # The tests may run as root, for whom every file can be read.
+    monkeypatch.setattr("linseqrec.data.readers.source.open_bytes", refuse)
+    with pytest.raises(LogError, match="log.csv: cannot be read: Permission denied"):
+        prepare(tmp_path / "log.csv", tmp_path / "set")
 
 
 @pytest.mark.parametrize("case", BAD_FRAMES)
@@ -565,6 +721,7 @@ def test_bad_arguments_are_refused(tmp_path):
         ({"item_core": -1}, "item_core=-1 must be at least 1"),
         ({"time_range": (5, 5)}, r"time_range=\(5, 5\): the first time must be smaller"),
         ({"format": "csv"}, "format='csv' is for files, but the log is a frame: leave it out"),
+        ({"separator": ";"}, "separator=';' is for files, but the log is a frame: leave it out"),
         ({"spark": object()}, "spark is for files, but the log is a frame.*leave it out"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -227,6 +227,7 @@ def _refuse_constant(name: str) -> None:
 
 def check_quotes(path: Path, separator: str) -> None:
     """Raises `LogError` at the first line with a quote inside an unquoted field."""
+    separator = re.escape(separator)
     field = rf'("([^"]|"")*"|[^"{separator}]*)'
     proper = re.compile(f"{field}({separator}{field})*")
     with open_bytes(path) as file:
@@ -297,7 +298,7 @@ def _check_lines(
       line: The number of the block's first line.
 
     Raises:
-      LogError: A line is blank, or has too few or too many fields.
+      LogError: A line is blank, or has too few or too many fields, or a part of a separator.
     """
     data = np.frombuffer(block, dtype=np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
@@ -306,16 +307,30 @@ def _check_lines(
     blank = lengths == 0
     blank |= (lengths == 1) & (data[starts] == ord("\r"))
     counts = np.zeros(len(ends), dtype=np.int64)
+    broken = np.zeros(len(ends), dtype=bool)
     if separators is not None:
-        is_separator = data == separator[0]
-        for offset, character in enumerate(separator[1:], start=1):
-            is_separator[:-offset] &= data[offset:] == character
-        counts = np.diff(np.searchsorted(np.flatnonzero(is_separator), ends), prepend=0)
-    wrong = np.flatnonzero(blank | (counts != (separators or 0)))
+        # A separator is one byte, or one that is repeated: a run of it holds several separators.
+        is_byte = data == separator[0]
+        places = np.flatnonzero(is_byte)
+        if len(separator) > 1:
+            edges = np.flatnonzero(np.diff(is_byte, prepend=False, append=False))
+            places, lengths_of_runs = edges[::2], np.diff(edges)[::2]
+            line_of_run = np.searchsorted(ends, places)
+            broken[line_of_run[lengths_of_runs % len(separator) != 0]] = True
+            places = np.repeat(places, lengths_of_runs // len(separator))
+        counts = np.diff(np.searchsorted(places, ends), prepend=0)
+    wrong = np.flatnonzero(blank | broken | (counts != (separators or 0)))
     if len(wrong):
         first = int(wrong[0])
         if blank[first]:
             raise _blank_line(path, line + first)
+        if counts[first] == (separators or 0):
+            raise LogError(
+                str(path),
+                f"the line has {separator[:1].decode()!r} outside a separator "
+                f"{separator.decode()!r}. Choose a separator that no field has.",
+                line=line + first,
+            )
         raise _wrong_fields(path, line + first, int(counts[first]) + 1, (separators or 0) + 1)
     return len(ends)
 

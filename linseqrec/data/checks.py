@@ -7,6 +7,7 @@ import narwhals as nw
 import numpy as np
 import polars as pl
 
+from linseqrec.data import filters
 from linseqrec.data.readers import Log, times
 from linseqrec.data.readers.formats import TIME_UNITS
 from linseqrec.errors import LogError
@@ -79,10 +80,12 @@ def _find(frame: nw.LazyFrame[Any], predicates: list[nw.Expr]) -> list[tuple[int
     if not predicates:
         return []
     rows = [nw.when(predicate).then(nw.col("row")) for predicate in predicates]
-    found = frame.select(
-        *(row.min().alias(f"first {number}") for number, row in enumerate(rows)),
-        *(row.count().alias(f"count {number}") for number, row in enumerate(rows)),
-    ).collect(backend="polars")
+    found = filters.collect(
+        frame.select(
+            *(row.min().alias(f"first {number}") for number, row in enumerate(rows)),
+            *(row.count().alias(f"count {number}") for number, row in enumerate(rows)),
+        )
+    )
     values = found.row(0)
     return [
         (None if first is None else int(first), int(count))
@@ -224,7 +227,7 @@ def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
         is_whole = r"^-?[0-9]+$"
         if not ids.str.contains(is_whole).all():
             ((row, _),) = _find(log.frame, [~column.str.contains(is_whole)])
-            value = log.frame.filter(nw.col("row") == row).select(role).collect(backend="polars")
+            value = filters.collect(log.frame.filter(nw.col("row") == row).select(role))
             raise log.error(
                 row,
                 f"the {role} id {value.item()} is not a whole number that its column of floats "
@@ -247,7 +250,7 @@ def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
 def check_span(log: Log, frame: nw.LazyFrame[Any], unit: str) -> None:
     """Raises `LogError` at the last event of a log that spans more than int32 seconds, 68 years."""
     time = nw.col("timestamp")
-    span = frame.select(first=time.min(), last=time.max()).collect(backend="polars").row(0)
+    span = filters.collect(frame.select(first=time.min(), last=time.max())).row(0)
     if span[0] is None:
         return
     first, last = (float(value) / TIME_UNITS[unit] for value in span)

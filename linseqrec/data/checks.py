@@ -145,19 +145,18 @@ def _choose_unit(log: Log, first_rows: dict[str, int]) -> str:
         return log.time_unit or "s"
     plausible = {name: row for name, row in first_rows.items() if name in times.UNIT_NAMES}
     readable = {**plausible, **({"clock": first_rows["clock"]} if "clock" in first_rows else {})}
-    if log.unit_named and log.time_unit is not None:
+    takes_clocks = log.unit_named or set(first_rows) == {"clock"}
+    if takes_clocks and log.time_unit is not None:
         unit = log.time_unit
     elif readable:
         first = min(readable, key=readable.__getitem__)
         unit = "s" if first == "clock" else first
-        if log.time_unit is not None and set(first_rows) == {"clock"}:
-            unit = log.time_unit
     else:
         raise _implausible(log, min(first_rows.values()))
     # Times between 1970 and 1990 are below the unit's range.
     allowed = {unit, "clock" if unit == "s" else f"below {unit}"}
     order = [kind.name for kind in times.RANGES]
-    if log.unit_named and unit not in first_rows:
+    if takes_clocks and unit not in first_rows:
         allowed |= set(order[: order.index(unit)])
     if log.time_unit not in (None, unit):
         raise _other_unit(log, readable[unit if unit in readable else "clock"], unit)

@@ -274,6 +274,8 @@ def test_the_unit_of_a_format_is_checked_against_the_times(tmp_path):
         prepare(tmp_path / "a.csv", tmp_path / "set")
     dataset = prepare(tmp_path / "a.csv", tmp_path / "set", time_unit="s")
     assert dataset.timestamps.tolist() == [1649400000]
+    (tmp_path / "a.csv").write_text("user_id,video_id,time_ms\n0,1,0\n0,1,90500\n")
+    assert prepare(tmp_path / "a.csv", tmp_path / "clock").timestamps.tolist() == [0, 90]
 
 
 def test_a_column_of_numbers_is_not_iso(tmp_path):

@@ -404,6 +404,13 @@ BAD_LOGS = {
         {},
         "line 2: ts is '1': it must be a number",
     ),
+    "json text for a rating beside a date": (
+        "a.json",
+        '{"user": 1, "item": 2, "rating": 3, "ts": "2024-01-31"}\n'
+        '{"user": 1, "item": 2, "rating": "good", "ts": "2024-01-31"}\n',
+        {"min_rating": 2},
+        "line 2: rating is 'good': it must be a number",
+    ),
     "truncated json": (
         "a.json",
         EVENT + EVENT[:15] + "\n",

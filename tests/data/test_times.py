@@ -278,6 +278,16 @@ def test_the_unit_of_a_format_is_checked_against_the_times(tmp_path):
     assert prepare(tmp_path / "a.csv", tmp_path / "clock").timestamps.tolist() == [0, 90]
 
 
+def test_a_missing_first_time_does_not_decide_the_form(tmp_path):
+    """Without the second line's form, the message would ask for a number there."""
+    (tmp_path / "a.csv").write_text("user,item,time\nu,i,\nu,j,2024-01-31\n")
+    event = '{"user": "u", "item": "i", "time": '
+    (tmp_path / "a.json").write_text(event + "null}\n" + event + '"2024-01-31"}\n')
+    for name, line in (("a.csv", 2), ("a.json", 1)):
+        with pytest.raises(LogError, match=f"line {line}: the time is missing"):
+            prepare(tmp_path / name, tmp_path / "set")
+
+
 def test_a_column_of_numbers_is_not_iso(tmp_path):
     frame = pl.DataFrame({"user": [1], "item": [1], "time": [1_700_000_000]})
     with pytest.raises(LogError, match="column 'time' holds Int64: it must hold dates. A time is"):

@@ -260,12 +260,13 @@ def _read_json(
         raise LogError(where, "the line is not a JSON object.", line=1)
     column_of = find_columns(where, list(first), columns, log_format.columns, unit)
     names = {role: str(name) for role, name in column_of.items()}
-    first_time = first.get(names.get("timestamp"))
+    first_time = _first_json_value(head, names.get("timestamp"))
     exact = times.needs_exact(str(first_time))
     if unit is None and isinstance(first_time, str) and not times.is_number(first_time):
         unit = "iso"
     shape = source.check_shape(head.path, log_format, 0)
     numbers = {names[role] for role in ("timestamp", "rating") if role in names}
+    # A number in a column of text keeps all its digits.
     if exact or isinstance(first_time, str) or unit == "iso":
         numbers.discard(names.get("timestamp", ""))
     schema = {name: pl.Float64 if name in numbers else pl.String for name in names.values()}
@@ -281,3 +282,15 @@ def _read_json(
         shape.sha256,
         first_line=1,
     )
+
+
+def _first_json_value(head: source.Head, name: str | None) -> Any:
+    """The first value of a key in the log's first lines that is not null; None without one."""
+    for line in head.lines:
+        try:
+            value = json.loads(line).get(name)
+        except (ValueError, AttributeError):  # `check_json` names the line
+            continue
+        if value is not None:
+            return value
+    return None

@@ -97,8 +97,11 @@ class Log:
         if self._kind == "text":
             source.check_quotes(Path(self.where), self.separator)
         if self._kind == "json":
+            numeric = {"rating": True, "timestamp": False}
+            if "timestamp" in self.columns:
+                numeric["timestamp"] = self.frame.collect_schema()[WRITTEN].is_numeric()
             numbers = {
-                str(self.columns[role]) for role in ("timestamp", "rating") if role in self.columns
+                str(column) for role, column in self.columns.items() if numeric.get(role, False)
             }
             source.check_json(Path(self.where), numbers, set())
         if self._kind in ("text", "json") and source.is_gzip(Path(self.where)):

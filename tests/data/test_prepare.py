@@ -461,6 +461,12 @@ BAD_LOGS = {
         {},
         "line 4: a quote is inside an unquoted field. Quote the whole field",
     ),
+    "quote inside a field beside a pipe": (
+        "a.csv",
+        'user|item|timestamp\n"u"|"i|k"|5\nv|j"k|6\n',
+        {},
+        "line 3: a quote is inside an unquoted field. Quote the whole field",
+    ),
     "quoted line end": (
         "a.csv",
         GOOD + 'u,"i\nk",5\n',

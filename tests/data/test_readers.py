@@ -238,6 +238,14 @@ def test_the_check_of_lines_does_not_depend_on_the_block_size(tmp_path, monkeypa
             read_file(path)
 
 
+def test_a_zero_byte_after_the_head_is_named_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("linseqrec.data.readers.source._HEAD_BYTES", 64)
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"user,item,timestamp\n" + b"u,i,5\n" * 40 + bytes(8))
+    with pytest.raises(LogError, match="line 42: the line has a zero byte. The file is damaged"):
+        read_file(path)
+
+
 @pytest.mark.parametrize("file", ["log.csv", "log.csv.gz"])
 def test_sha256_is_the_digest_of_the_bytes_on_disk(tmp_path, file):
     import hashlib

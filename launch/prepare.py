@@ -44,7 +44,17 @@ _TIME_UNIT = flags.DEFINE_enum(
     None,
     list(TIME_UNITS),
     "Unit of the times. `order`: the log has no times, its lines are in time order. Unset: the "
-    "unit of the format, or detected from the values.",
+    "unit of the format, or detected from the values; numbers that look like something else than "
+    "times are then refused.",
+)
+_SEPARATOR = flags.DEFINE_string(
+    "separator",
+    None,
+    "Text between two fields of a CSV file: one ASCII character, possibly repeated; \\t is a tab. "
+    "Unset: a comma, tab, semicolon or pipe, as the first line has it.",
+)
+_DROP_MISSING = flags.DEFINE_bool(
+    "drop_missing", False, "Drop events without a user id or without an item id."
 )
 _TIME_RANGE = flags.DEFINE_list(
     "time_range", [], "FIRST,END: keep events with FIRST <= time < END, in seconds."
@@ -136,6 +146,8 @@ def main(argv: list[str]) -> None:
         format=_FORMAT.value,
         columns=_columns(),
         time_unit=_TIME_UNIT.value,
+        separator=_SEPARATOR.value and _SEPARATOR.value.replace("\\t", "\t"),
+        drop_missing=_DROP_MISSING.value,
         time_range=_time_range(),
         min_rating=_MIN_RATING.value,
         duplicates=_DUPLICATES.value,

@@ -105,6 +105,7 @@ def make_card(
             "first": first_time,
             "last": last_time,
             "unit": "seconds",
+            "utc": None if order_only else [utc(first_time), utc(last_time)],
             "order_only": order_only,
         },
         "folds": None
@@ -144,7 +145,8 @@ def format_card(card: Mapping[str, Any]) -> str:
         rows.append(("time", "order only"))
     else:
         days = (time["last"] - time["first"]) / 86_400
-        rows.append(("time", f"{time['first']} to {time['last']} s ({days:,.1f} days)"))
+        span = f"{utc(time['first'])} to {utc(time['last'])} UTC"
+        rows.append(("time", f"{span} ({time['first']} to {time['last']} s, {days:,.1f} days)"))
         ties = card["ties"]
         rows.append(
             ("ties", f"{ties['event_rate']:.1%} of events, {ties['user_rate']:.1%} of users' last")
@@ -156,6 +158,11 @@ def format_card(card: Mapping[str, Any]) -> str:
     rows += [(f"sha256 {name}", digest) for name, digest in card["sha256"].items()]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def utc(seconds: int) -> str:
+    """The date and time of seconds since 1970, in UTC: "2024-01-31 23:59:59"."""
+    return str(np.datetime64(seconds, "s")).replace("T", " ")
 
 
 def differing_data(card: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -1,23 +1,21 @@
 """Checks that a log must pass before it becomes a data set."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import narwhals as nw
 import numpy as np
 import polars as pl
 
-from linseqrec.data.readers import Log
+from linseqrec.data import filters
+from linseqrec.data.readers import Log, times
 from linseqrec.data.readers.formats import TIME_UNITS
+from linseqrec.errors import LogError
 
 FOLDS = {"train": 0, "validation": 1, "test": 2}
 
 # Common spellings of "missing". As ids, they would merge all such events into one user or item.
 NULL_IDS = ("", "nan", "NaN", "NAN", "null", "NULL", "Null", "None", "none", "<NA>", "\\N")
-
-# The smallest time that reads as milliseconds, and as microseconds. The bounds tell the units
-# apart for all times between the years 1973 and 5138.
-_MILLISECONDS, _MICROSECONDS = 1e11, 1e14
-_UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
 
 
 def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
@@ -34,13 +32,14 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
       A key of `TIME_UNITS`: the unit of the log, or the unit that fits the times if it has none.
 
     Raises:
-      LogError: A value is missing or wrong, or the times have several units; names the first row.
+      LogError: A value is missing or wrong, the times have several units, or look like something
+        else than times; names the first row.
     """
     time, checks = nw.col("timestamp"), {}
     if log.time_unit != "order":
-        checks["the time is missing or not a number."] = time.is_null()
+        checks["unread"] = time.is_null()
         checks["the time is NaN or infinite."] = ~time.is_finite()
-        checks["the time is negative. To drop such events, set time_range=0,END."] = time < 0
+        checks["negative"] = time < 0
     if "fold" in log.columns:
         fold = nw.col("fold")
         wrong_fold = fold.is_null() | ~fold.is_in(list(FOLDS))
@@ -48,82 +47,214 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
     if rated:
         rating = nw.col("rating")
         checks["the rating is missing or not a number."] = rating.is_null() | ~rating.is_finite()
-    units = {
-        "s": time < _MILLISECONDS,
-        "ms": (time >= _MILLISECONDS) & (time < _MICROSECONDS),
-        "us": time >= _MICROSECONDS,
+    kinds: tuple[times.Range | times.LookAlike, ...] = ()
+    if log.time_unit not in ("order", "iso"):
+        kinds = times.RANGES if log.unit_named else (*times.RANGES, *times.LOOK_ALIKES)
+    predicates = [*checks.values(), *(kind.contains(time) for kind in kinds)]
+    found = _find(frame, predicates)
+    wrong_rows = {
+        reason: row for reason, (row, _) in zip(checks, found, strict=False) if row is not None
     }
-    if log.time_unit in ("order", "iso"):
-        units = {}
-    predicates = {**checks, **units}
-    first_rows = zip(predicates, _first_rows(frame, list(predicates.values())), strict=True)
-    rows = {name: row for name, row in first_rows if row is not None}
-    wrong_rows = {reason: row for reason, row in rows.items() if reason in checks}
     if wrong_rows:
         reason = min(wrong_rows, key=wrong_rows.__getitem__)
-        raise log.error(wrong_rows[reason], reason)
+        raise _wrong_value(log, wrong_rows[reason], reason)
     if log.time_unit in ("order", "iso"):
         return log.time_unit
-    return _check_unit(log, {unit: rows[unit] for unit in units if unit in rows})
+    found_kinds = dict(zip(kinds, found[len(checks) :], strict=True))
+    _refuse_look_alikes(log, found_kinds)
+    return _choose_unit(
+        log,
+        {
+            kind.name: row
+            for kind, (row, _) in found_kinds.items()
+            if isinstance(kind, times.Range) and row is not None
+        },
+    )
 
 
-def _first_rows(frame: nw.LazyFrame[Any], predicates: list[nw.Expr]) -> list[int | None]:
-    """The first row at which each predicate is true, or None, from one pass over the frame."""
+def _find(frame: nw.LazyFrame[Any], predicates: list[nw.Expr]) -> list[tuple[int | None, int]]:
+    """The first row at which each predicate is true, or None, and the number of such rows.
+
+    One pass over the frame finds them all.
+    """
     if not predicates:
         return []
-    first_rows = frame.select(
-        *(
-            nw.when(predicate).then(nw.col("row")).min().alias(str(number))
-            for number, predicate in enumerate(predicates)
+    rows = [nw.when(predicate).then(nw.col("row")) for predicate in predicates]
+    found = filters.collect(
+        frame.select(
+            *(row.min().alias(f"first {number}") for number, row in enumerate(rows)),
+            *(row.count().alias(f"count {number}") for number, row in enumerate(rows)),
         )
-    ).collect(backend="polars")
-    return [None if value is None else int(value) for value in first_rows.row(0)]
+    )
+    values = found.row(0)
+    return [
+        (None if first is None else int(first), int(count))
+        for first, count in zip(values[: len(rows)], values[len(rows) :], strict=True)
+    ]
 
 
-def _check_unit(log: Log, first_row_of_unit: dict[str, int]) -> str:
-    """The log's time unit, from the first row whose time has the size of each unit."""
-    if len(first_row_of_unit) > 1:
-        rows = sorted((row, unit) for unit, row in first_row_of_unit.items())
-        (_, unit), (row, other_unit) = rows[:2]
+def _wrong_value(log: Log, row: int, reason: str) -> LogError:
+    if reason not in ("unread", "negative"):
+        return log.error(row, reason)
+    value = log.written_time(row)
+    if value is None or value == "":
+        return log.error(row, "the time is missing.")
+    if reason == "negative":
+        return log.error(
+            row,
+            f"the time {_show(value)} is negative, or before 1970. To drop such events, set "
+            "time_range=0,END.",
+        )
+    why = times.describe_unread(str(value), log.time_unit)
+    return log.error(row, f"the time {_show(value)} {why}")
+
+
+def _show(value: Any) -> str:
+    """A time as text, in which large numbers have all digits."""
+    if isinstance(value, str):
+        return value if times.is_number(value) else repr(value)
+    return f"{value:.17g}" if isinstance(value, float) else str(value)
+
+
+def _refuse_look_alikes(
+    log: Log, found: Mapping[times.Range | times.LookAlike, tuple[int | None, int]]
+) -> None:
+    """Raises `LogError` if most times of the log look like numbers that are no times."""
+    num_times = sum(count for kind, (_, count) in found.items() if isinstance(kind, times.Range))
+    for kind, (row, count) in found.items():
+        if isinstance(kind, times.Range) or row is None or count < kind.share * num_times:
+            continue
+        value = _show(log.written_time(row))
         raise log.error(
             row,
-            f"the time reads as {_UNIT_NAMES[other_unit]}, but the first time of the log reads as "
-            f"{_UNIT_NAMES[unit]}. Write all times in one unit.",
+            f"the time {value} {times.describe_implausible(value)} If the times count seconds, set "
+            "time_unit=s.",
         )
-    unit, row = next(iter(first_row_of_unit.items()), ("s", 0))
-    if log.time_unit == "s" and unit != "s":
-        raise log.error(
-            row,
-            f"the time reads as {_UNIT_NAMES[unit]}, but time_unit is s (seconds). Set "
-            f"time_unit={unit}.",
-        )
-    return log.time_unit or unit
 
 
-def check_ids(log: Log, role: str, ids: pl.Series) -> None:
-    """Raises `LogError` at the first missing id of the log.
+def _choose_unit(log: Log, first_rows: dict[str, int]) -> str:
+    """The log's time unit, from the first row in each range of times that it has.
+
+    Numbers below the ranges of all units read as seconds. They may count from another zero.
+
+    Args:
+      log: The log.
+      first_rows: The first row in each range, by the name of the range.
+    """
+    if not first_rows:  # no events
+        return log.time_unit or "s"
+    plausible = {name: row for name, row in first_rows.items() if name in times.UNIT_NAMES}
+    readable = {**plausible, **({"clock": first_rows["clock"]} if "clock" in first_rows else {})}
+    takes_clocks = log.unit_named or set(first_rows) == {"clock"}
+    if takes_clocks and log.time_unit is not None:
+        unit = log.time_unit
+    elif readable:
+        first = min(readable, key=readable.__getitem__)
+        unit = "s" if first == "clock" else first
+    else:
+        raise _implausible(log, min(first_rows.values()))
+    # Times between 1970 and 1990 are below the unit's range.
+    allowed = {unit, "clock" if unit == "s" else f"below {unit}"}
+    order = [kind.name for kind in times.RANGES]
+    if takes_clocks and unit not in first_rows:
+        allowed |= set(order[: order.index(unit)])
+    if log.time_unit not in (None, unit):
+        raise _other_unit(log, readable[unit if unit in readable else "clock"], unit)
+    wrong = {name: row for name, row in first_rows.items() if name not in allowed}
+    if not wrong:
+        return unit
+    name = min(wrong, key=wrong.__getitem__)
+    row = wrong[name]
+    if name not in readable:
+        raise _implausible(log, row)
+    other = "s" if name == "clock" else name
+    if log.unit_named:
+        raise _other_unit(log, row, other)
+    raise log.error(
+        row,
+        f"the time {_show(log.written_time(row))} reads as {times.UNIT_NAMES[other]}, but the "
+        f"first time of the log reads as {times.UNIT_NAMES[unit]}. Write all times in one unit.",
+    )
+
+
+def _other_unit(log: Log, row: int, unit: str) -> LogError:
+    return log.error(
+        row,
+        f"the time {_show(log.written_time(row))} reads as {times.UNIT_NAMES[unit]}, but time_unit "
+        f"is {log.time_unit} ({times.UNIT_NAMES[str(log.time_unit)]}). Set time_unit={unit} if all "
+        "times are.",
+    )
+
+
+def _implausible(log: Log, row: int) -> LogError:
+    value = _show(log.written_time(row))
+    return log.error(row, f"the time {value} {times.describe_implausible(value)}")
+
+
+def is_missing(role: str) -> nw.Expr:
+    """Whether each event has no id of the role, "user" or "item"."""
+    column = nw.col(role)
+    return column.is_null() | column.is_in(NULL_IDS)
+
+
+def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
+    """The ids, with ".0" cut if all of them are whole numbers that were written as floats.
 
     Args:
       log: The log.
       role: "user" or "item".
       ids: The distinct ids of that role.
+
+    Raises:
+      LogError: An id is missing, is an object or array of JSON, or is not a whole number in a
+        column of floats; or only some ids are written as floats. Names the first row.
     """
-    if not (ids.is_null() | ids.is_in(NULL_IDS)).any():
-        return
     column = nw.col(role)
-    (row,) = _first_rows(log.frame, [column.is_null() | column.is_in(NULL_IDS)])
-    raise log.error(row, f"the {role} id is missing.")
+    if (ids.is_null() | ids.is_in(NULL_IDS)).any():
+        missing = is_missing("user") | is_missing("item")
+        (row, _), (_, count), (_, total) = _find(
+            log.frame, [is_missing(role), missing, nw.col("row") >= 0]
+        )
+        raise log.error(
+            row,
+            f"the {role} id is missing. {count:,} of {total:,} events have no user or no item id. "
+            "To drop them, set drop_missing.",
+        )
+    if ids.str.contains(r"^[\[{]").any():
+        log.check_nested(role)
+    if role in log.float_ids:
+        is_whole = r"^-?[0-9]+$"
+        if not ids.str.contains(is_whole).all():
+            ((row, _),) = _find(log.frame, [~column.str.contains(is_whole)])
+            value = filters.collect(log.frame.filter(nw.col("row") == row).select(role))
+            raise log.error(
+                row,
+                f"the {role} id {value.item()} is not a whole number that its column of floats "
+                "holds exactly. Ids must be integers or text: cast the column.",
+            )
+        return ids
+    is_float = ids.str.contains(r"^[0-9]+\.0$")
+    if not is_float.any() or not ids.str.contains(r"^[0-9]+(\.0)?$").all():
+        return ids
+    if not is_float.all():
+        ((row, _),) = _find(log.frame, [column.str.contains(r"^[0-9]+\.0$")])
+        raise log.error(
+            row,
+            f"the {role} id ends with .0, but other {role} ids, such as "
+            f"{ids.filter(~is_float)[0]}, do not. Write all of them as integers.",
+        )
+    return ids.str.strip_suffix(".0")
 
 
 def check_span(log: Log, frame: nw.LazyFrame[Any], unit: str) -> None:
     """Raises `LogError` at the last event of a log that spans more than int32 seconds, 68 years."""
     time = nw.col("timestamp")
-    span = frame.select(first=time.min(), last=time.max()).collect(backend="polars").row(0)
+    span = filters.collect(frame.select(first=time.min(), last=time.max())).row(0)
     if span[0] is None:
         return
     first, last = (float(value) / TIME_UNITS[unit] for value in span)
     if np.floor(last) - np.floor(first) > np.iinfo(np.int32).max:
-        (row,) = _first_rows(frame, [time == span[1]])
+        ((row, _),) = _find(frame, [time == span[1]])
         raise log.error(
             row,
             f"the times span {last - first:.0f} s, from {first:.0f} to {last:.0f}; at most "

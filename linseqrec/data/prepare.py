@@ -24,6 +24,8 @@ def prepare(
     format: str | None = None,
     columns: Mapping[str, str | int] | None = None,
     time_unit: str | None = None,
+    separator: str | None = None,
+    drop_missing: bool = False,
     time_range: tuple[float, float] | None = None,
     min_rating: float | None = None,
     duplicates: str = "keep",
@@ -33,11 +35,11 @@ def prepare(
 ) -> Dataset:
     """Writes a dataset folder from a log, and returns the data set.
 
-    `prepare` applies the filters in this order: `time_range`, `min_rating`, `duplicates`, the
-    cores. It then numbers users and items: shorter ids first, then by text, so that ids that are
-    numbers sort by value. It sorts each user's events by time, and events of equal time in the
-    order of the log. Only the filters drop events. The card counts users, items and events before
-    and after each filter.
+    `prepare` applies the filters in this order: `drop_missing`, `time_range`, `min_rating`,
+    `duplicates`, the cores. It then numbers users and items: shorter ids first, then by text, so
+    that ids that are numbers sort by value. It sorts each user's events by time, and events of
+    equal time in the order of the log. Only the filters drop events. The card counts users, items
+    and events before and after each filter.
 
     Args:
       log: A log file, plain or gzip, in one of `readers.FORMATS`, or a folder of Parquet files. Or
@@ -48,9 +50,13 @@ def prepare(
       columns: The column of each role: user, item, timestamp, rating, fold. A column is a name, or
         a position from 0 in a file without header. A `fold` column holds train, validation or
         test.
-      time_unit: "s", "ms", "us", "iso" (text), or "order" if the log has no times and its lines
-        are in time order. None: the unit of the format, or detected from the values. Times become
-        whole seconds after the sort.
+      time_unit: "s", "ms", "us", "ns", "iso" (text), or "order" if the log has no times and its
+        lines are in time order. None: the unit of the format, or detected from the values. Numbers
+        that look like something else than times are then refused. Times become whole seconds after
+        the sort.
+      separator: The text between two fields of a CSV file: one ASCII character, possibly repeated.
+        None: a comma, tab, semicolon or pipe, as the first line has it.
+      drop_missing: Drop events without a user id or without an item id.
       time_range: Keep events with time_range[0] <= time < time_range[1], in seconds.
       min_rating: Keep events with at least this rating.
       duplicates: What to do with events equal in user, item and time: "keep" all of them, keep
@@ -71,13 +77,21 @@ def prepare(
       DatasetError: The folder is not empty.
       ValueError: An argument is out of range, or does not apply to this log.
     """
-    choices = _FilterChoices(time_range, min_rating, duplicates, user_core, item_core)
+    choices = _FilterChoices(drop_missing, time_range, min_rating, duplicates, user_core, item_core)
     _check_arguments(choices)
     check_free(folder)
     if isinstance(log, str | Path):
-        events = read_file(log, format=format, columns=columns, time_unit=time_unit, session=spark)
-    elif format is not None:
-        raise ValueError(f"format={format!r} is for files, but the log is a frame: leave it out.")
+        events = read_file(
+            log,
+            format=format,
+            columns=columns,
+            time_unit=time_unit,
+            separator=separator,
+            session=spark,
+        )
+    elif format is not None or separator is not None:
+        name, value = ("format", format) if format is not None else ("separator", separator)
+        raise ValueError(f"{name}={value!r} is for files, but the log is a frame: leave it out.")
     elif spark is not None:
         raise ValueError(
             "spark is for files, but the log is a frame, which its own engine reads: leave it out."
@@ -86,7 +100,7 @@ def prepare(
         events = read_frame(log, columns=columns, time_unit=time_unit)
     try:
         dataset, user_ids, item_ids = _make_dataset(events, choices)
-    except nw.exceptions.NarwhalsError as error:
+    except (nw.exceptions.NarwhalsError, OSError) as error:
         raise events.unreadable(error) from error
     return write_dataset(folder, dataset, user_ids, item_ids)
 
@@ -110,6 +124,7 @@ def _check_arguments(choices: "_FilterChoices") -> None:
 class _FilterChoices:
     """The filter arguments of `prepare`."""
 
+    drop_missing: bool
     time_range: tuple[float, float] | None
     min_rating: float | None
     duplicates: str
@@ -120,6 +135,11 @@ class _FilterChoices:
 def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series, pl.Series]:
     """The data set in memory, with the log's own ids of its users and of its items."""
     _check_choices(log, choices)
+    read = None
+    if choices.drop_missing:
+        read = _count_present(log)
+        missing = checks.is_missing("user") | checks.is_missing("item")
+        log = dataclasses.replace(log, frame=log.frame.filter(~missing))
     in_range = _in_time_range(log, choices.time_range)
     rated = choices.min_rating is not None
     unit = checks.check_values(
@@ -127,9 +147,18 @@ def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series
     )
     frame, ids = _encode(log, rated=rated)
     counts = filters.count(frame)
+    read = read or counts
     if counts["events"] == 0:
-        raise log.error(None, "has no events.")
+        raise log.error(
+            None,
+            f"none of its {read['events']} events has a user id and an item id."
+            if read["events"]
+            else "has no events.",
+        )
     frame, filter_counts = _apply_filters(log, frame, counts, _filter_steps(log, choices, in_range))
+    if choices.drop_missing:
+        name = "events with a user id and an item id"
+        filter_counts.insert(0, {"filter": name, "before": read, "after": counts})
     if unit != "order":
         checks.check_span(log, frame, unit)
     dataset, user_ids, item_ids = _sort_and_number(log, frame, unit, ids)
@@ -141,7 +170,7 @@ def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series
             "time_unit": unit,
             "times": _TIMES[unit],
         },
-        read=counts,
+        read=read,
         filters=filter_counts,
     )
     if log.sha256 is not None:
@@ -153,9 +182,29 @@ _TIMES = {
     "s": "whole seconds, fractions cut after the sort",
     "ms": "milliseconds, cut to whole seconds after the sort",
     "us": "microseconds, cut to whole seconds after the sort",
+    "ns": "nanoseconds, cut to whole seconds after the sort",
     "iso": "dates and times (UTC), cut to whole seconds after the sort",
     "order": "order only: a timestamp is the event's position in its user's history",
 }
+
+
+def _count_present(log: Log) -> dict[str, int]:
+    """The numbers of `users`, `items` and `events` in a log, some of whose ids are missing."""
+    user, item = (
+        nw.when(~checks.is_missing(role)).then(nw.col(role)).alias(role)
+        for role in ("user", "item")
+    )
+    counts = filters.count(log.frame.select(user, item))
+    has_missing = filters.collect(
+        log.frame.select(
+            users=checks.is_missing("user").any(), items=checks.is_missing("item").any()
+        )
+    )
+    # `n_unique` counts null as one more id.
+    return {
+        name: number - int(name != "events" and bool(has_missing[name][0]))
+        for name, number in counts.items()
+    }
 
 
 def _check_choices(log: Log, choices: _FilterChoices) -> None:
@@ -192,7 +241,7 @@ def _encode(log: Log, *, rated: bool) -> tuple[nw.LazyFrame[Any], dict[str, pl.S
     for role in ("user", "item"):
         tables[role] = filters.id_table(log.frame, role)
         ids[role] = filters.collect(tables[role]).sort("code")["id"]
-        checks.check_ids(log, role, ids[role])
+        ids[role] = checks.check_ids(log, role, ids[role])
     columns = [nw.col("user"), nw.col("item"), nw.col("row")]
     if log.time_unit != "order":
         columns.append(nw.col("timestamp"))
@@ -289,7 +338,8 @@ def _sort_and_number(
     if order_only:
         times = np.arange(len(users)) - np.repeat(user_starts, np.diff(offsets))
     else:
-        times = np.floor(events["timestamp"].to_numpy() / TIME_UNITS[unit]).astype(np.int64)
+        # Floor division is exact, unlike the floor of a rounded quotient.
+        times = (events["timestamp"].to_numpy() // TIME_UNITS[unit]).astype(np.int64)
     dataset = Dataset.from_arrays(
         numbers[items],
         times,

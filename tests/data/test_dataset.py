@@ -293,6 +293,6 @@ def test_format_card_shows_counts_and_rates():
     assert lines["ties"] == "40.0% of events, 50.0% of users' last"
     assert lines["repeats"] == "20.0% of events"
     assert lines["folds"] == "train 3, validation 1, test 1"
-    assert lines["time"] == "5 to 9 s (0.0 days)"
+    assert lines["time"] == "1970-01-01 00:00:05 to 1970-01-01 00:00:09 UTC (5 to 9 s, 0.0 days)"
     order = Dataset.from_arrays([1], [0], [0, 1], order_only=True)
     assert "order only" in cards.format_card(order.card)

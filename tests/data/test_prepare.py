@@ -320,59 +320,70 @@ BAD_LOGS = {
         {"format": "movielens-dat"},
         "line 2: the line has 3 fields",
     ),
+    "part of ::": (
+        "ratings.dat",
+        "1::2::3::4\n1::2::3::4:5\n",
+        {"format": "movielens-dat"},
+        "line 2: the line has ':' outside a separator '::'. Choose a separator that no field has",
+    ),
     "a single id": ("a.txt", "1 2\n1\n", {}, "line 2: the line has 1 fields: it must have 2"),
     "blank line": ("a.csv", GOOD + "\nu,i,3\n", {}, "line 4: the line is blank. Delete it"),
     "non-numeric time": (
         "a.csv",
         GOOD + "u,i,soon\n",
         {},
-        "line 4: the time is missing or not a number. The line: 'u,i,soon'",
+        "line 4: the time 'soon' cannot be read. A time is a number of seconds, milliseconds",
     ),
-    "empty time": ("a.csv", GOOD + "u,i,\n", {}, "line 4: the time is missing or not a number"),
+    "empty time": ("a.csv", GOOD + "u,i,\n", {}, "line 4: the time is missing. The line"),
     "NaN time": ("a.csv", GOOD + "u,i,nan\n", {}, "line 4: the time is NaN or infinite"),
     "infinite time": ("a.csv", GOOD + "u,i,inf\n", {}, "line 4: the time is NaN or infinite"),
     "negative time": (
         "u.data",
         "1\t2\t3\t4\n1\t2\t3\t-4\n",
         {},
-        "line 2: the time is negative. To drop such events, set time_range=0,END",
+        "line 2: the time -4 is negative, or before 1970. To drop such events, set time_range=0,"
+        "END",
     ),
     "no ISO time": (
         "a.txt",
         "0\t2010-10-19T23:55:27Z\t1\t1\tp\n0\tyesterday\t1\t1\tp\n",
         {"format": "checkins"},
-        "line 2: the time is missing or not a number",
+        "line 2: the time 'yesterday' cannot be read. A time is a number",
     ),
     "milliseconds after seconds": (
         "a.csv",
         GOOD + f"u,i,{NOW}000\n",
         {},
-        "line 4: the time reads as milliseconds, but the first time of the log reads as seconds",
+        f"line 4: the time {NOW}000 reads as milliseconds, but the first time of the log reads as "
+        "seconds",
     ),
     "seconds after milliseconds": (
         "log_a.csv",
         f"user_id,video_id,time_ms\n1,2,{NOW}000\n1,2,{NOW}\n",
         {},
-        "line 3: the time reads as seconds, but the first time of the log reads as milliseconds",
+        f"line 3: the time {NOW} reads as seconds, but the first time of the log reads as "
+        "milliseconds",
     ),
     "milliseconds for seconds": (
         "ratings.csv",
         f"userId,movieId,rating,timestamp\n1,2,3,{NOW}000\n",
         {},
-        "line 2: the time reads as milliseconds, but time_unit is s (seconds). Set time_unit=ms",
+        f"line 2: the time {NOW}000 reads as milliseconds, but time_unit is s (seconds). Set "
+        "time_unit=ms",
     ),
     "beyond int32": (
         "a.csv",
-        "user,item,timestamp\nu,i,7\nv,j,9000000000\n",
+        "user,item,timestamp\nu,i,7\nv,j,4000000000\n",
         {},
-        "line 3: the times span 8999999993 s, from 7 to 9000000000; at most 2147483647 s",
+        "line 3: the times span 3999999993 s, from 7 to 4000000000; at most 2147483647 s",
     ),
     "empty user": ("a.csv", GOOD + ",i,5\n", {}, "line 4: the user id is missing"),
     "null item": (
         "a.csv",
         GOOD + "u,NULL,5\n",
         {},
-        "line 4: the item id is missing. The line: 'u,NULL,5'",
+        "line 4: the item id is missing. 1 of 3 events have no user or no item id. To drop them, "
+        "set drop_missing. The line: 'u,NULL,5'",
     ),
     "empty quotes": ("a.csv", GOOD + 'u,"",5\n', {}, "line 4: the item id is missing"),
     "json null": (
@@ -392,6 +403,13 @@ BAD_LOGS = {
         EVENT + EVENT.replace("1", '"1"'),
         {},
         "line 2: ts is '1': it must be a number",
+    ),
+    "json text for a rating beside a date": (
+        "a.json",
+        '{"user": 1, "item": 2, "rating": 3, "ts": "2024-01-31"}\n'
+        '{"user": 1, "item": 2, "rating": "good", "ts": "2024-01-31"}\n',
+        {"min_rating": 2},
+        "line 2: rating is 'good': it must be a number",
     ),
     "truncated json": (
         "a.json",
@@ -442,6 +460,12 @@ BAD_LOGS = {
         GOOD + 'u,i"k,5\nv,j,6\n',
         {},
         "line 4: a quote is inside an unquoted field. Quote the whole field",
+    ),
+    "quote inside a field beside a pipe": (
+        "a.csv",
+        'user|item|timestamp\n"u"|"i|k"|5\nv|j"k|6\n',
+        {},
+        "line 3: a quote is inside an unquoted field. Quote the whole field",
     ),
     "quoted line end": (
         "a.csv",
@@ -505,6 +529,63 @@ BAD_LOGS = {
         "time_range=(5, 9) needs the unit of the log's times. Set time_unit=s",
     ),
     "no such file": (None, "", {}, "no such file"),
+    "gzip padded with zeros": (
+        "a.csv.gz",
+        gzip.compress(GOOD.encode()) + bytes(512),
+        {},
+        "the engine cannot read the gzip file (invalid gzip header), although it is sound: bytes "
+        "that are no gzip, such as zeros, may follow its end. Write it anew: gunzip -c ",
+    ),
+    "text after gzip": (
+        "a.csv.gz",
+        gzip.compress(GOOD.encode()) + GOOD.encode(),
+        {},
+        "the gzip file is truncated or damaged (Not a gzipped file (b'us'))",
+    ),
+    "zeros": ("a.csv", GOOD.encode() + bytes(99), {}, "line 4: the line has a zero byte. The file"),
+    "UTF-16 without mark": (
+        "a.csv",
+        GOOD.encode("utf-16-le"),
+        {},
+        "line 1: the line has a zero byte. The file is damaged, or is not UTF-8",
+    ),
+    "old line ends": (
+        "a.csv",
+        GOOD.replace("\n", "\r"),
+        {},
+        r"lines end with \r alone. Convert it: tr '\r' '\n'",
+    ),
+    "json object as an id": (
+        "a.json",
+        EVENT + EVENT.replace('"i"', '{"$oid": "5"}'),
+        {},
+        'line 2: item is {"$oid": "5"}: an id must be text or a number. Write one value of it as',
+    ),
+    "json array as an id": (
+        "a.json",
+        EVENT + EVENT.replace('"u"', '["u", 1]'),
+        {},
+        'line 2: user is ["u", 1]: an id must be text or a number',
+    ),
+    "some ids as floats": (
+        "a.csv",
+        GOOD.replace("u", "17", 2).replace("17ser", "user").replace("v", "18.0"),
+        {},
+        "line 3: the user id ends with .0, but other user ids, such as 17, do not. Write all of",
+    ),
+    "events without ids": (
+        "a.csv",
+        GOOD + ",i,3\nu,,4\n,NULL,5\n",
+        {},
+        "line 4: the user id is missing. 3 of 5 events have no user or no item id. To drop them, "
+        "set drop_missing.",
+    ),
+    "no event with ids": (
+        "a.csv",
+        "user,item,timestamp\n,i,3\nu,,4\n",
+        {"drop_missing": True},
+        "none of its 2 events has a user id and an item id",
+    ),
 }
 
 
@@ -526,20 +607,115 @@ BAD_FRAMES = {
         "row 1: the user id is missing",
     ),
     "float id": (
-        {"user": [1.0, 2.0], "item": [1, 2], "ts": [1, 2]},
-        "the user column 'user' holds Float64: ids must be integers or text",
+        {"user": [1.0, 2.5], "item": [1, 2], "ts": [1, 2]},
+        "row 1: the user id 2.5 is not a whole number that its column of floats holds exactly. "
+        "Ids must be integers or text: cast the column",
     ),
     "text time": (
         {"user": [1, 2], "item": [1, 2], "ts": ["1", "2"]},
-        "the timestamp column 'ts' holds String: it must hold numbers or datetimes",
+        "row 0: the time 1 is a number, but the log's times are read as ISO 8601 text. Write all "
+        "times in one form. If all are numbers in a column of text, cast the column",
     ),
     "null time": ({"user": [1, 2], "item": [1, 2], "ts": [1, None]}, "row 1: the time is missing"),
     "NaN time": (
         {"user": [1, 2], "item": [1, 2], "ts": [float("nan"), 1]},
         "row 0: the time is NaN",
     ),
+    "nested user": (
+        {"user": [[1], [2]], "item": [1, 2], "ts": [1, 2]},
+        "the user column 'user' holds List(Int64): ids must be integers or text. Write one value",
+    ),
+    "nested item": (
+        {"user": [1, 2], "item": [{"a": 1}, {"a": 2}], "ts": [1, 2]},
+        "the item column 'item' holds Struct({'a': Int64}): ids must be integers or text",
+    ),
+    "large float id": (
+        {"user": [2.0**53, 1.0], "item": [1, 2], "ts": [1, 2]},
+        "row 0: the user id 9007199254740992.0 is not a whole number that its column of floats",
+    ),
     "no rows": ({"user": [], "item": [], "ts": []}, "frame"),
 }
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.parquet"])
+def test_whole_numbers_written_as_floats_are_integers(tmp_path, name, missing):
+    """pandas makes floats of integers as soon as one of them is missing."""
+    pandas = pytest.importorskip("pandas")
+    user = [17850.0, 20000000.0, 17850.0, *([float("nan")] * missing)]
+    table = pandas.DataFrame({"user": user, "item": "i", "ts": range(1000, 1003 + missing)})
+    if name == "a.csv":
+        table.to_csv(tmp_path / name, index=False)
+        assert "17850.0" in (tmp_path / name).read_text()
+    elif name == "a.json":
+        table.to_json(tmp_path / name, orient="records", lines=True)
+    else:
+        pl.from_pandas(table).write_parquet(tmp_path / name)
+    for log in (tmp_path / name, table):
+        folder = tmp_path / f"set of {type(log).__name__}"
+        dataset = prepare(log, folder, drop_missing=missing)
+        assert histories(dataset) == {
+            "17850": [("i", 1000), ("i", 1002)],
+            "20000000": [("i", 1001)],
+        }
+        counts = {"users": 2, "items": 1, "events": 3}
+        assert dataset.card["read"] == counts | {"events": 3 + missing}
+        filters = [{"before": dataset.card["read"], "after": counts}] * missing
+        assert [
+            {name: step[name] for name in ("before", "after")} for step in dataset.card["filters"]
+        ] == filters
+
+
+def test_ids_that_are_not_all_numbers_keep_their_text(tmp_path):
+    """Also brackets, which begin arrays of JSON but not only these."""
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,timestamp\n1.0,1.10,1\nv1.0,1.0,2\n{5},[6],3\n")
+    assert histories(prepare(path, tmp_path / "set")) == {
+        "1.0": [("1.10", 1)],
+        "v1.0": [("1.0", 2)],
+        "{5}": [("[6]", 3)],
+    }
+    path = tmp_path / "log.json"
+    path.write_text(EVENT.replace('"i"', '"{i}"'))
+    assert histories(prepare(path, tmp_path / "other")) == {"u": [("{i}", 1)]}
+
+
+def test_dropped_events_need_no_valid_time(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(GOOD + ",i,soon\nu,,20240131\nw,NaN,7\n")
+    dataset = prepare(path, tmp_path / "set", drop_missing=True, user_core=1)
+    assert histories(dataset) == {"u": [("i", 1000)], "v": [("j", 1001)]}
+    assert dataset.card["filters"] == [
+        {
+            "filter": "events with a user id and an item id",
+            "before": {"users": 3, "items": 2, "events": 5},
+            "after": {"users": 2, "items": 2, "events": 2},
+        }
+    ]
+
+
+def test_paths_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "log.csv").write_text(GOOD)
+    (tmp_path / "link.csv").symlink_to(tmp_path / "gone.csv")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("log.csv/log.csv", "no such file"),
+        ("link.csv", f"this is a link to {tmp_path / 'gone.csv'}, which does not exist"),
+        ("folder", r"the folder has no file \*\.parquet"),
+        ("pipe", "is neither a file nor a folder of Parquet files"),
+        ("x" * 300, "cannot be read: File name too long"),
+    ):
+        with pytest.raises(LogError, match=message):
+            prepare(tmp_path / name, tmp_path / "set")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # The tests may run as root, for whom every file can be read.
+    monkeypatch.setattr("linseqrec.data.readers.source.open_bytes", refuse)
+    with pytest.raises(LogError, match="log.csv: cannot be read: Permission denied"):
+        prepare(tmp_path / "log.csv", tmp_path / "set")
 
 
 @pytest.mark.parametrize("case", BAD_FRAMES)
@@ -558,6 +734,7 @@ def test_bad_arguments_are_refused(tmp_path):
         ({"item_core": -1}, "item_core=-1 must be at least 1"),
         ({"time_range": (5, 5)}, r"time_range=\(5, 5\): the first time must be smaller"),
         ({"format": "csv"}, "format='csv' is for files, but the log is a frame: leave it out"),
+        ({"separator": ";"}, "separator=';' is for files, but the log is a frame: leave it out"),
         ({"spark": object()}, "spark is for files, but the log is a frame.*leave it out"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -570,7 +747,7 @@ def test_events_outside_the_time_range_need_no_valid_time(tmp_path):
     """Taobao's log holds times before 1970 and after 2030; only a `time_range` drops them."""
     path = tmp_path / "UserBehavior.csv"
     path.write_text("1,2,3,pv,-5\n1,2,3,pv,1511544070\n1,4,3,buy,1511561733\n1,2,3,pv,9000000000\n")
-    with pytest.raises(LogError, match="line 1: the time is negative"):
+    with pytest.raises(LogError, match="line 1: the time -5 is negative"):
         prepare(path, tmp_path / "set")
     dataset = prepare(path, tmp_path / "set", time_range=(1511539200, 1512316800))
     assert histories(dataset) == {"1": [("2", 1511544070), ("4", 1511561733)]}
@@ -580,7 +757,7 @@ def test_events_outside_the_time_range_need_no_valid_time(tmp_path):
     assert dataset.timestamps.tolist() == [1511544070]
     for wrong in ("", "nan", "inf", "soon"):
         path.write_text(f"1,2,3,pv,1511544070\n1,2,3,pv,{wrong}\n")
-        with pytest.raises(LogError, match="line 2: the time is"):
+        with pytest.raises(LogError, match="line 2: the time "):
             prepare(path, tmp_path / "wrong", format="taobao", time_range=time_range)
 
 

@@ -156,6 +156,44 @@ def test_the_caller_names_columns_by_name_or_position(tmp_path):
     assert log.format == "tsv" and log.ignored == ["1"]
 
 
+@pytest.mark.parametrize("headerless", [False, True], ids=["header", "positions"])
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|"], ids=["comma", "tab", ";", "pipe"])
+def test_the_first_line_shows_the_separator(tmp_path, separator, headerless):
+    rows = [["user", "item", "time"]] * (not headerless)
+    rows += [["u", "a:b", "10"], ["v", "c d", "5"]]
+    path = tmp_path / "log.csv"
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    columns = {"user": 0, "item": 1, "timestamp": 2} if headerless else None
+    log = read_file(path, columns=columns)
+    assert events(log) == [("u", "a:b", 10), ("v", "c d", 5)]
+    assert log.format == ("tsv" if separator == "\t" else "csv")
+    if separator != "\t":
+        assert events(read_file(path, columns=columns, format="csv")) == events(log)
+
+
+def test_the_columns_choose_among_several_separators(tmp_path):
+    """The header has commas inside a name, and quotes around a semicolon."""
+    path = tmp_path / "log.csv"
+    path.write_text('user;name, given;item;ts\nu;Ann, B;"i;k";1\nv;"C ""D""";j;2\n')
+    assert events(read_file(path)) == [("u", "i;k", 1), ("v", "j", 2)]
+    path.write_text("who|what, where|when\nu|i|1\n")
+    columns = {"user": "who", "item": "what, where", "timestamp": "when"}
+    assert events(read_file(path, columns=columns)) == [("u", "i", 1)]
+
+
+@pytest.mark.parametrize("separator", ["::", ":", "^", "\\", "]", " ", "~~~", "-"])
+def test_the_caller_names_the_separator(tmp_path, separator):
+    path = tmp_path / "log.csv"
+    rows = [["user", "item", "time"], ["u", "i", "10"], ["v", "", "5"]]
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    log = read_file(path, separator=separator)
+    assert [event[::2] for event in events(log)] == [("u", 10), ("v", 5)]
+    assert log.format == "csv" and log.separator == separator
+    if len(separator) == 1:
+        path.write_text(separator.join(['"user"', "item", "time\nu", f'"i{separator}j"', "1\n"]))
+        assert events(read_file(path, separator=separator)) == [("u", f"i{separator}j", 1)]
+
+
 def test_the_caller_s_column_overrides_the_format_s(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(LOGS["kuairand"][0])
@@ -198,6 +236,14 @@ def test_the_check_of_lines_does_not_depend_on_the_block_size(tmp_path, monkeypa
         path.write_text("\n".join(["user,item,timestamp", *lines[:30], '"u",i', *lines[30:]]))
         with pytest.raises(LogError, match="line 32: the line has 2 fields: it must have 3"):
             read_file(path)
+
+
+def test_a_zero_byte_after_the_head_is_named_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("linseqrec.data.readers.source._HEAD_BYTES", 64)
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"user,item,timestamp\n" + b"u,i,5\n" * 40 + bytes(8))
+    with pytest.raises(LogError, match="line 42: the line has a zero byte. The file is damaged"):
+        read_file(path)
 
 
 @pytest.mark.parametrize("file", ["log.csv", "log.csv.gz"])
@@ -256,6 +302,26 @@ REFUSED = {
         "a,b,1\n",
         {"format": "parquet"},
         "format='parquet', but the file is text. Leave the format out",
+    ),
+    "two separators": (
+        "user,item,ts\n1,2,3\n",
+        {"separator": ",;"},
+        "separator=',;' must be one ASCII character, or one that is repeated, such as ::",
+    ),
+    "separator of another alphabet": (
+        "user¦item¦ts\n1¦2¦3\n",
+        {"separator": "¦"},
+        "separator='¦' must be one ASCII character",
+    ),
+    "separator for MovieLens": (
+        "1::2::3::4\n",
+        {"separator": "::", "format": "movielens-dat"},
+        "separator='::' is for CSV files, but the format is movielens-dat. Leave the separator out",
+    ),
+    "unknown separator": (
+        "user~item~ts\n1~2~3\n",
+        {},
+        "If fields are not between commas, tabs, semicolons or pipes, set --separator too.",
     ),
     "json array": ('[{"user": 1}]\n', {}, "line 1: this is a JSON array. Write one object per"),
     "row of a file": (

@@ -118,6 +118,29 @@ def test_a_folder_of_parquet_keeps_the_order_of_its_files(session, tmp_path):
     assert dataset.origin == 1583634600
 
 
+def test_times_and_ids_of_all_forms_give_the_same_data_set(session, tmp_path):
+    """Offsets, fractions, dates alone; floats and missing values as ids; nanoseconds."""
+    times = [
+        "2024-01-31T23:59:58.999999999+02:00",
+        "2024-02-29",
+        "2024-01-31 23:59 UTC",
+        "2024-01-31 23:59:58.5-0530",
+        "1999-12-31T00:00:00Z",
+    ]
+    users = [17850.0, 17851.0, None, 17850.0, 20000000.0]
+    frame = pl.DataFrame({"user": users, "item": ["a", "b", "c", "", "d"], "time": times})
+    frame.write_parquet(tmp_path / "log.parquet")
+    frame.write_csv(tmp_path / "log.csv", separator="|")
+    exact = "".join(f"u,i,{1706745598 + second}999999999\n" for second in range(5))
+    (tmp_path / "exact.csv").write_text("user,item,time\n" + exact)
+    for name in ("log.parquet", "log.csv"):
+        dataset = assert_same(tmp_path / name, tmp_path / name[4:], session, drop_missing=True)
+        assert dataset.timestamps.tolist() == [1706738398, 1709164800, 946598400]
+        assert dataset.user_ids().tolist() == ["17850", "17851", "20000000"]
+    dataset = assert_same(tmp_path / "exact.csv", tmp_path / "exact", session)
+    assert dataset.timestamps.tolist() == list(range(1706745598, 1706745603))
+
+
 @pytest.mark.parametrize("wrong", ["1d", " 7"], ids=["Java double", "leading space"])
 def test_the_error_names_the_wrong_line(session, tmp_path, wrong):
     log = tmp_path / "ratings.dat"
@@ -125,7 +148,7 @@ def test_the_error_names_the_wrong_line(session, tmp_path, wrong):
     lines[173] = f"1::2::3::{wrong}"
     log.write_text("\n".join(lines) + "\n")
     for engine in (None, session):
-        with pytest.raises(LogError, match="line 174: the time is missing or not a number"):
+        with pytest.raises(LogError, match=f"line 174: the time '{wrong}' cannot be read"):
             prepare(log, tmp_path / "set", spark=engine)
 
 

@@ -55,6 +55,23 @@ def test_columns_may_be_named_by_position(tmp_path):
     assert Dataset.open(tmp_path / "set").timestamps.tolist() == [8, 9]
 
 
+def test_the_separator_may_be_named_and_events_without_ids_dropped(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("user\titem\tdate\nu\ti\t2024-01-31\n\tj\t2024-01-31\n")
+    ended = program(
+        "prepare",
+        f"--input={path}",
+        f"--output={tmp_path / 'set'}",
+        r"--separator=\t",
+        "--drop_missing",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert Dataset.open(tmp_path / "set").timestamps.tolist() == [1706659200]
+    printed = " ".join(ended.stdout.split())
+    assert "time 2024-01-31 00:00:00 to 2024-01-31 00:00:00 UTC (" in printed
+    assert "events with a user id and an item id 1 users, 1 items, 1 events" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -69,7 +86,7 @@ def test_columns_may_be_named_by_position(tmp_path):
         ),
         (
             ["--columns=user=who,item=what,timestamp=part"],
-            "line 2: the time is missing or not a number",
+            "line 2: the time 'validation' cannot be read. A time is a number of seconds",
         ),
         (["surplus"], "not a flag: surplus"),
         (["--spark_master=local[2]"], "need --engine=spark, but --engine is polars"),

@@ -4,14 +4,16 @@ import csv
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 
 from linseqrec.data.readers.formats import COMMON_NAMES, FORMATS, Format
 from linseqrec.data.readers.source import Head
+from linseqrec.data.readers.times import ISO
 from linseqrec.errors import LogError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"\d+")
-_ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?")
+_ISO = re.compile(ISO)
 _TYPED = re.compile(r"\w+:(token|token_seq|float|float_seq)")
 _BEHAVIOUR = re.compile(r"pv|buy|cart|fav")
 _AMAZON_USER = re.compile(r"A[0-9A-Z]{9,24}")
@@ -28,24 +30,30 @@ _HEADERLESS: dict[str, tuple[re.Pattern[str] | None, ...]] = {
 }
 
 
-def choose_format(head: Head, name: str | None, mapped: bool, headerless: bool) -> Format:
+def choose_format(
+    head: Head, name: str | None, columns: Mapping[str, str | int], separator: str | None
+) -> Format:
     """The named format, or the detected one.
 
     Args:
       head: The beginning of the file.
       name: A key of `FORMATS`. None: detect the format from the file.
-      mapped: Whether the caller names columns. The file may then be any CSV or TSV file.
-      headerless: Whether the caller names columns by position. The file then has no header.
+      columns: The caller's column of each role. If it is not empty, the file may be any CSV or TSV
+        file. If it has positions, the file has no header.
+      separator: The text between two fields of a CSV file. None: detect it.
 
     Returns:
-      The format. The number of fields of a headerless CSV or TSV file, and the separator of
-      "user-item", are those of the file.
+      The format. The separator, and the number of fields of a headerless CSV or TSV file, are those
+      of the file.
 
     Raises:
-      LogError: The format is unknown, cannot be detected, or is not the format of the file.
+      LogError: The format is unknown, cannot be detected, or is not the format of the file; or the
+        separator is not possible.
     """
     if name is not None and name not in FORMATS:
         raise LogError(str(head.path), f"format={name!r} is unknown; known: {', '.join(FORMATS)}.")
+    if separator is not None:
+        _check_separator(head, name, separator)
     if head.parquet or name == "parquet":
         if not head.parquet or name not in (None, "parquet"):
             content = "Parquet" if head.parquet else "text"
@@ -54,13 +62,74 @@ def choose_format(head: Head, name: str | None, mapped: bool, headerless: bool) 
                 f"format={name!r}, but the file is {content}. Leave the format out to detect it.",
             )
         return FORMATS["parquet"]
-    log_format = FORMATS[name] if name else _detect(head, mapped, headerless)
+    headerless = any(isinstance(column, int) for column in columns.values())
+    if separator is not None:
+        log_format = _separated_by(separator)
+    elif name == "csv":
+        log_format = _separated_by(_find_separator(head, columns, ",;|") or ",")
+    elif name is not None:
+        log_format = FORMATS[name]
+    else:
+        log_format = _detect(head, columns, headerless)
     if log_format.kind == "text" and log_format.name in ("csv", "tsv") and headerless:
         fields = split_fields(head.lines[0], log_format)
         return dataclasses.replace(log_format, num_fields=len(fields))
     if log_format.name == "user-item" and "\t" in head.lines[0]:
         return dataclasses.replace(log_format, separator="\t")
     return log_format
+
+
+def _check_separator(head: Head, name: str | None, separator: str) -> None:
+    if head.parquet or name not in (None, "csv", "tsv"):
+        raise LogError(
+            str(head.path),
+            f"separator={separator!r} is for CSV files, but the format is {name or 'parquet'}. "
+            "Leave the separator out.",
+        )
+    if not separator.isascii() or len(set(separator)) != 1 or separator[0] in '"\r\n\0':
+        raise LogError(
+            str(head.path),
+            f"separator={separator!r} must be one ASCII character, or one that is repeated, such "
+            "as ::, and no quote or line end. Replace the separator in the file.",
+        )
+
+
+def _separated_by(separator: str) -> Format:
+    """The format CSV or TSV with this separator."""
+    if separator == "\t":
+        return FORMATS["tsv"]
+    # Only separators of one character can stand beside quotes.
+    return dataclasses.replace(
+        FORMATS["csv"], separator=separator, quoted=FORMATS["csv"].quoted and len(separator) == 1
+    )
+
+
+def _find_separator(head: Head, columns: Mapping[str, str | int], separators: str) -> str | None:
+    """The first separator that gives the first line all columns.
+
+    Args:
+      head: The beginning of the file.
+      columns: The caller's column of each role.
+      separators: The separators to try, one character each.
+
+    Returns:
+      The separator. If none gives all columns, the first separator of the first line if the caller
+      names columns, else None.
+    """
+    present = [separator for separator in separators if separator in head.lines[0]]
+    for separator in present:
+        names = split_fields(head.lines[0], _separated_by(separator))
+        if all(_has_column(names, role, columns.get(role)) for role in {*columns, "user", "item"}):
+            return separator
+    return present[0] if columns and present else None
+
+
+def _has_column(names: list[str], role: str, column: str | int | None) -> bool:
+    if isinstance(column, int):
+        return column < len(names)
+    if column is None:
+        return guess_column(names, role) is not None
+    return find_column(names, column) is not None
 
 
 def split_fields(line: str, log_format: Format) -> list[str]:
@@ -87,7 +156,7 @@ def guess_column(names: list[str], role: str) -> str | None:
     return next((by_lower[name] for name in COMMON_NAMES[role] if name in by_lower), None)
 
 
-def _detect(head: Head, mapped: bool, headerless: bool) -> Format:
+def _detect(head: Head, columns: Mapping[str, str | int], headerless: bool) -> Format:
     first = head.lines[0]
     if first.startswith("{"):
         return _detect_json(head)
@@ -97,17 +166,16 @@ def _detect(head: Head, mapped: bool, headerless: bool) -> Format:
         detected = _detect_header(head, first) or _detect_headerless(head)
         if detected:
             return detected
-    for separator, name in (("\t", "tsv"), (",", "csv")):
-        if separator in first:
-            names = split_fields(first, FORMATS[name])
-            if mapped or (guess_column(names, "user") and guess_column(names, "item")):
-                return FORMATS[name]
-    if len(re.split("[ \t]", first)) == 2 and not mapped and "," not in first:
+    separator = _find_separator(head, columns, "\t,;|")
+    if separator is not None:
+        return _separated_by(separator)
+    if len(re.split("[ \t]", first)) == 2 and not columns and "," not in first:
         return FORMATS["user-item"]
     raise LogError(
         str(head.path),
         f"cannot detect the format from the first line {first[:80]!r}. Set --format to one of "
-        f"{', '.join(FORMATS)}, or name the columns: --columns=user=..,item=..,timestamp=...",
+        f"{', '.join(FORMATS)}, or name the columns: --columns=user=..,item=..,timestamp=... If "
+        "fields are not between commas, tabs, semicolons or pipes, set --separator too.",
         line=1,
     )
 
@@ -161,5 +229,5 @@ def _detect_json(head: Head) -> Format:
 
 
 def is_iso(text: str) -> bool:
-    """Whether a text is an ISO 8601 date and time without offset, or with the offset Z."""
-    return _ISO.fullmatch(text) is not None
+    """Whether a text begins like an ISO 8601 date, so that its log is not one of numbers."""
+    return re.match(r"\d{4}-\d\d-\d\d", text) is not None

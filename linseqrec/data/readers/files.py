@@ -9,10 +9,10 @@ from typing import Any
 import narwhals as nw
 import polars as pl
 
-from linseqrec.data.readers import detection, source, spark
+from linseqrec.data.readers import detection, source, spark, times
 from linseqrec.data.readers.formats import Format
 from linseqrec.data.readers.frames import read_frame
-from linseqrec.data.readers.log import REQUIRED, Log, check_arguments, find_columns
+from linseqrec.data.readers.log import REQUIRED, WRITTEN, Log, check_arguments, find_columns
 from linseqrec.errors import LogError
 
 
@@ -22,6 +22,7 @@ def read_file(
     format: str | None = None,
     columns: Mapping[str, str | int] | None = None,
     time_unit: str | None = None,
+    separator: str | None = None,
     session: Any = None,
 ) -> Log:
     """The log in a file, plain or gzip.
@@ -32,6 +33,8 @@ def read_file(
       columns: The column of each role (user, item, timestamp, rating, fold): a name, or a position
         from 0 in a file without header. It overrides the column of the format.
       time_unit: A key of `TIME_UNITS`. It overrides the unit of the format.
+      separator: The text between two fields of a CSV file: one ASCII character, possibly repeated.
+        None: detected from the first line.
       session: A Spark session that reads the file in place of Polars. It reads Parquet and
         delimited text, but not JSON.
 
@@ -51,16 +54,17 @@ def read_file(
         )
     files = source.parquet_files(path)
     head = source.read_head(files[0] if files else path)
-    headerless = any(isinstance(column, int) for column in columns.values())
-    log_format = detection.choose_format(head, format, bool(columns), headerless)
+    log_format = detection.choose_format(head, format, columns, separator)
     unit = time_unit or log_format.time_unit
     if session is not None:
         spark.check_readable(path, log_format, is_gzip=source.is_gzip(head.path))
     if log_format.kind == "parquet":
         return _read_parquet(path, files or [path], columns, time_unit, session)
     if log_format.kind == "json":
-        return _read_json(head, log_format, columns, unit)
-    return _read_text(head, log_format, columns, unit, session)
+        log = _read_json(head, log_format, columns, unit)
+    else:
+        log = _read_text(head, log_format, columns, unit, session)
+    return dataclasses.replace(log, unit_named=time_unit is not None)
 
 
 def _read_parquet(
@@ -113,20 +117,31 @@ def _read_text(
         column_of = {**positions}
         names = [str(position) for position in range(num_fields)]
     shape = source.check_shape(head.path, log_format, num_fields)
-    if unit is None and "timestamp" in positions:
-        unit = _detect_iso(head, log_format, positions["timestamp"])
+    exact = False
+    if "timestamp" in positions:
+        first_time = _first_time(head, log_format, positions["timestamp"])
+        unit = unit or ("iso" if detection.is_iso(first_time) else None)
+        exact = times.needs_exact(first_time)
     if session is None:
         scan = _scan_text(head.path, log_format, num_fields, quotes=shape.quotes)
         # Polars separates by one byte, so that it reads an empty field between the bytes of "::".
         step = len(log_format.separator)
         name_of = {role: str(step * position) for role, position in positions.items()}
-        frame = nw.from_native(_parse_columns(scan, name_of, unit))
+        frame = _parse_columns(scan, name_of, unit, exact=exact)
     else:
         if shape.quotes:  # Polars refuses wrong quotes; Spark would read them as something else
             source.check_quotes(head.path, log_format.separator)
         frame = spark.scan_text(
-            session, head.path, log_format, num_fields, positions, unit, quotes=shape.quotes
+            session,
+            head.path,
+            log_format,
+            num_fields,
+            positions,
+            unit,
+            quotes=shape.quotes,
+            exact=exact,
         )
+    frame = _finish_times(frame, unit, exact=exact)
     return Log(
         frame,
         where,
@@ -136,6 +151,7 @@ def _read_text(
         unit,
         shape.sha256,
         first_line=2 if log_format.header else 1,
+        separator=log_format.separator,
     )
 
 
@@ -170,11 +186,21 @@ def _find_positions(
     return positions
 
 
-def _detect_iso(head: source.Head, log_format: Format, position: int) -> str | None:
-    """The unit "iso" if the first event has an ISO 8601 time; else None, for a number."""
+def _finish_times(frame: nw.LazyFrame[Any], unit: str | None, *, exact: bool) -> nw.LazyFrame[Any]:
+    """The frame with ISO 8601 text, or integers too large for float64, as float64."""
+    if unit == "iso":
+        return times.with_microseconds(frame, "timestamp")
+    if exact:
+        return frame.with_columns(times.whole_microseconds(nw.col("timestamp")).alias("timestamp"))
+    return frame
+
+
+def _first_time(head: source.Head, log_format: Format, position: int) -> str:
+    """The first time of the log's first lines that is not empty; "" without one."""
     lines = head.lines[1:] if log_format.header else head.lines
-    fields = detection.split_fields(lines[0], log_format) if lines else []
-    return "iso" if len(fields) > position and detection.is_iso(fields[position]) else None
+    fields = (detection.split_fields(line, log_format) for line in lines)
+    texts = (line[position] for line in fields if len(line) > position)
+    return next(filter(None, texts), "")
 
 
 def _scan_text(path: Path, log_format: Format, num_fields: int, *, quotes: bool) -> pl.LazyFrame:
@@ -195,21 +221,30 @@ def _scan_text(path: Path, log_format: Format, num_fields: int, *, quotes: bool)
     )
 
 
-def _parse_columns(frame: pl.LazyFrame, names: dict[str, str], unit: str | None) -> pl.LazyFrame:
-    """The columns of the roles in their types; a value that cannot be parsed becomes null."""
+def _parse_columns(
+    frame: pl.LazyFrame, names: dict[str, str], unit: str | None, *, exact: bool
+) -> nw.LazyFrame[Any]:
+    """The columns of the roles in their types; a value that cannot be parsed becomes null.
+
+    Args:
+      frame: The log.
+      names: The column of each role.
+      unit: The time unit, or None if it is not known. Times of the unit "iso" stay text.
+      exact: Whether times are integers too large for float64; they become int64.
+    """
     values = {role: pl.col(name) for role, name in names.items()}
     if "timestamp" in values:
-        if unit == "iso":
-            text = values["timestamp"].str.replace("T", " ", literal=True).str.strip_suffix("Z")
-            values["timestamp"] = text.str.to_datetime(
-                "%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False
-            ).dt.epoch("us")
-        values["timestamp"] = values["timestamp"].cast(pl.Float64, strict=False)
+        values[WRITTEN] = values["timestamp"]
+        if unit != "iso":
+            dtype = pl.Int64 if exact else pl.Float64
+            values["timestamp"] = values["timestamp"].cast(dtype, strict=False)
     if "rating" in values:
         values["rating"] = values["rating"].cast(pl.Float64, strict=False)
-    return frame.select(
-        pl.col(spark.ROW).cast(pl.Int64).alias("row"),
-        *(value.alias(role) for role, value in values.items()),
+    return nw.from_native(
+        frame.select(
+            pl.col(spark.ROW).cast(pl.Int64).alias("row"),
+            *(value.alias(role) for role, value in values.items()),
+        )
     )
 
 
@@ -224,21 +259,21 @@ def _read_json(
     if not isinstance(first, dict):
         raise LogError(where, "the line is not a JSON object.", line=1)
     column_of = find_columns(where, list(first), columns, log_format.columns, unit)
-    if (
-        unit is None
-        and "timestamp" in column_of
-        and isinstance(first[str(column_of["timestamp"])], str)
-    ):
-        unit = "iso"
     names = {role: str(name) for role, name in column_of.items()}
+    first_time = _first_json_value(head, names.get("timestamp"))
+    exact = times.needs_exact(str(first_time))
+    if unit is None and isinstance(first_time, str) and not times.is_number(first_time):
+        unit = "iso"
     shape = source.check_shape(head.path, log_format, 0)
     numbers = {names[role] for role in ("timestamp", "rating") if role in names}
-    if unit == "iso":
-        numbers.discard(names["timestamp"])
+    # A number in a column of text keeps all its digits.
+    if exact or isinstance(first_time, str) or unit == "iso":
+        numbers.discard(names.get("timestamp", ""))
     schema = {name: pl.Float64 if name in numbers else pl.String for name in names.values()}
-    frame = pl.scan_ndjson(head.path, schema=schema, row_index_name=spark.ROW)
+    scan = pl.scan_ndjson(head.path, schema=schema, row_index_name=spark.ROW)
+    frame = _parse_columns(scan, names, unit, exact=exact)
     return Log(
-        nw.from_native(_parse_columns(frame, names, unit)),
+        _finish_times(frame, unit, exact=exact),
         where,
         log_format.name,
         column_of,
@@ -247,3 +282,15 @@ def _read_json(
         shape.sha256,
         first_line=1,
     )
+
+
+def _first_json_value(head: source.Head, name: str | None) -> Any:
+    """The first value of a key in the log's first lines that is not null; None without one."""
+    for line in head.lines:
+        try:
+            value = json.loads(line).get(name)
+        except (ValueError, AttributeError):  # `check_json` names the line
+            continue
+        if value is not None:
+            return value
+    return None

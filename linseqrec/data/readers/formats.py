@@ -5,10 +5,17 @@ from collections.abc import Mapping
 
 ROLES = ("user", "item", "timestamp", "rating", "fold", "row")
 
-# Ticks per second of each time unit: seconds, milliseconds or microseconds since an epoch; "iso",
+# Ticks per second of each time unit: seconds to nanoseconds since an epoch; "iso",
 # ISO 8601 text, which readers convert to microseconds; "order", a log without times, whose lines
 # are in time order.
-TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "iso": 1_000_000, "order": 1}
+TIME_UNITS = {
+    "s": 1,
+    "ms": 1_000,
+    "us": 1_000_000,
+    "ns": 1_000_000_000,
+    "iso": 1_000_000,
+    "order": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +148,7 @@ _ALL = (
         num_fields=2,
         time_unit="order",
     ),
-    Format("csv", "Commas and a header", time_unit=None, quoted=True),
+    Format("csv", "A header; commas, semicolons or pipes", time_unit=None, quoted=True),
     Format("tsv", "Tabs and a header", separator="\t", time_unit=None),
     Format("json", "An object a line", kind="json", time_unit=None),
     Format("parquet", "Parquet", kind="parquet", time_unit=None),

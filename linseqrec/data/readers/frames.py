@@ -5,8 +5,8 @@ from typing import Any
 
 import narwhals as nw
 
-from linseqrec.data.readers import spark
-from linseqrec.data.readers.log import Log, check_arguments, find_columns
+from linseqrec.data.readers import spark, times
+from linseqrec.data.readers.log import WRITTEN, Log, check_arguments, find_columns
 from linseqrec.errors import LogError
 
 
@@ -24,7 +24,7 @@ def read_frame(
         Name an integer column with their order: `columns={"row": COLUMN}`. Without this column, the
         reader loads a DuckDB relation into memory in its own order, and refuses a Spark frame.
       columns: The column name of each role. The reader finds common names itself.
-      time_unit: A key of `TIME_UNITS`. Columns of dates or datetimes need none.
+      time_unit: A key of `TIME_UNITS`. Columns of dates, datetimes or ISO 8601 text need none.
       where: A name for the frame in error messages and the card.
 
     Returns:
@@ -34,6 +34,7 @@ def read_frame(
       LogError: A column is missing, or its type does not fit its role.
     """
     columns = dict(columns or {})
+    named = time_unit is not None
     check_arguments(where, columns, time_unit)
     try:
         native = nw.from_native(frame)
@@ -42,45 +43,83 @@ def read_frame(
     schema = native.collect_schema()
     column_of = find_columns(where, list(schema), columns, {}, time_unit)
     values = {role: nw.col(str(name)) for role, name in column_of.items()}
+    float_ids = []
     for role in ("user", "item"):
         dtype = schema[str(column_of[role])]
-        if dtype.is_float():
+        if dtype.is_nested() or _is_nested(native, str(column_of[role]), dtype):
             raise LogError(
                 where,
                 f"the {role} column {column_of[role]!r} holds {dtype}: ids must be integers or "
-                "text. pandas makes floats of integers with missing values: fill them, then cast.",
+                "text. Write one value of each as the id.",
             )
-        values[role] = values[role].cast(nw.String())
+        if dtype.is_float() or dtype.is_decimal():
+            # pandas makes floats of integers with missing values.
+            float_ids.append(role)
+            # Larger floats have gaps, so that they may not be the ids that they once were.
+            limit = 2**24 if dtype == nw.Float32 else 2**53
+            values[role] = _whole_text(values[role], limit)
+        else:
+            values[role] = values[role].cast(nw.String())
+    is_text = False
     if "timestamp" in values:
-        dtype = schema[str(column_of["timestamp"])]
+        name = str(column_of["timestamp"])
+        dtype, time = schema[name], values["timestamp"]
+        values[WRITTEN] = time
+        is_text = dtype in (nw.String, nw.Categorical, nw.Enum)
         if isinstance(dtype, nw.Date | nw.Datetime):
             if native.implementation.is_pyspark():  # narwhals has no dt.timestamp for Spark
-                name = str(column_of["timestamp"])
                 native = nw.from_native(spark.datetimes_to_microseconds(nw.to_native(native), name))
             else:
                 if isinstance(dtype, nw.Date):
-                    values["timestamp"] = values["timestamp"].cast(nw.Datetime("us"))
-                values["timestamp"] = values["timestamp"].dt.timestamp("us")
+                    time = time.cast(nw.Datetime("us"))
+                values["timestamp"] = time.dt.timestamp("us")
             time_unit = "iso"
-        elif not dtype.is_numeric():
+        elif is_text:
+            values["timestamp"] = time.cast(nw.String())
+            time_unit = "iso"
+        elif not dtype.is_numeric() or time_unit == "iso":
+            needed = "dates" if dtype.is_numeric() else "numbers, dates or ISO 8601 text"
             raise LogError(
                 where,
-                f"the timestamp column {column_of['timestamp']!r} holds {dtype}: it must hold "
-                "numbers or datetimes.",
+                f"the timestamp column {name!r} holds {dtype}: it must hold {needed}. "
+                f"{times.FORMS}.",
             )
-    types = {"timestamp": nw.Float64(), "rating": nw.Float64(), "fold": nw.String()}
+        elif dtype.is_integer():
+            values["timestamp"] = times.whole_microseconds(time)
+    types = {"rating": nw.Float64(), "fold": nw.String()}
+    if not is_text:
+        types["timestamp"] = nw.Float64()
     values = {
         role: value.cast(types[role]) if role in types else value for role, value in values.items()
     }
-    events = native.select(*(value.alias(role) for role, value in values.items()))
+    selected = native.select(*(value.alias(role) for role, value in values.items()))
+    events = _with_row(selected, where)
+    if is_text:
+        events = times.with_microseconds(events, "timestamp")
     return Log(
-        _with_row(events, where),
+        events,
         where,
         "frame",
         column_of,
         [name for name in schema if name not in column_of.values()],
         time_unit,
+        unit_named=named,
+        float_ids=tuple(float_ids),
     )
+
+
+def _is_nested(frame: Any, name: str, dtype: Any) -> bool:
+    """Whether a column of Python objects in memory, as pandas has it, holds lists or dicts."""
+    if dtype != nw.Object or isinstance(frame, nw.LazyFrame):
+        return False
+    return any(isinstance(value, list | tuple | dict | set) for value in frame[name].to_list())
+
+
+def _whole_text(value: nw.Expr, limit: int) -> nw.Expr:
+    """Floats as text: whole numbers below the limit without a fraction, others with one."""
+    whole = (value % 1 == 0) & (value.abs() < limit)
+    integer = nw.when(whole).then(value).otherwise(nw.lit(0)).cast(nw.Int64()).cast(nw.String())
+    return nw.when(whole).then(integer).otherwise(value.cast(nw.String()))
 
 
 def _with_row(events: nw.DataFrame[Any] | nw.LazyFrame[Any], where: str) -> nw.LazyFrame[Any]:

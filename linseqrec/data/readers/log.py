@@ -12,6 +12,8 @@ from linseqrec.data.readers.formats import FORMATS, ROLES, TIME_UNITS
 from linseqrec.errors import LogError
 
 REQUIRED = ("user", "item", "timestamp")
+# A column of `Log.frame`. The name has spaces, so that a log is unlikely to have the same.
+WRITTEN = "time as the log writes it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +22,9 @@ class Log:
 
     Attributes:
       frame: Columns `row` (int64, from 0), `user` and `item` (text), and `timestamp` (float64, in
-        `time_unit`; not in a log with time unit "order"). If the log has them, also `rating`
-        (float64) and `fold` (text). A value that the reader cannot parse is null.
+        `time_unit`) with `WRITTEN`, its value in the log; not in a log with time unit "order". If
+        the log has them, also `rating` (float64) and `fold` (text). A value that the reader cannot
+        parse is null.
       where: The file name, or a name for the frame; for error messages and the card.
       format: The name of the format, or "frame".
       columns: The column of the log for each role.
@@ -29,6 +32,11 @@ class Log:
       time_unit: A key of `TIME_UNITS`. None: `checks.check_values` detects it from the values.
       sha256: Digest of the file; None for a frame.
       first_line: Line number of row 0. None for frames and Parquet: errors then name the row.
+      separator: The text between two fields of delimited text.
+      unit_named: Whether the caller named the time unit. The checks then take numbers as this
+        unit, even if they look like something else.
+      float_ids: The roles "user" and "item" whose column holds floats. The text of a whole number
+        has no fraction.
     """
 
     frame: nw.LazyFrame[Any]
@@ -39,6 +47,9 @@ class Log:
     time_unit: str | None
     sha256: str | None = None
     first_line: int | None = None
+    separator: str = ","
+    unit_named: bool = False
+    float_ids: tuple[str, ...] = ()
 
     def error(self, row: int | None, reason: str) -> LogError:
         """A `LogError` that names the line of `row`, or `row` itself in a log without lines.
@@ -53,6 +64,24 @@ class Log:
         text = source.read_line(Path(self.where), line)
         return LogError(self.where, f"{reason} The line: {text!r}.", line=line)
 
+    def written_time(self, row: int) -> Any:
+        """The time of a row as the log writes it; None if it is missing."""
+        found = self.frame.filter(nw.col("row") == row).select(WRITTEN).collect(backend="polars")
+        return found.item()
+
+    def check_nested(self, role: str) -> None:
+        """Raises `LogError` at the first line of JSON whose id is an object or an array.
+
+        Args:
+          role: "user" or "item".
+        """
+        if self._kind == "json":
+            source.check_json(Path(self.where), set(), {str(self.columns[role])})
+
+    @property
+    def _kind(self) -> str | None:
+        return FORMATS[self.format].kind if self.format in FORMATS else None
+
     def unreadable(self, error: Exception) -> LogError:
         """A `LogError` for an exception that the engine raised while it read the log.
 
@@ -65,14 +94,23 @@ class Log:
         Raises:
           LogError: A line has wrong quotes or is not a JSON object; names the line.
         """
-        kind = FORMATS[self.format].kind if self.format in FORMATS else None
-        if kind == "text":
-            source.check_quotes(Path(self.where), FORMATS[self.format].separator)
-        if kind == "json":
+        if self._kind == "text":
+            source.check_quotes(Path(self.where), self.separator)
+        if self._kind == "json":
+            numeric = {"rating": True, "timestamp": False}
+            if "timestamp" in self.columns:
+                numeric["timestamp"] = self.frame.collect_schema()[WRITTEN].is_numeric()
             numbers = {
-                str(self.columns[role]) for role in ("timestamp", "rating") if role in self.columns
+                str(column) for role, column in self.columns.items() if numeric.get(role, False)
             }
-            source.check_json(Path(self.where), numbers)
+            source.check_json(Path(self.where), numbers, set())
+        if self._kind in ("text", "json") and source.is_gzip(Path(self.where)):
+            return LogError(
+                self.where,
+                f"the engine cannot read the gzip file ({str(error).splitlines()[0]}), although it "
+                "is sound: bytes that are no gzip, such as zeros, may follow its end. Write it "
+                f"anew: gunzip -c {self.where} | gzip > NEW.gz",
+            )
         return LogError(
             self.where,
             f"cannot be read: {str(error).splitlines()[0]}. If the file is damaged, download it "

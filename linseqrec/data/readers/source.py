@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from linseqrec.errors import LogError
 
 _BLOCK = 1 << 24  # bytes
 _HEAD_BYTES, _HEAD_LINES = 1 << 20, 200
+_GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 # The first bytes of common files that the readers cannot read, with advice.
 _UNREADABLE = {
     b"PK\x03\x04": "a ZIP archive. Unpack it",
@@ -61,7 +63,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 def parquet_files(path: Path) -> list[Path]:
     """The Parquet files of a folder in the order of their names; empty if `path` is a file."""
-    return sorted(path.glob("*.parquet")) if path.is_dir() else []
+    return sorted(path.glob("*.parquet")) if os.path.isdir(path) else []
 
 
 def sha256_of_files(paths: list[Path]) -> str:
@@ -82,23 +84,36 @@ def read_head(path: Path) -> Head:
     Raises:
       LogError: The file does not exist, is empty or damaged, or is not a log (HTML, ZIP, ...).
     """
-    if not path.exists():
-        raise LogError(str(path), "no such file.")
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            reason = f"this is a link to {path.readlink()}, which does not exist."
+        else:
+            reason = "no such file."
+        raise LogError(str(path), reason) from None
+    except OSError as error:
+        raise _unreadable_file(path, error) from None
+    if path.is_dir():
+        raise LogError(str(path), "the folder has no file *.parquet.")
     if not path.is_file():
         raise LogError(str(path), "is neither a file nor a folder of Parquet files.")
-    if path.stat().st_size == 0:
+    if size == 0:
         raise LogError(str(path), "the file is empty.")
     try:
         with open_bytes(path) as file:
             data = file.read(_HEAD_BYTES)
-    except (EOFError, OSError, zlib.error) as error:
+    except _GZIP_ERRORS as error:
         raise _damaged_gzip(path, error) from None
+    except OSError as error:
+        raise _unreadable_file(path, error) from None
     name = path.name.removesuffix(".gz")
     if data.startswith(b"PAR1"):
         return Head(path, name, parquet=True, lines=[])
     for first_bytes, kind_and_advice in _UNREADABLE.items():
         if data.startswith(first_bytes):
             raise LogError(str(path), f"this is {kind_and_advice}.")
+    _check_zeros(path, data, 1)
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
     if not text.strip():
         raise LogError(str(path), "the file is empty.")
@@ -108,6 +123,10 @@ def read_head(path: Path) -> Head:
             "this is HTML or XML, not a log. It may be the error page of a failed download: "
             "download the log again.",
             line=1,
+        )
+    if "\n" not in text and "\r" in text:
+        raise LogError(
+            str(path), "lines end with \\r alone. Convert it: tr '\\r' '\\n' < FILE > NEW."
         )
     lines = text.split("\n")
     if len(lines) > 1:
@@ -169,12 +188,13 @@ def read_line(path: Path, line: int, width: int = 100) -> str:
     return content.decode("utf-8", errors="replace").rstrip("\r\n")[:width]
 
 
-def check_json(path: Path, numbers: set[str]) -> None:
+def check_json(path: Path, numbers: set[str], ids: set[str]) -> None:
     """Raises `LogError` at the first line of JSON that the engine cannot read.
 
     Args:
       path: The log, plain or gzip.
       numbers: The keys whose values must be numbers or null.
+      ids: The keys whose values must not be objects or arrays.
     """
     with open_bytes(path) as file:
         for line, text in enumerate(file, start=1):
@@ -191,6 +211,14 @@ def check_json(path: Path, numbers: set[str]) -> None:
                     raise LogError(
                         str(path), f"{name} is {event[name]!r}: it must be a number.", line=line
                     )
+            for name in ids & set(event):
+                if isinstance(event[name], dict | list):
+                    raise LogError(
+                        str(path),
+                        f"{name} is {json.dumps(event[name])}: an id must be text or a number. "
+                        "Write one value of it as the id.",
+                        line=line,
+                    )
 
 
 def _refuse_constant(name: str) -> None:
@@ -199,6 +227,7 @@ def _refuse_constant(name: str) -> None:
 
 def check_quotes(path: Path, separator: str) -> None:
     """Raises `LogError` at the first line with a quote inside an unquoted field."""
+    separator = re.escape(separator)
     field = rf'("([^"]|"")*"|[^"{separator}]*)'
     proper = re.compile(f"{field}({separator}{field})*")
     with open_bytes(path) as file:
@@ -223,13 +252,16 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                 incomplete = block[end:]
                 if end:
                     yield block[:end]
-    except (EOFError, OSError, zlib.error) as error:
+    except _GZIP_ERRORS as error:
         raise _damaged_gzip(path, error) from None
+    except OSError as error:
+        raise _unreadable_file(path, error) from None
     if incomplete:
         yield incomplete + b"\n"
 
 
 def _check_encoding(path: Path, block: bytes, line: int) -> None:
+    _check_zeros(path, block, line)
     if block.isascii():
         return
     try:
@@ -240,6 +272,17 @@ def _check_encoding(path: Path, block: bytes, line: int) -> None:
             "the text is not UTF-8. Convert it: iconv -f ENCODING -t utf-8.",
             line=line + block.count(b"\n", 0, error.start),
         ) from None
+
+
+def _check_zeros(path: Path, block: bytes, line: int) -> None:
+    zero = block.find(b"\0")
+    if zero >= 0:
+        raise LogError(
+            str(path),
+            "the line has a zero byte. The file is damaged, or is not UTF-8: download it again, or "
+            "convert it: iconv -f ENCODING -t utf-8.",
+            line=line + block.count(b"\n", 0, zero),
+        )
 
 
 def _check_lines(
@@ -255,7 +298,7 @@ def _check_lines(
       line: The number of the block's first line.
 
     Raises:
-      LogError: A line is blank, or has too few or too many fields.
+      LogError: A line is blank, or has too few or too many fields, or a part of a separator.
     """
     data = np.frombuffer(block, dtype=np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
@@ -264,16 +307,30 @@ def _check_lines(
     blank = lengths == 0
     blank |= (lengths == 1) & (data[starts] == ord("\r"))
     counts = np.zeros(len(ends), dtype=np.int64)
+    broken = np.zeros(len(ends), dtype=bool)
     if separators is not None:
-        is_separator = data == separator[0]
-        for offset, character in enumerate(separator[1:], start=1):
-            is_separator[:-offset] &= data[offset:] == character
-        counts = np.diff(np.searchsorted(np.flatnonzero(is_separator), ends), prepend=0)
-    wrong = np.flatnonzero(blank | (counts != (separators or 0)))
+        # A separator is one byte, or one that is repeated: a run of it holds several separators.
+        is_byte = data == separator[0]
+        places = np.flatnonzero(is_byte)
+        if len(separator) > 1:
+            edges = np.flatnonzero(np.diff(is_byte, prepend=False, append=False))
+            places, lengths_of_runs = edges[::2], np.diff(edges)[::2]
+            line_of_run = np.searchsorted(ends, places)
+            broken[line_of_run[lengths_of_runs % len(separator) != 0]] = True
+            places = np.repeat(places, lengths_of_runs // len(separator))
+        counts = np.diff(np.searchsorted(places, ends), prepend=0)
+    wrong = np.flatnonzero(blank | broken | (counts != (separators or 0)))
     if len(wrong):
         first = int(wrong[0])
         if blank[first]:
             raise _blank_line(path, line + first)
+        if counts[first] == (separators or 0):
+            raise LogError(
+                str(path),
+                f"the line has {separator[:1].decode()!r} outside a separator "
+                f"{separator.decode()!r}. Choose a separator that no field has.",
+                line=line + first,
+            )
         raise _wrong_fields(path, line + first, int(counts[first]) + 1, (separators or 0) + 1)
     return len(ends)
 
@@ -310,6 +367,10 @@ def _wrong_fields(path: Path, line: int, num_fields: int, expected: int) -> LogE
     return LogError(
         str(path), f"the line has {num_fields} fields: it must have {expected}.", line=line
     )
+
+
+def _unreadable_file(path: Path, error: OSError) -> LogError:
+    return LogError(str(path), f"cannot be read: {error.strerror or error}.")
 
 
 def _damaged_gzip(path: Path, error: Exception) -> LogError:

@@ -15,15 +15,13 @@ from typing import Any
 import narwhals as nw
 
 from linseqrec.data.readers.formats import Format
+from linseqrec.data.readers.log import WRITTEN
+from linseqrec.data.readers.times import NUMBER
 from linseqrec.errors import LogError, UserError
 
 # Names of temporary columns. They have spaces, so that a log is unlikely to have the same names.
 ROW = "number of the row"
 _BLOCK, _PLACE, _SHIFT = "block of the row", "place of the row", "rows before the place"
-
-# The numbers and dates that Polars accepts in `files.py`. Spark also accepts "1d" and "2020".
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_DATETIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?$"
 
 
 class SparkUnavailable(UserError, RuntimeError):
@@ -123,6 +121,7 @@ def scan_text(
     unit: str | None,
     *,
     quotes: bool,
+    exact: bool,
 ) -> nw.LazyFrame[Any]:
     """The events of a delimited file, with the columns of `Log.frame`.
 
@@ -133,8 +132,9 @@ def scan_text(
       log_format: The format of the file.
       num_fields: Number of fields in a line.
       positions: The position of each role.
-      unit: The time unit, or None if it is not known.
+      unit: The time unit, or None if it is not known. Times of the unit "iso" stay text.
       quotes: Whether the file has quotes.
+      exact: Whether times are integers too large for float64; they become int64.
 
     Returns:
       The frame. A value that cannot be parsed is null.
@@ -157,14 +157,11 @@ def scan_text(
         role: F.regexp_replace(str(position), "\r$", "") for role, position in positions.items()
     }
     if "timestamp" in text:
-        if unit == "iso":
-            text["timestamp"] = _microseconds(
-                F.regexp_replace(F.regexp_replace(text["timestamp"], "T", " "), "Z$", "")
-            )
-        else:
-            text["timestamp"] = _number(text["timestamp"])
+        text[WRITTEN] = text["timestamp"]
+        if unit != "iso":
+            text["timestamp"] = _number(text["timestamp"], "long" if exact else "double")
     if "rating" in text:
-        text["rating"] = _number(text["rating"])
+        text["rating"] = _number(text["rating"], "double")
     events = frame.select(
         F.col("_metadata.file_block_start").alias(_BLOCK),
         F.monotonically_increasing_id().alias(_PLACE),
@@ -182,8 +179,8 @@ def datetimes_to_microseconds(frame: Any, name: str) -> Any:
 
     if frame.schema[name].dataType.typeName() == "timestamp":
         return frame.withColumn(name, F.unix_micros(name))
-    zoneless = F.col(name).cast("timestamp_ntz").cast("string")
-    return frame.withColumn(name, _microseconds(zoneless).cast("long"))
+    text = F.concat(F.col(name).cast("timestamp_ntz").cast("string"), F.lit("+00:00"))
+    return frame.withColumn(name, F.unix_micros(text.cast("timestamp")))
 
 
 def _numbered(frame: Any) -> Any:
@@ -209,22 +206,11 @@ def _numbered(frame: Any) -> Any:
     return numbered.select(row, *frame.drop(_BLOCK, _PLACE).columns)
 
 
-def _number(text: Any) -> Any:
-    """The column as numbers; null for other text."""
+def _number(text: Any, dtype: str) -> Any:
+    """The column as numbers; null for other text, also for "1d", which Spark would accept."""
     from pyspark.sql import functions as F
 
-    return F.when(text.rlike(_NUMBER), text.try_cast("double"))
-
-
-def _microseconds(text: Any) -> Any:
-    """Microseconds since 1970 of `YYYY-MM-DD HH:MM:SS[.f]` in UTC; null for other text.
-
-    The result does not depend on the time zone of the session.
-    """
-    from pyspark.sql import functions as F
-
-    instant = F.concat(text, F.lit("+00:00")).try_cast("timestamp")
-    return F.when(text.rlike(_DATETIME), F.unix_micros(instant)).cast("double")
+    return F.when(text.rlike(f"^{NUMBER}$"), text.try_cast(dtype))
 
 
 def _location(path: Path) -> str:

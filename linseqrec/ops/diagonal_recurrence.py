@@ -71,9 +71,7 @@ def _scan(multipliers: Complex[Array, "B T E"], inputs: Complex[Array, "B T E"])
 def _compose(multipliers: Array, inputs: Array, *, reverse: bool = False) -> Array:
     """h_t = a_t h_{t-1} + u_t, from h = 0; or from the end backwards."""
 
-    def combine(
-        earlier: tuple[Array, Array], later: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
+    def combine(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
         (past, state), (multiplier, added) = earlier, later
         return multiplier * past, multiplier * state + added
 

@@ -246,7 +246,9 @@ def test_what_does_not_fit_is_refused():
         decayed_linear_attention(**inputs | {"log_decay": inputs["log_decay"][..., :1]})
     with pytest.raises(ValueError, match=r"initial_state must be \[B, H, K, V\] = \(2, 2, 12, 7\)"):
         decayed_linear_attention(**inputs, initial_state=state[:1])
-    with pytest.raises(ValueError, match=r"segment_ids must be \[B, T\] = \(2, 19\), got \(2, 18\)"):
+    with pytest.raises(
+        ValueError, match=r"segment_ids must be \[B, T\] = \(2, 19\), got \(2, 18\)"
+    ):
         decayed_linear_attention(**inputs, segment_ids=np.ones((2, 18), np.int32))
     with pytest.raises(ValueError, match="query and key must be"):
         decayed_linear_attention(**inputs | {"key": inputs["key"][..., :3]})

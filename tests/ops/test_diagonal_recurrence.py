@@ -67,9 +67,12 @@ def relative_rms_of(actual, expected):
 def test_exact_over_two_thousand_events():
     inputs, multiplier, state = make(1, 2048)
     ids = np.array([[1] * 700 + [2] * 1348])
-    assert relative_rms_of(
-        apply(inputs, multiplier, ids, state)[0], by_loops(inputs, multiplier, ids, state)[0]
-    ) < 2e-6
+    assert (
+        relative_rms_of(
+            apply(inputs, multiplier, ids, state)[0], by_loops(inputs, multiplier, ids, state)[0]
+        )
+        < 2e-6
+    )
 
 
 def test_gradients_are_those_of_the_definition():

@@ -3,7 +3,8 @@
     python -m launch.train --config=experiments/quick.py:recgrela --workdir=runs/quick/recgrela
 
 The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `mamba2`, `lrurec`, `gru4rec`
-and `linrec`. `python -m launch.quickstart` trains `recgrela` and `sasrec` and shows them in one table: README.md.
+and `linrec`. `python -m launch.quickstart` trains `recgrela` and `sasrec` and shows them in one
+table: README.md.
 """
 
 from linseqrec.config import Experiment, TrainingConfig

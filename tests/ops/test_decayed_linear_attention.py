@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from linseqrec.ops import decayed_linear_attention as op
 from linseqrec.ops.chunks import Cut

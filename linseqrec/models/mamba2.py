@@ -202,8 +202,7 @@ class Mamba2Mixer(nnx.Module):
             initial_state=carried(state.memory),
             chunk_size=self.chunk_size,
         )
-        gates = {"kept": jnp.exp(log_decay), "written": steps}
-        record(self, lambda: MixerTrace(key, memory, gates=gates))
+        record(self, lambda: MixerTrace(key, memory))
         output = (output + self.skip[...][:, None] * value).astype(x.dtype)
         gated = output.reshape(*x.shape[:2], inner) * jax.nn.silu(self.output_gate(x))
         return self.output(self.norm(gated)), Mamba2State(memory, convolution)

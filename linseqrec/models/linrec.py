@@ -161,7 +161,8 @@ class LinRecAttention(nnx.Module):
         )
         shape = (*x.shape[:2], self.heads, self.width // self.heads)
         query, key, value, square = (part.reshape(shape) for part in (query, key, value, square))
-        # Features differ from event to event by what came before, and only a query knows when.
+        # Each event has lengths of its own, over the events up to it. The sum over keys is the same
+        # for all events, so that the query takes the division.
         query = unit(query) * jax.lax.rsqrt(shape[-1] * (square + 1e-12))
         ones = jnp.ones_like(value[..., :1])
         output, attention = linear_attention(

@@ -12,7 +12,8 @@ S the state before the chunk:
 
 G is summed in two floats: the difference of two sums in one loses decays over days of absence.
 A segment's boundary is a mask: D_ri is 0 where r and i are of different runs, and e^G is 0 where
-the slot is not of the run that the carried state belongs to.
+the slot is not of the run that the carried state belongs to. `decayed_linear_attention` has the
+same decays.
 """
 
 import functools

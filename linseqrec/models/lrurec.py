@@ -14,14 +14,14 @@ Marked [P]: the paper and its released code. Marked [O]: ours.
 - [O] The unit runs as one associative scan in complex64 (`ops/diagonal_recurrence.py`). The
   released code doubles intervals, in the same numbers.
 
-The parameters by name, with i the block from 0, E = 2 D channels, kernels [in, out]. The released
+The parameters by name, with i the block from 0, 2 D channels, kernels [in, out]. The released
 in_proj and out_proj are complex; here their parts stand side by side in real arrays:
 
     embedding/table [N + 1, D]                       E; row 0 is the padding item
     norm/{scale,bias}                                LN over the embeddings
-    blocks/i/unit/{log_rate,log_angle,log_gain} [E]  the rows of params_log: ν, θ, γ
-    blocks/i/unit/input/kernel [D, 2 E]              Re in_proj, then Im in_proj;  bias likewise
-    blocks/i/unit/output/kernel [2 E, D]             Re out_proj, then -Im out_proj
+    blocks/i/unit/{log_rate,log_angle,log_gain}      [2 D], the rows of params_log: ν, θ, γ
+    blocks/i/unit/input/kernel [D, 4 D]              Re in_proj, then Im in_proj;  bias likewise
+    blocks/i/unit/output/kernel [4 D, D]             Re out_proj, then -Im out_proj
     blocks/i/unit/output/bias [D]                    Re of out_proj's bias
     blocks/i/{unit_norm,feed_forward_norm}/{scale,bias}
     blocks/i/feed_forward/{expand,contract}/{kernel,bias}
@@ -94,7 +94,7 @@ class LinearRecurrentUnit(nnx.Module):
     Source: arXiv 2303.06349, in LRURec's form: no skip of the inputs beside the residual.
 
     Attributes:
-      log_rate, log_angle, log_gain: ν, θ and γ, float32 [E]. Fresh λ are uniform in a ring, and
+      log_rate, log_angle, log_gain: ν, θ and γ, float32 [E], E = 2 D. Fresh λ are uniform in a ring, and
         fresh gains √(1 - |λ|²) keep states of the inputs' size.
     """
 

@@ -94,8 +94,8 @@ class LinearRecurrentUnit(nnx.Module):
     Source: arXiv 2303.06349, in LRURec's form: no skip of the inputs beside the residual.
 
     Attributes:
-      log_rate, log_angle, log_gain: ν, θ and γ, float32 [E], E = 2 D. Fresh λ are uniform in a ring, and
-        fresh gains √(1 - |λ|²) keep states of the inputs' size.
+      log_rate, log_angle, log_gain: ν, θ and γ, float32 [E], E = 2 D. Fresh λ are uniform in a
+        ring, and fresh gains √(1 - |λ|²) keep states of the inputs' size.
     """
 
     def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):

@@ -2,15 +2,20 @@
 
     python -m launch.train --config=experiments/quick.py:recgrela --workdir=runs/quick/recgrela
 
-The other models are `hytrec`, `sinkrec`, `gated_deltanet` and `sasrec`. `python -m
-launch.quickstart` trains `recgrela` and `sasrec` and shows them in one table: README.md.
+The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `mamba2`, `lrurec`, `gru4rec`
+and `linrec`. `python -m launch.quickstart` trains `recgrela` and `sasrec` and shows them in one
+table: README.md.
 """
 
 from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.config_checks import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -22,6 +27,10 @@ MODELS = {
     "sinkrec": ("SinkRec", SinkRecConfig()),
     "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(num_layers=2)),
     "sasrec": ("SASRec", SASRecConfig(dropout=0.1)),
+    "mamba2": ("Mamba-2", Mamba2Config()),
+    "lrurec": ("LRURec", LRURecConfig(dropout=0.1)),
+    "gru4rec": ("GRU4Rec", GRU4RecConfig(dropout=0.1)),
+    "linrec": ("LinRec", LinRecConfig(dropout=0.1)),
 }
 
 

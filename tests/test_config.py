@@ -6,6 +6,8 @@ from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_checks import ConfigError, choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.training.loss import LossConfig
@@ -95,7 +97,9 @@ def test_sections_that_do_not_fit_each_other_are_refused(sections, message):
         Experiment(**sections)
 
 
-@pytest.mark.parametrize("model", [SASRecConfig, RecGRELAConfig, GatedDeltaNetConfig])
+@pytest.mark.parametrize(
+    "model", [SASRecConfig, RecGRELAConfig, GatedDeltaNetConfig, Mamba2Config, LinRecConfig]
+)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

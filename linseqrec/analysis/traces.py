@@ -7,6 +7,8 @@ from flax import nnx
 from linseqrec.layers.gated_delta import GatedDelta
 from linseqrec.layers.rela import RELA
 from linseqrec.models.base import SequenceModel
+from linseqrec.models.linrec import LinRecAttention
+from linseqrec.models.mamba2 import Mamba2Mixer
 
 
 def linear_mixers(model: SequenceModel) -> list[tuple[tuple[Any, ...], nnx.Module]]:
@@ -14,7 +16,7 @@ def linear_mixers(model: SequenceModel) -> list[tuple[tuple[Any, ...], nnx.Modul
     return [
         (path, module)
         for path, module in nnx.iter_modules(model)
-        if isinstance(module, GatedDelta | RELA)
+        if isinstance(module, GatedDelta | RELA | Mamba2Mixer | LinRecAttention)
     ]
 
 
@@ -24,4 +26,4 @@ def is_recurrent(mixer: nnx.Module) -> bool:
     It does within a row of HyTRec with shuffled gaps too, of which nothing is carried on from call
     to call.
     """
-    return isinstance(mixer, GatedDelta) or (isinstance(mixer, RELA) and mixer.causal)
+    return not isinstance(mixer, RELA) or mixer.causal

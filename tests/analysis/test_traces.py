@@ -12,6 +12,8 @@ from linseqrec.layers.rela import AttendedAlone, NoGate
 from linseqrec.models.base import NoState
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -57,6 +59,16 @@ MODELS = {
         SinkRecConfig(width=16, key_width=8, value_width=8, dilations=(1,), levels=1, codes=4),
         ["blocks/0 loop 1", "blocks/0 loop 2"],
         lambda state: [loop.mixer.memory for loop in state.loops],
+    ),
+    "mamba2": (
+        Mamba2Config(width=16, num_layers=2, key_width=8, value_width=8),
+        ["blocks/0", "blocks/1"],
+        lambda state: [block.memory for block in state],
+    ),
+    "linrec": (
+        LinRecConfig(width=16, heads=2),
+        ["blocks/0", "blocks/1"],
+        lambda state: [block.attention.key_value for block in state],
     ),
 }
 

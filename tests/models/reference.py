@@ -217,6 +217,10 @@ def layer_norm(arrays, name, x, epsilon):
     return normed * arrays[f"{name}/scale"] + arrays[f"{name}/bias"]
 
 
+def rms_norm(arrays, name, x, epsilon):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * arrays[f"{name}/scale"]
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 

@@ -11,7 +11,11 @@ from flax import nnx
 from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -36,6 +40,10 @@ CARRYING = {
     "sinkrec bare": dataclasses.replace(
         SINKREC, memory=False, attention_convolution=False, temporal_addressing=False
     ),
+    "mamba2": Mamba2Config(width=8, heads=1, num_layers=1, key_width=4, value_width=4),
+    "lrurec": LRURecConfig(width=8, num_layers=1),
+    "gru4rec": GRU4RecConfig(width=8),
+    "linrec": LinRecConfig(width=8, heads=2, num_layers=1, max_length=9),
 }
 WHOLE_ROWS = {
     "sasrec": SASRecConfig(width=8, num_layers=1, max_length=9),

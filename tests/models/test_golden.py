@@ -19,7 +19,11 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -69,6 +73,13 @@ MODELS = {
         ),
         "packed",
     ),
+    "mamba2": (
+        Mamba2Config(width=16, heads=2, num_layers=2, key_width=8, value_width=8),
+        "packed",
+    ),
+    "lrurec": (LRURecConfig(width=16), "packed"),
+    "gru4rec": (GRU4RecConfig(width=16), "packed"),
+    "linrec": (LinRecConfig(width=16), "packed"),
 }
 NUMBERS = ("loss", "gradient_norm", "update_norm")
 

@@ -9,7 +9,11 @@ from flax import nnx
 
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -47,13 +51,29 @@ MODELS = {
     "sinkrec": SinkRecConfig(
         width=16, heads=2, dilations=(1, 3), levels=2, codes=8, attention_window=6, chunk_size=8
     ),
+    "mamba2": Mamba2Config(
+        width=16, heads=2, num_layers=2, key_width=8, value_width=8, chunk_size=8
+    ),
+    "lrurec": LRURecConfig(width=16, num_layers=2),
+    "gru4rec": GRU4RecConfig(width=16, num_layers=2),
+    "linrec": LinRecConfig(width=16, heads=2, num_layers=2),
 }
 
 
 # One configuration of each system is told request times, too.
 TOLD = [
     f"{name}, told"
-    for name in ("recgrela", "gated deltanet", "hytrec asked by the present", "sasrec", "sinkrec")
+    for name in (
+        "recgrela",
+        "gated deltanet",
+        "hytrec asked by the present",
+        "sasrec",
+        "sinkrec",
+        "mamba2",
+        "lrurec",
+        "gru4rec",
+        "linrec",
+    )
 ]
 
 

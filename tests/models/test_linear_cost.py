@@ -10,7 +10,11 @@ from flax import nnx
 
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 
@@ -26,6 +30,10 @@ LINEAR = {
     "hytrec asked by the present": dataclasses.replace(DELAYED, question="present"),
     "hytrec asked by the short branch": dataclasses.replace(DELAYED, question="short"),
     "sinkrec": SinkRecConfig(width=8, heads=2, loops=1, codes=16, attention_window=64),
+    "mamba2": Mamba2Config(width=8, heads=2, num_layers=2, key_width=8, value_width=8),
+    "lrurec": LRURecConfig(width=8),
+    "gru4rec": GRU4RecConfig(width=8),
+    "linrec": LinRecConfig(width=8, heads=2, max_length=4_096),
 }
 
 

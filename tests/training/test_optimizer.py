@@ -4,7 +4,11 @@ import pytest
 from flax import nnx
 
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -42,6 +46,10 @@ MODELS = {
     "sasrec": SASRecConfig(width=8, num_layers=1),
     "hytrec": HyTRecConfig(width=8, num_layers=2, ratio="1:1", gate="retention", question="short"),
     "sinkrec": SinkRecConfig(width=8, codes=4),
+    "mamba2": Mamba2Config(width=8, num_layers=1),
+    "lrurec": LRURecConfig(width=8, num_layers=1),
+    "gru4rec": GRU4RecConfig(width=8),
+    "linrec": LinRecConfig(width=8),
     "sinkrec_input": SinkRecConfig(width=8, codes=4, write_gate="input"),
 }
 # Modules that are gates and are not called so.

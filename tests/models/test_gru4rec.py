@@ -1,0 +1,57 @@
+"""GRU4Rec against its equations in float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.weights import parameter_arrays
+from tests.models.reference import dense, make_events, random_model, run, sigmoid
+
+CONFIG = GRU4RecConfig(width=6, num_layers=2)
+
+
+def equations(p, items, config):
+    x = p["embedding/table"][items]
+    for layer in range(config.num_layers):
+        state, states = np.zeros(config.width), []
+        for row in x:
+            of_input = np.split(dense(p, f"layers/{layer}/input", row), 3)
+            of_state = np.split(dense(p, f"layers/{layer}/recurrent", state), 3)
+            reset, update = (sigmoid(of_input[i] + of_state[i]) for i in (0, 1))
+            new = np.tanh(of_input[2] + reset * of_state[2])
+            state = (1 - update) * new + update * state
+            states.append(state)
+        x = np.array(states)
+    return x
+
+
+ITEMS = np.random.default_rng(0).integers(1, 51, 17)
+
+
+def test_the_hidden_states_are_the_equations():
+    model, arrays = random_model(CONFIG)
+    hidden = run(model, make_events([[ITEMS]], 17)).hidden[0]
+    np.testing.assert_allclose(hidden, equations(arrays, ITEMS, CONFIG), atol=2e-6)
+
+
+def test_bfloat16_stays_near():
+    model, arrays = random_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    hidden = np.asarray(run(model, make_events([[ITEMS]], 17)).hidden[0], np.float64)
+    expected = equations(arrays, ITEMS, CONFIG)
+    assert np.sqrt(np.mean((hidden - expected) ** 2) / np.mean(expected**2)) < 3e-2
+
+
+def test_it_starts_as_released():
+    arrays = parameter_arrays(GRU4RecConfig(width=32).build(400, rngs=nnx.Rngs(0)))
+    # A square kernel a gate, whatever stands beside it.
+    for name, bound in {
+        "embedding/table": (6 / 432) ** 0.5,
+        "layers/0/input/kernel": (6 / 64) ** 0.5,
+        "layers/0/recurrent/kernel": (6 / 64) ** 0.5,
+    }.items():
+        assert np.abs(arrays[name]).max() == pytest.approx(bound, rel=1e-2)
+        assert arrays[name].std() == pytest.approx(bound / 3**0.5, rel=5e-2)
+    assert not arrays["layers/0/input/bias"].any()

@@ -1,0 +1,74 @@
+"""LinRec against its equations in float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from linseqrec.config_checks import ConfigError
+from linseqrec.models.linrec import LinRecConfig
+from tests.models.reference import dense, gelu, layer_norm, make_events, random_model, run
+
+CONFIG = LinRecConfig(width=12, heads=3, num_layers=2, max_length=20)
+
+
+def elu(x):
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def paper(query, key, value):
+    """The paper's attention of a whole window, one head: rows of queries, columns of keys."""
+    events, width = query.shape
+    query, key = elu(query), elu(key)
+    query = query / np.sqrt(width) / np.linalg.norm(query, axis=1, keepdims=True)
+    key = key / np.sqrt(events) / np.linalg.norm(key, axis=0, keepdims=True)
+    return query @ (key.T @ value)
+
+
+def attention(x, p, name, config):
+    """Each event reads a window that ends with it."""
+    query, key, value = np.split(dense(p, f"{name}/query_key_value", x), 3, axis=1)
+    output = np.zeros_like(x)
+    for head in np.split(np.arange(config.width), config.heads):
+        for t in range(len(x)):
+            window = (part[: t + 1, head] for part in (query, key, value))
+            output[t, head] = paper(*window)[-1]
+    return dense(p, f"{name}/output", output)
+
+
+def equations(p, items, config):
+    x = p["embedding/table"][items] + p["positions/table"][: len(items)]
+    x = layer_norm(p, "norm", x, 1e-12)
+    for layer in range(config.num_layers):
+        block = f"blocks/{layer}"
+        x = x + attention(x, p, f"{block}/attention", config)
+        x = layer_norm(p, f"{block}/attention_norm", x, 1e-12)
+        hidden = gelu(dense(p, f"{block}/feed_forward/expand", x))
+        fed = dense(p, f"{block}/feed_forward/contract", hidden)
+        x = layer_norm(p, f"{block}/feed_forward_norm", x + fed, 1e-12)
+    return x
+
+
+ITEMS = np.random.default_rng(0).integers(1, 51, 17)
+
+
+def test_the_hidden_states_are_the_equations():
+    model, arrays = random_model(CONFIG)
+    hidden = run(model, make_events([[ITEMS]], 17)).hidden[0]
+    np.testing.assert_allclose(hidden, equations(arrays, ITEMS, CONFIG), atol=2e-5)
+
+
+def test_bfloat16_stays_near():
+    model, arrays = random_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    hidden = np.asarray(run(model, make_events([[ITEMS]], 17)).hidden[0], np.float64)
+    expected = equations(arrays, ITEMS, CONFIG)
+    assert np.sqrt(np.mean((hidden - expected) ** 2) / np.mean(expected**2)) < 3e-2
+
+
+def test_what_it_cannot_serve_is_refused():
+    model, _ = random_model(CONFIG)
+    assert CONFIG.longest_row == 20
+    with pytest.raises(ValueError, match="rows of 21 slots, but only 20 positions were learned"):
+        model(make_events([[ITEMS]], 21))
+    with pytest.raises(ConfigError, match="width 64 must be a multiple of heads 3"):
+        LinRecConfig(heads=3)

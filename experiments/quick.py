@@ -9,7 +9,9 @@ launch.quickstart` trains `recgrela` and `sasrec` and shows them in one table: R
 from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.config_checks import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
@@ -22,6 +24,8 @@ MODELS = {
     "sinkrec": ("SinkRec", SinkRecConfig()),
     "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(num_layers=2)),
     "sasrec": ("SASRec", SASRecConfig(dropout=0.1)),
+    "hstu": ("HSTU", HSTUConfig(dropout=0.1)),
+    "fuxi_linear": ("FuXi-Linear", FuXiLinearConfig(num_layers=2, dropout=0.1)),
 }
 
 

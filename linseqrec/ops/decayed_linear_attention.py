@@ -74,9 +74,8 @@ def decayed_linear_attention(
     wide = jnp.promote_types(dtype, jnp.float32)
     log_decay = jnp.maximum(log_decay.astype(wide), _FORGET)
     # A decayed memory has no β; zeros of the gates' dtype stand for it.
-    x = Inputs(
-        *(a.astype(dtype) for a in (query, key, value)), log_decay, jnp.zeros_like(log_decay)
-    )
+    query, key, narrow_value = (a.astype(dtype) for a in (query, key, value))
+    x = Inputs(query, key, narrow_value, log_decay, jnp.zeros_like(log_decay))
     runs = jnp.ones_like(query, shape=query.shape[:2], dtype=jnp.int32)
     if segment_ids is not None:
         real, runs = segment_ids > 0, segment_runs(segment_ids)

@@ -92,7 +92,7 @@ class HSTUAttention(nnx.Module):
             value.reshape(shape),
             position_bias=self.position_bias[...],
             time_bias=time_bias,
-            divisor=self.max_length,
+            divisor=float(self.max_length),
             segment_ids=segment_ids,
         )
         mixed = gate * self.read_norm(read.reshape(x.shape))

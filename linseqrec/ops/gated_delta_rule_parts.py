@@ -81,6 +81,43 @@ def _sum_in_two_floats(x: Float[Array, "... C"]) -> tuple[Array, Array]:
     return high, low
 
 
+class Decays(NamedTuple):
+    """What is left between the slots [..., B, H, C] of a chunk and at its edges.
+
+    Attributes:
+      between: D, how much of what slot i wrote is left at slot r, [..., C, C].
+      reads: e^G, how much of the carried state is left at each slot, [..., C].
+      writes: e^(G_C - G), how much of what each slot wrote is left at the last, [..., C].
+    """
+
+    between: Array
+    reads: Array
+    writes: Array
+
+
+def chunk_decays(
+    log_decay: Float[Array, "... B H C"],
+    runs: Int[Array, "... B C"],
+    carried: Int[Array, "... B"],
+) -> Decays:
+    """How much is left of one slot's write at another; nothing across segments.
+
+    Args:
+      log_decay: The chunks' log-decays, heads before time.
+      runs: The run of each slot, [..., B, C] (see segments).
+      carried: The run of the state before each chunk, [..., B].
+    """
+    up_to = jnp.tril(jnp.ones((runs.shape[-1],) * 2, bool))
+    same = (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
+    high, low = _sum_in_two_floats(log_decay)
+    between = high[..., :, None] - high[..., None, :] + (low[..., :, None] - low[..., None, :])
+    # Above the diagonal exp would overflow, and 0 times its infinity poison gradients.
+    decay = jnp.where(up_to & same, jnp.exp(jnp.where(up_to, between, 0)), 0)
+    since_start = jnp.exp(high + low)
+    reads = jnp.where((runs == carried[..., None])[..., None, :], since_start, 0)
+    return Decays(decay, reads, writes=decay[..., -1, :])
+
+
 def chunk_terms(
     x: Inputs, runs: Int[Array, "... B C"], carried: Int[Array, "... B"], dot: Callable[..., Array]
 ) -> Chunk:
@@ -92,17 +129,11 @@ def chunk_terms(
       carried: The run of the state before each chunk, [..., B].
       dot: The einsum of queries and keys, of `einsum_for`.
     """
-    up_to = jnp.tril(jnp.ones((runs.shape[-1],) * 2, bool))
-    same = (runs[..., :, None] == runs[..., None, :])[..., None, :, :]
-    high, low = _sum_in_two_floats(x.log_decay)
-    between = high[..., :, None] - high[..., None, :] + (low[..., :, None] - low[..., None, :])
-    # Above the diagonal exp would overflow, and 0 times its infinity poison gradients.
-    decay = jnp.where(up_to & same, jnp.exp(jnp.where(up_to, between, 0)), 0)
-    since_start = jnp.exp(high + low)
+    decay, reads, writes = chunk_decays(x.log_decay, runs, carried)
     return Chunk(
         decay=decay,
         scores=decay * dot("...rk,...ik->...ri", x.query, x.key),
         gram=jnp.tril(decay * dot("...rk,...ik->...ri", x.key, x.key), -1),
-        reads=jnp.where((runs == carried[..., None])[..., None, :], since_start, 0),
-        writes=decay[..., -1, :],
+        reads=reads,
+        writes=writes,
     )

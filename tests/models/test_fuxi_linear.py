@@ -10,7 +10,14 @@ from flax import nnx
 from linseqrec.events import Events
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
-from tests.models.reference import run, sigmoid, silu
+from tests.models.reference import (
+    assert_states_equal,
+    make_events,
+    random_histories,
+    run,
+    sigmoid,
+    silu,
+)
 
 CONFIG = FuXiLinearConfig(
     width=12,
@@ -153,6 +160,19 @@ def test_a_history_in_parts_equals_the_whole(asked):
         np.testing.assert_allclose(np.concatenate(parts, axis=1), whole.hidden, atol=5e-5)
         for got, wanted in zip(*map(jax.tree.leaves, (state, whole.state)), strict=True):
             np.testing.assert_allclose(got, wanted, atol=5e-5)
+
+
+def test_the_state_goes_on_into_the_first_history_of_a_row_only():
+    """Whatever padding stands before it, and whatever is packed behind."""
+    model, _ = build(CONFIG)
+    first, second = random_histories([9, 6], num_items=30)
+    alone = run(model, make_events([[first], [second]], 20))
+    past = run(model, make_events([[first[:4]], []], 20)).state
+    rows = [[first[4:], second], [second]]
+    packed = run(model, make_events(rows, 20, start=2, gap=1, goes_on_from=[4, 0]), past)
+    np.testing.assert_allclose(packed.hidden[0, 2:7], alone.hidden[0, 4:9], atol=5e-5)
+    np.testing.assert_allclose(packed.hidden[0, 8:14], alone.hidden[1, :6], atol=5e-5)
+    assert_states_equal(packed.state, jax.tree.map(lambda x: x[np.array([1, 1])], alone.state))
 
 
 def test_a_position_past_the_learned_ones_is_no_number():

@@ -8,7 +8,9 @@ import pytest
 from flax import nnx
 
 from linseqrec.events import Events
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
@@ -44,6 +46,10 @@ MODELS = {
     ),
     "hytrec asked by the short branch": dataclasses.replace(DELAYED, question="short"),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
+    "hstu": HSTUConfig(width=16, heads=2),
+    "hstu without times": HSTUConfig(width=16, heads=2, time_bias=False, temperature=0.5),
+    "fuxi linear": FuXiLinearConfig(width=16, num_layers=2, chunk_size=8),
+    "fuxi linear without times": FuXiLinearConfig(width=16, num_layers=2, temporal=False),
     "sinkrec": SinkRecConfig(
         width=16, heads=2, dilations=(1, 3), levels=2, codes=8, attention_window=6, chunk_size=8
     ),
@@ -53,7 +59,15 @@ MODELS = {
 # One configuration of each system is told request times, too.
 TOLD = [
     f"{name}, told"
-    for name in ("recgrela", "gated deltanet", "hytrec asked by the present", "sasrec", "sinkrec")
+    for name in (
+        "recgrela",
+        "gated deltanet",
+        "hytrec asked by the present",
+        "sasrec",
+        "sinkrec",
+        "hstu",
+        "fuxi linear",
+    )
 ]
 
 
@@ -134,7 +148,7 @@ def test_future_times_are_not_read(encode, request):
     np.testing.assert_array_equal(first[0, :9], second[0, :9])
     difference = np.abs(first[0, 9:] - second[0, 9:]).max(axis=1)
     name = request.node.callspec.params["encode"]
-    if name.startswith(("hytrec", "sinkrec")) or name in TOLD:
+    if name.startswith(("hytrec", "sinkrec")) or name in (*TOLD, "hstu", "fuxi linear"):
         assert difference.max() > 1e-4
     else:
         assert difference.max() == 0

@@ -5,7 +5,9 @@ import pytest
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_checks import ConfigError, choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.training.loss import LossConfig
@@ -95,7 +97,10 @@ def test_sections_that_do_not_fit_each_other_are_refused(sections, message):
         Experiment(**sections)
 
 
-@pytest.mark.parametrize("model", [SASRecConfig, RecGRELAConfig, GatedDeltaNetConfig])
+@pytest.mark.parametrize(
+    "model",
+    [SASRecConfig, RecGRELAConfig, GatedDeltaNetConfig, HSTUConfig, FuXiLinearConfig],
+)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -1,7 +1,7 @@
-"""The channels of FuXi-Linear (arXiv 2602.23671): what is alike, when it was, and where it stands.
+"""The channels of FuXi-Linear (arXiv 2602.23671): retention, temporal and positional.
 
-Each is a linear attention over the history. They share no weights: the temporal channel reads times
-and no items in its queries and keys, the positional channel positions alone.
+Each is a linear attention over the history, and they differ in what queries and keys are made of:
+the events' vectors, their times, or their positions.
 """
 
 import math
@@ -19,7 +19,7 @@ from linseqrec.layers.standard import Dense
 from linseqrec.layers.states import carried, empty
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 
-# Standard deviation of fresh decays and of what reads the past.
+# Standard deviation of fresh decays and of fresh α.
 _DEVIATION = 0.02
 # Timestamps are int32: no time is as long as this period, in seconds.
 LONGEST_PERIOD = 2**31
@@ -42,13 +42,14 @@ class Phases(NamedTuple):
 class TemporalPhases(nnx.Module):
     """Turns times into queries and keys whose products are waves of the time between them.
 
-        θ_h(τ) = 2π (τ mod b_h) / b_h,   b_h = first · ratio^h seconds
-        q_t = [sin θ(asked_t), -cos θ(asked_t)] and [cos θ(asked_t), sin θ(asked_t)],  k_s = [cos
-        θ(τ_s), sin θ(τ_s)]:   q_t·k_s = sin and cos of θ(asked_t) - θ(τ_s)
-        and each fades by γ_h^(2π (asked_t - τ_s) / b_h),   γ = σ(g)
+        θ(τ) = 2π (τ mod b) / b                       the place of a time in a period of b seconds
+        k_s = [cos θ(τ_s), sin θ(τ_s)]
+        q_t = [sin θ(asked_t), -cos θ(asked_t)]       so that q_t·k_s = sin(θ(asked_t) - θ(τ_s))
+        q_t = [cos θ(asked_t), sin θ(asked_t)]        so that q_t·k_s = cos(θ(asked_t) - θ(τ_s))
 
-    Source: arXiv 2602.23671 and its released code. There the first block holds γ for all. Where a
-    block's channel is taken out, so is its reading of these.
+    and both products fade by γ^(2π (asked_t - τ_s) / b), γ = σ(g). The period of number h is
+    first · ratio^h seconds. Source: arXiv 2602.23671 and its released code, in which the first
+    block holds g and all blocks read it.
 
     Attributes:
       fading: g, float32 [P].
@@ -116,11 +117,11 @@ class Told(NamedTuple):
 
 
 class Retention(nnx.Module):
-    """What is alike: o_t = Σ_{s ≤ t} λ_h^(t - s + 1) (q_t·k_s) v_s, a head h.
+    """Attention by content: o_t = Σ_{s ≤ t} λ_h^(t - s + 1) (q_t·k_s) v_s, a head h.
 
-    λ_h = exp(-exp(-(softplus(r_1) + … + softplus(r_h)))), so that heads are ordered from a short to
-    a long memory: λ starts near e^(-1/2), e^(-1/4), e^(-1/8), ... Source: arXiv 2307.08621, with
-    the decays of the released FuXi-Linear.
+    λ_h = exp(-exp(-(softplus(r_1) + … + softplus(r_h)))) puts the heads in order, from a short
+    memory to a long one: λ starts near e^(-1/2), e^(-1/4), e^(-1/8), ... Source: RetNet (arXiv
+    2307.08621), with the decays of the released FuXi-Linear.
 
     Attributes:
       rate: r, float32 [H].
@@ -161,9 +162,9 @@ class Retention(nnx.Module):
 
 
 class TemporalChannel(nnx.Module):
-    """When it was: o_t = α Σ_{s ≤ t} (q_t·k_s) v_s + β v_t, a period and wave; v = W x.
+    """Attention by time: o_t = α Σ_{s ≤ t} (q_t·k_s) v_s + β v_t, by period and wave; v = W x.
 
-    Queries, keys and decays are `TemporalPhases`'; each of the 2 P heads has D / (2 P) values.
+    `TemporalPhases` makes queries, keys and decays. Each of the 2 P heads has D / (2 P) values.
 
     Attributes:
       past: α, float32 [2 P], which starts near 0.
@@ -202,7 +203,7 @@ class TemporalChannel(nnx.Module):
 
 
 class PositionalChannel(nnx.Module):
-    """Where it stands: o_t = α Σ_{s ≤ t} (e_t·e_s) / (E / 2) v_s + β v_t;  v = W x.
+    """Attention by position: o_t = α Σ_{s ≤ t} (e_t·e_s) / (E / 2) v_s + β v_t;  v = W x.
 
     e_t is the learned vector of t's position, which starts as sinusoids.
 

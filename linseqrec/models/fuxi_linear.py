@@ -9,18 +9,22 @@
 The channels are `layers/fuxi_channels.py`, their memory `ops/decayed_linear_attention.py`: time is
 linear in the row's length, and the state of a history has one size.
 
-From the paper and its released code [P]: every equation but those marked, norms without parameters
-(ε 1e-6), and the settings for KuaiRand-27K and KuaiRec, whose histories are long: periods from 2^10
-to 2^31 seconds, learned fading, and α and β in the temporal channel. The released settings for
-ML-20M have periods from 1 to 16^7 seconds, γ = .5, α = 1 and β = 0. The released scores are cosines
-over a temperature of .05 (`temperature=0.05`), and requests are the times of the next events.
-Ours [O]:
-  - Request times hidden, a query of the temporal channel is made of event t's own time. Known, it
-    is made of the request time, as released, and `layers/request_time.py` tells the model more.
-  - Without a temperature: a LayerNorm and dot products, as this library's other models score.
-  - A head has D / H keys and as many values. Times between events count up to ten years.
-  - Segments of packed rows, states. Fresh dense layers have deviation 1/√inputs, item and position
-    vectors 1/√D; released: .02 for both but the positions, which have the same.
+From the paper and its released code [P]: all equations but those named below, the norms without
+parameters inside the blocks, and the settings for KuaiRand-27K and KuaiRec, whose histories are
+long: periods from 2^10 to 2^31 seconds, a learned fading, and α and β in the temporal channel. The
+released settings for ML-20M are periods from 1 to 16^7 seconds, γ = .5, α = 1 and β = 0. In the
+released code scores are cosines over a temperature of .05 (`temperature=0.05`), and a request has
+the time of the next event. Ours [O]:
+
+  - If request times are hidden, a query of the temporal channel reads event t's own time. If they
+    are known, it reads the request time, as released, and `layers/request_time.py` tells the model
+    more of it.
+  - Without a temperature, scores are dot products behind a LayerNorm, as in this library's other
+    models.
+  - Keys and values of the retention have the width of a head, D / H. The time between two events
+    counts up to ten years.
+  - Segments keep the histories of a packed row apart, and each history has a state.
+  - Fresh kernels have the deviation 1/√inputs, item vectors 1/√D; the released ones .02.
 
 The parameters by name, with i the block from 0, C the channels (3), P periods, kernels [in, out]:
 

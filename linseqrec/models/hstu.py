@@ -9,14 +9,18 @@
 The block is `layers/hstu_attention.py`, its attention `ops/silu_attention.py`. Blocks have no
 feed-forward half: the gate u stands for it. Time is quadratic in the row's length, memory is not.
 
-From the paper and its released code [P]: every equation but those marked. The released scores are
-cosines over a temperature of .05 (`temperature=0.05`), and asked_t is the time of event t + 1.
+From the paper and its released code [P]: all equations but those named below. In the released code
+scores are cosines over a temperature of .05 (`temperature=0.05`), and asked_t is the time of event
+t + 1.
 Ours [O]:
-  - Request times hidden, asked_t is τ_t, the time of event t itself. Known, asked_t is the request
-    time, as released, and `layers/request_time.py` tells the model more of it.
-  - Without a temperature: a LayerNorm and dot products, as this library's other models score.
-  - Keys and values have the width of a head, D / H. Segments of packed rows. Fresh item and
-    position vectors are drawn from N(0, 1/D); the released item vectors from N(0, .02²).
+
+  - If request times are hidden, asked_t is the time of event t itself. If they are known, asked_t
+    is the request time, as released, and `layers/request_time.py` tells the model more of it.
+  - Without a temperature, scores are dot products behind a LayerNorm, as in this library's other
+    models.
+  - Keys and values have the width of a head, D / H. Segments keep the histories of a packed row
+    apart.
+  - Fresh item vectors are drawn from N(0, 1/D); the released ones from N(0, .02²).
 
 The parameters by name, with i the block from 0, kernels [in, out]:
 

@@ -47,7 +47,7 @@ def silu_attention(
     segment_ids: Int[Array, "B T"] | None = None,
     block_size: int = 64,
 ) -> Float[Array, "B T H V"]:
-    """Sums values with weights that are no distribution.
+    """Sums the values of the events so far, weighed by the SiLU of their scores.
 
         o_t = Σ_s SiLU(<q_t, k_s> + p[t - s] + w[bucket(asked_t - times_s)]) / divisor · v_s
 

@@ -10,8 +10,10 @@ table: README.md.
 from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.config_checks import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.linrec import LinRecConfig
 from linseqrec.models.lrurec import LRURecConfig
@@ -31,6 +33,8 @@ MODELS = {
     "lrurec": ("LRURec", LRURecConfig(dropout=0.1)),
     "gru4rec": ("GRU4Rec", GRU4RecConfig(dropout=0.1)),
     "linrec": ("LinRec", LinRecConfig(dropout=0.1)),
+    "hstu": ("HSTU", HSTUConfig(dropout=0.1)),
+    "fuxi_linear": ("FuXi-Linear", FuXiLinearConfig(num_layers=2, dropout=0.1)),
 }
 
 

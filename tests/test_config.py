@@ -5,7 +5,9 @@ import pytest
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_checks import ConfigError, choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.linrec import LinRecConfig
 from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
@@ -98,7 +100,16 @@ def test_sections_that_do_not_fit_each_other_are_refused(sections, message):
 
 
 @pytest.mark.parametrize(
-    "model", [SASRecConfig, RecGRELAConfig, GatedDeltaNetConfig, Mamba2Config, LinRecConfig]
+    "model",
+    [
+        SASRecConfig,
+        RecGRELAConfig,
+        GatedDeltaNetConfig,
+        Mamba2Config,
+        LinRecConfig,
+        HSTUConfig,
+        FuXiLinearConfig,
+    ],
 )
 @pytest.mark.parametrize(
     ("wrong", "message"),

@@ -80,14 +80,37 @@ class Identity(nnx.Module):
         return x
 
 
-def layer_norm(width: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A layer norm over the width; its statistics are float32 whatever the compute dtype."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+def layer_norm(
+    width: int, *, epsilon: float, affine: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    """A layer norm over the width; its statistics are float32 whatever the compute dtype.
+
+    Args:
+      width: D.
+      epsilon: Added to the variance.
+      affine: Whether it learns a scale and a bias.
+      dtype: Compute dtype.
+      rngs: Randomness.
+    """
+    return nnx.LayerNorm(
+        width,
+        epsilon=epsilon,
+        use_scale=affine,
+        use_bias=affine,
+        dtype=dtype,
+        use_fast_variance=False,
+        rngs=rngs,
+    )
 
 
-def rms_norm(width: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """A root-mean-square norm over the width; its statistics are float32."""
-    return nnx.RMSNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+def rms_norm(
+    width: int, *, epsilon: float, affine: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.RMSNorm:
+    """A root-mean-square norm over the width; its statistics are float32.
+
+    Args: `affine` is whether it learns a scale.
+    """
+    return nnx.RMSNorm(width, epsilon=epsilon, use_scale=affine, dtype=dtype, rngs=rngs)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:

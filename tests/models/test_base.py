@@ -10,8 +10,10 @@ from flax import nnx
 
 from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.linrec import LinRecConfig
 from linseqrec.models.lrurec import LRURecConfig
@@ -29,6 +31,7 @@ SINKREC = SinkRecConfig(
 )
 CARRYING = {
     "gated deltanet": GatedDeltaNetConfig(width=8, num_layers=1, key_width=4, value_width=4),
+    "fuxi linear": FuXiLinearConfig(width=8, heads=1, num_layers=1, periods=2, max_length=9),
     "recgrela": RecGRELAConfig(width=8, heads=1, num_layers=1),
     "recgrela lookup": RecGRELAConfig(
         width=8, heads=1, num_layers=1, positions="none", lookup=True, shortcut=False
@@ -47,6 +50,7 @@ CARRYING = {
 }
 WHOLE_ROWS = {
     "sasrec": SASRecConfig(width=8, num_layers=1, max_length=9),
+    "hstu": HSTUConfig(width=8, num_layers=1, max_length=9),
     "recgrela released": RecGRELAConfig(width=8, heads=1, num_layers=1, causal=False),
     "hytrec shuffled": dataclasses.replace(HYTREC, time="shuffled"),
 }

@@ -18,8 +18,10 @@ from linseqrec.config_fields import flatten
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.linrec import LinRecConfig
 from linseqrec.models.lrurec import LRURecConfig
@@ -66,6 +68,8 @@ MODELS = {
         "packed",
     ),
     "sasrec": (SASRecConfig(width=16, heads=2, num_layers=2), "packed"),
+    "hstu": (HSTUConfig(width=16, heads=2), "packed"),
+    "fuxi_linear": (FuXiLinearConfig(width=16, num_layers=2), "packed"),
     # One window and few codes: a tie between codes would be settled by the compiler's rounding.
     "sinkrec": (
         SinkRecConfig(

@@ -8,8 +8,10 @@ import pytest
 from flax import nnx
 
 from linseqrec.events import Events
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.linrec import LinRecConfig
 from linseqrec.models.lrurec import LRURecConfig
@@ -48,6 +50,10 @@ MODELS = {
     ),
     "hytrec asked by the short branch": dataclasses.replace(DELAYED, question="short"),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
+    "hstu": HSTUConfig(width=16, heads=2),
+    "hstu without times": HSTUConfig(width=16, heads=2, time_bias=False, temperature=0.5),
+    "fuxi linear": FuXiLinearConfig(width=16, num_layers=2, chunk_size=8),
+    "fuxi linear without times": FuXiLinearConfig(width=16, num_layers=2, temporal=False),
     "sinkrec": SinkRecConfig(
         width=16, heads=2, dilations=(1, 3), levels=2, codes=8, attention_window=6, chunk_size=8
     ),
@@ -73,6 +79,8 @@ TOLD = [
         "lrurec",
         "gru4rec",
         "linrec",
+        "hstu",
+        "fuxi linear",
     )
 ]
 
@@ -154,7 +162,7 @@ def test_future_times_are_not_read(encode, request):
     np.testing.assert_array_equal(first[0, :9], second[0, :9])
     difference = np.abs(first[0, 9:] - second[0, 9:]).max(axis=1)
     name = request.node.callspec.params["encode"]
-    if name.startswith(("hytrec", "sinkrec")) or name in TOLD:
+    if name.startswith(("hytrec", "sinkrec")) or name in (*TOLD, "hstu", "fuxi linear"):
         assert difference.max() > 1e-4
     else:
         assert difference.max() == 0

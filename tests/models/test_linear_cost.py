@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from linseqrec.events import Events
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -23,6 +24,9 @@ DELAYED = HyTRecConfig(
 )
 LINEAR = {
     "gated deltanet": GatedDeltaNetConfig(width=8, heads=2, num_layers=2),
+    "fuxi linear": FuXiLinearConfig(
+        width=8, heads=2, num_layers=2, periods=2, position_width=8, max_length=4_096
+    ),
     "recgrela": RecGRELAConfig(width=8, heads=2, num_layers=1),
     "recgrela released": RecGRELAConfig(width=8, heads=2, num_layers=1, causal=False),
     "hytrec": DELAYED,

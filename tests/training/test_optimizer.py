@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.linrec import LinRecConfig
 from linseqrec.models.lrurec import LRURecConfig
@@ -44,6 +46,8 @@ MODELS = {
     "recgrela": RecGRELAConfig(width=8, num_layers=1, selector="convex", value_projection=True),
     "recgrela_lookup": RecGRELAConfig(width=8, num_layers=1, positions="none", lookup=True),
     "sasrec": SASRecConfig(width=8, num_layers=1),
+    "hstu": HSTUConfig(width=8, num_layers=1),
+    "fuxi_linear": FuXiLinearConfig(width=8, num_layers=1, periods=2),
     "hytrec": HyTRecConfig(width=8, num_layers=2, ratio="1:1", gate="retention", question="short"),
     "sinkrec": SinkRecConfig(width=8, codes=4),
     "mamba2": Mamba2Config(width=8, num_layers=1),

@@ -4,17 +4,18 @@
     per block:  H = LN(H + Drop(Attention(H)));  H = LN(H + Drop(FFN(H)))
     scores = H E^T
 
-Marked [P]: the paper and its released code. Marked [O]: ours.
+Marked [P]: the paper's abstract and its released code. Marked [O]: ours. We could not read the
+paper's equations.
 
-- [P] ELU features of queries and keys, a query's of length 1 / √K, a key's feature of length
-  1 / √N over the N events; no softmax and no denominator. Around it SASRec as RecBole has it:
-  learned positions, post norms (ε = 1e-12), GELU, all kernels and tables from N(0, .02²).
+- [P] ELU features of queries and keys, both normalised by their L2 length; no softmax and no
+  denominator. Around it SASRec as RecBole has it: learned positions, post norms (ε = 1e-12), GELU,
+  all kernels and tables from N(0, .02²).
+- [O] A query has length 1 / √K, and each feature of the keys the length 1 / √N over the N events.
+  The released code divides a key by the length of its own features and leaves out 1 / √N, so that
+  its sums grow with the history.
 - [O] Causal: the released code sums over all slots of a window, later ones and padding included,
   and trains on one target a row. Here event t reads the events up to t, and N and the lengths of
-  the keys' features are those of these events (`LinRecAttention`). At the last event of a history
-  this is the paper's equation.
-- [O] The paper's lengths of key features, over events, and not the released code's, which are over
-  a key's own features and leave out 1 / √N: its sums grow with the history.
+  the keys' features are those of these events (`LinRecAttention`).
 
 The parameters by name, with i the block from 0, kernels [in, out], each with a bias beside it:
 
@@ -120,8 +121,8 @@ class LinRecAttention(nnx.Module):
         o_t = mean_{n≤t} Σ_j (q_tj / (√K |q_t|)) (k_nj / r_tj) v_n              per head
         y = W_o o + b_o
 
-    The paper divides feature j of a key by √N times its length over the N events: together, by N
-    times its root mean square.
+    Feature j of a key is divided by √N times its length over the N events: together, by N times its
+    root mean square.
     """
 
     def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):

@@ -16,8 +16,8 @@ def elu(x):
     return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
 
-def paper(query, key, value):
-    """The paper's attention of a whole window, one head: rows of queries, columns of keys."""
+def whole_window(query, key, value):
+    """The attention of a whole window, one head: lengths of queries' rows and keys' columns."""
     events, width = query.shape
     query, key = elu(query), elu(key)
     query = query / np.sqrt(width) / np.linalg.norm(query, axis=1, keepdims=True)
@@ -32,7 +32,7 @@ def attention(x, p, name, config):
     for head in np.split(np.arange(config.width), config.heads):
         for t in range(len(x)):
             window = (part[: t + 1, head] for part in (query, key, value))
-            output[t, head] = paper(*window)[-1]
+            output[t, head] = whole_window(*window)[-1]
     return dense(p, f"{name}/output", output)
 
 

@@ -343,7 +343,8 @@ def _launch_softmax_attention(
     reading = attention.Reading(behind=0, scale=width**-0.5)
     inputs: tuple[Any, ...] = (rows, rows, rows, bounds, bounds)
     attention.forward(launch, *inputs, reading=reading, save=True)
-    attention.backward(launch, *inputs, slots, rows, slots, reading=reading)
+    saved: tuple[Any, ...] = (*inputs, slots, rows, slots)
+    attention.backward(launch, *saved, reading=reading)
     # The output, its gradient and their products.
     return [rows] * 3, rows, (rows, rows, slots)
 

@@ -118,7 +118,10 @@ def test_sections_that_do_not_fit_each_other_are_refused(sections, message):
         ({"dropout": 1.0}, "^dropout is 1.0: it must be at least 0 and below 1"),
         ({"dropout": -0.1}, "^dropout is -0.1"),
         ({"dropout": float("nan")}, "^dropout is nan"),
-        ({"dtype": "float16"}, "^dtype is 'float16': it must be one of 'float32', 'bfloat16'"),
+        (
+            {"dtype": "float16"},
+            "^dtype is 'float16': it must be one of 'auto', 'float32', 'bfloat16'",
+        ),
     ],
 )
 @pytest.mark.usefixtures("without_type_checks")

@@ -176,7 +176,7 @@ def errors(size: tuple[int, int, int, int]) -> Iterator[Row]:
         apart = {name: rotated(name) for name in of_rule}
         name = f"{case}, linear attention, features of the denominator apart"
         yield from _errors(name, rotated("recurrent"), apart, inputs[:3])
-        blocks = {"blockwise": softmax("blockwise")}
+        blocks = {name: softmax(name) for name in ("blockwise", *(("triton",) if on_gpu else ()))}
         yield from _errors(f"{case}, softmax attention", softmax("dense"), blocks, inputs[:3])
 
 

@@ -25,7 +25,12 @@ from jaxtyping import Array
 from linseqrec.benchmarks.measuring import Row, compare, growth_exponent, temporary_bytes
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
-from linseqrec.ops import gated_delta_rule_triton, linear_attention_triton, triton_launch
+from linseqrec.ops import (
+    gated_delta_rule_triton,
+    linear_attention_triton,
+    softmax_attention_triton,
+    triton_launch,
+)
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from linseqrec.ops.linear_attention import linear_attention
 from linseqrec.ops.softmax_attention import softmax_attention
@@ -77,8 +82,11 @@ def dot_product(q: Array, k: Array, v: Array, *_: Array) -> Array:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
 
 
-def _blockwise(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> Array:
-    return softmax_attention(q, k, v, implementation="blockwise")
+def _attention(implementation: Any) -> Operation:
+    def run(q: Array, k: Array, v: Array, log_decay: Array, beta: Array) -> Array:
+        return softmax_attention(q, k, v, implementation=implementation)
+
+    return run
 
 
 def operations(time: int, width: int) -> dict[str, Operation]:
@@ -91,11 +99,12 @@ def operations(time: int, width: int) -> dict[str, Operation]:
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and triton_launch.unfit({"K and V": width}, jnp.bfloat16) is None:
         operations["triton"] = _rule("triton", 64)
+        operations["triton attention"] = _attention("triton")
     if time <= _SHORT:
         operations["recurrent"] = _rule("recurrent", 64)
     if time <= _SHORT or on_gpu:
         operations["jax.nn.dot_product_attention"] = dot_product
-    operations["blockwise attention"] = _blockwise
+    operations["blockwise attention"] = _attention("blockwise")
     return operations
 
 
@@ -321,10 +330,30 @@ def _launch_linear_attention(
     return [*features, slots], rows, (rows, rows, slots, rows, slots)
 
 
+def _launch_softmax_attention(
+    launch: triton_launch.Launch, size: tuple[int, int, int, int], dtype: str, segments: bool
+) -> _Arrays:
+    """Launches the kernels forward and backward; segments and windows are in the bounds."""
+    del segments
+    batch, time, heads, width = size
+    array = jax.ShapeDtypeStruct
+    rows, slots = array((batch, time, heads, width), dtype), array((batch, time, heads), "float32")
+    bounds = array((batch, time), "int32")
+    attention = softmax_attention_triton
+    reading = attention.Reading(behind=0, scale=width**-0.5)
+    inputs: tuple[Any, ...] = (rows, rows, rows, bounds, bounds)
+    attention.forward(launch, *inputs, reading=reading, save=True)
+    saved: tuple[Any, ...] = (*inputs, slots, rows, slots)
+    attention.backward(launch, *saved, reading=reading)
+    # The output, its gradient and their products.
+    return [rows] * 3, rows, (rows, rows, slots)
+
+
 # By the name of an operation, what launches its kernels forward and backward.
 KERNELS = {
     "gated delta rule": _launch_gated_delta_rule,
     "linear attention": _launch_linear_attention,
+    "softmax attention": _launch_softmax_attention,
 }
 
 

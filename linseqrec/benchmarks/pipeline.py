@@ -1,19 +1,33 @@
-"""Speed of the training pipeline on one thread, in tokens per second.
+"""Speed of the training pipeline on one thread, and the time that the training loop itself takes.
 
 A token is a slot with an event. Padding does not count.
 """
 
+import contextlib
 import dataclasses
+import io
 import itertools
+import pathlib
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from linseqrec.benchmarks import measuring
+from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.pipeline import Plan, TrainingBatches, training_batches
 from linseqrec.data.rows import cut_windows, pack
+from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import Split, leave_one_out
+from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.training.loop import train
+from linseqrec.training.run import Run
+from linseqrec.training.step import TrainState
 
 _PLANS: tuple[tuple[Plan, int, int], ...] = (
     ("windows", 200, 128),
@@ -22,10 +36,11 @@ _PLANS: tuple[tuple[Plan, int, int], ...] = (
     ("prefixes", 200, 512),
 )
 _MAX_STEPS = 200  # steps to read of an epoch; shorter epochs are read to their end
+_LOOP_STEPS = 600  # steps of the training loop
 
 
 def rows(repeats: int, num_users: int = 6_000) -> Iterator[measuring.Row]:
-    """The rows of reading batches with Grain, and of planning epochs.
+    """The rows of reading batches with Grain, of planning epochs, and of the training loop.
 
     The log is random, with the size and the history lengths of MovieLens-1M.
     """
@@ -49,6 +64,7 @@ def rows(repeats: int, num_users: int = 6_000) -> Iterator[measuring.Row]:
         speed = own_counts["tokens"] / row.seconds if row.seconds else 0.0
         yield dataclasses.replace(row, extra={**own_counts, "tokens_per_second": speed})
     yield from measuring.compare("planning", _planning(dataset, split), repeats=repeats)
+    yield from loop(min(num_users, 300))
 
 
 def _log(num_users: int) -> Dataset:
@@ -82,3 +98,83 @@ def _planning(dataset: Dataset, split: Split) -> dict[str, Callable[[], object]]
         "row shapes, once a run": lambda: pack(lengths, 2_048),
         "shuffle, once an epoch": lambda: packed.shuffled(0, next(epoch)),
     }
+
+
+def loop(num_users: int, num_steps: int = _LOOP_STEPS) -> Iterator[measuring.Row]:
+    """Times the training loop around a step without arithmetic: what Python adds to each step.
+
+    The step takes and returns the arrays of Gated DeltaNet's (width 64, batches of 16 rows of 200)
+    and computes nothing. A device that takes longer for a step than the loop does never waits for
+    Python.
+
+    Args:
+      num_users: Users of the log.
+      num_steps: Steps to take.
+
+    Yields:
+      The main thread's time of a step, of the step's call in it, and of the batch that the reading
+      thread makes meanwhile. Times are medians: steps that log or save are a few of them.
+    """
+    dataset = _log(num_users)
+    source = Source(dataset, leave_one_out(dataset), None)
+    experiment = Experiment(
+        name="loop", model=GatedDeltaNetConfig(), data=DataConfig(batch_size=16)
+    )
+    epochs = num_steps / Run.of(experiment, source).batches.steps_per_epoch
+    training = TrainingConfig(num_epochs=epochs, evaluate_every=epochs)
+    run = Run.of(dataclasses.replace(experiment, training=training), source)
+    # In the place of the compiled step, which the run makes when it is first asked for.
+    vars(run.step)["update"] = _idle_step(run)
+    place, in_loop = run.step.place, []
+
+    def timed_place(batch: Any) -> Any:
+        in_loop.append(_Moment.now())
+        return place(batch)
+
+    vars(run.step)["place"] = timed_place
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        train(run, pathlib.Path(folder))
+    updates, batches = run.step.updates(run.step.initial_state()), iter(run.batches)
+    batch = next(batches)
+    case = "the training loop, one step, 16 rows of 200"
+    for name, moments in (
+        ("loop", in_loop),
+        ("of it: the step's call", _moments(lambda: updates.apply(batch), num_steps)),
+        ("beside it: making a batch", _moments(lambda: next(batches), num_steps)),
+    ):
+        # The first step compiles.
+        seconds, processor = np.diff(np.array(moments[1:]), axis=0).T
+        low, middle, high = map(float, np.quantile(seconds, (0.25, 0.5, 0.75)))
+        cpu = float(np.median(processor))
+        yield measuring.Row(case, name, middle, quartiles=(low, high), processor_seconds=cpu)
+
+
+def _idle_step(run: Run) -> Any:
+    """A step that counts itself and leaves all else as it is."""
+    metrics = jax.eval_shape(run.step.update, run.step.initial_state(), run.batches[0])[1]
+
+    def step(state: TrainState, batch: Any) -> Any:
+        zeros = {name: jnp.sum(batch.weights) * 0 for name in metrics}
+        return dataclasses.replace(state, step=state.step + 1), zeros
+
+    return jax.jit(step, donate_argnums=0)
+
+
+class _Moment(NamedTuple):
+    """A reading of the clock, and of the time that this thread has had a processor for."""
+
+    seconds: float
+    processor_seconds: float
+
+    @classmethod
+    def now(cls) -> Self:
+        return cls(time.perf_counter(), time.thread_time())
+
+
+def _moments(function: Callable[[], Any], calls: int) -> list[_Moment]:
+    """The moments before a number of calls in a row, and after them."""
+    moments = [_Moment.now()]
+    for _ in range(calls):
+        function()
+        moments.append(_Moment.now())
+    return moments

@@ -1,15 +1,19 @@
 """What a model is: its two base classes, what is asked of them, and what a model returns."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from linseqrec.events import Events
 from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.layers.traces import MixerTrace, recording
+
+# "auto" is bfloat16 on an accelerator and float32 on a CPU (`ModelConfig.compute_dtype`).
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 @jax.tree_util.register_dataclass
@@ -148,7 +152,8 @@ class ModelConfig:
     class attribute or a property of the same name.
 
     Attributes:
-      dtype: Compute dtype.
+      dtype: What the model computes in; its parameters are float32. "auto" leaves the choice to
+        `compute_dtype`. Without a field, a model of one's own is taken to compute in float32.
       causal: Whether a position sees only its past, so that all positions of a row can be trained
         on at once. A model that is not causal needs the plan "prefixes".
       longest_row: The most slots of a row that the model reads; None for any number.
@@ -159,9 +164,22 @@ class ModelConfig:
         between devices what it needs.
     """
 
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     causal: bool = True
     reads_request_times: bool = False
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """What the model computes in where this process runs it.
+
+        "auto" is bfloat16 on an accelerator and float32 on a CPU. So evaluation and serving follow
+        their own device: a model that was trained on a GPU computes in float32 on a CPU, with the
+        same float32 parameters. "float32" and "bfloat16" hold on every device. A run records what
+        it computed in as "compute_dtype" in `environments.jsonl` and `results.json`.
+        """
+        if self.dtype != "auto":
+            return jnp.dtype(self.dtype)
+        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
     @property
     def longest_row(self) -> int | None:

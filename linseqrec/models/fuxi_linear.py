@@ -43,7 +43,7 @@ The parameters by name, with i the block from 0, C the channels (3), P periods, 
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ from linseqrec.layers.standard import (
 )
 from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, waits_in_days
 from linseqrec.layers.unit_norm import UnitNorm, unit_length
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 _EPSILON = 1e-6
 # The retention's memory and those of the block's channels, by their names.
@@ -103,7 +103,7 @@ class FuXiLinearConfig(ModelConfig):
       max_length: The longest row it can serve, since positions are learned.
       temperature: Scores are cosines over it; None for dot products. Released: 0.05.
       chunk_size: The most events that a memory takes at once; changes speed, not results.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
     width: int = 64
@@ -120,7 +120,7 @@ class FuXiLinearConfig(ModelConfig):
     max_length: int = 200
     temperature: float | None = None
     chunk_size: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -246,7 +246,7 @@ class FuXiLinear(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.positions = PositionEmbedding(config.max_length, width, dtype=dtype, rngs=rngs)
         self.phases = (

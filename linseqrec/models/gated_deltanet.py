@@ -22,9 +22,7 @@ The parameters by name, with i the block from 0, kernels [in, out]:
 """
 
 import dataclasses
-from typing import Literal
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
@@ -34,7 +32,7 @@ from linseqrec.layers.block import Block
 from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, rms_norm, split_key
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ class GatedDeltaNetConfig(ModelConfig):
       feed_forward: Width of the feed-forward half's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixer's output and the feed-forward half.
       chunk_size: The most events that the memory takes at once; changes speed, not results.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
     width: int = 64
@@ -65,7 +63,7 @@ class GatedDeltaNetConfig(ModelConfig):
     feed_forward: int = 4
     dropout: float = 0.1
     chunk_size: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -97,7 +95,7 @@ class GatedDeltaNet(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
 
         def norm() -> nnx.RMSNorm:
             return rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)

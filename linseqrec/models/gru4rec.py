@@ -24,7 +24,6 @@ gate, then of the update gate, then of the candidate, as in PyTorch's cells:
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ from linseqrec.events import Events
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import Dense, ItemEmbedding, dropout, split_key
 from linseqrec.layers.states import empty
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.segments import keep, segment_runs
 
 
@@ -50,13 +49,14 @@ class GRU4RecConfig(ModelConfig):
       num_layers: GRUs, one behind the other.
       dropout: Rate on the embeddings and on each layer's output. The authors search the two rates
         for each log, from 0 to .5.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32, and so are states.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
+        States are float32.
     """
 
     width: int = 64
     num_layers: int = 1
     dropout: float = 0.2
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -141,7 +141,7 @@ class GRU4Rec(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         table = self.embedding.table
         table[...] = _glorot(table.shape, num_items, width, rngs=rngs)

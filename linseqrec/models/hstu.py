@@ -34,7 +34,6 @@ The parameters by name, with i the block from 0, kernels [in, out]:
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -47,7 +46,7 @@ from linseqrec.layers.positions import PositionEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import ItemEmbedding, dropout, layer_norm, split_key
 from linseqrec.layers.unit_norm import UnitNorm, unit_length
-from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ class HSTUConfig(ModelConfig):
         which attention is divided.
       time_bias: Whether the time between events biases the attention.
       temperature: Scores are cosines over it; None for dot products. Released: 0.05.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
     width: int = 64
@@ -73,7 +72,7 @@ class HSTUConfig(ModelConfig):
     max_length: int = 200
     time_bias: bool = True
     temperature: float | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -109,7 +108,7 @@ class HSTU(SequenceModel):
         self, config: HSTUConfig, num_items: int, *, request_time: bool = False, rngs: nnx.Rngs
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.positions = PositionEmbedding(config.max_length, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(

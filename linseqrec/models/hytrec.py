@@ -97,7 +97,7 @@ from linseqrec.layers.time_gaps import (
     no_timestamp,
     waits_in_days,
 )
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.recent import Recent, delayed
 
 # A block's: `TADNState` of TADN, `Recent` of softmax attention.
@@ -137,7 +137,7 @@ class HyTRecConfig(ModelConfig):
       feed_forward: Width of SwiGLU's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixers' outputs and in the feed-forward halves.
       chunk_size: The most events that the memory takes at once; changes speed, not results.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
     width: int = 64
@@ -156,7 +156,7 @@ class HyTRecConfig(ModelConfig):
     feed_forward: int = 3
     dropout: float = 0.1
     chunk_size: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -284,7 +284,7 @@ class HyTRec(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
         both = config.branches == "both"
 
         def norm() -> nnx.RMSNorm:
@@ -420,7 +420,7 @@ class Reading(nnx.Module):
     """The layer in which the short branch asks a memory of the long branch's states up to t - K."""
 
     def __init__(self, config: HyTRecConfig, *, rngs: nnx.Rngs):
-        self.rate, dtype = config.dropout, jnp.dtype(config.dtype)
+        self.rate, dtype = config.dropout, config.compute_dtype
         self.memory_norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.question_norm = rms_norm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.mixer = _mixer(config, None, config.short_events, rngs=rngs)
@@ -463,7 +463,7 @@ class NoReading(Stateless):
 
 def _block(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rngs) -> Block:
     """A block of TADN (`window=None`) or softmax attention, then SwiGLU."""
-    width, rate, dtype = config.width, config.dropout, jnp.dtype(config.dtype)
+    width, rate, dtype = config.width, config.dropout, config.compute_dtype
     return Block(
         lambda: _mixer(config, window, delay, rngs=rngs),
         lambda: SwiGLU(width, config.feed_forward * width, rate, dtype=dtype, rngs=rngs),
@@ -473,7 +473,7 @@ def _block(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rn
 
 
 def _mixer(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rngs) -> Any:
-    dtype = jnp.dtype(config.dtype)
+    dtype = config.compute_dtype
     if window is not None:
         attention = TimedRotaryAttention if config.timed else RotaryAttention
         return attention(

@@ -30,7 +30,6 @@ The parameters by name, with i the block from 0, kernels [in, out], each with a 
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ from linseqrec.layers.standard import (
 )
 from linseqrec.layers.states import carried, empty
 from linseqrec.layers.traces import MixerTrace, record
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.running_mean import running_mean
 
@@ -70,7 +69,7 @@ class LinRecConfig(ModelConfig):
       feed_forward: Width of the feed-forward half's hidden layer, in widths.
       dropout: Rate on the embeddings and on the output of each half.
       max_length: The longest row it can serve: positions are learned.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
     width: int = 64
@@ -79,7 +78,7 @@ class LinRecConfig(ModelConfig):
     feed_forward: int = 2
     dropout: float = 0.2
     max_length: int = 200
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -192,7 +191,7 @@ class LinRec(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
 
         def norm() -> nnx.LayerNorm:
             return layer_norm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)

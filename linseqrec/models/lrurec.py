@@ -29,7 +29,6 @@ in_proj and out_proj are complex; here their parts stand side by side in real ar
 
 import dataclasses
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ from linseqrec.layers.standard import (
     split_key,
 )
 from linseqrec.layers.states import carried, empty
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.diagonal_recurrence import diagonal_recurrence
 
 # Fresh multipliers lie in the ring between these radii.
@@ -65,14 +64,14 @@ class LRURecConfig(ModelConfig):
       width: D.
       num_layers: Blocks.
       dropout: Rate on the embeddings, the unit's output and the feed-forward half.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32, and so is the
-        recurrence.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`). The
+        recurrence is float32.
     """
 
     width: int = 64
     num_layers: int = 2
     dropout: float = 0.2
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -157,7 +156,7 @@ class LRURec(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, rate, dtype = config.width, config.dropout, jnp.dtype(config.dtype)
+        width, rate, dtype = config.width, config.dropout, config.compute_dtype
 
         def norm() -> nnx.LayerNorm:
             return layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)

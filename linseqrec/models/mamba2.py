@@ -29,7 +29,6 @@ kernels [in, out]. The released in_proj holds z, x, B, C and dt one after the ot
 
 import dataclasses
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ from linseqrec.layers.standard import (
 )
 from linseqrec.layers.states import carried, empty
 from linseqrec.layers.traces import MixerTrace, record
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 
 # Fresh steps Δ are drawn between these, uniformly in their logarithm; fresh rates between those.
@@ -76,7 +75,7 @@ class Mamba2Config(ModelConfig):
       feed_forward: Width of the feed-forward half's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixer's output and the feed-forward half.
       chunk_size: The most events that the memory takes at once; changes speed, not results.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
     width: int = 64
@@ -88,7 +87,7 @@ class Mamba2Config(ModelConfig):
     feed_forward: int = 4
     dropout: float = 0.1
     chunk_size: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -220,7 +219,7 @@ class Mamba2(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
 
         def norm() -> nnx.RMSNorm:
             return rms_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)

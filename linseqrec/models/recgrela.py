@@ -46,7 +46,7 @@ from linseqrec.layers.rela import RELA, LookupRELA, RELAState, Selector
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, layer_norm, split_key
 from linseqrec.layers.states import empty
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RecGRELAConfig(ModelConfig):
         head of the full width finds single events best.
       epsilon: Of the attention's denominator, and, `norm_epsilon`, of the layer norms.
       norm_epsilon: See `epsilon`.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
     width: int = 64
@@ -97,7 +97,7 @@ class RecGRELAConfig(ModelConfig):
     lookup: bool = False
     epsilon: float = 1e-6
     norm_epsilon: float = 1e-12
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -169,7 +169,7 @@ class RecGRELA(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
         fresh: dict[str, Any] = dict(deviation=config.deviation, dtype=dtype, rngs=rngs)
 
         def norm() -> nnx.LayerNorm:

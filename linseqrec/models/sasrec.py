@@ -9,10 +9,8 @@ or `gbce` in the experiment gives the original and gSASRec (arXiv 2308.07192).
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
@@ -23,7 +21,7 @@ from linseqrec.layers.positions import PositionEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.self_attention import SelfAttention
 from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, layer_norm, split_key
-from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +34,7 @@ class SASRecConfig(ModelConfig):
       num_layers: Blocks.
       dropout: Rate on the embeddings, the attention's output and the feed-forward half.
       max_length: The longest row it can serve: positions are learned.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
     width: int = 64
@@ -44,7 +42,7 @@ class SASRecConfig(ModelConfig):
     num_layers: int = 2
     dropout: float = 0.2
     max_length: int = 200
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -76,7 +74,7 @@ class SASRec(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, rate, dtype = config.width, config.dropout, jnp.dtype(config.dtype)
+        width, rate, dtype = config.width, config.dropout, config.compute_dtype
 
         def norm() -> nnx.LayerNorm:
             return layer_norm(width, epsilon=1e-8, dtype=dtype, rngs=rngs)

@@ -78,7 +78,7 @@ from linseqrec.layers.standard import (
 from linseqrec.layers.states import PartState
 from linseqrec.layers.tdgd import TDGD, WriteGate
 from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, waits_in_days
-from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,8 @@ class SinkRecConfig(ModelConfig):
       reconstruction_weight: Of L_rec in the loss; 0 builds no decoder.
       dropout: Rate on the embeddings and every branch of the block but the reinjection.
       chunk_size: The most events that the recurrence takes at once; changes speed, not results.
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters and quantisation are float32.
+      dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
+        Quantisation is float32.
     """
 
     width: int = 64
@@ -147,7 +148,7 @@ class SinkRecConfig(ModelConfig):
     reconstruction_weight: float = 0.1
     dropout: float = 0.1
     chunk_size: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "auto"
 
     reads_request_times = True
 
@@ -227,7 +228,7 @@ class SinkRec(SequenceModel):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        width, dtype = config.width, jnp.dtype(config.dtype)
+        width, dtype = config.width, config.compute_dtype
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.memory = (
             ConditionalMemory(
@@ -320,7 +321,7 @@ class SinkRecBlock(Block):
     mixer_norm: nnx.RMSNorm
 
     def __init__(self, config: SinkRecConfig, *, rngs: nnx.Rngs):
-        width, dtype, memory = config.width, jnp.dtype(config.dtype), config.memory
+        width, dtype, memory = config.width, config.compute_dtype, config.memory
 
         def norm() -> nnx.RMSNorm:
             return rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)

@@ -5,6 +5,7 @@ E a memory slot's width, C block, N blocks.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from linseqrec.ops import softmax_attention_triton, triton_launch
 from linseqrec.ops.segments import keep, segment_runs
 
-Implementation = Literal["blockwise", "banded", "dense"]
+Implementation = Literal["blockwise", "banded", "dense", "triton"]
 
 
 class MemorySlots(NamedTuple):
@@ -85,13 +87,17 @@ def softmax_attention(
         all.
       behind: How many slots the last one that t sees stands before t; causal only.
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
-      implementation: None picks: "banded" where a window is shorter than T, else "blockwise".
+      implementation: None picks: "banded" where a window is shorter than T, else "blockwise"; with
+        LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can run. XLA cannot split a
+        kernel, so over several devices None stays with XLA unless within `jax.shard_map`.
         "blockwise" takes a block of queries at a time, "banded" (window only) shows each block no
         more keys than its windows reach; both recompute the scores for the gradient, so that
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
-        [T, T] scores at once.
+        [T, T] scores at once. "triton" runs kernels of its own on an NVIDIA GPU (Hopper or
+        data-centre Blackwell, extra `cuda`): causal, without memory slots and fading, K and V up to
+        128, bfloat16 or float32. It reads no key outside a query's window or segment.
       scale: None: 1 / sqrt(K).
-      block_size: The most queries in a block.
+      block_size: The most queries in a block. "triton" has 64.
 
     Returns:
       [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.
@@ -99,7 +105,9 @@ def softmax_attention(
     Raises:
       ValueError: shapes that do not match, a window that is not causal or not positive, slots
         behind that are not causal or negative, an unknown implementation, "banded" without a
-        window, or "dense" with memory slots.
+        window, "dense" with memory slots, or "triton" for arguments or on a machine that it does
+        not fit.
+      NotImplementedError: "triton" in a program for another platform than CUDA, when JAX lowers it.
     """
     _check_shapes(query, key, value, fading, segment_ids)
     _check_memory(query, value, memory)
@@ -113,8 +121,7 @@ def softmax_attention(
     reach = None if window is None else window + behind
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
-    if implementation is None:
-        implementation = "banded" if reach is not None and reach < time else "blockwise"
+    by_xla: Implementation = "banded" if reach is not None and reach < time else "blockwise"
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
     # Padding makes up a run of its own, 0; what it reads is set to 0 at the end.
@@ -127,28 +134,73 @@ def softmax_attention(
         query = keep(real, query)
         if memory is not None:
             memory = memory._replace(slots=keep(real, memory.slots))
-    if implementation == "blockwise":
-        output = _blockwise(
-            query, key, value, memory, fading, runs, causal, reach, behind, scale, block_size
-        )
-    elif implementation == "banded":
-        if reach is None:
-            raise ValueError("implementation 'banded' needs a window")
-        reach = min(reach, key.shape[1])
-        output = _banded(query, key, value, memory, fading, runs, reach, behind, scale, block_size)
-    elif implementation == "dense":
-        if memory is not None:
-            raise ValueError("implementation 'dense' takes no memory slots")
-        output = _dense(query, key, value, fading, runs, causal, reach, behind, scale)
-    else:
+
+    def by_form(
+        form: Implementation | None, query: Array, key: Array, value: Array, runs: Array
+    ) -> Array:
+        if form == "blockwise":
+            return _blockwise(
+                query, key, value, memory, fading, runs, causal, reach, behind, scale, block_size
+            )
+        if form == "banded":
+            if reach is None:
+                raise ValueError("implementation 'banded' needs a window")
+            most = min(reach, key.shape[1])
+            return _banded(query, key, value, memory, fading, runs, most, behind, scale, block_size)
+        if form == "dense":
+            if memory is not None:
+                raise ValueError("implementation 'dense' takes no memory slots")
+            return _dense(query, key, value, fading, runs, causal, reach, behind, scale)
         raise ValueError(
-            f"implementation {implementation!r}: choose None, 'blockwise', 'banded' or 'dense'"
+            f"implementation {form!r}: choose None, 'blockwise', 'banded', 'dense' or 'triton'"
         )
+
+    def by_triton(query: Array, key: Array, value: Array, runs: Array) -> Array:
+        del runs
+        return softmax_attention_triton.softmax_attention(
+            query, key, value, segment_ids, reach=reach, behind=behind, scale=scale
+        )
+
+    arrays = query, key, value, runs
+    if implementation not in (None, "triton"):
+        output = by_form(implementation, *arrays)
+    else:
+        unfit = _unfit_for_triton(query, key, value, memory, fading, causal)
+        wanted = triton_launch.by_default() and triton_launch.on_one_device(query)
+        if implementation == "triton":
+            if unfit:
+                raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
+            output = by_triton(*arrays)
+        elif unfit or not wanted:
+            output = by_form(by_xla, *arrays)
+        else:
+            output = jax.lax.platform_dependent(
+                *arrays, cuda=by_triton, default=partial(by_form, by_xla)
+            )
     if behind and memory is None:
         # A softmax over nothing is one over all slots alike.
         sees = jnp.pad(runs, ((0, 0), (behind, 0)), constant_values=-1)[:, past : past + time]
         output = keep(sees == runs[:, past:], output)
     return output if segment_ids is None else keep(real, output)
+
+
+def _unfit_for_triton(
+    query: Array,
+    key: Array,
+    value: Array,
+    memory: MemorySlots | None,
+    fading: Fading | None,
+    causal: bool,
+) -> str | None:
+    """Why the Triton kernels cannot compute this; None if they can."""
+    if not causal:
+        return "it must be causal"
+    if memory is not None:
+        return "it takes no memory slots"
+    if fading is not None:
+        return "it takes no fading"
+    widths = {"K": query.shape[-1], "V": value.shape[-1]}
+    return triton_launch.unfit(widths, jnp.result_type(query, key, value))
 
 
 def _check_shapes(

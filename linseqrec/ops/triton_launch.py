@@ -179,7 +179,7 @@ def _kernel_call_shapes(*_: Any, outputs: Sequence[Shape], **__: Any) -> list[An
 def _refuse(context: Any, *_: Any, **__: Any) -> Any:
     platforms = ", ".join(context.module_context.platforms)
     raise NotImplementedError(
-        f"implementation 'triton' runs on CUDA only, not on {platforms}: choose None or 'chunked'"
+        f"implementation 'triton' runs on CUDA only, not on {platforms}: choose another, or None"
     )
 
 

@@ -61,7 +61,7 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
         "step": int(state.step),
         "epoch": int(state.step) / run.batches.steps_per_epoch,
         "selected_by": selected_by(experiment.evaluation.filter_seen),
-        "environment": workdir.environment(),
+        "environment": workdir.environment(experiment),
         "split": division.description,
     }
     for split in typing.get_args(SplitName):

@@ -80,7 +80,7 @@ def train(
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, progress = restored
             iterator.set_state(progress.iterator)
-        step = int(state.step)
+        step, updates = int(state.step), run.step.updates(state)
 
         # ---------------------------------------------------------------- what watches the loop
         length = {"num_steps": run.num_steps, "steps_per_epoch": run.batches.steps_per_epoch}
@@ -96,15 +96,17 @@ def train(
                 # ------------------------------------------------------------ validate
                 if schedule.validates(step, progress):
                     with meter.paused():
-                        state = run.step.up_to_date(state)
+                        updates.catch_up()
                         with preemption.interruptible():
                             result = run.evaluate(
-                                state.params, "validation", between=schedule.between_batches
+                                updates.state.params,
+                                "validation",
+                                between=schedule.between_batches,
                             )
                         score = result.metrics[SELECTION_METRIC]
                         progress = meter.added_to(progress).after_validation(step, score)
                         log.validation(step, result, progress)
-                        checkpoints.save(state, progress, score)
+                        checkpoints.save(updates.state, progress, score)
                         schedule.saved()
                 if schedule.finished(progress):
                     break
@@ -112,7 +114,7 @@ def train(
                 # ------------------------------------------------------------ save
                 if schedule.saves:
                     progress = meter.added_to(progress)
-                    checkpoints.save(state, progress)
+                    checkpoints.save(updates.state, progress)
                     schedule.saved()
 
                 # ------------------------------------------------------------ fetch
@@ -120,7 +122,7 @@ def train(
                     batch = run.step.place(next(iterator))
 
                 # ------------------------------------------------------------ step
-                state, metrics = run.step.update(state, batch)
+                metrics = updates.apply(batch)
                 step += 1
                 progress = dataclasses.replace(progress, iterator=iterator.get_state())
                 profiler.step(metrics)
@@ -129,8 +131,8 @@ def train(
 
                 # ------------------------------------------------------------ log
                 if schedule.logs(step):
-                    if bool(state.halted):
-                        raise _non_finite(run, state, checkpoints)
+                    if bool(updates.state.halted):
+                        raise _non_finite(run, updates.state, checkpoints)
                     log.training(step, *meter.read(metrics))
 
                 # ------------------------------------------------------------ stop?
@@ -138,11 +140,12 @@ def train(
         except Preempted:
             # A batch or a validation that was interrupted is repeated by the next start.
             if step not in checkpoints.steps():
-                checkpoints.save(state, meter.added_to(progress))
+                checkpoints.save(updates.state, meter.added_to(progress))
             checkpoints.wait()
             raise Preempted(step) from None
 
         best = checkpoints.resolve("best")
+        state = updates.state
         return (state if best == step else checkpoints.restore(best, state)), best
 
 

@@ -294,6 +294,10 @@ class CompiledStep:
             out_shardings=self._shardings,
         )
 
+    def updates(self, state: TrainState) -> "Updates":
+        """Begins to update a state, which it consumes."""
+        return Updates(self, state)
+
     def place(self, batch: Batch) -> Batch:
         """This process's rows of a batch on the devices: all rows of all processes together."""
         return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
@@ -316,3 +320,37 @@ class CompiledStep:
         params = self.model.initial_params
         state = jax.eval_shape(lambda: self._init_state(params))
         return sharding.state_shardings(state, self.model.mesh)
+
+
+class Updates:
+    """A training state that is updated step by step, and is plain arrays in between.
+
+    Flax's variables are objects of Python. To take 190 of them apart and to put them together again
+    costs a step .9 ms, which a GPU would wait for.
+    """
+
+    def __init__(self, compiled: CompiledStep, state: TrainState):
+        """Args: `compiled` is the step, and `state` the state to begin with."""
+        self._compiled, update = compiled, compiled.update
+        self._arrays, structure = jax.tree.flatten(state)
+        self._structure = structure
+
+        def step(arrays: list[Array], batch: Batch) -> tuple[list[Array], dict[str, Array]]:
+            state, metrics = update(jax.tree.unflatten(structure, arrays), batch)
+            return jax.tree.leaves(state), metrics
+
+        self._step = jax.jit(step, donate_argnums=0)
+
+    def apply(self, batch: Batch) -> dict[str, Array]:
+        """Updates the state by a batch, and returns the step's metrics."""
+        self._arrays, metrics = self._step(self._arrays, batch)
+        return metrics
+
+    @property
+    def state(self) -> TrainState:
+        """The state as it is now. The next update consumes it."""
+        return jax.tree.unflatten(self._structure, self._arrays)
+
+    def catch_up(self) -> None:
+        """Brings all item rows up to date (`CompiledStep.up_to_date`)."""
+        self._arrays = jax.tree.leaves(self._compiled.up_to_date(self.state))

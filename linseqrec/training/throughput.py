@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linseqrec.models.base import ModelConfig
@@ -55,14 +56,14 @@ def flops_per_target(table: Float[Array, "N1 D"]) -> float:
     return 6.0 * table.size
 
 
-def peak_flops(dtype: str) -> float:
+def peak_flops(dtype: DTypeLike) -> float:
     """FLOP/s that all devices together could do.
 
     The vendor's figure for bfloat16 where it is known; else, and for float32, what a large matrix
     product reaches now (on a CPU that depends on who else is using it).
     """
     device = jax.devices()[0]
-    if dtype == "bfloat16":
+    if dtype == jnp.bfloat16:
         for name, flops in _DATASHEET.items():
             if name in device.device_kind:
                 return flops * jax.device_count()
@@ -85,7 +86,7 @@ class Meter:
         """Starts the clock, and goes on from the sums that `progress` holds."""
         self._per_event = flops_per_event(model.initial_params, config)
         self._per_target = flops_per_target(model.item_table(model.initial_params))
-        self._peak = peak_flops(config.dtype)
+        self._peak = peak_flops(config.compute_dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)
         self._targets = progress.unlogged.get("targets", 0.0)

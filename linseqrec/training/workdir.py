@@ -78,8 +78,8 @@ def claim(
     failed before its first checkpoint does not count as a run. If it had another configuration or
     other data, the function prints the differences and removes its records.
 
-    The function appends the versions and devices to `environments.jsonl` and prints what changed
-    since the last start. Such a change is not an error.
+    The function appends the versions, devices and compute dtype to `environments.jsonl` and prints
+    what changed since the last start. Such a change is not an error.
 
     Args:
       workdir: The run's folder, locked (`lock`). The function creates it if it does not exist.
@@ -113,7 +113,7 @@ def claim(
             _clear_other_start(workdir, experiment, card)
         write_json(workdir / "card.json", card)
         write_json(config_path, to_json(experiment))
-    _record_environment(workdir)
+    _record_environment(workdir, environment(experiment))
 
 
 def has_begun(workdir: Path) -> bool:
@@ -141,15 +141,16 @@ def _clear_other_start(workdir: Path, experiment: Experiment, card: dict[str, An
         shutil.rmtree(workdir / name, ignore_errors=True)
 
 
-def _record_environment(workdir: Path) -> None:
+def _record_environment(workdir: Path, current: dict[str, Any]) -> None:
     """Appends this process's environment to a file if it differs from the last one there."""
-    path, current = workdir / "environments.jsonl", environment()
+    path = workdir / "environments.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     previous = json.loads(lines[-1]) if lines else current
     if previous == current and lines:
         return
     for key in current:
-        if previous[key] != current[key]:
+        # An earlier version of the library wrote fewer.
+        if key in previous and previous[key] != current[key]:
             print(
                 f"the run continues with another {key}: {previous[key]} -> {current[key]}",
                 file=sys.stderr,
@@ -274,8 +275,8 @@ def read_experiment(workdir: Path) -> Experiment:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def environment() -> dict[str, Any]:
-    """The versions, the devices and the git revision that a result may depend on."""
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """The versions, the devices, the git revision and the compute dtype of a result."""
     from importlib.metadata import version
 
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars")
@@ -293,6 +294,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "device": f"{jax.device_count()} x {device.device_kind}",
         "cpu_count": os.cpu_count(),
+        "compute_dtype": experiment.model.compute_dtype.name,
     }
 
 

@@ -1,4 +1,4 @@
-"""The pipeline suite counts events, not slots."""
+"""The pipeline suite counts events, not slots, and runs the training loop itself."""
 
 from linseqrec.benchmarks import pipeline
 from linseqrec.data.splits import leave_one_out
@@ -12,3 +12,13 @@ def test_windows_and_packed_rows_of_an_epoch_hold_the_same_events():
     inputs = split.description["training_events"] - 40
     assert len(tokens) == 4
     assert [count for name, count in tokens.items() if "prefixes" not in name] == [inputs] * 3
+
+
+def test_the_loops_time_holds_that_of_the_steps_call():
+    rows = {row.variant: row for row in pipeline.loop(40, num_steps=40)}
+    assert list(rows) == ["loop", "of it: the step's call", "beside it: making a batch"]
+    for row in rows.values():
+        low, high = row.quartiles
+        assert 0 < low <= row.seconds <= high and row.processor_seconds > 0
+    loop, call, _ = rows.values()
+    assert call.processor_seconds < loop.processor_seconds

@@ -89,6 +89,39 @@ def test_a_model_without_a_state_says_so(name):
         model(EVENTS, jnp.zeros(2))
 
 
+@pytest.mark.parametrize("name", ["gated deltanet", "recgrela", "hytrec", "sinkrec", "sasrec"])
+def test_a_model_computes_in_bfloat16_on_an_accelerator_unless_told_otherwise(monkeypatch, name):
+    """Parameters stay float32; on a CPU, or by "float32", all of the program is float32."""
+    config = (CARRYING | WHOLE_ROWS)[name]
+
+    def read(config):
+        model, _ = random_model(config)
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))}
+        assert dtypes == {jnp.dtype("float32")}
+        graphdef, state = nnx.split(model)
+        traced = jax.jit(lambda state: nnx.merge(graphdef, state)(EVENTS).hidden).trace(state)
+        return traced.out_info.dtype, traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    dtype, text = read(config)
+    assert dtype == jnp.float32 and "bf16" not in text
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    dtype, text = read(config)
+    assert dtype == jnp.bfloat16
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert any("xbf16>" in line for line in products)
+    dtype, text = read(dataclasses.replace(config, dtype="float32"))
+    assert dtype == jnp.float32 and "bf16" not in text
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_a_state_is_carried_on_in_bfloat16(name):
+    model, _ = random_model(dataclasses.replace(CARRYING[name], dtype="bfloat16"))
+    first = run(model, EVENTS, model.initial_state(2))
+    second = run(model, EVENTS, first.state)
+    assert kinds(second.state) == kinds(first.state)
+    assert np.isfinite(np.asarray(second.hidden, np.float32)).all()
+
+
 class OwnConfig(ModelConfig):
     def build(self, num_items, *, rngs):
         return Own(num_items, rngs=rngs)

@@ -41,11 +41,11 @@ def trained(source):  # noqa: F811
                 training=dataclasses.replace(EXPERIMENT.training, accumulation_steps=parts),
             )
             run = Run.of(experiment, source, make_mesh(mesh))
-            state, losses = run.step.initial_state(), []
+            updates, losses = run.step.updates(run.step.initial_state()), []
             for step in range(STEPS):
-                state, metrics = run.step.update(state, run.step.place(run.batches[step]))
+                metrics = updates.apply(run.step.place(run.batches[step]))
                 losses.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
-            made[mesh, kind, parts] = run, state, losses
+            made[mesh, kind, parts] = run, updates.state, losses
         return made[mesh, kind, parts]
 
     return train

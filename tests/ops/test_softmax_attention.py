@@ -1,3 +1,4 @@
+import types
 from functools import partial
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
+from linseqrec.ops import softmax_attention_triton, triton_launch
 from linseqrec.ops.segments import keep
 from linseqrec.ops.softmax_attention import Fading, MemorySlots, softmax_attention
 from tests.ops.closeness import assert_close
@@ -380,6 +382,34 @@ def test_the_last_queries_alone_equal_those_of_the_whole_row(form, past):
         slots = inputs["memory"].slots[:, past:]
         alone |= {"memory": inputs["memory"]._replace(slots=slots)}
     assert_close(apply(form, alone, LAYOUT), whole[:, past:], 2e-6)
+
+
+def test_triton_runs_or_says_why_not(monkeypatch):
+    inputs = random_inputs()
+
+    def refusal(change):
+        with pytest.raises((ValueError, NotImplementedError)) as error:
+            softmax_attention(**(inputs | change), implementation="triton")
+        return str(error.value)
+
+    wide = {"value": np.zeros((ROWS, SLOTS, HEADS, 129), np.float32)}
+    assert "K and V must be at most 128, got K = 5, V = 129" in refusal(wide)
+    assert "must be bfloat16 or float32, got float16" in refusal(
+        {name: array.astype(np.float16) for name, array in inputs.items()}
+    )
+    assert "'triton' cannot run here: it must be causal" in refusal({"causal": False})
+    assert "it takes no memory slots" in refusal(memory_slots(inputs))
+    fading = Fading(TIMES, np.ones(HEADS, np.float32))
+    assert "it takes no fading" in refusal({"fading": fading})
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_launch, "_PACKAGES", ("no_such_package",))
+        assert "no_such_package is not installed: pip install 'linseqrec[cuda]'" in refusal({})
+    with monkeypatch.context() as patch:
+        # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
+        patch.setattr(triton_launch, "_PACKAGES", ())
+        kernels = types.SimpleNamespace(attend=None)
+        patch.setattr(softmax_attention_triton, "_kernels", lambda: kernels)
+        assert "'triton' runs on CUDA only, not on cpu: choose another, or None" in refusal({})
 
 
 @pytest.mark.usefixtures("without_type_checks")

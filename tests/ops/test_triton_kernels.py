@@ -33,10 +33,17 @@ def printed_by(program):
 
 
 @needs_triton
-@pytest.mark.parametrize("segments", [True, False])
 @pytest.mark.parametrize("width", [32, 64, 128])
 @pytest.mark.parametrize(
-    ("operation", "launches"), [("gated delta rule", 4), ("linear attention", 6)]
+    ("operation", "launches", "segments"),
+    [
+        ("gated delta rule", 4, True),
+        ("gated delta rule", 4, False),
+        ("linear attention", 6, True),
+        ("linear attention", 6, False),
+        # One program: segments are in its arguments.
+        ("softmax attention", 3, True),
+    ],
 )
 def test_bfloat16_kernels_keep_all_in_registers_and_use_tensor_cores(
     operation, launches, width, segments
@@ -83,13 +90,31 @@ def operation(query, key, value, denominator_query, denominator_key, **options):
     return output, state.key_value + state.key_sum[..., None]
 """
 
+# The program below wants five inputs and a state.
+_SOFTMAX_ATTENTION = """
+from linseqrec.ops.softmax_attention import softmax_attention
+
+inputs = (row,) * 5
+
+def operation(query, key, value, more_key, more_value, implementation=None, **options):
+    implementation = "blockwise" if implementation == "chunked" else implementation
+    output = softmax_attention(
+        query, key + more_key, value + more_value, implementation=implementation, **options
+    )
+    return output, jnp.sum(output, (1, 3))
+"""
+
 
 # Forward, forward again for jax.checkpoint, and backward.
 @needs_jax_triton
 @pytest.mark.parametrize(
     ("operation", "launches"),
-    [(_GATED_DELTA_RULE, 2 + 2 + 2), (_LINEAR_ATTENTION, 1 + 1 + 3)],
-    ids=["gated delta rule", "linear attention"],
+    [
+        (_GATED_DELTA_RULE, 2 + 2 + 2),
+        (_LINEAR_ATTENTION, 1 + 1 + 3),
+        (_SOFTMAX_ATTENTION, 1 + 1 + 2),
+    ],
+    ids=["gated delta rule", "linear attention", "softmax attention"],
 )
 def test_lowers_for_cuda_within_shard_map_and_leaves_other_platforms_as_they_are(
     operation, launches

@@ -11,6 +11,7 @@ from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints
 from linseqrec.training.loop import NonFiniteError, train
+from linseqrec.training.step import Updates
 
 
 def records(folder):
@@ -21,18 +22,17 @@ class Stopped(Exception):
     pass
 
 
-def stop_at(monkeypatch, run, step):
-    """Makes the run's step raise before `step`, as a kill would."""
-    original, calls = run.step.update, []
+def stop_at(monkeypatch, step):
+    """Makes the next run's step raise before `step`, as a kill would."""
+    original, calls = Updates.apply, []
 
-    def stopping(state, batch):
+    def stopping(self, batch):
         calls.append(1)
         if len(calls) == step:
             raise Stopped
-        return original(state, batch)
+        return original(self, batch)
 
-    # A frozen dataclass; the property caches in the instance's dictionary.
-    monkeypatch.setitem(run.step.__dict__, "update", stopping)
+    monkeypatch.setattr(Updates, "apply", stopping)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
 
     broken = make_run(experiment, **changes)
     steps = broken.batches.steps_per_epoch
-    stop_at(monkeypatch, broken, 2 * steps + 2)
+    stop_at(monkeypatch, 2 * steps + 2)
     with pytest.raises(Stopped):
         train(broken, tmp_path / "broken")
     # It had gone on after its last checkpoint: those records must not appear twice.
@@ -69,7 +69,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
 def test_a_finished_run_is_not_trained_again(experiment, make_run, tmp_path, monkeypatch):
     state, best = train(make_run(experiment), tmp_path)
     again = make_run(experiment)
-    stop_at(monkeypatch, again, 1)
+    stop_at(monkeypatch, 1)
     restored, restored_best = train(again, tmp_path)
     assert restored_best == best
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
@@ -140,15 +140,15 @@ def test_counting_within_the_length_stands_beside_counting_all(experiment, make_
 
 def test_non_finite_loss_stops_the_run_with_its_step(experiment, make_run, tmp_path, monkeypatch):
     run = make_run(experiment)
-    original, calls = run.step.update, []
+    original, calls = Updates.apply, []
 
-    def poisoned(state, batch):
+    def poisoned(self, batch):
         calls.append(1)
         if len(calls) == run.batches.steps_per_epoch + 2:
             batch = dataclasses.replace(batch, weights=np.full_like(batch.weights, np.inf))
-        return original(state, batch)
+        return original(self, batch)
 
-    monkeypatch.setitem(run.step.__dict__, "update", poisoned)
+    monkeypatch.setattr(Updates, "apply", poisoned)
     bad, good = run.batches.steps_per_epoch + 2, run.batches.steps_per_epoch
     message = f"step {bad} is not finite.* last good checkpoint is {good}"
     with pytest.raises(NonFiniteError, match=message):

@@ -14,6 +14,7 @@ import pytest
 from linseqrec.training import workdir
 from linseqrec.training.loop import train
 from linseqrec.training.preemption import EXIT_CODE, Preempted, Preemption
+from linseqrec.training.step import Updates
 
 
 def send_sigterm():
@@ -22,15 +23,16 @@ def send_sigterm():
 
 def in_a_step(run, monkeypatch, step):
     """Makes the run receive a SIGTERM in a step."""
-    update, calls = run.step.update, []
+    del run
+    apply, calls = Updates.apply, []
 
-    def update_or_terminate(state, batch):
+    def apply_or_terminate(self, batch):
         calls.append(1)
         if len(calls) == step:
             send_sigterm()
-        return update(state, batch)
+        return apply(self, batch)
 
-    monkeypatch.setitem(run.step.__dict__, "update", update_or_terminate)
+    monkeypatch.setattr(Updates, "apply", apply_or_terminate)
 
 
 def in_validation(run, monkeypatch, step):

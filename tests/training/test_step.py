@@ -189,3 +189,18 @@ def test_training_learns_the_ring(experiment, make_run):
     for index in range(60):
         state, metrics = run.step.update(state, run.batches[index])
     assert metrics["loss"] < 1.6 < np.log(24)
+
+
+def test_updates_in_a_row_are_the_compiled_steps_and_their_state_can_be_read_between(
+    experiment, make_run
+):
+    run = make_run(experiment)
+    state, updates = run.step.initial_state(), run.step.updates(run.step.initial_state())
+    for index in range(2):
+        state, expected = run.step.update(state, run.batches[index])
+        metrics = updates.apply(run.batches[index])
+        assert metrics.keys() == expected.keys() and metrics["loss"] == expected["loss"]
+        between = updates.state
+        assert jax.tree.structure(between) == jax.tree.structure(state)
+        for one, other in zip(leaves(between), leaves(state), strict=True):
+            np.testing.assert_array_equal(one, other)

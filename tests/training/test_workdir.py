@@ -6,6 +6,7 @@ import struct
 import sys
 import types
 
+import jax
 import pytest
 from tensorboardX.proto import event_pb2
 
@@ -101,9 +102,23 @@ def test_a_missing_wandb_library_is_an_error(tmp_path, monkeypatch):
         MetricsLog(tmp_path, 0, wandb_project="p")
 
 
-def test_the_environment_names_versions_and_device():
-    environment = workdir.environment()
+def test_the_environment_names_versions_device_and_compute_dtype(experiment, monkeypatch):
+    environment = workdir.environment(experiment)
     assert environment["packages"]["jax"] and environment["device"].endswith("cpu")
+    assert environment["compute_dtype"] == "float32"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert workdir.environment(experiment)["compute_dtype"] == "bfloat16"
+
+
+def test_a_run_continues_whose_environment_lacks_the_compute_dtype(experiment, tmp_path, capsys):
+    card = {"sha256": {"items": "1"}}
+    earlier = workdir.environment(experiment)
+    del earlier["compute_dtype"]
+    (tmp_path / "environments.jsonl").write_text(json.dumps(earlier) + "\n")
+    workdir.claim(tmp_path, experiment, card)
+    assert "continues with another" not in capsys.readouterr().err
+    lines = (tmp_path / "environments.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("compute_dtype") for line in lines] == [None, "float32"]
 
 
 def renamed(experiment):
@@ -193,8 +208,8 @@ def test_another_environment_is_printed_and_recorded(experiment, tmp_path, monke
     card = {"sha256": {"items": "1"}}
     workdir.claim(tmp_path, experiment, card)
     workdir.claim(tmp_path, experiment, card)
-    tpu_environment = workdir.environment() | {"device": "8 x TPU"}
-    monkeypatch.setattr(workdir, "environment", lambda: tpu_environment)
+    tpu_environment = workdir.environment(experiment) | {"device": "8 x TPU"}
+    monkeypatch.setattr(workdir, "environment", lambda _: tpu_environment)
     workdir.claim(tmp_path, experiment, card)
     assert "continues with another device: 1 x cpu -> 8 x TPU" in capsys.readouterr().err
     assert len((tmp_path / "environments.jsonl").read_text().splitlines()) == 2

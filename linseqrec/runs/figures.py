@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.ranks import in_words
+from linseqrec.evaluation.result import filters_by_fit
 from linseqrec.files import replacing
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.configurations import Configuration, group_by_configuration
@@ -73,7 +74,7 @@ def write_figures(
     runs = [FinishedRun.open(folder) for folder in folders]
     check_comparable({str(run.folder): run.conditions for run in runs})
     configurations = group_by_configuration(runs, repeats=True)
-    filters = runs[0].protocol["filter_seen"]
+    filters = filters_by_fit(runs[0].protocol)
     figures = run_figures(configurations, filters, metric, title_of(runs), published or {})
     # The files are written when all figures are drawn, so that an error leaves none of them.
     return [save_figure(figure, output / name) for name, figure in figures.items()]
@@ -99,10 +100,13 @@ def run_figures(
     curves |= {name: [list(records)] for name, records in (published or {}).items()}
     if any(len(configuration.runs) > 1 for configuration in configurations):
         title += "; means over seeds"
-    baselines = baselines_of([configuration.runs[0] for configuration in configurations])
+    runs = [run for configuration in configurations for run in configuration.runs]
+    # The results of baselines hold their buckets. The buckets of old results end at "500+".
+    edges = max((run.protocol["bucket_edges"] for run in runs), key=len)
+    baselines = baselines_of([run for run in runs if run.protocol["bucket_edges"] == edges])
     panels = {
         f"events before the target; seen items {in_words(filter_seen)}": {
-            configuration.label: configuration.by_length(filter_seen, metric)
+            configuration.label: configuration.by_length(filter_seen, metric, edges)
             for configuration in configurations
         }
         | {name: summary["buckets"][filter_seen] for name, summary in baselines.items()}

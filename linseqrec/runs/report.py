@@ -10,7 +10,7 @@ from typing import Any
 from linseqrec.config_fields import to_text
 from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.ranks import in_words
-from linseqrec.evaluation.result import selected_by
+from linseqrec.evaluation.result import filter_in_words, filters_by_fit, selected_by
 from linseqrec.files import replacing
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.comparisons import Comparison, compare, num_samples
@@ -36,7 +36,7 @@ class Report:
       configurations: The best first, by the first metric under the first filter.
       comparisons: Of pairs of configurations.
       unfinished: The workdirs of runs that are not in the tables, with the reason in words.
-      filters: Filters of seen items.
+      filters: Filters of seen items, first the one that fits the log (`filters_by_fit`).
       metrics: Rank metrics.
     """
 
@@ -111,7 +111,7 @@ def make_report(
         check_metric(metric)
     finished, unfinished = find_runs(folders)
     check_comparable({str(run.folder): run.conditions for run in finished})
-    filters = tuple(finished[0].protocol["filter_seen"])
+    filters = filters_by_fit(finished[0].protocol)
     configurations = sorted(
         group_by_configuration(finished),
         key=lambda configuration: -configuration.by_seed(filters[0], metrics[0]).mean(),
@@ -183,9 +183,9 @@ def _results(report: Report) -> Iterator[str]:
                 cell = f"{row['mean']:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
                 cells.setdefault(system, [system, str(row.get("seeds", ""))]).append(cell)
         yield (
-            f"## Seen items {in_words(filter_seen)}\n\n{protocol['split'].capitalize()}, "
-            f"{protocol['targets']:,} targets of {protocol['users']:,} users, "
-            f"{protocol['candidates']} ({protocol['num_items']:,}) ranked, {protocol['ties']} ties."
+            f"## Seen items {filter_in_words(filter_seen, protocol)}\n\n"
+            f"{protocol['split'].capitalize()}, {protocol['targets']:,} targets of "
+            f"{protocol['users']:,} users, {protocol['candidates']} ({protocol['num_items']:,}) ranked, {protocol['ties']} ties."
         )
         header = ["configuration", "seeds", *report.metrics]
         yield markdown_table(header, list(cells.values()), text_columns=1)

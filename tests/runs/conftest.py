@@ -8,7 +8,7 @@ import pytest
 
 from linseqrec.config import EvaluationConfig, Experiment
 from linseqrec.data.source import DataConfig
-from linseqrec.evaluation.metrics import bucket_metrics, rank_metrics
+from linseqrec.evaluation.metrics import BUCKET_EDGES, bucket_metrics, rank_metrics
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.files import write_json
 from linseqrec.models.sasrec import SASRecConfig
@@ -63,7 +63,10 @@ def evaluation(ranks, lengths, targets, **protocol):
         ranks=ranks,
         metrics_by_filter={name: means for name, (means, _) in metrics.items()},
         standard_errors={name: errors for name, (_, errors) in metrics.items()},
-        buckets={name: bucket_metrics(values, lengths) for name, values in ranks.items()},
+        buckets={
+            name: bucket_metrics(values, lengths, protocol.get("bucket_edges", BUCKET_EDGES))
+            for name, values in ranks.items()
+        },
     )
 
 

@@ -185,7 +185,8 @@ def _results(report: Report) -> Iterator[str]:
         yield (
             f"## Seen items {filter_in_words(filter_seen, protocol)}\n\n"
             f"{protocol['split'].capitalize()}, {protocol['targets']:,} targets of "
-            f"{protocol['users']:,} users, {protocol['candidates']} ({protocol['num_items']:,}) ranked, {protocol['ties']} ties."
+            f"{protocol['users']:,} users, {protocol['candidates']} ({protocol['num_items']:,}) "
+            f"ranked, {protocol['ties']} ties."
         )
         header = ["configuration", "seeds", *report.metrics]
         yield markdown_table(header, list(cells.values()), text_columns=1)

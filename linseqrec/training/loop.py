@@ -18,7 +18,7 @@ from linseqrec.training.log import TrainingLog
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
 from linseqrec.training.step import TrainState
-from linseqrec.training.throughput import Meter, Profiler
+from linseqrec.training.throughput import Meter, Profiler, StepQueue
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -88,7 +88,7 @@ def train(
             TrainingLog(folder, step, name=experiment.name, wandb_project=wandb_project, **length)
         )
         profiler = stack.enter_context(Profiler(folder / "profile", profile_steps))
-        meter = Meter(experiment.model, run.model, progress)
+        meter, queue = Meter(experiment.model, run.model, progress), StepQueue()
         schedule = Schedule(experiment.training, preemption=preemption, **length)
 
         try:
@@ -123,6 +123,7 @@ def train(
                 step += 1
                 progress = dataclasses.replace(progress, iterator=iterator.get_state())
                 profiler.step(metrics)
+                queue.add(metrics)
                 meter.count(metrics)
                 log.step()
 

@@ -1,5 +1,6 @@
 """Training speed: events a second, model FLOP utilisation, and traces for a profiler."""
 
+import collections
 import contextlib
 import dataclasses
 import time
@@ -148,6 +149,43 @@ class Meter:
         elapsed = time.perf_counter() - self._start
         self._unread_seconds += elapsed
         self._unsaved_seconds += elapsed
+
+
+class StepQueue:
+    """Bounds the steps that are dispatched and not finished to about a second of work.
+
+    JAX dispatches steps faster than a device runs them. A stop has to wait for every step that is
+    dispatched, since no step can be interrupted. At most eight steps wait, which is enough to keep
+    a device busy while the host reads a batch.
+    """
+
+    _MAX_STEPS = 8
+
+    def __init__(self, seconds: float = 1.0):
+        """Makes an empty queue.
+
+        Args:
+          seconds: The work that may be unfinished. A step that takes longer is waited for.
+        """
+        self._seconds = seconds
+        self._outputs: collections.deque[Any] = collections.deque()
+        self._num_allowed = 0
+        self._finished_at = time.perf_counter()
+
+    def add(self, outputs: Any) -> None:
+        """Adds a step that was just dispatched, and waits for the oldest ones if need be.
+
+        Args:
+          outputs: The step's arrays, which the next step does not consume.
+        """
+        self._outputs.append(outputs)
+        while len(self._outputs) > self._num_allowed:
+            jax.block_until_ready(self._outputs.popleft())
+            # While the device is busy, a step's time lies between the ends of two steps.
+            now = time.perf_counter()
+            step_seconds = max(now - self._finished_at, 1e-6)
+            self._num_allowed = min(int(self._seconds / step_seconds), self._MAX_STEPS)
+            self._finished_at = now
 
 
 # The first steps include compilation and are slower than the others.

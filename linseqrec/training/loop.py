@@ -88,7 +88,8 @@ def train(
             TrainingLog(folder, step, name=experiment.name, wandb_project=wandb_project, **length)
         )
         profiler = stack.enter_context(Profiler(folder / "profile", profile_steps))
-        meter, queue = Meter(experiment.model, run.model, progress), StepQueue()
+        meter = Meter(experiment.model, experiment.loss, run.model, progress)
+        queue = StepQueue()
         schedule = Schedule(experiment.training, preemption=preemption, **length)
 
         try:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from linseqrec.models.base import ModelConfig
 from linseqrec.models.weights import parameter_path
 from linseqrec.training.checkpoint import Progress
+from linseqrec.training.loss import LossConfig
 from linseqrec.training.model import FunctionalModel
 
 # Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`.
@@ -38,7 +39,7 @@ def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
 
     6 per weight: a multiplication and an addition, once forward and twice backward (the convention
     of arXiv 2204.02311, appendix B). Mixing over time is left out: in a linear model it is a small
-    share. So are the catalogue's scores: they count per target (`flops_per_target`).
+    share. So are the scores of items: they count per target (`flops_per_target`).
 
     Args:
       params: The model's parameters.
@@ -51,9 +52,13 @@ def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
     )
 
 
-def flops_per_target(table: Float[Array, "N1 D"]) -> float:
-    """Operations of scoring one prediction against the whole catalogue, forward and backward."""
-    return 6.0 * table.size
+def flops_per_target(table: Float[Array, "N1 D"], loss: LossConfig) -> float:
+    """Operations of scoring one prediction against its candidates, forward and backward.
+
+    The candidates are the whole catalogue, or the target and the negatives of a sampled loss.
+    """
+    num_items, width = table.shape
+    return 6.0 * width * (num_items if loss.kind == "full" else 1 + loss.negatives)
 
 
 def peak_flops(dtype: str) -> float:
@@ -82,10 +87,12 @@ def peak_flops(dtype: str) -> float:
 class Meter:
     """The mean loss, the speed and the utilisation between two readings of training metrics."""
 
-    def __init__(self, config: ModelConfig, model: FunctionalModel, progress: Progress):
+    def __init__(
+        self, config: ModelConfig, loss: LossConfig, model: FunctionalModel, progress: Progress
+    ):
         """Starts the clock, and goes on from the sums that `progress` holds."""
         self._per_event = flops_per_event(model.initial_params, config)
-        self._per_target = flops_per_target(model.item_table(model.initial_params))
+        self._per_target = flops_per_target(model.item_table(model.initial_params), loss)
         self._peak = peak_flops(config.dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)

@@ -4,13 +4,15 @@ import dataclasses
 import time
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
-from linseqrec.training.throughput import StepQueue, flops_per_event
+from linseqrec.training.loss import LossConfig
+from linseqrec.training.throughput import StepQueue, flops_per_event, flops_per_target
 from tests.models.reference import make_events, random_histories
 
 # Slots among the keys meet their kernel in the attention, and not in a dense layer's call.
@@ -37,6 +39,17 @@ def test_an_event_costs_what_the_dense_layers_multiply(name, monkeypatch):
     monkeypatch.setattr(nnx.Linear, "__call__", counted)
     jax.eval_shape(lambda: nnx.merge(graphdef, params, rest)(events).hidden)
     assert flops_per_event(params, config) == 6 * sum(products) / 16
+
+
+@pytest.mark.parametrize(
+    ("loss", "candidates"),
+    [
+        (LossConfig(kind="full"), 1_001),
+        *((LossConfig(kind=kind, negatives=64), 65) for kind in ("sampled", "bce", "gbce")),
+    ],
+)
+def test_a_target_costs_its_scores(loss, candidates):
+    assert flops_per_target(np.zeros((1_001, 8)), loss) == 6 * 8 * candidates
 
 
 class Device:

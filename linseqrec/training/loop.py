@@ -107,6 +107,8 @@ def train(
                         checkpoints.save(state, progress, score)
                         schedule.saved()
                 if schedule.finished(progress):
+                    if step < run.num_steps:
+                        log.stopped_early(progress)
                     break
 
                 # ------------------------------------------------------------ save

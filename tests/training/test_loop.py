@@ -73,7 +73,9 @@ def test_a_finished_run_is_not_trained_again(experiment, make_run, tmp_path, mon
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(experiment, make_run, tmp_path):
+def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(
+    experiment, make_run, tmp_path, capsys
+):
     """With a learning rate that wrecks the model, an early validation stays the best one."""
     run = make_run(
         experiment,
@@ -88,6 +90,12 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(experiment, make_
     }
     assert best == max(scores, key=scores.__getitem__)
     assert max(scores) - best == 3 * run.batches.steps_per_epoch < run.num_steps
+    printed = capsys.readouterr().out
+    assert f"stopped early at step {max(scores)}: 3 validations without a better NDCG@10" in printed
+    # Without a terminal, each log is a line.
+    losses = {f"step {each['step']}": each.get("train/loss") for each in records(tmp_path)}
+    assert all(f"{step} epoch " in printed for step in losses)
+    assert sum(" events/s" in line for line in printed.splitlines()) == len(losses)
     measured = run.evaluate(state.params, "validation").metrics["NDCG@10"]
     assert measured == scores[best]
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:

@@ -108,10 +108,20 @@ class Run:
 
         model = FunctionalModel.of(experiment, source.dataset.num_items, mesh)
         try:
-            optimizer = make_optimizer(experiment.optimizer, num_steps)
+            optimizer = make_optimizer(
+                experiment.optimizer,
+                num_steps,
+                shorten_warmup=training.num_epochs % 1 != 0 or training.max_minutes > 0,
+            )
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return cls(experiment, source, batches, model, optimizer, num_steps)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between validations."""
+        every = self.experiment.training.evaluate_every * self.batches.steps_per_epoch
+        return max(1, round(every))
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray:

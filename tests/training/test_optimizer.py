@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from linseqrec.config_checks import ConfigError
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
@@ -33,6 +34,24 @@ def test_warmup_then_cosine():
 def test_settings_that_make_no_schedule_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         learning_rate(OptimizerConfig(**wrong), 10)
+
+
+def test_a_warmup_that_is_longer_than_a_shortened_run_is_a_tenth_of_it():
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=200)
+    rate = learning_rate(config, 100, shorten_warmup=True)
+    assert float(rate(5)) == pytest.approx(0.05) and float(rate(10)) == pytest.approx(0.1)
+    # A warm-up that fits is not shortened.
+    np.testing.assert_array_equal(
+        [learning_rate(config, 200, shorten_warmup=True)(step) for step in range(200)],
+        [learning_rate(config, 200)(step) for step in range(200)],
+    )
+
+
+def test_a_fraction_of_an_epoch_shortens_the_warmup(experiment, make_run):
+    make_run(experiment, optimizer={"warmup_steps": 99}, training={"num_epochs": 1.5})
+    make_run(experiment, optimizer={"warmup_steps": 99}, training={"max_minutes": 1.0})
+    with pytest.raises(ConfigError, match="warmup_steps 99 exceeds"):
+        make_run(experiment, optimizer={"warmup_steps": 99}, training={"num_epochs": 1})
 
 
 MODELS = {

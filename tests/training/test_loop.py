@@ -210,6 +210,17 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
         restored = checkpoints.restore(best, fresh.step.initial_state())
     assert fresh.evaluate(restored.params, "test").summary()["metrics"] == metrics
 
+    # The best baseline's ranks are kept for a comparison target by target.
+    with np.load(tmp_path / "ranks" / "best_baseline.npz") as best_baseline:
+        for name in ("none", "all"):
+            summary = results["test"][str(best_baseline[f"name_{name}"])]
+            assert summary["metrics"][name]["NDCG@10"] == max(
+                results["test"][baseline]["metrics"][name]["NDCG@10"]
+                for baseline in set(results["test"]) - {"recgrela"}
+            )
+            hits = np.mean(best_baseline[f"rank_{name}"] <= 10)
+            assert summary["metrics"][name]["HR@10"] == hits
+
     paths = write_figures([tmp_path], tmp_path / "figures")
     assert [path.name for path in paths] == [
         "learning_curves.png",

@@ -14,6 +14,9 @@ ten validations after the best one. Look at the card that `launch.prepare` print
   cost in a linear model. Rows are longer then: make `--config.data.batch_size` smaller.
 - No user repeats an item: select the checkpoint by the metrics with seen items filtered,
   `--config.evaluation.filter_seen=all,none`.
+
+The table that fits the log is printed first: not filtered if more than 3 % of the targets are items
+that their user has seen, otherwise with seen items filtered.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from launch import sigterm
 from launch.flags import split_overrides
 from linseqrec.errors import UserError
 from linseqrec.training.preemption import EXIT_CODE, Preempted
@@ -117,6 +118,7 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
             except ImportError as error:
                 raise app.UsageError(f"--import={module}: {error}") from error
         main(argv)
+        sigterm.ignore()
     except _USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -125,6 +127,7 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         sys.exit(f"error: {error}; free some disk space and run the same command again")
     except Preempted as preempted:
         print(f"{preempted}; run the same command again to continue", file=sys.stderr)
+        sigterm.ignore()
         sys.exit(EXIT_CODE)
 
 

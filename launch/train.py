@@ -10,7 +10,13 @@ One run on several hosts is this command on each of them, with `--coordinator=HO
 knows; the workdir is a folder that all of them see.
 """
 
+from launch import sigterm
+
+if __name__ == "__main__":
+    sigterm.exit_as_preempted()  # before the imports below, which take seconds
+
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -86,9 +92,9 @@ def main(argv: list[str]) -> None:
         print("\n".join(f"{key} = {value!r}" for key, value in flatten(experiment).items()))
         return
     workdir = Path(_WORKDIR.value)
-    meet()
-    cache_compilations()
     with Preemption(_GRACE.value) as preemption:
+        meet()
+        cache_compilations()
         with preemption.interruptible():
             run = Run.of(experiment, mesh=make_mesh(experiment.mesh))
         if experiment.loss.kind == "auto" and distributed.is_first():
@@ -103,9 +109,12 @@ def main(argv: list[str]) -> None:
         )
         with preemption.interruptible():
             results = write_results(run, state, workdir)
-    if not distributed.is_first():
-        return
-    write_figures([workdir], workdir / "figures")
+            if distributed.is_first():
+                write_figures([workdir], workdir / "figures")
+                _print_results(results, experiment, workdir)
+
+
+def _print_results(results: dict[str, Any], experiment: Experiment, workdir: Path) -> None:
     print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}, ", end="")
     print(f"selected by {selected_by(experiment.evaluation.filter_seen)}\n")
     print(results_table(results["test"]))

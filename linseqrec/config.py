@@ -18,6 +18,8 @@ class TrainingConfig:
 
     Attributes:
       num_epochs: The run's length, in passes over the training targets.
+      max_minutes: The time of a whole training, validations included; 0 for no limit. The run
+        measures at its start how many steps fit, and the schedule ends with the last of them.
       evaluate_every: Epochs (fractions allowed) between validations; each one saves a checkpoint.
       save_minutes: Minutes after which a checkpoint is saved between validations, too.
       patience: Validations without a better NDCG@10 before the run stops; 0 never stops early.
@@ -27,6 +29,7 @@ class TrainingConfig:
     """
 
     num_epochs: float = 10.0
+    max_minutes: float = 0.0
     evaluate_every: float = 1.0
     save_minutes: float = 10.0
     patience: int = 0
@@ -39,7 +42,7 @@ class TrainingConfig:
             self,
             counts=("accumulation_steps", "log_every"),
             positive=("num_epochs", "evaluate_every"),
-            not_negative=("save_minutes", "patience"),
+            not_negative=("max_minutes", "save_minutes", "patience"),
         )
 
 

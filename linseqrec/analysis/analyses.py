@@ -180,7 +180,7 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Result:
     targets = first.source.dataset, evaluator.users, evaluator.positions
     shares, ages = share_of_repeats(*targets), transition_ages(*targets)
     buckets = {
-        "length": metrics.make_buckets(evaluator.lengths),
+        "length": metrics.make_buckets(evaluator.lengths, metrics.length_edges(evaluator.lengths)),
         "share_of_repeats": metrics.make_buckets(shares, SHARE_EDGES, unit="share"),
         "transition_age": metrics.make_buckets(ages, AGE_EDGES, without=NEVER),
     }

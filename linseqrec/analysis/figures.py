@@ -14,11 +14,10 @@ from linseqrec.analysis.gates import QUANTILES
 from linseqrec.runs.figures import (
     DASHES,
     REFERENCE,
-    dashes,
     dress,
+    looks,
     new_figure,
     shared_legend,
-    style,
 )
 
 Record = Mapping[str, Any]
@@ -189,7 +188,7 @@ def attention_rank_figure(
                     own[key]["spectrum"],
                     label=label and f"{name}{outputs[key]}: effective rank {rank:.1f}",
                     color=look["color"],
-                    linestyle=dashes(index),
+                    linestyle=DASHES[index],
                 )
         panel.set_yscale("log")
         # The outputs are float32: smaller values are rounding.
@@ -211,12 +210,13 @@ def _drawn(
     are whole steps apart, around 0.
     """
     order = list(dict.fromkeys(systems[run] for run in runs))
-    previous = None
+    previous, all_looks = None, looks(order)
     for index, run in enumerate(sorted(runs, key=lambda run: order.index(systems[run]))):
         system = systems[run]
         label = None if system == previous else system
         previous = system
-        yield run, label, style(order.index(system)), index - (len(runs) - 1) / 2
+        look = {key: all_looks[system][key] for key in ("color", "marker")}
+        yield run, label, look, index - (len(runs) - 1) / 2
 
 
 def _spacing(runs: Mapping[str, Record]) -> float:

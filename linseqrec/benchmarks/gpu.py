@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Array
 
@@ -397,7 +398,7 @@ def steps(width: int, dtype: str, rows: int, repeats: int) -> Iterator[Row]:
 
 def _step(config: ModelConfig) -> tuple[Callable[..., Any], Any]:
     graphdef, params, rest = split_model(config.build(_ITEMS, rngs=nnx.Rngs(0)))
-    optimizer = make_optimizer(OptimizerConfig(), num_steps=1_000)
+    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
     loss = make_loss(LossConfig(), np.ones(_ITEMS + 1, np.int64))
     step = make_train_step(graphdef, rest, optimizer, loss, seed=0)
     return step, init_state(params, optimizer)

@@ -19,7 +19,7 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import gather_histories
 from linseqrec.data.splits import Targets
 from linseqrec.evaluation import metrics, queries, ranks
-from linseqrec.evaluation.result import EvaluationResult
+from linseqrec.evaluation.result import SEEN_TARGETS, EvaluationResult
 from linseqrec.sharding import MODEL
 
 ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -60,7 +60,7 @@ class Evaluator:
         filter_seen: ranks.FilterSeen | Sequence[ranks.FilterSeen] = "none",
         ties: ranks.Ties = "mean",
         split: str = "",
-        bucket_edges: Sequence[int] = metrics.BUCKET_EDGES,
+        bucket_edges: Sequence[int] | None = None,
         cutoffs: Sequence[int] = metrics.CUTOFFS,
         padded_lengths: Sequence[int] | None = None,
         width_multiple: int = 1,
@@ -78,11 +78,13 @@ class Evaluator:
           max_length: T, the number of last events that a model reads.
           batch_size: Histories per batch. The last batch is filled up to this size, so that JAX
             compiles a model only once for each padded length.
-          filter_seen: "none"; "all", which removes every item of the user's whole history except
-            the target from the candidates; or both, for which the model still runs only once.
+          filter_seen: "none"; "all", which removes every item of the user's whole history from the
+            candidates, so that a seen target is a miss; or both, for which the model still runs
+            only once.
           ties: "mean" or "pessimistic" (see `Counts.ranks`).
           split: Name of the targets in the protocol: "validation" or "test".
-          bucket_edges: Lower bounds of the buckets of history lengths.
+          bucket_edges: Lower bounds of the buckets of history lengths; None for those that the
+            histories need (`metrics.length_edges`).
           cutoffs: The cut-offs k of the metrics.
           padded_lengths: Widths of the batches; the last one is `max_length`. A batch takes the
             smallest width that its histories fit in, and JAX compiles a model once for each width.
@@ -135,6 +137,8 @@ class Evaluator:
         self.target_seen = _target_seen(dataset, self.users, self.positions)
         self._max_length, self._batch_size = max_length, batch_size
         self._ties, self._split = ties, split
+        if bucket_edges is None:
+            bucket_edges = metrics.length_edges(self.lengths)
         self._bucket_edges, self._cutoffs = tuple(bucket_edges), tuple(cutoffs)
         self._item_block, self._item_counts = item_block, item_counts
         self._list_size, self._auc = min(list_size, dataset.num_items), auc
@@ -260,7 +264,12 @@ class Evaluator:
 
     def _pooled_auc(self, scorer: _Scorer, counts: ranks.Counts) -> dict[str, float]:
         """The pooled AUC under each filter. Computes all scores once more."""
-        pooled = {name: metrics.PooledAUC(np.asarray(counts.target_score)) for name in self.filters}
+        own = np.asarray(counts.target_score)
+        # Under the filter a seen target loses to every candidate.
+        of_unseen = np.where(counts.target_seen, -np.inf, own)
+        pooled = {
+            name: metrics.PooledAUC(own if name == "none" else of_unseen) for name in self.filters
+        }
         for rows, num_real in queries.longest_first(self.lengths, self._batch_size):
             seen = self._seen(rows)
             for first, scores in scorer.blocks(self.users[rows], self.positions[rows]):
@@ -291,6 +300,7 @@ class Evaluator:
                 "targets": len(self.targets),
                 "users": int(np.unique(self.users).size),
                 "targets_among_seen": int(self.target_seen.sum()),
+                "seen_targets": SEEN_TARGETS,
                 "bucket_edges": list(self._bucket_edges),
             },
             users=self.users,

@@ -21,8 +21,8 @@ class Lists:
       items: int32 [M, K], best first; of equal scores, the lower id first. Filled up with 0 if
         fewer than K items are candidates.
       scores: float32 [M, K]; -inf where the item is 0.
-      target_ranks: float64 [M], the rank of the next item among the whole catalogue; None if
-        `rank_next` was False.
+      target_ranks: float64 [M], the rank of the next item among the whole catalogue; infinite if
+        the lists are filtered and the user has seen the item. None if `rank_next` was False.
     """
 
     items: Int[np.ndarray, "M K"]
@@ -60,8 +60,7 @@ def recommend_after(
       batch_size: Histories per batch; changes no result.
       filter_seen: Whether to leave the items of the whole history out of the list.
       rank_next: Whether to rank the item of the event at each end, as the evaluator does. With
-        `filter_seen` its rank is among the unseen items and itself. So an item that the user had
-        seen before has a rank, though the filtered list cannot contain it.
+        `filter_seen` the rank of a seen item is infinite, because no filtered list contains it.
       ties: How equal scores rank: "mean" or "pessimistic".
       request_times: The request time of each list, on the log's own clock, for a model that reads
         request times; None for other models.

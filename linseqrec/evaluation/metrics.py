@@ -9,7 +9,9 @@ import numpy as np
 from linseqrec.errors import UserError
 
 CUTOFFS = (1, 5, 10, 20, 50, 100, 200, 500)
+# Lower bounds of the buckets of history lengths. Every log has the first ones (`length_edges`).
 BUCKET_EDGES = (0, 50, 100, 200, 500)
+_LONG_EDGES = (1_000, 2_000, 5_000, 10_000)
 
 
 def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
@@ -20,7 +22,7 @@ def per_target(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
     fractional rank, which is not rounded: a target at rank 10.5 is no hit at 10.
 
     Args:
-      ranks: [M], from 1.
+      ranks: [M], from 1; infinite for a miss at every cut-off.
       cutoffs: The cut-offs k.
 
     Returns:
@@ -114,11 +116,13 @@ def group_auc(ranks: np.ndarray, num_candidates: np.ndarray) -> float:
     """GAUC: the share of other candidates that rank below the target, averaged over targets.
 
     Args:
-      ranks: [M], with mean ties, so that a tie counts one half, as in an AUC.
+      ranks: [M], with mean ties, so that a tie counts one half, as in an AUC. A target whose rank
+        is infinite is below all other candidates.
       num_candidates: [M] or a scalar, number of candidates of each row, including the target.
     """
     others = np.maximum(np.asarray(num_candidates, np.float64) - 1.0, 1.0)
-    return float(np.mean(1.0 - (np.asarray(ranks, np.float64) - 1.0) / others))
+    above = np.minimum(np.asarray(ranks, np.float64) - 1.0, others)
+    return float(np.mean(1.0 - above / others))
 
 
 class PooledAUC:
@@ -159,12 +163,13 @@ def list_metrics(
 
     Returns:
       `coverage@K`, the share of the catalogue that occurs in at least one list, and
-      `popularity@K`, the mean number of training events of a recommended item.
+      `popularity@K`, the mean number of training events of a recommended item. It is left out if
+      all lists are empty.
     """
     k = top.shape[1]
     top = top[top > 0]
     values = {f"coverage@{k}": np.unique(top).size / num_items}
-    if item_counts is not None:
+    if item_counts is not None and top.size:
         values[f"popularity@{k}"] = float(np.asarray(item_counts, np.float64)[top].mean())
     return values
 
@@ -209,6 +214,17 @@ class Bucket:
         }
 
 
+def length_edges(lengths: np.ndarray) -> tuple[int, ...]:
+    """Lower bounds of the buckets of history lengths: up to 500, and on to 10,000 where needed.
+
+    Args:
+      lengths: [M], the number of events before each target. A bound above 500 is left out if no
+        history is that long.
+    """
+    longest = max(lengths, default=0)
+    return (*BUCKET_EDGES, *(edge for edge in _LONG_EDGES if edge <= longest))
+
+
 def make_buckets(
     values: np.ndarray,
     edges: Sequence[float] = BUCKET_EDGES,
@@ -242,7 +258,7 @@ def make_buckets(
         high: float | None
         if unit == "events":
             high = None if next_low is None else int(next_low) - 1
-            name = f"{low}+" if high is None else f"{low}-{high}"
+            name = f"{low:,}+" if high is None else f"{low:,}-{high:,}"
         else:
             high = next_low
             name = f"{low:.0%}+" if next_low is None else f"{100 * low:.0f}-{next_low:.0%}"

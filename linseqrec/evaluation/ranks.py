@@ -5,6 +5,10 @@ that a model with constant scores ranks every target in the middle of the catalo
 Item 0 is padding and never a candidate. A NaN or infinite score is an error, never a rank.
 Scores are float32, and the device holds those of one block of items at a time.
 
+With seen items filtered, no list can hold an item that the user has seen. A seen target is then a
+miss: its rank is infinite (`Counts.ranks`). If it stayed a candidate while the other seen items
+leave, the filter would tell the model that the target is one of the few seen items left.
+
 Axis letters: B batch, D width, N catalogue, S seen items, K length of the recommended list.
 """
 
@@ -88,11 +92,12 @@ class Counts:
       seen: Number of distinct seen items, without the target; 0 if no seen items were passed.
       seen_greater: Number of seen items among `greater`.
       seen_equal: Number of seen items among `equal`.
+      target_seen: Whether the target itself is among the seen items.
       target_score: The target's own score.
       finite: Whether every score of the row is finite.
       top: Ids of the K best candidates, best first; of equal scores, the lower id first. Filled
         up with 0 if there are fewer candidates. None if `top_k` was 0.
-      top_unseen: As `top`, without the seen items. The target stays in even if it was seen.
+      top_unseen: As `top`, without the seen items.
     """
 
     greater: Int[Array, "B"]
@@ -100,6 +105,7 @@ class Counts:
     seen: Int[Array, "B"]
     seen_greater: Int[Array, "B"]
     seen_equal: Int[Array, "B"]
+    target_seen: Bool[Array, "B"]
     target_score: Float[Array, "B"]
     finite: Bool[Array, "B"]
     top: Int[Array, "B K"] | None = None
@@ -125,7 +131,8 @@ class Counts:
         """Ranks, float64 [B], from 1. A rank is fractional if the target ties with others.
 
         Args:
-          filter_seen: "all" removes the seen items from the candidates, but never the target.
+          filter_seen: "all" removes the seen items from the candidates. The rank of a seen target
+            is then infinite, which is a miss at every cut-off.
           ties: "mean" ranks the target in the middle of the items with its score, "pessimistic"
             behind them.
 
@@ -141,7 +148,8 @@ class Counts:
         if filter_seen == "all":
             greater = greater - np.asarray(self.seen_greater)
             equal = equal - np.asarray(self.seen_equal)
-        return 1.0 + greater + (equal / 2.0 if ties == "mean" else equal)
+        ranks = 1.0 + greater + (equal / 2.0 if ties == "mean" else equal)
+        return np.where(self.target_seen, np.inf, ranks) if filter_seen == "all" else ranks
 
 
 def count_catalogue(
@@ -248,7 +256,7 @@ def catalogue_ranks(
     ties: Ties = "mean",
     item_block: int = 8192,
 ) -> np.ndarray:
-    """Ranks of the targets, float64 [B]. Items in `seen` are no candidates.
+    """Ranks of the targets, float64 [B]. Items in `seen` are no candidates, targets included.
 
     `count_catalogue` describes the arguments, `Counts.ranks` the definition of a rank.
 
@@ -338,16 +346,17 @@ def _count_blocks(
             "equal": counts.equal + equal.sum(1),
             "finite": counts.finite & (jnp.isfinite(scores) | ~candidate).all(1),
         }
-        is_seen = jnp.zeros_like(other)
+        unseen = candidate
         if seen is not None:
             local_seen = seen - offset
             # Column `block` does not exist: `mode="drop"` ignores what would be written there.
             column = jnp.where((seen > 0) & (local_seen >= first), local_seen - start, block)
-            is_seen = other & is_seen.at[rows[:, None], column].set(True, mode="drop")
+            in_history = jnp.zeros_like(other).at[rows[:, None], column].set(True, mode="drop")
+            is_seen, unseen = other & in_history, candidate & ~in_history
             changes["seen"] = counts.seen + is_seen.sum(1)
             changes["seen_greater"] = counts.seen_greater + (is_seen & greater).sum(1)
             changes["seen_equal"] = counts.seen_equal + (is_seen & equal).sum(1)
-        return dataclasses.replace(counts, **changes), is_seen, candidate
+        return dataclasses.replace(counts, **changes), candidate, unseen
 
     def visit(index: Array, carry: Carry) -> Carry:
         first = visits[0, index] * block
@@ -358,10 +367,9 @@ def _count_blocks(
             return read_target_scores(scores, first, start, counts), best, best_unseen
 
         def counting_visit(counts: Counts, best: Best, best_unseen: Best) -> Carry:
-            counts, is_seen, candidate = count_block(scores, first, start, counts)
+            counts, candidate, unseen = count_block(scores, first, start, counts)
             if top_k:
                 best = merge_best(best, scores, candidate, offset + start)
-                unseen = candidate & ~is_seen
                 best_unseen = (
                     merge_best(best_unseen, scores, unseen, offset + start)
                     if seen is not None
@@ -374,8 +382,10 @@ def _count_blocks(
         return lax.cond(index < num_target_visits, target_visit, counting_visit, *carry)
 
     zeros = jnp.zeros(num_rows, jnp.int32)
+    target_seen = zeros > 0 if seen is None else (seen == targets[:, None]).any(1)
+    finite = jnp.ones(num_rows, bool)
     counts = Counts(
-        zeros, zeros, zeros, zeros, zeros, zeros.astype(jnp.float32), jnp.ones(num_rows, bool)
+        zeros, zeros, zeros, zeros, zeros, target_seen, zeros.astype(jnp.float32), finite
     )
     best = no_best(num_rows, top_k)
     carry = counts, best, best
@@ -457,21 +467,22 @@ def count_scores(
     other[rows, targets] = False
     greater = other & (scores > own[:, None])
     equal = other & (scores == own[:, None])
-    is_seen = np.zeros(scores.shape, bool)
+    in_history = np.zeros(scores.shape, bool)
     if seen is not None:
-        is_seen[rows[:, None], seen] = True
-        is_seen &= other
+        in_history[rows[:, None], seen] = True
+    is_seen = other & in_history
     top: Any = None
     top_unseen: Any = None
     if top_k:
-        top = _best_columns(scores, np.zeros_like(is_seen), top_k)
-        top_unseen = _best_columns(scores, is_seen, top_k)
+        top = _best_columns(scores, np.zeros_like(in_history), top_k)
+        top_unseen = _best_columns(scores, in_history, top_k)
     return Counts(
         greater=greater.sum(1),
         equal=equal.sum(1),
         seen=is_seen.sum(1),
         seen_greater=(greater & is_seen).sum(1),
         seen_equal=(equal & is_seen).sum(1),
+        target_seen=in_history[rows, targets],
         target_score=own,
         finite=np.isfinite(scores[:, 1:]).all(1),
         top=top,

@@ -11,6 +11,8 @@ import numpy as np
 from linseqrec.config import Experiment
 from linseqrec.data.card import differing_data
 from linseqrec.errors import RunsError
+from linseqrec.evaluation.metrics import BUCKET_EDGES
+from linseqrec.evaluation.result import seen_targets
 from linseqrec.training.run import Run
 
 
@@ -48,16 +50,23 @@ class Conditions:
         return cls(protocol, run.source.split.description, run.source.dataset.card)
 
 
+def _common_edges(edges: Sequence[int] | None) -> list[int] | None:
+    """The bucket edges that every result has: old ones end at 500."""
+    return None if edges is None else [edge for edge in edges if edge <= BUCKET_EDGES[-1]]
+
+
 # The window of events that a model reads (`max_length`) is the model's own affair.
 _SHARED: dict[str, Callable[[Conditions], Any]] = {
     "split": lambda its: its.split,
     "targets": lambda its: [its.protocol.get("split"), its.protocol.get("targets")],
     "filters of seen items": lambda its: sorted(its.protocol["filter_seen"]),
+    # Old results kept seen targets among the candidates; without any, there is no difference.
+    "treatment of seen targets": lambda its: seen_targets(its.protocol),
     # Old results do not name the request time: it was always hidden.
     "request time": lambda its: its.protocol.get("request_time", "hidden"),
     "ties": lambda its: its.protocol["ties"],
     "candidates": lambda its: [its.protocol.get("candidates"), its.protocol.get("num_items")],
-    "length buckets": lambda its: its.protocol.get("bucket_edges"),
+    "length buckets": lambda its: _common_edges(its.protocol.get("bucket_edges")),
 }
 
 

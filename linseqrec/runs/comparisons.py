@@ -1,4 +1,4 @@
-"""Pairs of configurations compared: the difference, its interval, and its p-value."""
+"""Configurations compared, with each other and with counting: difference, interval, p-value."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,9 @@ import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from linseqrec.errors import RunsError
+from linseqrec.evaluation.metrics import per_target
 from linseqrec.evaluation.significance import PairedDifference, paired_bootstrap
+from linseqrec.runs.best_baseline import best_baseline
 from linseqrec.runs.configurations import Configuration
 
 _MIN_SAMPLES = 10_000
@@ -18,17 +20,18 @@ _MIN_SAMPLES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two configurations under one filter and metric.
+    """Two systems under one filter and metric.
 
     Attributes:
       first: A configuration's label.
-      second: Another's.
+      second: Another's, or the name of a counting baseline.
       filter_seen: The filter of seen items.
       metric: The metric.
       result: The first minus the second.
-      p_holm: The p-value with Holm's correction for all comparisons of the report.
+      p_holm: The p-value with Holm's correction for all comparisons of the same table.
       seeds_error: The standard error of the difference over seeds, √(s₁² / n₁ + s₂² / n₂) of the
-        standard deviations over n seeds; None where either configuration has a single seed.
+        standard deviations over n seeds; None where either configuration has a single seed. A
+        baseline adds no variance.
     """
 
     first: str
@@ -78,32 +81,95 @@ def compare(
         for pair in itertools.combinations(configurations, 2)
         if not against or against in (pair[0].label, pair[1].label)
     ]
-    cases = list(itertools.product(filters, metrics, pairs))
+    return _tested(
+        [
+            _Case(
+                first.label,
+                second.label,
+                filter_seen,
+                metric,
+                first.per_target(filter_seen, metric),
+                second.per_target(filter_seen, metric),
+                _seeds_error(
+                    first.by_seed(filter_seen, metric), second.by_seed(filter_seen, metric)
+                ),
+            )
+            for filter_seen, metric, (first, second) in itertools.product(filters, metrics, pairs)
+        ],
+        configurations[0].runs[0].users,
+    )
+
+
+def compare_with_counting(
+    configurations: Sequence[Configuration], filters: Sequence[str], metrics: Sequence[str]
+) -> list[Comparison]:
+    """Compares every configuration with the best counting baseline (`best_baseline`).
+
+    Args:
+      configurations: Of comparable runs.
+      filters: Filters of seen items. A filter is passed over if no run has a baseline's ranks.
+      metrics: Rank metrics.
+
+    Returns:
+      Comparisons whose second system is a baseline, which has no seeds.
+    """
+    runs = [run for configuration in configurations for run in configuration.runs]
+    cases = []
+    for filter_seen in filters:
+        if (best := best_baseline(runs, filter_seen)) is None:
+            continue
+        for metric, each in itertools.product(metrics, configurations):
+            by_seed = each.by_seed(filter_seen, metric)
+            cutoff = int(metric.rpartition("@")[2])
+            cases.append(
+                _Case(
+                    each.label,
+                    best[0],
+                    filter_seen,
+                    metric,
+                    each.per_target(filter_seen, metric),
+                    per_target(best[1], [cutoff])[metric],
+                    by_seed.std(ddof=1) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else None,
+                )
+            )
+    return _tested(cases, runs[0].users)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """Two systems to compare: what a `Comparison` says of them, and their values [M]."""
+
+    first: str
+    second: str
+    filter_seen: str
+    metric: str
+    first_values: np.ndarray
+    second_values: np.ndarray
+    seeds_error: float | None
+
+
+def _tested(cases: Sequence[_Case], users: np.ndarray) -> list[Comparison]:
+    """The paired bootstrap of each case, with Holm's correction for all of them."""
     if not cases:
         return []
     results = [
         paired_bootstrap(
-            first.per_target(filter_seen, metric),
-            second.per_target(filter_seen, metric),
-            first.runs[0].users,
-            samples=num_samples(len(cases)),
+            case.first_values, case.second_values, users, samples=num_samples(len(cases))
         )
-        for filter_seen, metric, (first, second) in cases
+        for case in cases
     ]
     _, corrected, *_ = multipletests([result.p_value for result in results], method="holm")
     return [
         Comparison(
-            first.label,
-            second.label,
-            filter_seen,
-            metric,
+            case.first,
+            case.second,
+            case.filter_seen,
+            case.metric,
             result,
             float(p_holm),
-            _seeds_error(first.by_seed(filter_seen, metric), second.by_seed(filter_seen, metric)),
+            case.seeds_error,
         )
-        for (filter_seen, metric, (first, second)), result, p_holm in zip(
-            cases, results, corrected, strict=True
-        )
+        for case, result, p_holm in zip(cases, results, corrected, strict=True)
     ]
 
 

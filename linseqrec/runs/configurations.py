@@ -57,14 +57,20 @@ class Configuration:
         """A metric of the selected checkpoints in validation, averaged over seeds."""
         return float(np.mean([run.validation(filter_seen, metric) for run in self.runs]))
 
-    def by_length(self, filter_seen: str, metric: str) -> list[dict[str, Any]]:
+    def by_length(
+        self, filter_seen: str, metric: str, edges: Sequence[int]
+    ) -> list[dict[str, Any]]:
         """A test metric by history length, one `Bucket.record` a bucket.
 
         Seeds are averaged target by target, so that the standard error is that of the mean.
+
+        Args:
+          filter_seen: The filter of seen items.
+          metric: The metric.
+          edges: Lower bounds of the buckets.
         """
-        first = self.runs[0]
         values = {metric: self.per_target(filter_seen, metric)}
-        buckets = make_buckets(first.lengths, first.protocol["bucket_edges"])
+        buckets = make_buckets(self.runs[0].lengths, edges)
         return [bucket.record(values) for bucket in buckets]
 
     def logs(self) -> list[list[dict[str, float]]]:

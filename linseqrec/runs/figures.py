@@ -4,6 +4,7 @@ Figures are drawn on `Figure` objects, not through pyplot: they need no display 
 The caller gives the title, because the caller knows what must be said of the data ("synthetic").
 """
 
+import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.ranks import in_words
+from linseqrec.evaluation.result import filters_by_fit
 from linseqrec.files import replacing
+from linseqrec.runs.best_baseline import ORACLE
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.configurations import Configuration, group_by_configuration
 from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
@@ -26,20 +30,62 @@ from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
-# The colour of baselines and of an oracle.
+# The colour of baselines and of an oracle, which differ by their hollow markers.
 REFERENCE = "#666666"
+REFERENCE_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "*", "p", "h", "P", "X")
+
+# The systems that have the same look in every figure.
+_SYSTEMS = ("RecGRELA", "SASRec", "HyTRec", "SinkRec", "Gated DeltaNet")
+_REFERENCES = (
+    "Popularity",
+    "Recent popularity",
+    "Markov",
+    "Decayed Markov",
+    "Personal Markov",
+    "Timed Markov",
+    "Timed Personal Markov",
+    ORACLE,
+)
 
 Record = Mapping[str, Any]
 
 
-def style(index: int) -> dict[str, Any]:
-    """The colour and the marker of a figure's system, by its place among the systems."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+def looks(systems: Sequence[str], references: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """The colour, marker and line style of each system of a figure.
+
+    A system of `experiments/` and a baseline look the same in every figure. Other systems, such as
+    the arms of a sweep, take the remaining looks in their order.
+
+    Args:
+      systems: Names, the models' in the same order in all figures of a report.
+      references: The names among them that are drawn in grey: baselines, an oracle.
+    """
+    models = [name for name in systems if name not in references]
+    baselines = [name for name in systems if name in references]
+    return {
+        name: {
+            "color": COLOURS[place % len(COLOURS)],
+            # Beyond seven systems, a colour comes again with another marker.
+            "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
+            "linestyle": DASHES[place % len(DASHES)],
+        }
+        for name, place in _places(models, _SYSTEMS, 0).items()
+    } | {
+        name: {
+            "color": REFERENCE,
+            "marker": REFERENCE_MARKERS[place % len(REFERENCE_MARKERS)],
+            "markerfacecolor": "white",
+            "linestyle": DASHES[place % len(DASHES)],
+        }
+        for name, place in _places(baselines, _REFERENCES, len(_REFERENCES)).items()
+    }
 
 
-def dashes(index: int) -> str:
-    """The line style of a figure's system."""
-    return DASHES[index % len(DASHES)]
+def _places(names: Sequence[str], known: Sequence[str], first_free: int) -> dict[str, int]:
+    """A place for each name: its own among the known ones, or the next that no other name has."""
+    taken = {name: known.index(name) for name in names if name in known}
+    free = (place for place in itertools.count(first_free) if place not in taken.values())
+    return {name: taken[name] if name in taken else next(free) for name in names}
 
 
 def write_figures(
@@ -73,7 +119,7 @@ def write_figures(
     runs = [FinishedRun.open(folder) for folder in folders]
     check_comparable({str(run.folder): run.conditions for run in runs})
     configurations = group_by_configuration(runs, repeats=True)
-    filters = runs[0].protocol["filter_seen"]
+    filters = filters_by_fit(runs[0].protocol)
     figures = run_figures(configurations, filters, metric, title_of(runs), published or {})
     # The files are written when all figures are drawn, so that an error leaves none of them.
     return [save_figure(figure, output / name) for name, figure in figures.items()]
@@ -99,10 +145,13 @@ def run_figures(
     curves |= {name: [list(records)] for name, records in (published or {}).items()}
     if any(len(configuration.runs) > 1 for configuration in configurations):
         title += "; means over seeds"
-    baselines = baselines_of([configuration.runs[0] for configuration in configurations])
+    runs = [run for configuration in configurations for run in configuration.runs]
+    # The results of baselines hold their buckets. The buckets of old results end at "500+".
+    edges = max((run.protocol["bucket_edges"] for run in runs), key=len)
+    baselines = baselines_of([run for run in runs if run.protocol["bucket_edges"] == edges])
     panels = {
         f"events before the target; seen items {in_words(filter_seen)}": {
-            configuration.label: configuration.by_length(filter_seen, metric)
+            configuration.label: configuration.by_length(filter_seen, metric, edges)
             for configuration in configurations
         }
         | {name: summary["buckets"][filter_seen] for name, summary in baselines.items()}
@@ -142,7 +191,8 @@ def learning_curves(
     """
     figure, panels = new_figure(len(metrics), title)
     for panel, metric in zip(panels, metrics, strict=True):
-        for index, (name, seeds) in enumerate(systems.items()):
+        for name, look in looks(list(systems)).items():
+            seeds = systems[name]
             curves = [
                 np.array(
                     [
@@ -156,17 +206,16 @@ def learning_curves(
             # The n-th records together: a seed's epochs may be some steps longer than another's.
             shortest = min(map(len, curves))
             mean: np.ndarray = np.mean([curve[:shortest] for curve in curves], axis=0)
-            look = style(index)
             if len(curves) > 1:
                 for curve in curves:
                     panel.plot(*curve.T, color=look["color"], linewidth=0.6, alpha=0.5)
             if shortest > 50:
                 look["marker"] = None
-            panel.plot(*mean.T, label=name, linestyle=dashes(index), markersize=4, **look)
+            panel.plot(*mean.T, label=name, markersize=4, **look)
         if not any(line.get_xydata().size for line in panel.get_lines()):  # type: ignore[union-attr]
             raise ValueError(f"no record holds both {metric!r} and {horizontal!r}")
         panel.set_xlabel(horizontal)
-        panel.set_ylabel(metric)
+        panel.set_ylabel(_metric_in_words(metric))
         dress(panel)
     shared_legend(figure, panels[0])
     return figure
@@ -219,10 +268,8 @@ def _draw_buckets(
         raise ValueError(f"no bucket holds {metric!r}")
     # A bucket's points stand side by side, at most .8 of the distance between buckets.
     step = min(0.06, 0.8 / len(systems))
+    look = looks(list(systems), references)
     for index, (name, records) in enumerate(systems.items()):
-        look = style(index)
-        if name in references:
-            look["color"] = REFERENCE
         # A metric that is absent, or null in JSON, becomes NaN, which is not drawn.
         values, errors = (
             np.array([record[key].get(metric) for record in records], np.float64)
@@ -233,15 +280,23 @@ def _draw_buckets(
             values,
             yerr=errors,
             label=name,
-            linestyle=dashes(index),
             markersize=5,
             capsize=2,
-            **look,
+            **look[name],
         )
     layout = next(iter(layouts.values()))
     panel.set_xticks(np.arange(len(layout)), [f"{name}\n{n:,}" for name, n in layout])
     panel.set_ylim(bottom=0)
     dress(panel)
+
+
+def _metric_in_words(metric: str) -> str:
+    """The key of a record as a label: "validation/none/NDCG@10" names its filter as tables do."""
+    part, _, rest = metric.partition("/")
+    filter_seen, _, name = rest.partition("/")
+    if part == "validation" and name:
+        return f"validation {name}\nseen items {in_words(filter_seen)}"
+    return {"train/loss": "training loss"}.get(metric, metric)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -284,6 +339,24 @@ def shared_legend(figure: Figure, panel: Axes) -> None:
 
 
 def dress(panel: Axes) -> None:
-    """Adds a grid to a panel and removes its frame at the top and on the right."""
+    """Adds a grid to a panel, removes its frame at the top and right, and writes plain numbers."""
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
+    for axis in (panel.xaxis, panel.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_formatter(_PlainLogFormatter())
+            axis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(1, 0.4)))
+        elif isinstance(formatter := axis.get_major_formatter(), ScalarFormatter):
+            formatter.set_scientific(False)
+            formatter.set_useOffset(False)
+
+
+class _PlainLogFormatter(LogFormatter):
+    """Labels the ticks of a logarithmic axis that matplotlib would label, with plain numbers."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        if not super().__call__(x, pos):
+            return ""
+        whole, point, fraction = f"{x:,.9f}".partition(".")
+        fraction = fraction.rstrip("0")
+        return whole + (point + fraction if fraction else "")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,21 @@ from typing import Any
 from linseqrec.config_fields import to_text
 from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.ranks import in_words
-from linseqrec.evaluation.result import selected_by
+from linseqrec.evaluation.result import (
+    SELECTION_METRIC,
+    filter_in_words,
+    filters_by_fit,
+    selected_by,
+)
 from linseqrec.files import replacing
+from linseqrec.runs.best_baseline import ORACLE
 from linseqrec.runs.comparable import check_comparable
-from linseqrec.runs.comparisons import Comparison, compare, num_samples
+from linseqrec.runs.comparisons import (
+    Comparison,
+    compare,
+    compare_with_counting,
+    num_samples,
+)
 from linseqrec.runs.configurations import (
     Configuration,
     differing_fields,
@@ -24,6 +36,8 @@ from linseqrec.runs.finished import FinishedRun, baselines_of, find_runs, title_
 from linseqrec.runs.tables import markdown_table
 
 METRICS = ("HR@10", "NDCG@10")
+# The corrected p-value below which a model is said to be better or worse than counting.
+_SIGNIFICANCE = 0.05
 # The palette has no more colours.
 _MAX_DRAWN = len(COLOURS)
 
@@ -35,13 +49,15 @@ class Report:
     Attributes:
       configurations: The best first, by the first metric under the first filter.
       comparisons: Of pairs of configurations.
+      against_counting: Of each configuration with the best counting baseline.
       unfinished: The workdirs of runs that are not in the tables, with the reason in words.
-      filters: Filters of seen items.
+      filters: Filters of seen items, first the one that fits the log (`filters_by_fit`).
       metrics: Rank metrics.
     """
 
     configurations: list[Configuration]
     comparisons: list[Comparison]
+    against_counting: list[Comparison]
     unfinished: dict[Path, str]
     filters: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -111,13 +127,14 @@ def make_report(
         check_metric(metric)
     finished, unfinished = find_runs(folders)
     check_comparable({str(run.folder): run.conditions for run in finished})
-    filters = tuple(finished[0].protocol["filter_seen"])
+    filters = filters_by_fit(finished[0].protocol)
     configurations = sorted(
         group_by_configuration(finished),
         key=lambda configuration: -configuration.by_seed(filters[0], metrics[0]).mean(),
     )
     comparisons = compare(configurations, filters, metrics, against=against)
-    return Report(configurations, comparisons, unfinished, filters, tuple(metrics))
+    counting = compare_with_counting(configurations, filters, metrics)
+    return Report(configurations, comparisons, counting, unfinished, filters, tuple(metrics))
 
 
 def write_report(report: Report, folder: Path, *, metric: str = "NDCG@10") -> list[Path]:
@@ -144,7 +161,10 @@ def write_report(report: Report, folder: Path, *, metric: str = "NDCG@10") -> li
     with replacing(folder / "report.md") as partial:
         partial.write_text(to_markdown(report, list(figures)))
     _write_csv(folder / "report.csv", report.rows())
-    _write_csv(folder / "comparisons.csv", [each.row() for each in report.comparisons])
+    _write_csv(
+        folder / "comparisons.csv",
+        [each.row() for each in (*report.comparisons, *report.against_counting)],
+    )
     return [
         *(folder / name for name in ("report.md", "report.csv", "comparisons.csv")),
         *(save_figure(figure, folder / name) for name, figure in figures.items()),
@@ -158,8 +178,8 @@ def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
       report: The report.
       pictures: Files in the report's folder that it shows.
     """
-    parts = [f"# {title_of(report.runs)}", *_results(report), *_differences(report)]
-    parts += _comparisons(report)
+    parts = [f"# {title_of(report.runs)}", _beats_counting(report), *_results(report)]
+    parts += [*_differences(report), *_against_counting(report), *_comparisons(report)]
     parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
     if report.unfinished:
         listed = "\n".join(f"- `{path}`: {stage}" for path, stage in report.unfinished.items())
@@ -183,9 +203,10 @@ def _results(report: Report) -> Iterator[str]:
                 cell = f"{row['mean']:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
                 cells.setdefault(system, [system, str(row.get("seeds", ""))]).append(cell)
         yield (
-            f"## Seen items {in_words(filter_seen)}\n\n{protocol['split'].capitalize()}, "
-            f"{protocol['targets']:,} targets of {protocol['users']:,} users, "
-            f"{protocol['candidates']} ({protocol['num_items']:,}) ranked, {protocol['ties']} ties."
+            f"## Seen items {filter_in_words(filter_seen, protocol)}\n\n"
+            f"{protocol['split'].capitalize()}, {protocol['targets']:,} targets of "
+            f"{protocol['users']:,} users, {protocol['candidates']} ({protocol['num_items']:,}) "
+            f"ranked, {protocol['ties']} ties."
         )
         header = ["configuration", "seeds", *report.metrics]
         yield markdown_table(header, list(cells.values()), text_columns=1)
@@ -218,18 +239,81 @@ def _differences(report: Report) -> Iterator[str]:
     yield markdown_table(header, rows, text_columns=len(header))
 
 
+def _beats_counting(report: Report) -> str:
+    """Whether models are better than counting, in the first metric under the first filter."""
+    filter_seen, metric = report.filters[0], report.metrics[0]
+    where = f"in test {metric}, seen items {in_words(filter_seen)}"
+    tests = [
+        each
+        for each in report.against_counting
+        if (each.filter_seen, each.metric) == (filter_seen, metric)
+    ]
+    if not tests:
+        means = {
+            name: summary["metrics"][filter_seen][metric]
+            for name, summary in baselines_of(report.runs).items()
+            if name != ORACLE
+        }
+        if not means:
+            return "**Does it beat counting?** These runs hold no baselines."
+        best, model = max(means, key=means.__getitem__), report.configurations[0]
+        mean = model.by_seed(filter_seen, metric).mean()
+        return (
+            f"**Does it beat counting?** Not tested, because these runs do not hold the ranks of "
+            f"baselines. {model.label} has {mean:.4f} and {best}, the best counting baseline, "
+            f"{means[best]:.4f} {where}."
+        )
+    first, verdicts = tests[0], Counter(map(_verdict, tests))
+    result, counts = first.result, []
+    if len(tests) > 1:
+        counts = [f"{number} {verdict}" for verdict, number in verdicts.items()]
+    return (
+        f"**Does it beat counting?** {first.first} is {_verdict(first)} than {first.second}, the "
+        f"best counting baseline, {where}: {result.difference:+.4f}, {result.confidence:.0%} "
+        f"interval {result.low:+.4f} to {result.high:+.4f}, p {first.p_holm:.4f}."
+        + (f" Of {len(tests)} configurations: {', '.join(counts)}." if counts else "")
+    )
+
+
+def _verdict(comparison: Comparison) -> str:
+    if comparison.p_holm >= _SIGNIFICANCE:
+        return "neither better nor worse"
+    return "better" if comparison.result.difference > 0 else "worse"
+
+
+def _against_counting(report: Report) -> Iterator[str]:
+    if not report.against_counting:
+        return
+    yield (
+        "## Against the best counting baseline\n\n"
+        f"The best baseline by test {SELECTION_METRIC} under each filter. {_how(report, True)}"
+    )
+    yield _comparison_table(report.against_counting)
+
+
 def _comparisons(report: Report) -> Iterator[str]:
     if not report.comparisons:
         return
-    first, count = report.comparisons[0].result, len(report.comparisons)
-    yield (
-        "## Differences\n\n"
+    yield f"## Differences\n\n{_how(report, False)}"
+    yield _comparison_table(report.comparisons)
+
+
+def _how(report: Report, counting: bool) -> str:
+    """How the comparisons of a table were made."""
+    comparisons = report.against_counting if counting else report.comparisons
+    first, count = comparisons[0].result, len(comparisons)
+    needs = "two seeds" if counting else "two seeds of both configurations"
+    return (
         f"Paired bootstrap over {first.users:,} users with {num_samples(count):,} resamplings; "
         "seeds are averaged target by target. The interval and p (two-sided) describe the sampling "
         f"of users; Holm's correction is for the {count} comparisons of this table. The standard "
-        "error over seeds describes training; it needs two seeds of both configurations. A "
-        "difference between single seeds may be due to the seeds, however small its p."
+        f"error over seeds describes training; it needs {needs}. A difference "
+        f"{'of a single seed' if counting else 'between single seeds'} may be due to the "
+        f"{'seed' if counting else 'seeds'}, however small its p."
     )
+
+
+def _comparison_table(comparisons: Sequence[Comparison]) -> str:
     rows = [
         [
             comparison.first,
@@ -242,11 +326,11 @@ def _comparisons(report: Report) -> Iterator[str]:
             f"{comparison.result.p_value:.4f}",
             f"{comparison.p_holm:.4f}",
         ]
-        for comparison in report.comparisons
+        for comparison in comparisons
     ]
-    header = ["first", "second", "metric", "seen items", "first - second"]
-    header += ["error over seeds", f"{first.confidence:.0%} interval", "p", "p, Holm"]
-    yield markdown_table(header, rows, text_columns=4)
+    header = ["first", "second", "metric", "seen items", "first - second", "error over seeds"]
+    header += [f"{comparisons[0].result.confidence:.0%} interval", "p", "p, Holm"]
+    return markdown_table(header, rows, text_columns=4)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

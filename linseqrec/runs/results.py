@@ -8,6 +8,7 @@ from typing import Any
 from linseqrec.evaluation.baselines import fit_baselines
 from linseqrec.evaluation.result import EvaluationResult, selected_by
 from linseqrec.files import write_json
+from linseqrec.runs.best_baseline import ORACLE, write_best_baseline
 from linseqrec.runs.comparable import shared_title
 from linseqrec.training import distributed, workdir
 from linseqrec.training.run import Run, SplitName
@@ -32,7 +33,7 @@ def evaluate_baselines(run: Run, split: SplitName) -> dict[str, EvaluationResult
         request_times=run.experiment.data.request_time == "known",
     )
     if run.source.world is not None:
-        scorers["Oracle"] = run.source.world.oracle_scores
+        scorers[ORACLE] = run.source.world.oracle_scores
     return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}
 
 
@@ -72,5 +73,6 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     baselines = evaluate_baselines(run, "test")
     results["test"] |= {name: result.summary() for name, result in baselines.items()}
     if distributed.is_first():
+        write_best_baseline(folder, baselines)
         write_json(path, results)
     return results

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from linseqrec.evaluation.ranks import in_words
+from linseqrec.evaluation.result import filter_in_words, filters_by_fit
 from linseqrec.runs.comparable import Conditions, check_comparable
 
 METRICS = ("HR@1", "HR@10", "NDCG@10", "MRR@10", "HR@100")
@@ -19,7 +19,8 @@ def results_table(
       metrics: The columns.
 
     Returns:
-      One table a filter of seen items, headed by the protocol.
+      One table a filter of seen items, headed by the protocol; first the filter that fits the log
+      (`filters_by_fit`).
 
     Raises:
       RunsError: If the systems were not evaluated under one protocol.
@@ -28,10 +29,11 @@ def results_table(
     protocol = next(iter(summaries.values()))["protocol"]
     request = ", request time known" if protocol.get("request_time") == "known" else ""
     parts = []
-    for filter_seen in protocol["filter_seen"]:
+    for filter_seen in filters_by_fit(protocol):
         parts.append(
             f"{protocol['split']}, {protocol['targets']:,} targets, all {protocol['num_items']:,} "
-            f"items ranked, seen items {in_words(filter_seen)}, {protocol['ties']} ties{request}:"
+            f"items ranked, seen items {filter_in_words(filter_seen, protocol)}, "
+            f"{protocol['ties']} ties{request}:"
         )
         rows = [
             [name, *(f"{own['metrics'][filter_seen][metric]:.4f}" for metric in metrics)]

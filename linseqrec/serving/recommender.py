@@ -140,13 +140,14 @@ class Recommender:
 
         Args:
           times: Integers of any shape: times in whole seconds on the log's own clock, as in
-            `Dataset.timestamps`. Most logs count seconds since 1970.
+            `Dataset.timestamps`. Most logs count seconds since 1970. 0 may stand for no event
+            (item 0), also in a log that begins after 0.
 
         Raises:
           ServingError: A time is before the data set's first event, or more than 68 years after it.
         """
         times = _integers("times", times)
-        since_origin = times - self.origin
+        since_origin = np.where(times == 0, max(-self.origin, 0), times - self.origin)
         bad = since_origin[(since_origin < 0) | (since_origin > _LAST_SECOND)]
         if bad.size:
             raise ServingError(

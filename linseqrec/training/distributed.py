@@ -67,6 +67,8 @@ def initialize(
     timer = threading.Timer(timeout, _exit_with_error, [f"{problem} within {timeout} s. {advice}"])
     timer.daemon = True
     timer.start()
+    # JAX's preemption service would take SIGTERM over from `Preemption`, and only log it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             None if detected else coordinator,

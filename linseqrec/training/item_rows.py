@@ -30,7 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.standard import ItemRows
-from linseqrec.training.optimizer import OptimizerConfig, learning_rate
+from linseqrec.training.optimizer import OptimizerConfig
 
 # Terms of the sum below this are left out; the first is about 1.
 _SMALLEST_TERM = 1e-9
@@ -58,9 +58,9 @@ class CatchUp:
     epsilon: float
 
     @classmethod
-    def of(cls, config: OptimizerConfig, num_steps: int) -> "CatchUp":
-        """That of the optimizer of a run of `num_steps`."""
-        return cls(learning_rate(config, num_steps), config.b1, config.b2, config.epsilon)
+    def of(cls, config: OptimizerConfig, rate: optax.Schedule) -> "CatchUp":
+        """That of the optimizer that `make_optimizer` makes of the same arguments."""
+        return cls(rate, config.b1, config.b2, config.epsilon)
 
     def read(self, state: State, rows: Int[Array, "U"]) -> State:
         """A training state of these item rows only, each up to date.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from linseqrec.evaluation.result import EvaluationResult, selected_by
+from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
 from linseqrec.files import replacing
 from linseqrec.training import distributed
 from linseqrec.training.checkpoint import Progress
@@ -84,13 +85,22 @@ class TrainingLog:
         self._bar.update()
 
     def training(self, step: int, metrics: dict[str, float], speed: dict[str, float]) -> None:
-        """Records training metrics, and the speed since the last ones."""
+        """Records training metrics, and the speed since the last ones.
+
+        Where the bar or the output has no terminal, the method also prints a line.
+        """
         self._bar.set_postfix(
             loss=f"{metrics['train/loss']:.3f}",
             events=f"{speed['train/events_per_second']:,.0f}/s",
             refresh=False,
         )
         self._write(step, metrics, speed)
+        if self._bar.disable or not sys.stdout.isatty():
+            self._print(
+                f"step {step} epoch {step / self._steps_per_epoch:.1f} "
+                f"loss {metrics['train/loss']:.4f} "
+                f"{speed['train/events_per_second']:,.0f} events/s"
+            )
 
     def validation(self, step: int, result: EvaluationResult, progress: Progress) -> None:
         """Records a validation, and prints it on a line."""
@@ -100,15 +110,26 @@ class TrainingLog:
             for metric, value in metrics.items()
         }
         self._write(step, named)
-        if self._records is None:
-            return
         scores = ", ".join(
             f"HR@10 {metrics['HR@10']:.4f} NDCG@10 {metrics['NDCG@10']:.4f} (seen: {name})"
             for name, metrics in result.metrics_by_filter.items()
         )
         best = f"best step {progress.best_step} by {selected_by(tuple(result.metrics_by_filter))}"
         epoch = step / self._steps_per_epoch
-        tqdm.write(f"step {step} epoch {epoch:.1f} validation {scores}; {best}")
+        self._print(f"step {step} epoch {epoch:.1f} validation {scores}; {best}")
+
+    def stopped_early(self, progress: Progress) -> None:
+        """Prints that the run ends before its last step, because its patience is spent."""
+        self._print(
+            f"stopped early at step {progress.validated_step}: {progress.stale} validations "
+            f"without a better {SELECTION_METRIC} than that of step {progress.best_step} "
+            "(training.patience)"
+        )
+
+    def _print(self, line: str) -> None:
+        if self._records is not None:
+            tqdm.write(line)
+            sys.stdout.flush()
 
     def _write(
         self, step: int, metrics: dict[str, float], speed: dict[str, float] | None = None

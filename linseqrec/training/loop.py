@@ -13,12 +13,13 @@ from linseqrec.data.requests import original_ids
 from linseqrec.errors import UserError
 from linseqrec.evaluation.result import SELECTION_METRIC
 from linseqrec.training import distributed, workdir
+from linseqrec.training.budget import within_budget
 from linseqrec.training.checkpoint import Checkpoints, Progress
 from linseqrec.training.log import TrainingLog
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
 from linseqrec.training.step import TrainState
-from linseqrec.training.throughput import Meter, Profiler
+from linseqrec.training.throughput import Meter, Profiler, StepQueue
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -74,6 +75,8 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", shapes=run.step.shapes)
         )
+        with preemption.interruptible():
+            run = within_budget(run, folder, resumed=bool(checkpoints.steps()))
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         iterator = iter(run.batches.to_iter_dataset(reading))
         state, progress = run.step.initial_state(), Progress(iterator.get_state())
@@ -83,13 +86,25 @@ def train(
         step, updates = int(state.step), run.step.updates(state)
 
         # ---------------------------------------------------------------- what watches the loop
-        length = {"num_steps": run.num_steps, "steps_per_epoch": run.batches.steps_per_epoch}
         log = stack.enter_context(
-            TrainingLog(folder, step, name=experiment.name, wandb_project=wandb_project, **length)
+            TrainingLog(
+                folder,
+                step,
+                name=experiment.name,
+                wandb_project=wandb_project,
+                num_steps=run.num_steps,
+                steps_per_epoch=run.batches.steps_per_epoch,
+            )
         )
         profiler = stack.enter_context(Profiler(folder / "profile", profile_steps))
-        meter = Meter(experiment.model, run.model, progress)
-        schedule = Schedule(experiment.training, preemption=preemption, **length)
+        meter = Meter(experiment.model, run.step.prediction_loss.config, run.model, progress)
+        queue = StepQueue()
+        schedule = Schedule(
+            experiment.training,
+            num_steps=run.num_steps,
+            evaluate_every=run.evaluate_every,
+            preemption=preemption,
+        )
 
         try:
             while True:
@@ -109,6 +124,8 @@ def train(
                         checkpoints.save(updates.state, progress, score)
                         schedule.saved()
                 if schedule.finished(progress):
+                    if step < run.num_steps:
+                        log.stopped_early(progress)
                     break
 
                 # ------------------------------------------------------------ save
@@ -126,6 +143,7 @@ def train(
                 step += 1
                 progress = dataclasses.replace(progress, iterator=iterator.get_state())
                 profiler.step(metrics)
+                queue.add(metrics)
                 meter.count(metrics)
                 log.step()
 
@@ -186,7 +204,7 @@ class Schedule:
         training: TrainingConfig,
         *,
         num_steps: int,
-        steps_per_epoch: int,
+        evaluate_every: int,
         preemption: Preemption,
     ):
         """Reads the configuration.
@@ -194,11 +212,10 @@ class Schedule:
         Args:
           training: How often each thing is done.
           num_steps: Length of the run.
-          steps_per_epoch: Steps of one pass over the training targets.
+          evaluate_every: Steps between validations.
           preemption: Tells whether this process has received SIGTERM.
         """
-        self._num_steps = num_steps
-        self._evaluate_every = max(1, round(training.evaluate_every * steps_per_epoch))
+        self._num_steps, self._evaluate_every = num_steps, evaluate_every
         self._log_every, self._patience = training.log_every, training.patience
         self._save_seconds = 60 * training.save_minutes
         self._preemption = preemption

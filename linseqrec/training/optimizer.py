@@ -19,7 +19,8 @@ class OptimizerConfig:
       learning_rate: The peak.
       schedule: After the warm-up "constant", or "cosine" down to `final_fraction` of the peak at
         the run's last step.
-      warmup_steps: Steps of linear increase from 0.
+      warmup_steps: Steps of linear increase from 0. Must fit into the run, but is shortened if
+        `training.num_epochs` is fractional or `training.max_minutes` cuts the run.
       final_fraction: Of the peak, at the end of the cosine.
       weight_decay: Decoupled, on the weights of dense layers only (see `decayed`).
       b1: Decay of the gradient's average.
@@ -45,26 +46,36 @@ class OptimizerConfig:
         )
 
 
-def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """The learning rate by step, for a run of `num_steps`.
+def learning_rate(
+    config: OptimizerConfig, num_steps: int, *, shorten_warmup: bool = False
+) -> optax.Schedule:
+    """The learning rate by step.
+
+    Args:
+      config: The hyperparameters.
+      num_steps: Length of the run.
+      shorten_warmup: Whether a warm-up that is longer than the run becomes a tenth of the run.
 
     Raises:
-      ValueError: If the warm-up is longer than the run.
+      ValueError: The warm-up is longer than the run, and must not be shortened.
     """
-    if config.warmup_steps > num_steps:
-        raise ValueError(
-            f"optimizer.warmup_steps {config.warmup_steps} exceeds the run's {num_steps} steps"
-        )
+    warmup_steps = config.warmup_steps
+    if warmup_steps > num_steps:
+        if not shorten_warmup:
+            raise ValueError(
+                f"optimizer.warmup_steps {warmup_steps} exceeds the run's {num_steps} steps"
+            )
+        warmup_steps = num_steps // 10
     if config.schedule == "constant":
         main = optax.constant_schedule(config.learning_rate)
     else:
         main = optax.cosine_decay_schedule(
-            config.learning_rate, max(num_steps - config.warmup_steps, 1), config.final_fraction
+            config.learning_rate, max(num_steps - warmup_steps, 1), config.final_fraction
         )
-    if not config.warmup_steps:
+    if not warmup_steps:
         return main
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, main], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, main], [warmup_steps])
 
 
 def decayed(params: Any) -> Any:
@@ -86,10 +97,10 @@ def decayed(params: Any) -> Any:
     )
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """The Optax chain for a run of `num_steps`; clipping first, then AdamW."""
+def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """The Optax chain, clipping first, then AdamW, with a rate by step (`learning_rate`)."""
     adamw = optax.adamw(
-        learning_rate(config, num_steps),
+        rate,
         b1=config.b1,
         b2=config.b2,
         eps=config.epsilon,

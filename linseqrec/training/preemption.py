@@ -1,13 +1,14 @@
 """Preemption: after a SIGTERM a run saves and ends, and the next start continues it."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 import jax
 
@@ -65,6 +66,8 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGTERM, self._request)
             self._undo.callback(signal.signal, signal.SIGTERM, before)
+            self._undo.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+            sys.unraisablehook = functools.partial(self._unraisable, sys.unraisablehook)
             self._undo.enter_context(self._countdown())
         return self
 
@@ -100,6 +103,21 @@ class Preemption:
         self.requested = True
         if self._interruptible:
             raise Preempted
+
+    def _unraisable(self, hook_before: Callable[[Any], object], dropped: Any) -> None:
+        """Sends the signal again if Python dropped `Preempted`.
+
+        Python drops what a signal handler raises in a callback of the garbage collector, which JAX
+        has, or in a destructor.
+        """
+        if dropped.exc_type is Preempted:
+            threading.Timer(0.01, self._send_again).start()
+        else:
+            hook_before(dropped)
+
+    def _send_again(self) -> None:
+        if not self._context_ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     @contextlib.contextmanager
     def _countdown(self) -> Iterator[None]:

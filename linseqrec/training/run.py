@@ -26,7 +26,7 @@ from linseqrec.sharding import DATA, SEQUENCE
 from linseqrec.training.item_rows import CatchUp
 from linseqrec.training.loss import make_loss
 from linseqrec.training.model import FunctionalModel
-from linseqrec.training.optimizer import make_optimizer
+from linseqrec.training.optimizer import learning_rate, make_optimizer
 from linseqrec.training.step import CompiledStep
 
 SplitName = Literal["validation", "test"]
@@ -41,7 +41,7 @@ class Run:
       source: The events, and which of them each split predicts.
       batches: Training batches by step; of several processes, this one's rows of them.
       model: The model as functions of its parameters.
-      optimizer: The Optax chain.
+      learning_rate: The learning rate by step.
       num_steps: Length of the run, in steps.
     """
 
@@ -49,7 +49,7 @@ class Run:
     source: Source
     batches: TrainingBatches
     model: FunctionalModel
-    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
     num_steps: int
 
     @classmethod
@@ -109,15 +109,30 @@ class Run:
 
         model = FunctionalModel.of(experiment, source.dataset.num_items, mesh)
         try:
-            optimizer = make_optimizer(experiment.optimizer, num_steps)
+            rate = learning_rate(
+                experiment.optimizer,
+                num_steps,
+                shorten_warmup=training.num_epochs % 1 != 0 or training.max_minutes > 0,
+            )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return cls(experiment, source, batches, model, optimizer, num_steps)
+        return cls(experiment, source, batches, model, rate, num_steps)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between validations."""
+        every = self.experiment.training.evaluate_every * self.batches.steps_per_epoch
+        return max(1, round(every))
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
         """Training events of each item, int64 [N + 1]."""
         return item_counts(self.source.dataset, self.source.split)
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The Optax chain."""
+        return make_optimizer(self.experiment.optimizer, self.learning_rate)
 
     @functools.cached_property
     def step(self) -> CompiledStep:
@@ -127,7 +142,7 @@ class Run:
             self.model,
             self.optimizer,
             make_loss(self.experiment.loss, self.item_counts, mesh),
-            CatchUp.of(self.experiment.optimizer, self.num_steps),
+            CatchUp.of(self.experiment.optimizer, self.learning_rate),
             seed=training.seed,
             accumulation_steps=training.accumulation_steps,
         )

@@ -1,5 +1,6 @@
 """Training speed: events a second, model FLOP utilisation, and traces for a profiler."""
 
+import collections
 import contextlib
 import dataclasses
 import time
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 from linseqrec.models.base import ModelConfig
 from linseqrec.models.weights import parameter_path
 from linseqrec.training.checkpoint import Progress
+from linseqrec.training.loss import LossConfig
 from linseqrec.training.model import FunctionalModel
 
 # Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`.
@@ -38,7 +40,7 @@ def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
 
     6 per weight: a multiplication and an addition, once forward and twice backward (the convention
     of arXiv 2204.02311, appendix B). Mixing over time is left out: in a linear model it is a small
-    share. So are the catalogue's scores: they count per target (`flops_per_target`).
+    share. So are the scores of items: they count per target (`flops_per_target`).
 
     Args:
       params: The model's parameters.
@@ -51,9 +53,13 @@ def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
     )
 
 
-def flops_per_target(table: Float[Array, "N1 D"]) -> float:
-    """Operations of scoring one prediction against the whole catalogue, forward and backward."""
-    return 6.0 * table.size
+def flops_per_target(table: Float[Array, "N1 D"], loss: LossConfig) -> float:
+    """Operations of scoring one prediction against its candidates, forward and backward.
+
+    The candidates are the whole catalogue, or the target and the negatives of a sampled loss.
+    """
+    num_items, width = table.shape
+    return 6.0 * width * (num_items if loss.kind == "full" else 1 + loss.negatives)
 
 
 def peak_flops(dtype: DTypeLike) -> float:
@@ -82,10 +88,12 @@ def peak_flops(dtype: DTypeLike) -> float:
 class Meter:
     """The mean loss, the speed and the utilisation between two readings of training metrics."""
 
-    def __init__(self, config: ModelConfig, model: FunctionalModel, progress: Progress):
+    def __init__(
+        self, config: ModelConfig, loss: LossConfig, model: FunctionalModel, progress: Progress
+    ):
         """Starts the clock, and goes on from the sums that `progress` holds."""
         self._per_event = flops_per_event(model.initial_params, config)
-        self._per_target = flops_per_target(model.item_table(model.initial_params))
+        self._per_target = flops_per_target(model.item_table(model.initial_params), loss)
         self._peak = peak_flops(config.compute_dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)
@@ -149,6 +157,43 @@ class Meter:
         elapsed = time.perf_counter() - self._start
         self._unread_seconds += elapsed
         self._unsaved_seconds += elapsed
+
+
+class StepQueue:
+    """Bounds the steps that are dispatched and not finished to about a second of work.
+
+    JAX dispatches steps faster than a device runs them. A stop has to wait for every step that is
+    dispatched, since no step can be interrupted. At most eight steps wait, which is enough to keep
+    a device busy while the host reads a batch.
+    """
+
+    _MAX_STEPS = 8
+
+    def __init__(self, seconds: float = 1.0):
+        """Makes an empty queue.
+
+        Args:
+          seconds: The work that may be unfinished. A step that takes longer is waited for.
+        """
+        self._seconds = seconds
+        self._outputs: collections.deque[Any] = collections.deque()
+        self._num_allowed = 0
+        self._finished_at = time.perf_counter()
+
+    def add(self, outputs: Any) -> None:
+        """Adds a step that was just dispatched, and waits for the oldest ones if need be.
+
+        Args:
+          outputs: The step's arrays, which the next step does not consume.
+        """
+        self._outputs.append(outputs)
+        while len(self._outputs) > self._num_allowed:
+            jax.block_until_ready(self._outputs.popleft())
+            # While the device is busy, a step's time lies between the ends of two steps.
+            now = time.perf_counter()
+            step_seconds = max(now - self._finished_at, 1e-6)
+            self._num_allowed = min(int(self._seconds / step_seconds), self._MAX_STEPS)
+            self._finished_at = now
 
 
 # The first steps include compilation and are slower than the others.

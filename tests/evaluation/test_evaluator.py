@@ -81,10 +81,12 @@ def test_ranks_and_metrics_equal_the_definition_under_both_filters(max_length):
         group_aucs, target_scores, all_others = [], [], []
         for row, item in enumerate(items):
             removed = set(seen[row]) if name == "all" else set()
+            # A seen target loses to every candidate.
+            own = -np.inf if item in removed else scores[row, item]
             others = [i for i in range(1, ITEMS + 1) if i != item and i not in removed]
             all_others.extend(scores[row, others])
-            target_scores.append(scores[row, item])
-            group_aucs.append(_slow_auc([scores[row, item]], scores[row, others]))
+            target_scores.append(own)
+            group_aucs.append(_slow_auc([own], scores[row, others]))
         found = result.metrics_by_filter[name]
         assert found["GAUC"] == pytest.approx(np.mean(group_aucs), abs=1e-12)
         assert found["AUC"] == pytest.approx(_slow_auc(target_scores, all_others))
@@ -152,7 +154,7 @@ def test_a_model_and_the_function_of_its_scores_have_the_same_result():
         evaluation.run_scores(lambda users, positions: np.zeros((len(users), ITEMS)))
 
 
-def test_a_seen_target_keeps_its_rank_under_the_filter_and_is_counted():
+def test_a_seen_target_is_a_miss_under_the_filter_and_is_counted():
     # User 0 has seen the target, user 1 has not. Both have seen the two best items.
     items = np.array([1, 2, 3, 3, 1, 2, 4, 3], np.int32)
     dataset = Dataset.from_arrays(items, np.arange(8), np.array([0, 4, 8]), num_items=5)
@@ -161,9 +163,11 @@ def test_a_seen_target_keeps_its_rank_under_the_filter_and_is_counted():
     scores = np.array([[99.0, 5, 4, 3, 2, 1]])
     result = evaluation.run_scores(lambda users, positions: scores.repeat(len(users), 0))
     np.testing.assert_array_equal(result.ranks["none"], [3, 3])
-    np.testing.assert_array_equal(result.ranks["all"], [1, 1])
+    np.testing.assert_array_equal(result.ranks["all"], [np.inf, 1])
     np.testing.assert_array_equal(result.target_seen, [True, False])
     assert result.protocol["targets_among_seen"] == 1
+    # The catalogue has fewer items than the largest cut-off.
+    assert result.metrics_by_filter["all"]["HR@500"] == 0.5
 
 
 def test_the_filter_removes_items_from_before_the_model_window():
@@ -232,8 +236,8 @@ def test_coverage_and_popularity_equal_the_definition():
         dataset, targets, max_length=25, filter_seen="all", list_size=5, item_counts=counts
     ).run(encode, TABLE)
     lists = []
-    for row, position in enumerate(targets.positions):
-        removed = set(seen[row].tolist()) - {int(dataset.items[position])}
+    for row in range(len(targets)):
+        removed = set(seen[row].tolist())
         best_first = np.argsort(-scores[row, 1:], kind="stable") + 1
         lists.append([item for item in best_first if item not in removed][:5])
     recommended = np.array(lists)
@@ -266,6 +270,7 @@ def test_the_summary_has_the_protocol_and_the_saved_ranks_give_its_metrics(tmp_p
         "targets": 45,
         "users": 45,
         "targets_among_seen": int(result.target_seen.sum()),
+        "seen_targets": "missed",
         "bucket_edges": [0, 10, 40],
     }
     assert [b["targets"] for b in summary["buckets"]["all"]] == [

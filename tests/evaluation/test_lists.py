@@ -1,12 +1,14 @@
 """Lists equal a sort of all scores, and their targets' ranks equal the evaluator's."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import leave_one_out
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.lists import Lists, lists_table, recommend_after
+from linseqrec.evaluation.metrics import rank_metrics
 from linseqrec.evaluation.ranks import NonFiniteScoreError
 from tests.evaluation.test_evaluator import ITEMS, TABLE, encode, make_dataset, slow_evaluation
 
@@ -41,6 +43,50 @@ def test_lists_equal_a_sort_and_ranks_equal_the_evaluator(filter_seen):
     evaluation = Evaluator(dataset, targets, max_length=20, filter_seen=name)
     ranks = evaluation.run(encode, TABLE).ranks[name]
     np.testing.assert_array_equal(lists.target_ranks, ranks[order])
+
+
+@pytest.mark.parametrize("filter_seen", [False, True], ids=["all items", "unseen items"])
+def test_metrics_of_exported_lists_equal_those_of_the_ranks(filter_seen):
+    """By membership in the list, on a log where people repeat."""
+    dataset = make_dataset()
+    targets = leave_one_out(dataset).test
+    # Real numbers do not tie, so a target's place in the list is its rank.
+    table = np.random.default_rng(5).normal(size=TABLE.shape).astype(np.float32)
+    lists = recommend_after(
+        dataset,
+        targets.users,
+        targets.positions,
+        encode,
+        table,
+        top_k=50,
+        max_length=20,
+        filter_seen=filter_seen,
+        rank_next=True,
+    )
+    users, items = np.arange(dataset.num_users), np.arange(ITEMS + 1)
+    exported = lists_table(lists, dataset, targets.users, targets.positions, users, items)
+    by_membership = {
+        f"{name}@{k}": exported.filter(pl.col("item") == pl.col("target"), pl.col("rank") <= k)
+        .select(gain)
+        .sum()
+        .item()
+        / len(targets)
+        for k in (1, 5, 10, 20, 50)
+        for name, gain in (
+            ("HR", pl.col("rank") ** 0),
+            ("NDCG", 1 / (pl.col("rank") + 1).log(2)),
+            ("MRR", 1 / pl.col("rank")),
+        )
+    }
+    name = "all" if filter_seen else "none"
+    result = Evaluator(dataset, targets, max_length=20, filter_seen=("none", "all")).run(
+        encode, table
+    )
+    assert 0.3 < result.target_seen.mean() < 0.7
+    for metric, value in by_membership.items():
+        assert result.metrics_by_filter[name][metric] == pytest.approx(value, abs=1e-12), metric
+    ranks = exported.unique("user", maintain_order=True)["target_rank"].to_numpy()
+    assert rank_metrics(ranks)[0]["HR@50"] == pytest.approx(by_membership["HR@50"])
 
 
 def test_lists_after_all_events_have_no_target_rank():

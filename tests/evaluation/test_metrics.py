@@ -109,3 +109,18 @@ def test_a_name_that_is_no_rank_metric_is_an_error():
     for metric in ("AUC", "HR@7", "HR"):
         with pytest.raises(metrics.MetricError, match="there are HR@1, "):
             metrics.check_metric(metric)
+
+
+def test_length_buckets_go_on_as_far_as_histories_do():
+    assert metrics.length_edges(np.array([3, 999])) == metrics.BUCKET_EDGES
+    edges = metrics.length_edges(np.array([3, 5_000, 4_999]))
+    assert edges == (*metrics.BUCKET_EDGES, 1_000, 2_000, 5_000)
+    buckets = metrics.make_buckets(np.array([3, 1_500, 6_000]), edges)
+    assert [bucket.name for bucket in buckets[-3:]] == ["1,000-1,999", "2,000-4,999", "5,000+"]
+    assert [int(bucket.inside.sum()) for bucket in buckets] == [1, 0, 0, 0, 0, 1, 0, 1]
+
+
+def test_an_infinite_rank_is_a_miss_at_every_cut_off():
+    means, _ = metrics.rank_metrics(np.array([np.inf, 1.0]))
+    assert set(means.values()) == {0.5}
+    assert metrics.group_auc(np.array([np.inf]), np.array([7])) == 0.0

@@ -8,10 +8,11 @@ import pytest
 
 from linseqrec.config import EvaluationConfig, Experiment
 from linseqrec.data.source import DataConfig
-from linseqrec.evaluation.metrics import bucket_metrics, rank_metrics
+from linseqrec.evaluation.metrics import BUCKET_EDGES, bucket_metrics, rank_metrics
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.files import write_json
 from linseqrec.models.sasrec import SASRecConfig
+from linseqrec.runs.best_baseline import write_best_baseline
 from linseqrec.training import workdir
 from tests.training import conftest as training
 
@@ -63,7 +64,10 @@ def evaluation(ranks, lengths, targets, **protocol):
         ranks=ranks,
         metrics_by_filter={name: means for name, (means, _) in metrics.items()},
         standard_errors={name: errors for name, (_, errors) in metrics.items()},
-        buckets={name: bucket_metrics(values, lengths) for name, values in ranks.items()},
+        buckets={
+            name: bucket_metrics(values, lengths, protocol.get("bucket_edges", BUCKET_EDGES))
+            for name, values in ranks.items()
+        },
     )
 
 
@@ -76,7 +80,15 @@ def save_run(tmp_path):
     """
 
     def make(
-        name, experiment=EXPERIMENT, ranks=None, *, protocol=None, split=None, digest="0", first=1
+        name,
+        experiment=EXPERIMENT,
+        ranks=None,
+        *,
+        protocol=None,
+        split=None,
+        digest="0",
+        first=1,
+        counting=None,
     ):
         folder = tmp_path / name
         seed = experiment.training.seed
@@ -95,6 +107,11 @@ def save_run(tmp_path):
         card = {"sha256": arrays | {"source": name}, "arrays": dict.fromkeys(arrays)}
         workdir.claim(folder, experiment, card)
         result.save(folder / "ranks" / "test.npz")
+        # Old runs hold no ranks of baselines.
+        if counting is not None:
+            write_best_baseline(
+                folder, {name: evaluation(own, lengths, targets) for name, own in counting.items()}
+            )
         data = "generated world 'quick' (synthetic data); split leave_one_out"
         note = f"; {experiment.note}" if experiment.note else ""
         summaries = {experiment.name: result.summary(), "Markov": baseline.summary()}

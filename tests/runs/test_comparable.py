@@ -2,6 +2,8 @@ import pytest
 
 from linseqrec.errors import RunsError
 from linseqrec.runs.comparable import check_comparable, shared_title
+from linseqrec.runs.configurations import group_by_configuration
+from linseqrec.runs.figures import run_figures
 from linseqrec.runs.finished import find_runs
 from tests.runs.conftest import EXPERIMENT, changed
 
@@ -17,6 +19,8 @@ OTHER = changed(training={"seed": 1})
         ({"protocol": {"request_time": "known"}}, "in their request time"),
         ({"protocol": {"num_items": 999}}, "in their candidates"),
         ({"first": 500}, "other targets"),
+        ({"protocol": {"targets_among_seen": 9}}, "in their treatment of seen targets"),
+        ({"protocol": {"bucket_edges": [0, 60]}}, "in their length buckets"),
         (
             {"experiment": changed(OTHER, evaluation={"filter_seen": ("all",)})},
             "in their filters of seen items",
@@ -42,6 +46,17 @@ def test_neither_the_order_of_filters_nor_the_model_s_window_matters(save_run, t
     save_run("d", changed(training={"seed": 3}), protocol={"request_time": "hidden"})
     runs, _ = find_runs([tmp_path])
     check_comparable({str(run.folder): run.conditions for run in runs})
+
+
+def test_old_results_stand_beside_new_ones_where_their_metrics_are_alike(save_run, tmp_path):
+    """No target is seen, so that it does not matter how the filter treats seen targets."""
+    save_run("old", protocol={"targets_among_seen": 0})
+    new = {"targets_among_seen": 0, "seen_targets": "missed"}
+    save_run("new", OTHER, protocol=new | {"bucket_edges": [0, 50, 100, 200, 500, 1_000]})
+    runs, _ = find_runs([tmp_path])
+    check_comparable({str(run.folder): run.conditions for run in runs})
+    figure = run_figures(group_by_configuration(runs), ("none",), "NDCG@10", "")["by_length.png"]
+    assert figure.axes[0].get_xticklabels()[-1].get_text().startswith("1,000+")
 
 
 def test_a_title_names_the_data_the_split_and_every_note_once():

@@ -10,7 +10,16 @@ from matplotlib.image import imread
 
 from linseqrec.evaluation.metrics import bucket_metrics
 from linseqrec.files import write_json
-from linseqrec.runs.figures import COLOURS, learning_curves, metric_by_bucket, save_figure
+from linseqrec.runs.figures import (
+    COLOURS,
+    REFERENCE,
+    dress,
+    learning_curves,
+    looks,
+    metric_by_bucket,
+    new_figure,
+    save_figure,
+)
 
 RECORDS = [
     {"step": 10, "loss": 7.0},
@@ -40,7 +49,7 @@ def test_learning_curves_hold_the_records_of_each_metric():
     assert drawn["RecGRELA"] == [[20, 0.05], [40, 0.1]]
     assert drawn["SASRec"] == [[20, 0.05]]
     assert (loss.get_xlabel(), loss.get_ylabel()) == ("step", "loss")
-    assert ndcg.get_ylabel() == "validation/none/NDCG@10"
+    assert ndcg.get_ylabel() == "validation NDCG@10\nseen items not filtered"
     assert figure.get_suptitle() == "a world (synthetic data)"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "RecGRELA",
@@ -120,6 +129,60 @@ def test_a_metric_by_bucket_holds_values_errors_and_counts():
         metric_by_bucket({"events": {}}, title="")
     with pytest.raises(ValueError, match="no bucket holds 'HR@7'"):
         metric_by_bucket({"events": systems}, "HR@7", title="")
+
+
+def test_a_system_looks_the_same_in_every_figure():
+    records = bucket_metrics(np.arange(1.0, 21), np.full(20, 30))
+    baselines = ["Markov", "Personal Markov", "Personal Markov, last 50 events"]
+    curves = learning_curves(
+        dict.fromkeys(["HyTRec", "mine", "SASRec"], [RECORDS]), ["loss"], title=""
+    )
+    names = ["SASRec", "mine", *baselines]
+    buckets = metric_by_bucket(
+        {"events": dict.fromkeys(names, records)}, title="", references=baselines
+    )
+    drawn = {line.get_label(): line for line in curves.axes[0].get_lines()}
+    for container in buckets.axes[0].containers[:2]:
+        line, other = container.lines[0], drawn[container.get_label()]
+        assert (line.get_color(), line.get_marker()) == (other.get_color(), other.get_marker())
+    greys = [container.lines[0] for container in buckets.axes[0].containers[2:]]
+    assert {line.get_color() for line in greys} == {REFERENCE}
+    assert len({line.get_marker() for line in greys}) == 3
+    alone = looks(["Personal Markov"], ["Personal Markov"])["Personal Markov"]
+    assert alone["marker"] == greys[1].get_marker()
+
+
+def test_twelve_systems_have_twelve_looks():
+    names = [f"learning_rate={rate}" for rate in range(11)] + ["SinkRec"]
+    found = {(look["color"], look["marker"]) for look in looks(names).values()}
+    assert len(found) == 12
+    assert looks(names)["SinkRec"] == looks(["SinkRec"])["SinkRec"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "values", "expected"),
+    [
+        ("log", (3, 40_000), ["10", "100", "1,000", "10,000"]),
+        ("log", (0.0003, 0.4), ["0.001", "0.01", "0.1"]),
+        ("log", (20, 90), ["20", "30", "40", "60"]),
+        ("linear", (0, 2e-5), ["0.000000", "0.000005", "0.000010", "0.000015", "0.000020"]),
+        ("linear", (1e7, 1e7 + 4), ["10000000", "10000001", "10000002", "10000003", "10000004"]),
+    ],
+)
+def test_ticks_are_plain_numbers(scale, values, expected):
+    figure, (panel,) = new_figure(1, "title")
+    panel.plot(values, values)
+    panel.set_yscale(scale)
+    if scale == "linear":
+        panel.set_yticks(np.linspace(*values, 5))
+    dress(panel)
+    figure.canvas.draw()
+    low, high = panel.get_ylim()
+    ticks = [*panel.yaxis.get_major_ticks(), *panel.yaxis.get_minor_ticks()]
+    labels = {
+        tick.get_loc(): tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high
+    }
+    assert [labels[place] for place in sorted(labels) if labels[place]] == expected
 
 
 def test_a_legend_of_long_names_takes_nothing_from_the_panel():

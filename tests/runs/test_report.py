@@ -241,3 +241,73 @@ def test_a_single_seed_has_no_deviation_and_a_single_configuration_no_comparison
     assert "±" not in text.split("| configuration")[1] and "## Differences" not in text
     assert (tmp_path / "out" / "comparisons.csv").read_text() == ""
     assert report.configurations[0].experiment == EXPERIMENT
+
+
+def both(ranks):
+    """The same ranks under both filters."""
+    return {"none": np.asarray(ranks, float), "all": np.asarray(ranks, float)}
+
+
+def test_the_first_line_says_whether_a_model_beats_counting(save_run, tmp_path):
+    rng = np.random.default_rng(2)
+    middling = rng.integers(1, 30, TARGETS)
+    counting = {
+        "Popularity": both(middling + 9),
+        "Markov": both(middling),
+        "Oracle": both(np.ones(TARGETS)),
+    }
+    save_run("good", changed(name="Good"), both(np.maximum(middling - 6, 1)), counting=counting)
+    for seed in (0, 1):
+        noted = changed(name="Bad", training={"seed": seed})
+        save_run(f"bad{seed}", noted, both(middling + 6 + seed), counting=counting)
+    report = make_report([tmp_path], ["NDCG@10"])
+    assert [(each.first, each.second) for each in report.against_counting] == [
+        ("Good", "Markov"),
+        ("Bad", "Markov"),
+    ] * 2
+    good, bad = report.against_counting[:2]
+    expected = gains(np.maximum(middling - 6, 1), "NDCG@10") - gains(middling, "NDCG@10")
+    assert good.result.difference == pytest.approx(expected.mean())
+    seeds = [gains(middling + 6 + seed, "NDCG@10").mean() for seed in (0, 1)]
+    assert good.seeds_error is None
+    assert bad.seeds_error == pytest.approx(statistics.stdev(seeds) / 2**0.5)
+    text = to_markdown(report)
+    first_line = text.split("\n\n")[1]
+    assert first_line.startswith(
+        "**Does it beat counting?** Good is better than Markov, the best counting baseline, in "
+        f"test NDCG@10, seen items not filtered: {expected.mean():+.4f}, 95% interval "
+    )
+    assert first_line.endswith("Of 2 configurations: 1 better, 1 worse.")
+    table = cells(text.split("## Against the best counting baseline")[1].split("##")[0])
+    assert table.count("| Good | Markov |") == table.count("| Bad | Markov |") == 2
+    write_report(report, tmp_path / "report")
+    with open(tmp_path / "report" / "comparisons.csv") as file:
+        assert [row["second"] for row in csv.DictReader(file)].count("Markov") == 4
+
+
+def test_no_difference_from_counting_is_said(save_run, tmp_path):
+    middling = np.random.default_rng(2).integers(1, 30, TARGETS)
+    save_run("same", ranks=both(middling), counting={"Markov": both(middling[::-1])})
+    assert "SASRec is neither better nor worse than Markov" in to_markdown(make_report([tmp_path]))
+
+
+def test_old_runs_say_that_counting_is_not_tested(save_run, tmp_path):
+    save_run("old", ranks=both(np.full(TARGETS, 9.0)))
+    report = make_report([tmp_path], ["HR@10"])
+    assert report.against_counting == []
+    assert (
+        "Not tested, because these runs do not hold the ranks of baselines. SASRec has 1.0000 "
+        in (to_markdown(report))
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
+def test_a_damaged_file_of_baseline_ranks_is_named(save_run, tmp_path, content):
+    folder = save_run("run", counting={"Markov": both(np.ones(TARGETS))})
+    (folder / "ranks" / "best_baseline.npz").write_bytes(content)
+    with pytest.raises(RunsError, match="best_baseline.npz is damaged .*: delete it"):
+        make_report([tmp_path])
+    save_run("run", counting={"Markov": both(np.ones(TARGETS))})
+    np.savez(folder / "ranks" / "best_baseline.npz", name_none="Markov", rank_none=np.ones(3))
+    with pytest.raises(RunsError, match="best_baseline.npz belongs to other targets"):
+        make_report([tmp_path])

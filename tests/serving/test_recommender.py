@@ -299,6 +299,8 @@ def test_a_model_without_a_state_is_an_error(config):
 
 def test_seconds_count_from_the_first_event_of_the_data_set(recommender):
     np.testing.assert_array_equal(recommender.seconds([ORIGIN, ORIGIN + 90]), [0, 90])
+    # 0 stands for a user without an event.
+    np.testing.assert_array_equal(recommender.seconds([0, ORIGIN + 90]), [0, 90])
     for time in (ORIGIN - 1, ORIGIN + 2**31):
         with pytest.raises(ServingError, match=f"time {time} is not within"):
             recommender.seconds([ORIGIN, time])

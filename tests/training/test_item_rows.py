@@ -19,7 +19,7 @@ from linseqrec.layers.standard import ItemRows
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.training import item_rows
 from linseqrec.training.loss import LossConfig
-from linseqrec.training.optimizer import OptimizerConfig, make_optimizer
+from linseqrec.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from linseqrec.training.run import Run
 from linseqrec.training.step import init_state, make_train_step
 
@@ -59,8 +59,8 @@ def gradients():
     ids=["constant", "warm-up, cosine, clipping", "no momentum", "long momentum"],
 )
 def test_rows_that_wait_end_as_in_dense_adam(config):
-    optimizer = make_optimizer(config, STEPS)
-    catch_up = item_rows.CatchUp.of(config, STEPS)
+    rate = learning_rate(config, STEPS)
+    optimizer, catch_up = make_optimizer(config, rate), item_rows.CatchUp.of(config, rate)
     dense, lazy = make_state(optimizer, by_rows=False), make_state(optimizer, by_rows=True)
 
     @jax.jit

@@ -76,7 +76,9 @@ def test_a_finished_run_is_not_trained_again(experiment, make_run, tmp_path, mon
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(experiment, make_run, tmp_path):
+def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(
+    experiment, make_run, tmp_path, capsys
+):
     """With a learning rate that wrecks the model, an early validation stays the best one."""
     run = make_run(
         experiment,
@@ -91,6 +93,12 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(experiment, make_
     }
     assert best == max(scores, key=scores.__getitem__)
     assert max(scores) - best == 3 * run.batches.steps_per_epoch < run.num_steps
+    printed = capsys.readouterr().out
+    assert f"stopped early at step {max(scores)}: 3 validations without a better NDCG@10" in printed
+    # Without a terminal, each log is a line.
+    losses = {f"step {each['step']}": each.get("train/loss") for each in records(tmp_path)}
+    assert all(f"{step} epoch " in printed for step in losses)
+    assert sum(" events/s" in line for line in printed.splitlines()) == len(losses)
     measured = run.evaluate(state.params, "validation").metrics["NDCG@10"]
     assert measured == scores[best]
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
@@ -204,6 +212,17 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(best, fresh.step.initial_state())
     assert fresh.evaluate(restored.params, "test").summary()["metrics"] == metrics
+
+    # The best baseline's ranks are kept for a comparison target by target.
+    with np.load(tmp_path / "ranks" / "best_baseline.npz") as best_baseline:
+        for name in ("none", "all"):
+            summary = results["test"][str(best_baseline[f"name_{name}"])]
+            assert summary["metrics"][name]["NDCG@10"] == max(
+                results["test"][baseline]["metrics"][name]["NDCG@10"]
+                for baseline in set(results["test"]) - {"recgrela"}
+            )
+            hits = np.mean(best_baseline[f"rank_{name}"] <= 10)
+            assert summary["metrics"][name]["HR@10"] == hits
 
     paths = write_figures([tmp_path], tmp_path / "figures")
     assert [path.name for path in paths] == [

@@ -1,8 +1,10 @@
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from linseqrec.config_checks import ConfigError
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig
@@ -39,6 +41,24 @@ def test_warmup_then_cosine():
 def test_settings_that_make_no_schedule_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         learning_rate(OptimizerConfig(**wrong), 10)
+
+
+def test_a_warmup_that_is_longer_than_a_shortened_run_is_a_tenth_of_it():
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=200)
+    rate = learning_rate(config, 100, shorten_warmup=True)
+    assert float(rate(5)) == pytest.approx(0.05) and float(rate(10)) == pytest.approx(0.1)
+    # A warm-up that fits is not shortened.
+    np.testing.assert_array_equal(
+        [learning_rate(config, 200, shorten_warmup=True)(step) for step in range(200)],
+        [learning_rate(config, 200)(step) for step in range(200)],
+    )
+
+
+def test_a_fraction_of_an_epoch_shortens_the_warmup(experiment, make_run):
+    make_run(experiment, optimizer={"warmup_steps": 99}, training={"num_epochs": 1.5})
+    make_run(experiment, optimizer={"warmup_steps": 99}, training={"max_minutes": 1.0})
+    with pytest.raises(ConfigError, match="warmup_steps 99 exceeds"):
+        make_run(experiment, optimizer={"warmup_steps": 99}, training={"num_epochs": 1})
 
 
 MODELS = {
@@ -79,7 +99,7 @@ def test_only_kernels_that_are_no_gates_decay(name):
 def test_decay_reaches_the_model(experiment, make_run):
     """With a zero gradient Adam stands still, and what moves is what decays."""
     run = make_run(experiment)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), 10)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), optax.constant_schedule(0.1))
     params = run.model.initial_params
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
@@ -91,7 +111,9 @@ def test_decay_reaches_the_model(experiment, make_run):
 
 
 def test_clipping_bounds_the_gradient():
-    optimizer = make_optimizer(OptimizerConfig(clip_norm=1.0, epsilon=1e3, learning_rate=1.0), 10)
+    optimizer = make_optimizer(
+        OptimizerConfig(clip_norm=1.0, epsilon=1e3), optax.constant_schedule(1.0)
+    )
     params = {"kernel": np.zeros(2, np.float32)}
     # With so large an epsilon Adam's first update is gradient / epsilon.
     updates, _ = optimizer.update(

@@ -155,3 +155,17 @@ def test_the_context_restores_the_signal_handler():
         with pytest.raises(Preempted), preemption.interruptible():
             pytest.fail("the context did not end at once")
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_signal_in_a_callback_that_may_not_raise_is_not_lost(capsys):
+    class Dying:
+        def __del__(self):
+            send_sigterm()
+            threading.Event().wait(0.001)
+
+    with Preemption() as preemption, pytest.raises(Preempted), preemption.interruptible():
+        dying = Dying()
+        del dying
+        threading.Event().wait(10)
+        pytest.fail("the signal was lost")
+    assert "Exception ignored" not in capsys.readouterr().err

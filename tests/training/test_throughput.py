@@ -1,15 +1,18 @@
 """FLOPs by the weights, against what the dense layers are in fact given."""
 
 import dataclasses
+import time
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
-from linseqrec.training.throughput import flops_per_event
+from linseqrec.training.loss import LossConfig
+from linseqrec.training.throughput import StepQueue, flops_per_event, flops_per_target
 from tests.models.reference import make_events, random_histories
 
 # Slots among the keys meet their kernel in the attention, and not in a dense layer's call.
@@ -36,3 +39,52 @@ def test_an_event_costs_what_the_dense_layers_multiply(name, monkeypatch):
     monkeypatch.setattr(nnx.Linear, "__call__", counted)
     jax.eval_shape(lambda: nnx.merge(graphdef, params, rest)(events).hidden)
     assert flops_per_event(params, config) == 6 * sum(products) / 16
+
+
+@pytest.mark.parametrize(
+    ("loss", "candidates"),
+    [
+        (LossConfig(kind="full"), 1_001),
+        *((LossConfig(kind=kind, negatives=64), 65) for kind in ("sampled", "bce", "gbce")),
+    ],
+)
+def test_a_target_costs_its_scores(loss, candidates):
+    assert flops_per_target(np.zeros((1_001, 8)), loss) == 6 * 8 * candidates
+
+
+class Device:
+    """A device that runs steps one after another on a clock of its own."""
+
+    def __init__(self):
+        self.now, self.busy_until = 0.0, 0.0
+
+    def dispatch(self, seconds):
+        self.busy_until = max(self.busy_until, self.now) + seconds
+        return Output(self, self.busy_until)
+
+
+class Output:
+    def __init__(self, device, ready_at):
+        self.device, self.ready_at = device, ready_at
+
+    def block_until_ready(self):
+        self.device.now = max(self.device.now, self.ready_at)
+        return self
+
+
+@pytest.mark.parametrize("step", [0.001, 0.01, 0.3, 0.9, 1.2, 13.0])
+def test_little_work_is_dispatched_and_not_finished(step, monkeypatch):
+    device = Device()
+    monkeypatch.setattr(time, "perf_counter", lambda: device.now)
+    queue, idle = StepQueue(), 0.0
+    for number in range(200):
+        device.now += 0.0001  # the host reads a batch
+        idle += max(device.now - device.busy_until, 0) if number > 20 else 0
+        queue.add([device.dispatch(step)])
+        assert device.busy_until - device.now <= max(1.0, 8 * 0.01)
+    # The device never waits for the host, unless a single step is already as much as may wait.
+    assert (idle == 0) == (step < 1.0)
+    # A machine that becomes slower is noticed at the next step.
+    for _ in range(20):
+        queue.add([device.dispatch(100 * step)])
+    assert device.busy_until - device.now <= max(1.0, 0.1)

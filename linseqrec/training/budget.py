@@ -1,0 +1,142 @@
+"""A run's length under `training.max_minutes`: how many steps fit is measured once and kept.
+
+The learning-rate schedule ends at the last step, so the number of steps must be known before the
+first one. It is saved in the workdir: a resumed run has the same schedule.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+
+from linseqrec.files import write_json
+from linseqrec.training import distributed
+from linseqrec.training.optimizer import learning_rate
+from linseqrec.training.run import Run
+from linseqrec.training.throughput import StepQueue
+from linseqrec.training.workdir import WorkdirError
+
+FILE = "budget.json"
+# Steps that are timed, at most, and the share of the budget that they may take.
+_TIMED_STEPS, _TIMED_SHARE = 50, 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """How long the parts of a run take, in seconds.
+
+    Attributes:
+      spent: What the measurement itself took.
+      compilation: Compiling the step and its first execution.
+      step: A step, with the reading of its batch.
+      validation: A validation.
+    """
+
+    spent: float
+    compilation: float
+    step: float
+    validation: float
+
+    def steps_within(self, seconds: float, evaluate_every: int) -> int:
+        """The number of steps that a run has time for, at least 1.
+
+        Args:
+          seconds: The time of the whole training, this measurement included.
+          evaluate_every: Steps between validations. The run ends with a validation.
+        """
+        left = seconds - self.spent - self.compilation - self.validation
+        return max(1, int(left / (self.step + self.validation / evaluate_every)))
+
+
+def within_budget(run: Run, folder: Path, *, resumed: bool) -> Run:
+    """The run with as many steps as fit into `training.max_minutes`; or the run itself without it.
+
+    All processes of a run call this together. The first one's clock decides.
+
+    Args:
+      run: The run. `training.num_epochs` is its longest length.
+      folder: The workdir.
+      resumed: Whether the run has a checkpoint: it then keeps the length that it began with.
+
+    Raises:
+      WorkdirError: The length that the run began with cannot be read.
+    """
+    minutes = run.experiment.training.max_minutes
+    if not minutes:
+        return run
+    num_steps = distributed.on_first(lambda: _read(folder / FILE, minutes)) if resumed else None
+    if num_steps is None:
+        costs = measure(run, 60 * minutes)
+
+        def fix() -> int:
+            fitting = min(costs.steps_within(60 * minutes, run.evaluate_every), run.num_steps)
+            saved = {"max_minutes": minutes, "num_steps": fitting}
+            write_json(folder / FILE, saved | {"seconds": dataclasses.asdict(costs)})
+            print(
+                f"training.max_minutes {minutes:g}: {fitting:,} of {run.num_steps:,} steps, "
+                f"{fitting / run.batches.steps_per_epoch:.1f} epochs",
+                flush=True,
+            )
+            return fitting
+
+        num_steps = distributed.on_first(fix)
+    if num_steps == run.num_steps:
+        return run
+    rate = learning_rate(run.experiment.optimizer, num_steps, shorten_warmup=True)
+    return dataclasses.replace(run, num_steps=num_steps, learning_rate=rate)
+
+
+def measure(run: Run, seconds: float) -> Costs:
+    """Times some steps and a validation of an untrained state, which is then dropped.
+
+    Args:
+      run: The run.
+      seconds: The budget. Timing the steps takes a small share of it.
+    """
+    begun = time.perf_counter()
+    state = run.step.initial_state()
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    with contextlib.closing(iter(run.batches.to_iter_dataset(reading))) as batches:
+        compiling = time.perf_counter()
+        # The second step may compile again, for the layouts of the first one's result.
+        for _ in range(2):
+            state, metrics = run.step.update(state, run.step.place(next(batches)))
+            jax.block_until_ready(metrics)
+        start, queue, num_steps = time.perf_counter(), StepQueue(), 0
+        while num_steps < _TIMED_STEPS and (
+            not num_steps or time.perf_counter() - start < _TIMED_SHARE * seconds
+        ):
+            state, metrics = run.step.update(state, run.step.place(next(batches)))
+            queue.add(metrics)
+            num_steps += 1
+        jax.block_until_ready(metrics)
+        end = time.perf_counter()
+    moments: list[float] = []
+    run.evaluate(state.params, "validation", between=lambda: moments.append(time.perf_counter()))
+    moments.append(time.perf_counter())
+    # The median batch, because the first batches of the pass include compilations.
+    validation = float(np.median(np.diff(moments))) * (len(moments) - 1)
+    return Costs(
+        spent=time.perf_counter() - begun,
+        compilation=start - compiling,
+        step=(end - start) / num_steps,
+        validation=validation,
+    )
+
+
+def _read(path: Path, minutes: float) -> int | None:
+    """The run's length, or None if it was measured for another budget."""
+    try:
+        saved = json.loads(path.read_text())
+        return int(saved["num_steps"]) if saved["max_minutes"] == minutes else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"{path} does not say how many steps the run has under training.max_minutes: restore "
+            "the file, or give the number as training.num_epochs with "
+            "--allow_config_change=training.max_minutes,training.num_epochs"
+        ) from error

@@ -1,0 +1,100 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from linseqrec.training import budget, workdir
+from linseqrec.training.budget import Costs, measure
+from linseqrec.training.loop import train
+from linseqrec.training.optimizer import learning_rate
+from linseqrec.training.workdir import WorkdirError
+from tests.training.test_loop import Stopped, records, stop_at
+
+COSTS = Costs(spent=10.0, compilation=5.0, step=0.5, validation=15.0)
+# At three seconds a step, a minute is more than one epoch of the small experiment.
+SLOW = Costs(spent=10.0, compilation=4.0, step=3.0, validation=1.0)
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """Makes the measurement return the costs `SLOW`; counts the measurements."""
+    calls = []
+    monkeypatch.setattr(budget, "measure", lambda run, seconds: calls.append(seconds) or SLOW)
+    return calls
+
+
+@pytest.mark.parametrize(("seconds", "every"), [(600, 10), (600, 100), (37.0, 5), (1.0, 5)])
+def test_the_steps_and_their_validations_fit(seconds, every):
+    steps = COSTS.steps_within(seconds, every)
+
+    def needed(steps):
+        validations = steps / every + 1
+        return COSTS.spent + COSTS.compilation + steps * COSTS.step + validations * COSTS.validation
+
+    assert steps == 1 or needed(steps) <= seconds
+    assert needed(steps + 1) > seconds
+
+
+def test_the_costs_of_a_run_are_measured(experiment, make_run):
+    costs = measure(make_run(experiment), seconds=10.0)
+    assert 0 < costs.step < costs.compilation < costs.spent and 0 < costs.validation < costs.spent
+
+
+def test_the_schedule_ends_with_the_budget(experiment, make_run, tmp_path, costs, monkeypatch):
+    optimizer = {"schedule": "cosine", "warmup_steps": 500, "learning_rate": 0.01}
+    training = {"num_epochs": 20, "max_minutes": 1.0}
+    run = make_run(experiment, optimizer=optimizer, training=training)
+    lengths = []
+    make = budget.make_optimizer
+    monkeypatch.setattr(
+        budget,
+        "make_optimizer",
+        lambda config, num_steps, **rest: (
+            lengths.append(num_steps) or make(config, num_steps, **rest)
+        ),
+    )
+    train(run, tmp_path)
+    (num_steps,) = lengths
+    assert records(tmp_path)[-1]["step"] == num_steps < run.num_steps
+    assert num_steps == SLOW.steps_within(60, run.evaluate_every)
+    assert costs == [60.0]
+    rate = learning_rate(run.experiment.optimizer, num_steps, shorten_warmup=True)
+    assert float(rate(num_steps)) == 0.0 and float(rate(num_steps // 10)) == pytest.approx(0.01)
+
+
+def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, monkeypatch):
+    changes = {"training": {"num_epochs": 20, "max_minutes": 1.0}}
+    expected, _ = train(make_run(experiment, **changes), tmp_path / "whole")
+    # The run that is stopped begins with the first length; a resumption measures nothing.
+    broken = make_run(experiment, **changes)
+    within = budget.within_budget
+
+    def stopping(run, folder, **given):
+        run = within(run, folder, **given)
+        stop_at(monkeypatch, run, broken.batches.steps_per_epoch + 2)
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr("linseqrec.training.loop.within_budget", stopping)
+        with pytest.raises(Stopped):
+            train(broken, tmp_path / "broken")
+    assert len(costs) == 2
+    resumed, _ = train(make_run(experiment, **changes), tmp_path / "broken")
+    assert len(costs) == 2
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert list(workdir.read_metrics(tmp_path / "broken")) == records(tmp_path / "whole")
+
+    (tmp_path / "broken" / budget.FILE).write_text("{")
+    with pytest.raises(WorkdirError, match="budget.json does not say how many steps"):
+        train(make_run(experiment, **changes), tmp_path / "broken")
+
+
+def test_a_budget_that_is_long_enough_changes_nothing(experiment, make_run, tmp_path, costs):
+    run = make_run(experiment, training={"num_epochs": 1, "max_minutes": 1_000.0})
+    assert budget.within_budget(run, tmp_path, resumed=False) is run
+    saved = json.loads((tmp_path / budget.FILE).read_text())
+    assert saved["num_steps"] == run.num_steps
+    assert budget.within_budget(make_run(experiment), tmp_path, resumed=False).num_steps > 1
+    assert len(costs) == 1

@@ -103,7 +103,7 @@ def train(
                         score = result.metrics[SELECTION_METRIC]
                         progress = meter.added_to(progress).after_validation(step, score)
                         log.validation(step, result, progress)
-                        checkpoints.save(state, progress, score)
+                        checkpoints.save(state, progress)
                         schedule.saved()
                 if schedule.finished(progress):
                     break

@@ -1,5 +1,6 @@
 """Checkpoints: which ones a run keeps, and how it continues after damage or a failed save."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -99,15 +100,19 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
         assert checkpoints.sound_steps() == steps
 
 
-def test_the_best_checkpoint_is_the_first_of_equal_metrics(run, tmp_path):
-    state, metrics = run.step.initial_state(), [0.1, 0.2, 0.2, 0.2, 0.2, 0.1]
-    with Checkpoints(tmp_path) as checkpoints:
-        for step, metric in enumerate(metrics):
-            best = min(step, 1)
-            progress = Progress({}, validated_step=step, best_step=best, best_metric=metrics[best])
-            checkpoints.save(dataclasses.replace(state, step=jnp.array(step)), progress, metric)
-        assert checkpoints.steps() == [1, 4, 5]
-        assert checkpoints.restore(checkpoints.resolve("best"), state).step == 1
+@pytest.mark.parametrize("starts", ["one start", "a start for each save"])
+def test_the_best_checkpoint_is_the_first_of_equal_metrics(starts, run, tmp_path):
+    state, progress = run.step.initial_state(), Progress({})
+    saved = contextlib.ExitStack()
+    for step, metric in enumerate([0.1, 0.2, 0.2, 0.2, 0.2, 0.1], start=1):
+        if starts != "one start" or step == 1:
+            saved.close()
+            checkpoints = saved.enter_context(Checkpoints(tmp_path))
+        progress = progress.after_validation(step, metric)
+        checkpoints.save(dataclasses.replace(state, step=jnp.array(step)), progress)
+    with saved:
+        assert checkpoints.steps() == [2, 5, 6]
+        assert checkpoints.restore(checkpoints.resolve("best"), state).step == 2
 
 
 def test_an_incomplete_checkpoint_is_ignored(run, run_copy):

@@ -120,9 +120,12 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except _USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno in _DISK_FULL:
+            sys.exit(f"error: {error}; free some disk space and run the same command again")
+        path = error.filename2 or error.filename
+        if path is None:
             raise
-        sys.exit(f"error: {error}; free some disk space and run the same command again")
+        sys.exit(f"error: {path}: {error.strerror}")
     except Preempted as preempted:
         print(f"{preempted}; run the same command again to continue", file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -5,6 +5,7 @@ The caller gives the title, because the caller knows what must be said of the da
 """
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,11 @@ def run_figures(
     }
 
 
+def plain(text: str) -> str:
+    """A text that Matplotlib draws as it is: `$` begins no formula, a first `_` hides no label."""
+    return re.sub("^_", " _", text).replace("$", r"\$")
+
+
 def learning_curves(
     systems: Mapping[str, Sequence[Sequence[Record]]],
     metrics: Sequence[str],
@@ -162,7 +168,7 @@ def learning_curves(
                     panel.plot(*curve.T, color=look["color"], linewidth=0.6, alpha=0.5)
             if shortest > 50:
                 look["marker"] = None
-            panel.plot(*mean.T, label=name, linestyle=dashes(index), markersize=4, **look)
+            panel.plot(*mean.T, label=plain(name), linestyle=dashes(index), markersize=4, **look)
         if not any(line.get_xydata().size for line in panel.get_lines()):  # type: ignore[union-attr]
             raise ValueError(f"no record holds both {metric!r} and {horizontal!r}")
         panel.set_xlabel(horizontal)
@@ -232,14 +238,14 @@ def _draw_buckets(
             np.arange(len(records)) + step * (index - (len(systems) - 1) / 2),
             values,
             yerr=errors,
-            label=name,
+            label=plain(name),
             linestyle=dashes(index),
             markersize=5,
             capsize=2,
             **look,
         )
     layout = next(iter(layouts.values()))
-    panel.set_xticks(np.arange(len(layout)), [f"{name}\n{n:,}" for name, n in layout])
+    panel.set_xticks(np.arange(len(layout)), [f"{plain(name)}\n{n:,}" for name, n in layout])
     panel.set_ylim(bottom=0)
     dress(panel)
 
@@ -257,7 +263,7 @@ def new_figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
     """A figure with panels side by side."""
     figure = Figure(figsize=(max(7.0, 4.5 * panels), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize="medium", wrap=True)
+    figure.suptitle(plain(title), fontsize="medium", wrap=True)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 

@@ -71,7 +71,7 @@ def test_tables_hold_mean_and_deviation_over_seeds_and_baselines_once(ranks, tmp
             )
             assert row.endswith(f"| 3 | {numbers[0]} | {numbers[1]} |")
     assert text.count("| Markov | | 1.0000 | 0.4307 |") == 2
-    assert f"- `{tmp_path}/sweep/unfinished`: training, nothing logged yet" in text
+    assert f"- {tmp_path}/sweep/unfinished: training, nothing logged yet" in text
     assert "3 configurations, 9 runs" in text
     means = [each.by_seed("none", "HR@10").mean() for each in report.configurations]
     assert means == sorted(means, reverse=True)

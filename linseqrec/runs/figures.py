@@ -6,6 +6,7 @@ The caller gives the title, because the caller knows what must be said of the da
 
 import os
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def run_figures(
       title: What the runs share (`title_of`).
       published: As in `write_figures`.
     """
-    curves: dict[str, Any] = {each.label: each.logs() for each in configurations}
+    logs = {each.label: [records for records in each.logs() if records] for each in configurations}
+    curves: dict[str, Any] = {label: seeds for label, seeds in logs.items() if seeds}
     curves |= {name: [list(records)] for name, records in (published or {}).items()}
     if any(len(configuration.runs) > 1 for configuration in configurations):
         title += "; means over seeds"
@@ -109,17 +111,21 @@ def run_figures(
         | {name: summary["buckets"][filter_seen] for name, summary in baselines.items()}
         for filter_seen in filters
     }
-    return {
-        "learning_curves.png": learning_curves(
-            curves,
-            [*(f"validation/{filter_seen}/{metric}" for filter_seen in filters), "train/loss"],
-            title=title,
-            horizontal="epoch",
-        ),
-        "by_length.png": metric_by_bucket(
-            panels, metric, title=f"{title}; test", references=baselines
-        ),
-    }
+    keys = [*(f"validation/{filter_seen}/{metric}" for filter_seen in filters), "train/loss"]
+    records = [record for seeds in curves.values() for log in seeds for record in log]
+    figures = {}
+    if missing := [
+        key for key in keys if not any({key, "epoch"} <= each.keys() for each in records)
+    ]:
+        print(f"no learning curves: no metrics.jsonl holds {missing[0]}", file=sys.stderr)
+    else:
+        figures["learning_curves.png"] = learning_curves(
+            curves, keys, title=title, horizontal="epoch"
+        )
+    figures["by_length.png"] = metric_by_bucket(
+        panels, metric, title=f"{title}; test", references=baselines
+    )
+    return figures
 
 
 def plain(text: str) -> str:

@@ -59,10 +59,10 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     if path.exists():
-        results = workdir.read_results(folder)
-        if missing := [name for name in ("step", "epoch", "title") if name not in results]:
+        written = workdir.read_results(folder)
+        if missing := [name for name in ("step", "epoch", "title") if name not in written]:
             raise FileError(f"{path} is damaged: it has no {missing[0]}")
-        return results
+        return written
     experiment, division = run.experiment, run.source.split
     results: dict[str, Any] = {
         "name": experiment.name,

@@ -405,7 +405,9 @@ class Checkpoints:
         Args:
           checkpoint: "best", "latest", or the number of a step.
 
-        If the best checkpoint is damaged, the method prints so and returns the latest sound one.
+        If the best checkpoint is damaged, the method prints so and returns the latest sound one. It
+        also prints which checkpoints are damaged that are newer than the latest sound one, because
+        one of them may have been the best.
 
         Raises:
           CheckpointError: There is no such checkpoint (lists the existing ones), or "best" is asked
@@ -419,9 +421,15 @@ class Checkpoints:
         if checkpoint == "latest":
             return steps[-1]
         if checkpoint == "best":
-            newest = next((step for step in reversed(steps) if not self.faults(step)), None)
-            if newest is None:
+            damaged = {}
+            for newest in reversed(steps):
+                if not (faults := self.faults(newest)):
+                    break
+                damaged[newest] = f"checkpoint {newest} is damaged: {'; '.join(faults[:3])}"
+            else:
                 raise CheckpointError(f"all checkpoints in {self._folder} are damaged: {steps}")
+            for message in damaged.values():
+                print(f"{self._folder}: {message}", file=sys.stderr, flush=True)
             best = self.progress(newest).best_step
             if best not in steps:
                 reason = f"checkpoint {best} is missing" if best else "no step was validated yet"

@@ -347,7 +347,7 @@ def read_card(workdir: Path, form: Mapping[str, Any] = _CARD) -> dict[str, Any]:
     path = workdir / "card.json"
     if not os.path.lexists(path):
         raise WorkdirError(f"no card.json in {workdir}: it is not the workdir of a run")
-    card = read_json(path, _CARD | dict(form))
+    card = read_json(path, {**_CARD, **form})
     if (sealed := _sealed(workdir)) and sealed["sha256"].get("card.json") != sha256_of_file(path):
         raise WorkdirError(f"{path} has changed since the run ended: put the file back")
     return card

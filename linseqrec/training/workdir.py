@@ -183,8 +183,8 @@ def _check_checkpoints_exist(workdir: Path) -> None:
         )
     if any(folder.glob("sha256/*.json")):
         raise WorkdirError(
-            f"the run in {workdir} has saved checkpoints, but {folder} has none: put them back, or "
-            "choose another --workdir to train from the beginning"
+            f"the run in {workdir} has saved checkpoints, but {folder} has none left: put them "
+            "back, or choose another --workdir to train from the beginning"
         )
 
 

@@ -21,7 +21,7 @@ from absl import logging
 
 from linseqrec.analysis.subject import Subject
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.data.dataset import Dataset, write_dataset
+from linseqrec.data.dataset import write_dataset
 from linseqrec.data.source import DataConfig
 from linseqrec.errors import UserError
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
@@ -320,3 +320,92 @@ def test_a_damaged_file_is_named_and_no_code_runs(tree, watch, capsys):
             if value != expected[name, program][0] and said == expected[name, program][1]:
                 problems.append(f"{case}: taken for good")
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "os:abort",
+        "sys:exit",
+        "this:c",
+        "hostile:Config",
+        "runs.a.hostile:Config",
+        "linseqrec.training.checkpoint:Checkpoints",
+        "linseqrec.training.checkpoint:Progress",
+    ],
+)
+@pytest.mark.parametrize("place", ["the top", "model", "data"])
+def test_a_configuration_runs_no_code_of_its_own(place, named, tree, watch, capsys, monkeypatch):
+    root = tree()
+    code = "raise AssertionError('this file ran')"
+    for folder in (root, root / "runs" / "a"):
+        (folder / "hostile.py").write_text(code)
+    monkeypatch.syspath_prepend(root)
+    path = root / "runs" / "c" / "config.json"
+    config = json.loads(path.read_text())
+    (config if place == "the top" else config[place])["class"] = named
+    path.write_text(json.dumps(config))
+    imported = named.split(":")[0] in sys.modules
+    for program in (restored, served, resumed):
+        with watch(root):
+            value, _ = outcome(program, root, "c", capsys)
+        assert value.startswith(f"error: {path}: the class {named} ") and not watch.events
+    with watch(root):
+        _, unfinished = outcome(reported, root, "c", capsys)[0]
+    assert unfinished == ["c"] and not watch.events
+    assert (named.split(":")[0] in sys.modules) == imported
+
+
+class Hostile:
+    """An object that runs a program when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("false",)
+
+
+@pytest.mark.parametrize("name", ["runs/a/ranks/test.npz", "data/items.npy"])
+def test_arrays_of_python_objects_are_not_unpickled(name, tree, watch, capsys):
+    root = tree()
+    save = np.save if name.endswith("npy") else np.savez
+    save(root / name, np.array([Hostile()], object))
+    results = root / "runs" / "a" / "results.json"
+    held = json.loads(results.read_text())
+    # As results of an earlier version, whose files nothing seals.
+    del held["sha256"], held["config"]
+    results.write_text(json.dumps(held))
+    with watch(root):
+        value, _ = outcome(drawn if "ranks" in name else restored, root, "a", capsys)
+    assert name in value and "Object arrays cannot be loaded" in value
+    assert not watch.events
+
+
+def test_an_edited_result_is_refused_and_an_earlier_one_still_opens(tree, capsys):
+    root = tree()
+    path = root / "runs" / "a" / "results.json"
+    results = json.loads(path.read_text())
+    results["test"]["Markov"]["metrics"]["none"]["HR@10"] = 0.0
+    path.write_text(json.dumps(results))
+    for program in (drawn, resumed):
+        value, _ = outcome(program, root, "a", capsys)
+        assert f"{path} is not what the run wrote" in value
+    tables, unfinished = outcome(reported, root, "a", capsys)[0]
+    assert unfinished == ["a", "c"] and "1 configurations, 1 runs" in tables
+    for field in ("sha256", "config"):
+        assert "is damaged: it has no" in outcome(drawn, root, "a", capsys)[0] or field == "sha256"
+        del results[field]
+        path.write_text(json.dumps(results))
+    assert outcome(drawn, root, "a", capsys)[0] == ["learning_curves.png", "by_length.png"]
+
+
+def test_a_run_that_ended_keeps_its_configuration_but_for_what_readers_may_change(tree, capsys):
+    root = tree()
+    path = root / "runs" / "a" / "config.json"
+    config = json.loads(path.read_text())
+    config["note"], config["data"]["folder"] = "remark", str(root / "data")
+    path.write_text(json.dumps(config))
+    assert outcome(drawn, root, "a", capsys)[0] == ["learning_curves.png", "by_length.png"]
+    config["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(config))
+    for program in (drawn, restored, served):
+        value, _ = outcome(program, root, "a", capsys)
+        assert f"{path} has changed since the run ended" in value and "model.dropout: " in value

@@ -272,7 +272,7 @@ class Checkpoints:
             partial.write_text(json.dumps(_digests(self._folder / str(step))))
         saved_steps = {str(step) for step in self._manager.all_steps()}
         for other in path.parent.glob("*.json"):
-            if other.stem not in saved_steps:
+            if other.stem not in saved_steps and not other.is_dir():
                 other.unlink(missing_ok=True)
 
     def _guard(self, write: Callable[[], Any], step: int) -> None:
@@ -388,7 +388,8 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
         os.replace(self._folder / str(step), folder / f"{step}-{number}")
-        self._digests_path(step).unlink(missing_ok=True)
+        if os.path.lexists(path := self._digests_path(step)):
+            os.replace(path, folder / f"{step}-{number}.json")
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, ascending, including damaged ones."""

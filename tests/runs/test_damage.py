@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import traceback
@@ -375,7 +376,7 @@ def test_arrays_of_python_objects_are_not_unpickled(name, tree, watch, capsys):
     results.write_text(json.dumps(held))
     with watch(root):
         value, _ = outcome(drawn if "ranks" in name else restored, root, "a", capsys)
-    assert name in value and "Object arrays cannot be loaded" in value
+    assert name in value and re.search("Object arrays|Python objects", value)
     assert not watch.events
 
 

@@ -118,7 +118,7 @@ def check_form(value: Any, form: Any, where: str = "") -> None:
         kinds: tuple[type, ...] = (int, float) if form is float else (form,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and form in (int, float)):
             raise ValueError(f"{where or 'it'} is {_shown(value)}, not {_NAMES[form]}")
-        if form is int and not -(2**63) <= value < 2**63:
+        if form is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"{where or 'it'} is {_shown(value)}, beyond 64 bits")
     elif isinstance(form, list):
         check_form(value, list, where)

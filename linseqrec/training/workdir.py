@@ -432,7 +432,8 @@ def seal_results(workdir: Path, experiment: Experiment, results: dict[str, Any])
 
 
 def _digest_of_results(results: Mapping[str, Any]) -> str:
-    return sha256_of_json(results | {"sha256": results["sha256"] | {"results.json": ""}})
+    own = {"sha256": {**results["sha256"], "results.json": ""}}
+    return sha256_of_json({**results, **own})
 
 
 def check_sealed(workdir: Path, name: str, results: Mapping[str, Any]) -> None:

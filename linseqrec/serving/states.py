@@ -1,7 +1,9 @@
 """`UserStates`: the states that a model carries for users, and the file format to save them."""
 
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,7 @@ def load_states(
       FileNotFoundError: There is no such file.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
         arrays = read_arrays(Path(path))
         saved = parse_json(str(arrays.pop("identity")).encode())

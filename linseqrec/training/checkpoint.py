@@ -141,7 +141,8 @@ class Checkpoints:
             that the current mesh pads, by name.
 
         Raises:
-          CheckpointError: Damage keeps Orbax from opening the folder, and the folder is read-only.
+          CheckpointError: Damage keeps Orbax from opening the folder, and the folder is read-only
+            or has no sound checkpoint.
         """
         self._preservation = _Preservation()
         self._folder, self._read_only = folder, read_only
@@ -178,7 +179,8 @@ class Checkpoints:
                 raise
             listed = "; ".join(f"{step}: {each[0]}" for step, each in faults.items())
             message = f"damaged checkpoints in {self._folder}: {listed}"
-            if self._read_only:
+            # If none is left, the run would train from the beginning.
+            if self._read_only or len(faults) == len(saved_steps(self._folder)):
                 raise CheckpointError(f"{message}; move them elsewhere") from error
             print(message, file=sys.stderr, flush=True)
             for step in faults:

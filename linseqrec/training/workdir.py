@@ -217,6 +217,9 @@ def _record_environment(workdir: Path) -> None:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         lines = []
+    except OSError as error:
+        _notice(f"{path} cannot be read ({error.strerror}); this start is not recorded")
+        return
     if lines:
         try:
             previous = parse_json(lines[-1])
@@ -424,7 +427,8 @@ def read_results(workdir: Path) -> dict[str, Any]:
 def seal_results(workdir: Path, experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
     """The results with the configuration, and the digests of the run's files and of themselves."""
     present = [name for name in _SEALED if (workdir / name).exists()]
-    sealed = without_nan(results) | {"config": to_json(experiment)}
+    # Through JSON, so that the digest is that of what a reader gets.
+    sealed = json.loads(json.dumps(without_nan(results | {"config": to_json(experiment)})))
     digests = {name: sha256_of_file(workdir / name) for name in present}
     sealed["sha256"] = digests | {"results.json": ""}
     sealed["sha256"]["results.json"] = _digest_of_results(sealed)

@@ -264,3 +264,8 @@ def test_a_checkpoint_that_keeps_orbax_from_opening_is_set_aside(run, run_copy, 
     with Checkpoints(checkpoints) as opened:
         assert opened.steps() == steps[:-1]
     assert (checkpoints / "damaged" / f"{steps[-1]}-0").is_dir()
+    for step in steps[:-1]:
+        (checkpoints / str(step) / "_CHECKPOINT_METADATA").write_text("[]")
+    with pytest.raises(CheckpointError, match="move them elsewhere"):
+        Checkpoints(checkpoints)
+    assert (checkpoints / str(steps[0])).is_dir()

@@ -237,6 +237,10 @@ def test_a_damaged_environment_stops_no_run(content, experiment, tmp_path, capsy
     workdir.claim(tmp_path, experiment, card)
     assert path.read_bytes().endswith(good)
     assert ("its last line is damaged" in capsys.readouterr().err) == bool(content)
+    path.unlink()
+    path.mkdir()
+    workdir.claim(tmp_path, experiment, card)
+    assert "cannot be read (Is a directory)" in capsys.readouterr().err
 
 
 def test_damaged_records_are_counted_and_kept(tmp_path, capsys):

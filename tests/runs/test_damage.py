@@ -69,6 +69,12 @@ class Watch:
 
     def __exit__(self, *_):
         self.folder = None
+        # Libraries try whether others are installed that they can do without.
+        self.events = [
+            (event, arguments)
+            for event, arguments in self.events
+            if event != "import" or arguments[0].split(".")[0] in sys.modules
+        ]
 
     def _note(self, event, arguments):
         if self.folder is None:

@@ -132,6 +132,11 @@ def _check_folder(path: str | None) -> bool:
         raise flags.ValidationError(
             "it must be a local folder; mount the bucket, or copy the run when it has ended"
         )
-    if path and Path(path).exists() and not Path(path).is_dir():
-        raise flags.ValidationError("it is a file: name a folder")
+    try:
+        if path and Path(path).exists() and not Path(path).is_dir():
+            raise flags.ValidationError("it is a file: name a folder")
+    except OSError as error:
+        raise flags.ValidationError(f"{error.strerror}: name another folder") from error
+    if path and Path(path).is_symlink() and not Path(path).exists():
+        raise flags.ValidationError(f"it is a link to {Path(path).readlink()}, which is not there")
     return True

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -120,15 +121,23 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         main(argv)
         sigterm.ignore()
     except _USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_printable(str(error))}")
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno in _DISK_FULL:
+            sys.exit(f"error: {error}; free some disk space and run the same command again")
+        path = error.filename2 or error.filename
+        if path is None:
             raise
-        sys.exit(f"error: {error}; free some disk space and run the same command again")
+        sys.exit(f"error: {_printable(str(path))}: {error.strerror}")
     except Preempted as preempted:
         print(f"{preempted}; run the same command again to continue", file=sys.stderr)
         sigterm.ignore()
         sys.exit(EXIT_CODE)
+
+
+def _printable(text: str) -> str:
+    """A text without characters that a terminal obeys; names in files may hold them."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -14,6 +14,9 @@ The file has one row per recommended item, with these columns:
 
 A list without items has one row, in which rank, item and score are empty.
 
+A .csv file has a ' before each id that a spreadsheet would run as a formula: one that begins with
+= + - @ or a tab and is no number. A .parquet file has the ids as they are.
+
 A run with data.request_time=known needs the time of each request. With a split it is the time of
 the target. With --split=none, give it with --now=SECONDS, on the log's own clock.
 """
@@ -34,7 +37,7 @@ from linseqrec.data.requests import (
     original_ids,
     request_times,
 )
-from linseqrec.evaluation.lists import lists_table, recommend_after
+from linseqrec.evaluation.lists import for_spreadsheets, lists_table, recommend_after
 from linseqrec.evaluation.queries import rows_at_once
 from linseqrec.files import replacing
 from linseqrec.training import workdir
@@ -137,7 +140,7 @@ def write(frame: pl.DataFrame, output: Path) -> None:
         if output.suffix == ".parquet":
             frame.write_parquet(partial)
         else:
-            frame.write_csv(partial)
+            for_spreadsheets(frame).write_csv(partial)
 
 
 if __name__ == "__main__":

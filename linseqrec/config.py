@@ -44,6 +44,7 @@ class TrainingConfig:
             positive=("num_epochs", "evaluate_every"),
             not_negative=("max_minutes", "save_minutes", "patience"),
         )
+        require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2^63")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -184,6 +184,9 @@ def from_json(value: Any, prefix: str = "", *, hint: Any = None, floats: bool = 
         if key not in hints:
             raise ConfigError(f"{cls.__name__} has no field {key!r}{nearest(key, hints)}")
         made = from_json(value[key], f"{prefix}{key}.", hint=hints[key], floats=floats)
+        if not _has_type(made, hints[key]):
+            hint_name = getattr(hints[key], "__name__", hints[key])
+            raise ConfigError(f"{prefix}{key} is {made!r}: its type is {hint_name}")
         fields[key] = float(made) if floats and hints[key] is float else made
     try:
         return cls(**fields)
@@ -192,6 +195,23 @@ def from_json(value: Any, prefix: str = "", *, hint: Any = None, floats: bool = 
     # TypeError: a field is missing that has no default. ValueError: a user's own model's words.
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{prefix.rstrip('.') or cls.__name__}: {error}") from error
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether JSON gave a value of a field's type. A type that is not plain admits any value."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is typing.Literal:  # which choice it is, the configuration checks
+        return type(value) in map(type, parts)
+    if kind in (typing.Union, types.UnionType):
+        return any(_has_type(value, part) for part in parts)
+    if kind is tuple and isinstance(value, tuple):
+        hints = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(hints) == len(value) and all(map(_has_type, value, hints))
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if hint in (bool, int, str, types.NoneType):
+        return type(value) is hint
+    return not (kind is tuple or dataclasses.is_dataclass(hint)) or isinstance(value, kind or hint)
 
 
 def _find_class(named: Any, hint: Any) -> type:

@@ -25,6 +25,10 @@ class LogError(UserError, ValueError):
         super().__init__(f"{where}{place}: {reason}")
 
 
+class FileError(UserError, ValueError):
+    """A file cannot be read, or does not hold what it should. The message begins with its path."""
+
+
 class RunsError(UserError, ValueError):
     """Finished runs that cannot be opened, or cannot be compared."""
 

@@ -1,12 +1,26 @@
-"""Writing a file atomically."""
+"""Writing a file atomically, and reading one that may be damaged or come from somebody else."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from linseqrec.errors import FileError
+
+# A cell that a spreadsheet would run as a formula, and a number that it would not.
+# Source: https://owasp.org/www-community/attacks/CSV_Injection
+FORMULA = r"^'*[=+\-@\t\r\n＝＋－＠]"
+NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
 
 @contextlib.contextmanager
@@ -36,13 +50,158 @@ def write_json(path: Path, value: Any) -> None:
       value: What `json` can write.
     """
     with replacing(path) as partial:
-        partial.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A value for JSON, with None for each number that is not finite, and lists for tuples."""
     # JSON has no NaN. Python writes one anyway, which other readers refuse.
     if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
+        return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path, form: Any = object) -> Any:
+    """The content of a JSON file, checked.
+
+    Args:
+      path: The file.
+      form: What it must hold, as `check_form` takes it.
+
+    Raises:
+      FileError: The file cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        value = parse_json(path.read_bytes())
+        check_form(value, form)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise FileError(f"{path} is damaged: {error}") from error
+    return value
+
+
+def parse_json(text: bytes) -> Any:
+    """The value of a JSON text. NaN is a number here, because `json` writes it.
+
+    Raises:
+      ValueError: The text is not UTF-8, is no JSON, or nests too deeply.
+    """
+    if not text.strip(b"\0 \t\r\n"):
+        raise ValueError("it is empty" if not text else "it holds only zeros or spaces")
+    try:
+        return json.loads(text.decode())
+    except RecursionError:
+        raise ValueError("its values nest too deeply") from None
+
+
+def check_form(value: Any, form: Any, where: str = "") -> None:
+    """Refuses a value of JSON that does not have a form.
+
+    Args:
+      value: The value.
+      form: A type; `float` admits whole numbers, and neither `int` nor `float` admits a bool. A
+        tuple of forms, of which one must hold. `[form]` for a list. `{"name": form, ...}` for an
+        object that has at least these names; a key `str` has the form of the other names.
+      where: The value's place in the file, for the error.
+
+    Raises:
+      ValueError: The value has another form; names its place.
+    """
+    if isinstance(form, tuple):
+        if any(_has_form(value, each) for each in form):
+            return
+        form = form[0]
+    if isinstance(form, type):
+        kinds: tuple[type, ...] = (int, float) if form is float else (form,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and form in (int, float)):
+            raise ValueError(f"{where or 'it'} is {_shown(value)}, not {_NAMES[form]}")
+        if form is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{where or 'it'} is {_shown(value)}, beyond 64 bits")
+    elif isinstance(form, list):
+        check_form(value, list, where)
+        for index, each in enumerate(value):
+            check_form(each, form[0], f"{where}[{index}]")
+    else:
+        check_form(value, dict, where)
+        inside = f"{where}." if where else ""
+        for name in form:
+            if name is not str and name not in value:
+                raise ValueError(f"it has no {inside}{name}")
+        for name, part in value.items():
+            check_form(part, form.get(name, form.get(str, object)), f"{inside}{name}")
+
+
+_NAMES = {
+    bool: "true or false",
+    dict: "an object",
+    float: "a number",
+    int: "a whole number",
+    list: "a list",
+    str: "text",
+    type(None): "null",
+}
+
+
+def _has_form(value: Any, form: Any) -> bool:
+    try:
+        check_form(value, form)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return _NAMES[type(value)]
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file. Python objects are refused: reading them can run code.
+
+    Raises:
+      FileError: The file cannot be read or is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is no .npz file")
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    # What `zipfile`, `zlib` and NumPy raise for a damaged file.
+    except (
+        ValueError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = str(error).strip("'\"") or type(error).__name__
+        raise FileError(f"{path} is damaged: {reason}") from error
+
+
+def sha256_of_json(value: Any) -> str:
+    """The SHA-256 of a JSON value, whatever the order of its names and its spaces."""
+    text = json.dumps(without_nan(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def spreadsheet_text(text: str) -> str:
+    """A text that a spreadsheet shows as it is, and does not run as a formula.
+
+    A `'` is added before a text that begins as a formula does (`FORMULA`) and is no number.
+    """
+    is_formula = re.match(FORMULA, text) and not re.match(NUMBER, text)
+    return f"'{text}" if is_formula else text

@@ -24,6 +24,7 @@ import numpy as np
 
 from linseqrec.data import card as cards
 from linseqrec.errors import UserError
+from linseqrec.files import check_form, parse_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,6 +38,13 @@ _DTYPES: dict[str, np.dtype] = {
 # Elements that one check reads at a time, so that a memory-mapped array never fills the memory.
 _BLOCK = 1 << 22
 _PREPARE_AGAIN = "prepare the data set again."
+# What programs read of a card.
+_CARD = {
+    "arrays": {str: {"dtype": str, "shape": [int]}},
+    "counts": {"users": int, "items": int, "events": int},
+    "sha256": {str: str},
+    "time": {"first": int, "last": int, "order_only": bool},
+}
 
 Ids: TypeAlias = "Sequence[str] | pl.Series"
 
@@ -173,6 +181,12 @@ class Dataset:
             for name, digest in card["sha256"].items():
                 _check_sha256(folder, name, arrays.get(name), digest)
             _check_contents(arrays, counts["items"], str(folder))
+            times, said = arrays["timestamps"], [card["time"]["first"], card["time"]["last"]]
+            if len(times) and said != [int(times.min()), int(times.max())]:
+                raise DatasetError(
+                    f"{folder}: card.json says that the times run from {said[0]} to {said[1]}, but "
+                    f"they run from {times.min()} to {times.max()}: {_PREPARE_AGAIN}"
+                )
         return cls(num_items=counts["items"], card=card, folder=folder, **arrays)
 
     def item_ids(self) -> np.ndarray:
@@ -191,8 +205,16 @@ class Dataset:
             )
         import polars as pl  # here, because training should not import Polars
 
-        frame = pl.read_parquet(self.folder / f"{name}.parquet").sort("index")
-        return frame["id"].to_numpy().astype(np.str_)
+        path = self.folder / f"{name}.parquet"
+        expected = self.num_users if name == "user_ids" else self.num_items
+        try:
+            ids = pl.read_parquet(path).sort("index")["id"].cast(pl.String, strict=True)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise DatasetError(f"{path} cannot be read ({reason}): {_PREPARE_AGAIN}") from error
+        if len(ids) != expected or ids.null_count():
+            raise DatasetError(f"{path} does not hold {expected} ids: {_PREPARE_AGAIN}")
+        return ids.to_numpy().astype(np.str_)
 
 
 def write_dataset(
@@ -282,7 +304,7 @@ def _as_integers(name: str, value: Any) -> np.ndarray:
 def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / "card.json"
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(
             f"{folder} is no dataset folder: it has no card.json. Make one with "
@@ -293,6 +315,10 @@ def _read_card(folder: Path) -> dict[str, Any]:
     missing = {"arrays", "counts", "sha256", "time"} - set(card if isinstance(card, dict) else ())
     if missing:
         raise DatasetError(f"{path} lacks the entries {sorted(missing)}: {_PREPARE_AGAIN}")
+    try:
+        check_form(card, _CARD)
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged ({error}): {_PREPARE_AGAIN}") from None
     required = {"items", "timestamps", "offsets"}
     if not required <= set(card["arrays"]) <= set(_DTYPES):
         raise DatasetError(
@@ -372,7 +398,7 @@ def _check_contents(arrays: dict[str, Any], num_items: int, where: str) -> None:
 def _check_sha256(folder: Path, name: str, array: np.ndarray | None, declared: str) -> None:
     if array is not None:
         name, actual = f"{name}.npy", cards.sha256_of_array(array)
-    elif name.endswith(".parquet"):
+    elif name in ("user_ids.parquet", "item_ids.parquet"):
         try:
             actual = cards.sha256_of_file(folder / name)
         except FileNotFoundError:

@@ -63,7 +63,7 @@ class DataConfig:
     request_time: Literal["hidden", "known"] = "hidden"
 
     def __post_init__(self) -> None:
-        check_fields(self, counts=("batch_size",))
+        check_fields(self, counts=("batch_size",), not_negative=("world_seed",))
         length, stride = self.length, self.stride
         require(length >= 0, "length", length, "at least 1, or 0: whole histories")
         if self.plan == "prefixes":

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from linseqrec.data.dataset import Dataset
 from linseqrec.evaluation import queries
 from linseqrec.evaluation.ranks import NonFiniteScoreError, Ties, count_catalogue
+from linseqrec.files import FORMULA, NUMBER
 from linseqrec.ops.top_k import catalogue_top_k
 
 
@@ -138,4 +139,20 @@ def lists_table(
     not_empty = pl.lit(pl.Series(has_item[row, place]))
     return pl.DataFrame(columns).with_columns(
         pl.when(not_empty).then(pl.col(name)).alias(name) for name in ("rank", "item", "score")
+    )
+
+
+def for_spreadsheets(table: pl.DataFrame) -> pl.DataFrame:
+    """A table whose texts no spreadsheet runs as formulas.
+
+    A `'` is added before a text that begins as a formula does and is no number
+    (`files.spreadsheet_text`): remove one `'` from a text that begins with it to have the id again.
+    """
+    texts = [pl.col(name) for name, kind in table.schema.items() if kind == pl.String]
+    return table.with_columns(
+        pl.when(text.str.contains(FORMULA) & ~text.str.contains(NUMBER))
+        .then(pl.concat_str(pl.lit("'"), text))
+        .otherwise(text)
+        .alias(text.meta.output_name())
+        for text in texts
     )

@@ -1,6 +1,7 @@
 """Runs grouped by configuration: those of a group differ in their seeds only."""
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from linseqrec.config import Experiment
 from linseqrec.config_fields import flatten, short_name, to_text
-from linseqrec.errors import RunsError
+from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import make_buckets
 from linseqrec.runs.finished import FinishedRun, distinct_folders
 from linseqrec.training import workdir
@@ -74,7 +75,15 @@ class Configuration:
         return [bucket.record(values) for bucket in buckets]
 
     def logs(self) -> list[list[dict[str, float]]]:
-        """The records of `metrics.jsonl`, a list for each seed."""
+        """The records of `metrics.jsonl`, a list for each seed.
+
+        Prints which files have changed since their runs ended: the records only inform.
+        """
+        for run in self.runs:
+            try:
+                workdir.check_sealed(run.folder, "metrics.jsonl", run.results)
+            except FileError as error:
+                print(f"{error}; its learning curve may be wrong", file=sys.stderr)
         return [list(workdir.read_metrics(run.folder)) for run in self.runs]
 
 

@@ -6,6 +6,8 @@ The caller gives the title, because the caller knows what must be said of the da
 
 import itertools
 import os
+import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +143,8 @@ def run_figures(
       title: What the runs share (`title_of`).
       published: As in `write_figures`.
     """
-    curves: dict[str, Any] = {each.label: each.logs() for each in configurations}
+    logs = {each.label: [records for records in each.logs() if records] for each in configurations}
+    curves: dict[str, Any] = {label: seeds for label, seeds in logs.items() if seeds}
     curves |= {name: [list(records)] for name, records in (published or {}).items()}
     if any(len(configuration.runs) > 1 for configuration in configurations):
         title += "; means over seeds"
@@ -157,17 +160,26 @@ def run_figures(
         | {name: summary["buckets"][filter_seen] for name, summary in baselines.items()}
         for filter_seen in filters
     }
-    return {
-        "learning_curves.png": learning_curves(
-            curves,
-            [*(f"validation/{filter_seen}/{metric}" for filter_seen in filters), "train/loss"],
-            title=title,
-            horizontal="epoch",
-        ),
-        "by_length.png": metric_by_bucket(
-            panels, metric, title=f"{title}; test", references=baselines
-        ),
-    }
+    keys = [*(f"validation/{filter_seen}/{metric}" for filter_seen in filters), "train/loss"]
+    records = [record for seeds in curves.values() for log in seeds for record in log]
+    figures = {}
+    if missing := [
+        key for key in keys if not any({key, "epoch"} <= each.keys() for each in records)
+    ]:
+        print(f"no learning curves: no metrics.jsonl holds {missing[0]}", file=sys.stderr)
+    else:
+        figures["learning_curves.png"] = learning_curves(
+            curves, keys, title=title, horizontal="epoch"
+        )
+    figures["by_length.png"] = metric_by_bucket(
+        panels, metric, title=f"{title}; test", references=baselines
+    )
+    return figures
+
+
+def plain(text: str) -> str:
+    """A text that Matplotlib draws as it is: `$` begins no formula, a first `_` hides no label."""
+    return re.sub("^_", " _", text).replace("$", r"\$")
 
 
 def learning_curves(
@@ -211,7 +223,7 @@ def learning_curves(
                     panel.plot(*curve.T, color=look["color"], linewidth=0.6, alpha=0.5)
             if shortest > 50:
                 look["marker"] = None
-            panel.plot(*mean.T, label=name, markersize=4, **look)
+            panel.plot(*mean.T, label=plain(name), markersize=4, **look)
         if not any(line.get_xydata().size for line in panel.get_lines()):  # type: ignore[union-attr]
             raise ValueError(f"no record holds both {metric!r} and {horizontal!r}")
         panel.set_xlabel(horizontal)
@@ -279,13 +291,13 @@ def _draw_buckets(
             np.arange(len(records)) + step * (index - (len(systems) - 1) / 2),
             values,
             yerr=errors,
-            label=name,
+            label=plain(name),
             markersize=5,
             capsize=2,
             **look[name],
         )
     layout = next(iter(layouts.values()))
-    panel.set_xticks(np.arange(len(layout)), [f"{name}\n{n:,}" for name, n in layout])
+    panel.set_xticks(np.arange(len(layout)), [f"{plain(name)}\n{n:,}" for name, n in layout])
     panel.set_ylim(bottom=0)
     dress(panel)
 
@@ -312,7 +324,7 @@ def new_figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
     """A figure with panels side by side."""
     figure = Figure(figsize=(max(7.0, 4.5 * panels), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize="medium", wrap=True)
+    figure.suptitle(plain(title), fontsize="medium", wrap=True)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 

@@ -1,7 +1,9 @@
 """Finished runs: find them below folders, open them, name them."""
 
 import dataclasses
-import json
+import os
+import re
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,20 @@ from typing import Any
 import numpy as np
 
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
-from linseqrec.errors import RunsError
-from linseqrec.evaluation.metrics import per_target
+from linseqrec.errors import FileError, RunsError, UserError
+from linseqrec.evaluation.metrics import METRIC_NAMES, make_buckets, per_target
+from linseqrec.evaluation.ranks import FilterSeen, Ties
+from linseqrec.files import check_form, parse_json, read_arrays
 from linseqrec.runs.comparable import Conditions, shared_title
 from linseqrec.training import workdir
 
 # Holds what a sweep's run prints; a run that failed early leaves nothing else.
 LOG = "log.txt"
 _FILES = ("results.json", "card.json", "ranks/test.npz")
+# A folder with one of these holds a run, even if its configuration is gone.
+_TRACES = ("config.json", "results.json", "environments.jsonl")
+# The arrays of `EvaluationResult.save` by the kinds of their types, but for the ranks.
+_ARRAYS = {"user": "iu", "target": "iu", "length": "iu"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,20 +60,23 @@ class FinishedRun:
         Raises:
           RunsError: If the run has not finished, or its ranks do not give its results: one of the
             two files belongs to another run.
-          WorkdirError: If the folder is not the workdir of a run.
+          FileError: If a file is damaged, or has changed since the run ended.
+          WorkdirError: If the folder is not the workdir of a run, or its configuration has changed
+            since the run ended.
           ConfigError: If its configuration cannot be read.
         """
         if not folder.is_dir():
             raise RunsError(f"no folder {folder}")
         if missing := _missing(folder):
             raise RunsError(f"no {' and no '.join(missing)} in {folder}: the run has not ended yet")
-        with np.load(folder / "ranks" / "test.npz") as dump:
-            arrays = {name: dump[name] for name in dump.files}
-        protocol = json.loads(str(arrays["protocol"]))
+        results = workdir.read_results(folder)
+        workdir.check_sealed(folder, "ranks/test.npz", results)
+        protocol, arrays = _read_ranks(folder / "ranks" / "test.npz")
+        _check_summaries(folder / "results.json", results, protocol)
         run = cls(
             folder=folder,
             experiment=workdir.read_experiment(folder),
-            results=json.loads((folder / "results.json").read_text()),
+            results=results,
             card=workdir.read_card(folder),
             protocol=protocol,
             users=arrays["user"],
@@ -113,14 +123,15 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
       wrong with it, in words.
 
     Raises:
-      RunsError: If a folder does not exist, no run has finished, or a run's files disagree.
+      RunsError: If a folder does not exist, or no run has finished.
     """
     for folder in folders:
         if not folder.is_dir():
             raise RunsError(f"no folder {folder}")
     workdirs: dict[Path, Path] = {}
+    visited: set[Path] = set()
     for folder in folders:
-        for path in _workdirs_below(folder):
+        for path in _workdirs_below(folder, visited):
             workdirs.setdefault(path.resolve(), path)
     finished, unfinished = [], {}
     for path in workdirs.values():
@@ -129,8 +140,10 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
                 unfinished[path] = _stage(path, missing)
             else:
                 finished.append(FinishedRun.open(path))
-        except ConfigError as error:
+        except UserError as error:
             unfinished[path] = f"cannot be read: {error}"
+        except OSError as error:
+            unfinished[path] = f"cannot be read: {error.filename}: {error.strerror}"
     if not finished:
         listed = ", ".join(map(str, folders))
         stages = "".join(f"\n  {path}: {stage}" for path, stage in unfinished.items())
@@ -182,24 +195,80 @@ def _missing(folder: Path) -> list[str]:
     return [name for name in _FILES if not (folder / name).exists()]
 
 
-def _workdirs_below(folder: Path) -> Iterator[Path]:
-    """Workdirs at any depth, also of runs that failed as they began."""
-    if (folder / "config.json").exists():
+def _read_ranks(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The protocol and the arrays that `EvaluationResult.save` wrote.
+
+    Raises:
+      FileError: The file is damaged, or holds something else.
+    """
+    arrays = read_arrays(path)
+    try:
+        protocol = parse_json(str(arrays["protocol"]).encode())
+        check_form(protocol, workdir.PROTOCOL)
+        count, kinds = protocol["targets"], dict(_ARRAYS)
+        filters, ties = (typing.get_args(choices) for choices in (FilterSeen, Ties))
+        if not protocol["filter_seen"] or not set(protocol["filter_seen"]) <= set(filters):
+            raise ValueError(f"protocol.filter_seen is {protocol['filter_seen']}")
+        words = protocol["split"] + protocol["candidates"]
+        if protocol["ties"] not in ties or not re.fullmatch(r"[\w ,()-]*", words):
+            raise ValueError(f"protocol: ties {protocol['ties']!r}, candidates {words!r}")
+        for name, kind in (
+            kinds | {f"rank_{name}": "f" for name in protocol["filter_seen"]}
+        ).items():
+            if arrays[name].shape != (count,) or arrays[name].dtype.kind not in kind:
+                raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
+            # The comparison is false for NaN.
+            if kind == "f" and not (arrays[name] >= 0).all():
+                raise ValueError(f"{name} holds numbers that are no ranks")
+        make_buckets(arrays["length"], protocol["bucket_edges"])
+    except KeyError as error:
+        raise FileError(f"{path} is damaged: it has no array {error}") from error
+    except ValueError as error:
+        raise FileError(f"{path} is damaged: {error}") from error
+    return protocol, arrays
+
+
+def _check_summaries(path: Path, results: dict[str, Any], protocol: dict[str, Any]) -> None:
+    """Refuses results without a metric or a length bucket that reports and figures read."""
+    count = len(protocol["bucket_edges"])
+    for split in ("validation", "test"):
+        for name, summary in results[split].items():
+            for filter_seen in protocol["filter_seen"]:
+                metrics = summary["metrics"].get(filter_seen, {})
+                missing = [metric for metric in METRIC_NAMES if metrics.get(metric) is None]
+                buckets = summary["buckets"].get(filter_seen, [])
+                where = f"{path} is damaged: {split}, {name}, seen items {filter_seen!r}"
+                if missing:
+                    raise FileError(f"{where} has no {missing[0]}")
+                if len(buckets) != count:
+                    raise FileError(f"{where} has {len(buckets)} length buckets, not {count}")
+
+
+def _workdirs_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
+    """Workdirs at any depth, also of runs that failed as they began.
+
+    Links may lead in circles: `visited` holds the folders that were looked into.
+    """
+    if any(os.path.lexists(folder / name) for name in _TRACES):
         yield folder
         return
+    if folder.resolve() in visited:
+        return
+    visited.add(folder.resolve())
     children = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    below = [run for path in children for run in _workdirs_below(path)]
+    below = [run for path in children for run in _workdirs_below(path, visited)]
     if not below and (folder / LOG).exists():
         yield folder
     yield from below
 
 
 def _stage(folder: Path, missing: Sequence[str]) -> str:
-    if not (folder / "config.json").exists():
+    if not any(os.path.lexists(folder / name) for name in _TRACES):
         lines = (folder / LOG).read_text(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line), "nothing")
         return f"did not begin; its log ends in: {last}"
     if "results.json" not in missing:
         return f"has results, but no {' and no '.join(missing)}"
+    workdir.read_experiment(folder)
     steps = [record["step"] for record in workdir.read_metrics(folder)]
     return f"training, at step {steps[-1]:,.0f}" if steps else "training, nothing logged yet"

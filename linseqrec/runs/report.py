@@ -17,7 +17,7 @@ from linseqrec.evaluation.result import (
     filters_by_fit,
     selected_by,
 )
-from linseqrec.files import replacing
+from linseqrec.files import replacing, spreadsheet_text
 from linseqrec.runs.best_baseline import ORACLE
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.comparisons import (
@@ -33,7 +33,7 @@ from linseqrec.runs.configurations import (
 )
 from linseqrec.runs.figures import COLOURS, run_figures, save_figure
 from linseqrec.runs.finished import FinishedRun, baselines_of, find_runs, title_of
-from linseqrec.runs.tables import markdown_table
+from linseqrec.runs.tables import escape, markdown_table
 
 METRICS = ("HR@10", "NDCG@10")
 # The corrected p-value below which a model is said to be better or worse than counting.
@@ -178,11 +178,12 @@ def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
       report: The report.
       pictures: Files in the report's folder that it shows.
     """
-    parts = [f"# {title_of(report.runs)}", _beats_counting(report), *_results(report)]
+    parts = [f"# {escape(title_of(report.runs))}", _beats_counting(report), *_results(report)]
     parts += [*_differences(report), *_against_counting(report), *_comparisons(report)]
     parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
     if report.unfinished:
-        listed = "\n".join(f"- `{path}`: {stage}" for path, stage in report.unfinished.items())
+        stages = report.unfinished.items()
+        listed = "\n".join(f"- {escape(str(path))}: {escape(stage)}" for path, stage in stages)
         parts.append(f"## Not finished, and not in the tables\n\n{listed}")
     return "\n\n".join(parts) + "\n"
 
@@ -217,7 +218,7 @@ def _selection(report: Report) -> str:
     labels: dict[str, list[str]] = {}
     for configuration in report.configurations:
         criterion = selected_by(configuration.experiment.evaluation.filter_seen)
-        labels.setdefault(criterion, []).append(configuration.label)
+        labels.setdefault(criterion, []).append(escape(configuration.label))
     if len(labels) == 1:
         return f"Checkpoints are selected by {next(iter(labels))}."
     each = (f"{criterion} ({', '.join(own)})" for criterion, own in labels.items())
@@ -334,9 +335,19 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows under the keys of the first one, which has them all; no rows, an empty file."""
+    """Writes rows under the keys of the first one, which has them all; no rows, an empty file.
+
+    Texts are changed where a spreadsheet would run them as formulas (`spreadsheet_text`).
+    """
+    texts = [
+        {
+            name: spreadsheet_text(cell) if isinstance(cell, str) else cell
+            for name, cell in row.items()
+        }
+        for row in rows
+    ]
     with replacing(path) as partial, partial.open("w", newline="") as file:
         if rows:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(texts)

@@ -1,16 +1,17 @@
 """A trained model's results: its test split, read once, beside the baselines."""
 
-import json
 import typing
 from pathlib import Path
 from typing import Any
 
+from linseqrec.errors import FileError
 from linseqrec.evaluation.baselines import fit_baselines
 from linseqrec.evaluation.result import EvaluationResult, selected_by
-from linseqrec.files import write_json
+from linseqrec.files import read_json, write_json
 from linseqrec.runs.best_baseline import ORACLE, write_best_baseline
 from linseqrec.runs.comparable import shared_title
 from linseqrec.training import distributed, workdir
+from linseqrec.training.checkpoint import saved_steps
 from linseqrec.training.run import Run, SplitName
 from linseqrec.training.step import TrainState
 
@@ -41,8 +42,10 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     """Evaluates the selected state on both splits and writes `results.json`.
 
     The model's ranks, target by target, go to `ranks/SPLIT.npz`: every metric can be recomputed
-    from them. If `results.json` exists, the function only returns its content, so that no run reads
-    its test split twice. Of several processes, all evaluate and the first one writes.
+    from them. The results carry digests of the run's files and of themselves
+    (`workdir.seal_results`). If `results.json` exists, the function only returns its content, so
+    that no run reads its test split twice. Of several processes, all evaluate and the first one
+    writes.
 
     Args:
       run: The run.
@@ -51,17 +54,23 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
 
     Returns:
       What `results.json` holds.
+
+    Raises:
+      FileError: `results.json` exists and is damaged.
     """
     path = folder / "results.json"
     if path.exists():
-        return json.loads(path.read_text())
+        written = workdir.read_results(folder)
+        if missing := [name for name in ("step", "epoch", "title") if name not in written]:
+            raise FileError(f"{path} is damaged: it has no {missing[0]}")
+        return written
     experiment, division = run.experiment, run.source.split
     results: dict[str, Any] = {
         "name": experiment.name,
         "title": f"{experiment.name} on {shared_title([experiment], division.name)}",
         "step": int(state.step),
         "epoch": int(state.step) / run.batches.steps_per_epoch,
-        "selected_by": selected_by(experiment.evaluation.filter_seen),
+        "selected_by": _selection(run, state, folder),
         "environment": workdir.environment(experiment),
         "split": division.description,
     }
@@ -74,5 +83,19 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     results["test"] |= {name: result.summary() for name, result in baselines.items()}
     if distributed.is_first():
         write_best_baseline(folder, baselines)
+        results = workdir.seal_results(folder, experiment, results)
         write_json(path, results)
     return results
+
+
+def _selection(run: Run, state: TrainState, folder: Path) -> str:
+    """What selected a state, in words: validation, unless its best checkpoint was damaged."""
+    criterion, step = selected_by(run.experiment.evaluation.filter_seen), int(state.step)
+    newest = folder / "checkpoints" / str(max(saved_steps(folder / "checkpoints"), default=step))
+    try:
+        best = read_json(newest / "progress" / "metadata", {"best_step": int})["best_step"]
+    except FileError:  # a state that was not trained in this folder
+        return criterion
+    if step == best:
+        return criterion
+    return f"no validation: the checkpoint of step {best}, the best by {criterion}, was damaged"

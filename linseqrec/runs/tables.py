@@ -1,10 +1,15 @@
 """Tables in Markdown, also readable as plain text."""
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from linseqrec.evaluation.result import filter_in_words, filters_by_fit
 from linseqrec.runs.comparable import Conditions, check_comparable
+
+# Control characters, line separators, and characters that turn the direction of writing.
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 METRICS = ("HR@1", "HR@10", "NDCG@10", "MRR@10", "HR@100")
 
@@ -43,6 +48,12 @@ def results_table(
     return "\n\n".join(parts)
 
 
+def escape(text: str) -> str:
+    """A text as Markdown and HTML that show it as it is, on one line."""
+    shown = html.escape(_INVISIBLE.sub(" ", text), quote=False)
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", shown)
+
+
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int
 ) -> str:
@@ -50,9 +61,10 @@ def markdown_table(
 
     Args:
       header: The columns' names.
-      rows: The cells.
+      rows: The cells. What would be Markdown or HTML in them is shown as it is (`escape`).
       text_columns: Columns of text, on the left; the others hold numbers, set to the right.
     """
+    header, *rows = ([escape(cell) for cell in row] for row in (header, *rows))
     widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -32,6 +32,8 @@ from linseqrec.training.model import build_model, split_model
 Tree = TypeVar("Tree")
 
 _LAST_SECOND = np.iinfo(np.int32).max
+# What a run's card must hold.
+_CARD = {"counts": {"items": int}, "time": {"first": int}}
 
 
 class Recommender:
@@ -112,12 +114,13 @@ class Recommender:
 
         Raises:
           CheckpointError: There is no such checkpoint, or it does not fit the run's configuration.
+          FileError: `config.json` or `card.json` is damaged.
           ServingError: The model cannot carry a state.
           WorkdirError: The folder is not the workdir of a run.
         """
         folder = Path(folder)
-        experiment, card = workdir.read_experiment(folder), workdir.read_card(folder)
-        num_items = int(card["counts"]["items"])
+        experiment, card = workdir.read_experiment(folder), workdir.read_card(folder, _CARD)
+        num_items = card["counts"]["items"]
         model = build_model(experiment, num_items)
         graphdef, params, rest = split_model(model)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
@@ -126,7 +129,7 @@ class Recommender:
         configuration = json.dumps(to_json(experiment), sort_keys=True)
         return cls(
             nnx.merge(graphdef, params, rest),
-            origin=int(card["time"]["first"]),
+            origin=card["time"]["first"],
             request_time=experiment.data.request_time == "known",
             identity={
                 "configuration": hashlib.sha256(configuration.encode()).hexdigest(),

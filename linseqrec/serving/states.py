@@ -1,8 +1,9 @@
 """`UserStates`: the states that a model carries for users, and the file format to save them."""
 
 import dataclasses
+import errno
 import json
-import zipfile
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from linseqrec.errors import UserError
-from linseqrec.files import replacing
+from linseqrec.errors import FileError, UserError
+from linseqrec.files import check_form, parse_json, read_arrays, replacing
 from linseqrec.sharding import parameter_path
 
 # Identifies the model that states belong to: a field's name to a digest, a number or a word.
@@ -95,12 +96,14 @@ def load_states(
         model; names the differences.
       FileNotFoundError: There is no such file.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        saved = json.loads(str(arrays.pop("identity")))
+        arrays = read_arrays(Path(path))
+        saved = parse_json(str(arrays.pop("identity")).encode())
+        check_form(saved, dict)
         num_users = len(arrays["length"])
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (FileError, KeyError, TypeError, ValueError) as error:
         raise ServingError(f"{path} has no user states, or is damaged: {error}") from error
     differences = [
         f"{key}: {saved.get(key, 'none')} in the file, {identity.get(key, 'none')} in this model"

@@ -9,7 +9,7 @@ from linseqrec.config import Experiment
 from linseqrec.config_checks import ConfigError
 from linseqrec.config_fields import field_names, override, to_text
 from linseqrec.data.source import DataConfig, load_source
-from linseqrec.errors import SweepError
+from linseqrec.errors import FileError, SweepError
 from linseqrec.sweeps.algebra import Axis
 from linseqrec.sweeps.folders import folder_name
 from linseqrec.training import workdir
@@ -118,6 +118,6 @@ def _clash(folder: Path, experiment: Experiment, cards: _Cards) -> str:
     try:
         workdir.check_experiment(folder, experiment)
         workdir.check_data(folder, cards.of(experiment.data))
-    except (workdir.WorkdirError, ConfigError) as error:
+    except (workdir.WorkdirError, ConfigError, FileError) as error:
         return str(error) if str(folder) in str(error) else f"{folder}: {error}"
     return ""

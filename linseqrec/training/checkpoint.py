@@ -4,7 +4,9 @@ A checkpoint contains the training state and the run's progress. Orbax writes it
 and moves it to its place when it is complete. But Orbax does not detect later damage: it loads a
 file with a flipped byte without an error. `Checkpoints` therefore *seals* a checkpoint: it writes
 the digests of the checkpoint's files to `sha256/STEP.json` and checks them before it loads. A
-checkpoint is *sound* if its files match its digests.
+checkpoint is *sound* if its files match its digests. A checkpoint without digests is not sound: a
+process was killed before it could seal it, or somebody deleted them. Versions before the digests
+saved no `validated_step`; a checkpoint of theirs is sound without digests.
 """
 
 import dataclasses
@@ -24,14 +26,12 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
-from linseqrec.errors import UserError
-from linseqrec.files import replacing
+from linseqrec.errors import FileError, UserError
+from linseqrec.files import check_form, read_json, replacing
 from linseqrec.sharding import parameter_path
 from linseqrec.training import distributed
 from linseqrec.training.step import TrainState
 
-_METRIC = "selection_metric"
-_STEP = "step"
 # Two, so that a run can continue from the other one if one is damaged.
 _NUM_LATEST = 2
 
@@ -75,12 +75,42 @@ class Progress:
 
 # A checkpoint of another version may have fewer or more fields, so `progress` reads by name.
 _PROGRESS_FIELDS = [field.name for field in dataclasses.fields(Progress)]
+_PROGRESS = {"iterator": dict, "best_step": int, "best_metric": float, "stale": int}
 
 
 def ever_saved(folder: Path) -> bool:
     """Whether a folder of checkpoints has, or ever had, a checkpoint, sound or damaged."""
     traces = (*folder.glob("sha256/*.json"), *folder.glob("damaged/*"), *folder.glob("*"))
     return any(path.name.partition("-")[0].removesuffix(".json").isdigit() for path in traces)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, ascending, sound or damaged."""
+    steps = [path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(int(path.name) for path in steps)
+
+
+class _Preservation(checkpoint_managers.PreservationPolicy):
+    """Keeps the best checkpoint and the latest two.
+
+    Orbax's `BestN` does not know the metrics of the checkpoints that an earlier process saved: a
+    run that is started again would lose its best one.
+    """
+
+    best_step = 0
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
+        del context
+        first_of_latest = len(checkpoints) - _NUM_LATEST
+        return [
+            index >= first_of_latest or each.step == self.best_step
+            for index, each in enumerate(checkpoints)
+        ]
 
 
 class Checkpoints:
@@ -109,34 +139,53 @@ class Checkpoints:
           read_only: Whether to open the folder without changing anything in it.
           shapes: The shapes without padding (`sharding.shapes_before_padding`) of those arrays
             that the current mesh pads, by name.
+
+        Raises:
+          CheckpointError: Damage keeps Orbax from opening the folder, and the folder is read-only
+            or has no sound checkpoint.
         """
-        policies = [
-            checkpoint_managers.LatestN(n=_NUM_LATEST),
-            checkpoint_managers.BestN(
-                # Of equal metrics the first one is the best, as in the training loop. By the metric
-                # alone, Orbax would keep the last one.
-                get_metric_fn=lambda metrics: (metrics[_METRIC], -metrics.get(_STEP, 0)),
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
+        self._preservation = _Preservation()
         self._folder, self._read_only = folder, read_only
         self._shapes = {name: list(shape) for name, shape in (shapes or {}).items()}
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        self._manager = self._open(
+            ocp.CheckpointManagerOptions(
+                preservation_policy=self._preservation,
                 create=not read_only,
                 read_only=read_only,
-            ),
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
+            )
         )
         self._sealing: threading.Thread | None = None
         self._failure: Exception | None = None
         self._failed = False
+
+    def _open(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+        """Orbax's manager of the folder; moves checkpoints away that keep it from opening."""
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
+        open_folder = functools.partial(
+            ocp.CheckpointManager, self._folder.absolute(), options=options, item_handlers=handlers
+        )
+        try:
+            return open_folder()
+        except OSError:
+            raise
+        except Exception as error:  # Orbax's errors have no common class.
+            faults = {
+                step: each for step in saved_steps(self._folder) if (each := self.faults(step))
+            }
+            if not faults:
+                raise
+            listed = "; ".join(f"{step}: {each[0]}" for step, each in faults.items())
+            message = f"damaged checkpoints in {self._folder}: {listed}"
+            # If none is left, the run would train from the beginning.
+            if self._read_only or len(faults) == len(saved_steps(self._folder)):
+                raise CheckpointError(f"{message}; move them elsewhere") from error
+            print(message, file=sys.stderr, flush=True)
+            for step in faults:
+                distributed.on_first(functools.partial(self._move_away, step))
+        return open_folder()
 
     def __enter__(self) -> Self:
         return self
@@ -153,18 +202,18 @@ class Checkpoints:
         finally:
             self._close()
 
-    def save(self, state: TrainState, progress: Progress, metric: float | None = None) -> None:
+    def save(self, state: TrainState, progress: Progress) -> None:
         """Starts to save a checkpoint in the background; its number is the state's step.
 
         Args:
           state: The training state.
-          progress: The run's progress.
-          metric: The selection metric, higher is better. None: the checkpoint is never the best.
+          progress: The run's progress; its best step is the checkpoint that is kept.
 
         Raises:
           CheckpointError: The previous save failed.
         """
         self.wait()
+        self._preservation.best_step = progress.best_step
         step = int(state.step)
         if step in self._steps():
             # A preemption saved this step before its validation. A run that is killed between this
@@ -180,7 +229,6 @@ class Checkpoints:
                         dataclasses.asdict(progress) | {"shapes": self._shapes}
                     ),
                 ),
-                metrics=None if metric is None else {_METRIC: metric, _STEP: step},
                 force=True,
             ),
             step,
@@ -226,7 +274,7 @@ class Checkpoints:
             partial.write_text(json.dumps(_digests(self._folder / str(step))))
         saved_steps = {str(step) for step in self._manager.all_steps()}
         for other in path.parent.glob("*.json"):
-            if other.stem not in saved_steps:
+            if other.stem not in saved_steps and not other.is_dir():
                 other.unlink(missing_ok=True)
 
     def _guard(self, write: Callable[[], Any], step: int) -> None:
@@ -253,18 +301,29 @@ class Checkpoints:
     def faults(self, step: int) -> list[str]:
         """A message for each file of a checkpoint that is missing or has changed.
 
-        A process that is killed just after it saved leaves a checkpoint without digests. Orbax had
-        moved it to its place, so it was complete; the method returns no faults for it.
+        Also for its file of digests, if that is missing or damaged.
         """
         path = self._digests_path(step)
-        if not path.exists():
+        if not os.path.lexists(path) and self._precedes_digests(step):
             return []
+        try:
+            saved = read_json(path, {str: str})
+        except FileError as error:
+            return [str(error)]
         current = _digests(self._folder / str(step))
         return [
             f"{name} {'has changed' if name in current else 'is missing'}"
-            for name, digest in json.loads(path.read_text()).items()
+            for name, digest in saved.items()
             if current.get(name) != digest
-        ]
+        ] + [f"{name} is not in {path}" for name in current if name not in saved]
+
+    def _precedes_digests(self, step: int) -> bool:
+        """Whether a version before the digests wrote a checkpoint."""
+        try:
+            progress = read_json(self._folder / str(step) / "progress" / "metadata", dict)
+        except FileError:
+            return False
+        return "validated_step" not in progress
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest sound checkpoint.
@@ -276,7 +335,8 @@ class Checkpoints:
           like: A training state of the run's configuration.
 
         Returns:
-          State and progress; None if the run has no checkpoint.
+          State and progress. None if the run has no checkpoint, or a kill left it with nothing but
+          its first one, before the digests were written.
 
         Raises:
           CheckpointError: All checkpoints are damaged, or the newest sound one does not fit `like`.
@@ -300,6 +360,10 @@ class Checkpoints:
                     return restored
             damaged[step] = f"checkpoint {step} is damaged: {'; '.join(faults[:3])}"
             print(damaged[step], file=sys.stderr, flush=True)
+        if distributed.on_first(functools.partial(self._was_killed_in_its_first_save, damaged)):
+            print("the run begins anew: it was killed in its first save", file=sys.stderr)
+            self._set_aside(list(damaged))
+            return None
         if damaged:
             # The damaged checkpoints stay in place: otherwise the next start would train from the
             # beginning in the same workdir.
@@ -309,6 +373,10 @@ class Checkpoints:
                 "train from the beginning, choose another --workdir"
             )
         return None
+
+    def _was_killed_in_its_first_save(self, damaged: Mapping[int, str]) -> bool:
+        sealed = any(self._digests_path(0).parent.glob("*.json"))
+        return len(damaged) == 1 and not sealed and not self._read_only
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves damaged checkpoints to another folder, so that the run can save their steps."""
@@ -322,7 +390,8 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
         os.replace(self._folder / str(step), folder / f"{step}-{number}")
-        self._digests_path(step).unlink(missing_ok=True)
+        if os.path.lexists(path := self._digests_path(step)):
+            os.replace(path, folder / f"{step}-{number}.json")
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, ascending, including damaged ones."""
@@ -339,6 +408,10 @@ class Checkpoints:
         Args:
           checkpoint: "best", "latest", or the number of a step.
 
+        If the best checkpoint is damaged, the method prints so and returns the latest sound one. It
+        also prints which checkpoints are damaged that are newer than the latest sound one, because
+        one of them may have been the best.
+
         Raises:
           CheckpointError: There is no such checkpoint (lists the existing ones), or "best" is asked
             for and all checkpoints are damaged.
@@ -351,10 +424,29 @@ class Checkpoints:
         if checkpoint == "latest":
             return steps[-1]
         if checkpoint == "best":
-            newest = next((step for step in reversed(steps) if not self.faults(step)), None)
-            if newest is None:
+            damaged = {}
+            for newest in reversed(steps):
+                if not (faults := self.faults(newest)):
+                    break
+                damaged[newest] = f"checkpoint {newest} is damaged: {'; '.join(faults[:3])}"
+            else:
                 raise CheckpointError(f"all checkpoints in {self._folder} are damaged: {steps}")
-            return self.progress(newest).best_step
+            for message in damaged.values():
+                print(f"{self._folder}: {message}", file=sys.stderr, flush=True)
+            best = self.progress(newest).best_step
+            if best not in steps:
+                reason = f"checkpoint {best} is missing" if best else "no step was validated yet"
+            elif faults := self.faults(best):
+                reason = f"checkpoint {best} is damaged: {'; '.join(faults[:3])}"
+            else:
+                return best
+            print(
+                f"no best checkpoint in {self._folder} ({reason}): checkpoint {newest}, the latest "
+                "sound one, takes its place",
+                file=sys.stderr,
+                flush=True,
+            )
+            return newest
         if not str(checkpoint).isdigit() or int(checkpoint) not in steps:
             raise CheckpointError(
                 f"no checkpoint {checkpoint!r} in {self._folder}: there are 'best', 'latest' and "
@@ -363,10 +455,20 @@ class Checkpoints:
         return int(checkpoint)
 
     def progress(self, step: int) -> Progress:
-        """The run's progress in the checkpoint of a step."""
+        """The run's progress in the checkpoint of a step.
+
+        Raises:
+          CheckpointError: The checkpoint holds no progress.
+        """
         saved = self._manager.restore(
             step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
         ).progress
+        try:
+            check_form(saved, _PROGRESS)
+        except ValueError as error:
+            raise CheckpointError(
+                f"checkpoint {step} in {self._folder} is damaged: progress: {error}"
+            ) from error
         return Progress(**{name: saved[name] for name in _PROGRESS_FIELDS if name in saved})
 
     def restore(self, step: int, like: TrainState) -> TrainState:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from linseqrec.errors import FileError
 from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
-from linseqrec.files import replacing
+from linseqrec.files import read_json, replacing
 from linseqrec.training import distributed
 from linseqrec.training.checkpoint import Progress
 from linseqrec.training.workdir import WorkdirError, read_records, write_json
@@ -239,14 +241,24 @@ class _TensorBoard:
 def _wandb_id(workdir: Path) -> str:
     """The run's id in W&B: drawn once, then kept in the workdir."""
     path = workdir / "wandb_id.json"
-    if not path.exists():
-        write_json(path, secrets.token_hex(8))
-    return json.loads(path.read_text())
+    if path.exists():
+        try:
+            return read_json(path, str)
+        except FileError as error:
+            print(f"{error}; the run goes on as a new run in W&B", file=sys.stderr)
+    write_json(path, secrets.token_hex(8))
+    return read_json(path, str)
 
 
 def _reopen(path: Path, step: int) -> TextIO:
-    """Opens a log to append to, without its records after a step."""
-    records = [record for record in read_records(path) if record["step"] <= step]
+    """Opens a log to append to, without its records after a step.
+
+    A log with damaged lines is kept beside it, as `NAME.damaged.jsonl`.
+    """
+    all_records = list(read_records(path))
+    if path.exists() and path.read_bytes().count(b"\n") > len(all_records):
+        shutil.copyfile(path, path.with_suffix(".damaged.jsonl"))
+    records = [record for record in all_records if record["step"] <= step]
     with replacing(path) as partial:
         partial.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path.open("a")

@@ -121,7 +121,7 @@ def train(
                         score = result.metrics[SELECTION_METRIC]
                         progress = meter.added_to(progress).after_validation(step, score)
                         log.validation(step, result, progress)
-                        checkpoints.save(updates.state, progress, score)
+                        checkpoints.save(updates.state, progress)
                         schedule.saved()
                 if schedule.finished(progress):
                     if step < run.num_steps:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -9,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,18 @@ import jax
 from linseqrec.config import Experiment
 from linseqrec.config_checks import ConfigError
 from linseqrec.config_fields import differences, flatten, from_json, to_json
-from linseqrec.data.card import differing_data
+from linseqrec.data.card import differing_data, sha256_of_file
 from linseqrec.data.source import Source, load_source
-from linseqrec.errors import UserError
-from linseqrec.files import write_json
-from linseqrec.training.checkpoint import ever_saved
+from linseqrec.errors import FileError, UserError
+from linseqrec.files import (
+    check_form,
+    parse_json,
+    read_json,
+    sha256_of_json,
+    without_nan,
+    write_json,
+)
+from linseqrec.training.checkpoint import ever_saved, saved_steps
 
 # Besides config.json and card.json, a run writes these before its first checkpoint.
 _RECORDS = (
@@ -33,6 +41,31 @@ _RECORDS = (
     "wandb_id.json",
 )
 _RECORD_FOLDERS = ("tensorboard", "profile")
+# What the parts of these files hold that programs read.
+_CARD = {"sha256": {str: str}}
+PROTOCOL = {
+    "split": str,
+    "filter_seen": [str],
+    "ties": str,
+    "candidates": str,
+    "num_items": int,
+    "targets": int,
+    "users": int,
+    "bucket_edges": [float],
+}
+_VALUES = {str: (float, type(None))}
+_BUCKET = {"name": str, "targets": int, "metrics": _VALUES, "standard_errors": _VALUES}
+_SUMMARY = {"protocol": PROTOCOL, "metrics": {str: _VALUES}, "buckets": {str: [_BUCKET]}}
+_RESULTS = {
+    "name": str,
+    "split": {"split": str},
+    "validation": {str: _SUMMARY},
+    "test": {str: _SUMMARY},
+}
+# Files whose digests stand in results.json, besides its own.
+_SEALED = ("card.json", "metrics.jsonl", "ranks/validation.npz", "ranks/test.npz")
+# Fields that may be edited in config.json when the run has ended: its results stay true.
+_EDITABLE = ("name", "note", "data.folder", "evaluation.", "mesh.")
 
 
 class WorkdirError(UserError, RuntimeError):
@@ -45,14 +78,25 @@ def lock(workdir: Path) -> Iterator[None]:
 
     The operating system releases the lock when the process ends, even if it is killed.
 
+    Prints a warning if the file system has no locks.
+
     Raises:
       WorkdirError: Another process has locked the workdir.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("a+") as file:
+    with (workdir / "lock").open("a+", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                _notice(
+                    f"{workdir}: this file system has no locks: make sure that no other process "
+                    "trains in this folder"
+                )
+                yield
+                return
+            if not isinstance(error, BlockingIOError):
+                raise
             file.seek(0)
             raise WorkdirError(
                 f"{workdir} is in use by {file.read().strip() or 'another process'}: wait for it, "
@@ -78,6 +122,8 @@ def claim(
     failed before its first checkpoint does not count as a run. If it had another configuration or
     other data, the function prints the differences and removes its records.
 
+    A run whose checkpoints were deleted does not start again from the beginning: that is an error.
+
     The function appends the versions, devices and compute dtype to `environments.jsonl` and prints
     what changed since the last start. Such a change is not an error.
 
@@ -91,14 +137,17 @@ def claim(
 
     Raises:
       WorkdirError: The workdir has a run of another configuration (lists the differences) or on
-        other data, or a run that has ended and whose configuration would change.
+        other data, or a run that has ended and whose configuration would change. Or its
+        checkpoints are gone.
       ConfigError: The configuration of the run in the workdir cannot be read.
+      FileError: `config.json` or `card.json` of the run is damaged.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     config_path = workdir / "config.json"
     if has_begun(workdir):
         changes = check_experiment(workdir, experiment, allowed_changes=allowed_changes)
         check_data(workdir, card)
+        _check_checkpoints_exist(workdir)
         if changes:
             if (workdir / "results.json").exists():
                 raise WorkdirError(
@@ -121,20 +170,40 @@ def has_begun(workdir: Path) -> bool:
     return (workdir / "results.json").exists() or ever_saved(workdir / "checkpoints")
 
 
+def _check_checkpoints_exist(workdir: Path) -> None:
+    """Refuses a run whose checkpoints were deleted: it would train again from the beginning."""
+    folder = workdir / "checkpoints"
+    if saved_steps(folder):
+        return
+    if (workdir / "results.json").exists():
+        raise WorkdirError(
+            f"the run in {workdir} has ended, but {folder} has no checkpoint: put the folder back, "
+            "or choose another --workdir to train again. launch.report and launch.figures need no "
+            "checkpoint"
+        )
+    if any(folder.glob("sha256/*.json")):
+        raise WorkdirError(
+            f"the run in {workdir} has saved checkpoints, but {folder} has none left: put them "
+            "back, or choose another --workdir to train from the beginning"
+        )
+
+
 def _clear_other_start(workdir: Path, experiment: Experiment, card: dict[str, Any]) -> None:
     """Removes the records of a start without a checkpoint if it had other settings or data."""
     try:
         differing = list(differences(read_experiment(workdir), experiment).values())
-    except ConfigError as error:
+    except (ConfigError, FileError) as error:
         differing = [str(error)]
     try:
         check_data(workdir, card)
+    except FileError as error:
+        differing.append(str(error))
     except WorkdirError:
         differing.append("other data")
     if not differing:
         return
     notice = f"{workdir}: this run replaces an earlier start that saved no checkpoint"
-    print("\n  ".join([notice, *differing]), file=sys.stderr)
+    _notice("\n  ".join([notice, *differing]))
     for name in _RECORDS:
         (workdir / name).unlink(missing_ok=True)
     for name in _RECORD_FOLDERS:
@@ -144,23 +213,44 @@ def _clear_other_start(workdir: Path, experiment: Experiment, card: dict[str, An
 def _record_environment(workdir: Path, current: dict[str, Any]) -> None:
     """Appends this process's environment to a file if it differs from the last one there."""
     path = workdir / "environments.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    previous = json.loads(lines[-1]) if lines else current
-    if previous == current and lines:
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        lines = []
+    except OSError as error:
+        _notice(f"{path} cannot be read ({error.strerror}); this start is not recorded")
         return
-    for key in current:
-        # An earlier version of the library wrote fewer.
-        if key in previous and previous[key] != current[key]:
-            print(
-                f"the run continues with another {key}: {previous[key]} -> {current[key]}",
-                file=sys.stderr,
-            )
+    if lines:
+        try:
+            previous = parse_json(lines[-1])
+            check_form(previous, dict)
+        except ValueError as error:
+            # The file only informs, so the run goes on.
+            _notice(f"{path}: its last line is damaged ({error}); what changed since is not known")
+            previous = None
+        if previous == current:
+            return
+        for key in current if previous else ():
+            # An earlier version of the library wrote fewer.
+            if key in previous and previous[key] != current[key]:
+                _notice(
+                    f"the run continues with another {key}: {previous.get(key)} -> {current[key]}"
+                )
     _append_json(path, current)
 
 
 def _append_json(path: Path, value: Any) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(value) + "\n")
+    """Appends a line. A killed process may have left the last one without its end."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(value).encode() + b"\n")
+
+
+def _notice(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def check_experiment(
@@ -247,32 +337,142 @@ def load_data(workdir: Path, folder: str = "") -> Source:
     return source
 
 
-def read_card(workdir: Path) -> dict[str, Any]:
+def read_card(workdir: Path, form: Mapping[str, Any] = _CARD) -> dict[str, Any]:
     """The card of the data set that the run in a workdir was started on.
 
+    Args:
+      workdir: The run's folder.
+      form: What the card must hold besides its digests, as `check_form` takes it.
+
     Raises:
-      WorkdirError: There is no `card.json`.
+      WorkdirError: There is no `card.json`, or it has changed since the run ended.
+      FileError: The file is damaged.
     """
     path = workdir / "card.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise WorkdirError(f"no card.json in {workdir}: it is not the workdir of a run")
-    return json.loads(path.read_text())
+    card = read_json(path, {**_CARD, **form})
+    if (sealed := _sealed(workdir)) and sealed["sha256"].get("card.json") != sha256_of_file(path):
+        raise WorkdirError(f"{path} has changed since the run ended: put the file back")
+    return card
 
 
 def read_experiment(workdir: Path) -> Experiment:
     """The configuration of the run in a workdir.
 
     Raises:
-      WorkdirError: There is no `config.json`.
+      WorkdirError: There is no `config.json`, or it has changed since the run ended in a field that
+        the results depend on.
       ConfigError: The file is of another version, or names a class that does not exist.
+      FileError: The file is damaged.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise WorkdirError(f"no config.json in {workdir}: it is not the workdir of a run")
+    saved = read_json(path, dict)
     try:
-        return from_json(json.loads(path.read_text()))
+        experiment = from_json(saved, hint=Experiment)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    if sealed := _sealed(workdir):
+        before, now = _leaves(sealed["config"]), _leaves(saved)
+        changed = [
+            f"{name}: {before.get(name, '(absent)')!r} -> {now.get(name, '(absent)')!r}"
+            for name in dict.fromkeys([*before, *now])
+            if before.get(name) != now.get(name) and not name.startswith(_EDITABLE)
+        ]
+        if changed:
+            raise WorkdirError(
+                f"{path} has changed since the run ended: set these fields back\n  "
+                + "\n  ".join(changed)
+            )
+    return experiment
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values in a configuration's JSON by dotted name, without the names of classes."""
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        elif name != "class":
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """The `results.json` of a run that has ended.
+
+    Raises:
+      FileError: The file cannot be read, is damaged, or is not what the run wrote, by the digest in
+        it. A file of an earlier version has no digest: it has no field `config` either.
+    """
+    path = workdir / "results.json"
+    results = read_json(path, _RESULTS)
+    if "config" in results or "sha256" in results:
+        try:
+            check_form(results, {"config": dict, "sha256": {"results.json": str, str: str}})
+        except ValueError as error:
+            raise FileError(f"{path} is damaged: {error}") from error
+        if results["sha256"]["results.json"] != _digest_of_results(results):
+            raise FileError(
+                f"{path} is not what the run wrote: it was edited or is damaged. Put the file "
+                "back, or remove it and run launch.train again: it then writes the file anew"
+            )
+    for split in ("validation", "test"):
+        if results["name"] not in results[split]:
+            raise FileError(f"{path} is damaged: {split} has no {results['name']!r}")
+    return results
+
+
+def seal_results(workdir: Path, experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
+    """The results with the configuration, and the digests of the run's files and of themselves."""
+    present = [name for name in _SEALED if (workdir / name).exists()]
+    # Through JSON, so that the digest is that of what a reader gets.
+    sealed = json.loads(json.dumps(without_nan(results | {"config": to_json(experiment)})))
+    digests = {name: sha256_of_file(workdir / name) for name in present}
+    sealed["sha256"] = digests | {"results.json": ""}
+    sealed["sha256"]["results.json"] = _digest_of_results(sealed)
+    return sealed
+
+
+def _digest_of_results(results: Mapping[str, Any]) -> str:
+    own = {"sha256": {**results["sha256"], "results.json": ""}}
+    return sha256_of_json({**results, **own})
+
+
+def check_sealed(workdir: Path, name: str, results: Mapping[str, Any]) -> None:
+    """Raises an error if a file of a run is not the one that its results were written with.
+
+    Args:
+      workdir: The run's folder.
+      name: The file's path in the folder.
+      results: What `read_results` returned. Results of an earlier version have no digests.
+
+    Raises:
+      FileError: The file has changed, or is missing.
+    """
+    if "sha256" not in results:
+        return
+    path = workdir / name
+    try:
+        digest = sha256_of_file(path)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+    if results["sha256"].get(name) != digest:
+        raise FileError(f"{path} has changed since the run ended: it was edited or is damaged")
+
+
+def _sealed(workdir: Path) -> dict[str, Any] | None:
+    """The results of a run if it has ended and they carry digests; None also if they are damaged.
+
+    What reads the configuration or the card does not need the results, so damage is no error here.
+    """
+    try:
+        results = read_results(workdir)
+    except FileError:
+        return None
+    return results if "sha256" in results else None
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:
@@ -306,10 +506,28 @@ def read_metrics(workdir: Path) -> Iterator[dict[str, float]]:
 def read_records(path: Path) -> Iterator[dict[str, float]]:
     """The records of a JSON-lines file, in order; none if there is no file.
 
-    Leaves out an incomplete last line, which a killed process may have written.
+    Leaves out an incomplete last line, which a killed process may have written. Leaves out damaged
+    lines and prints how many there are: records only inform, so they stop no program.
     """
-    if not path.exists():
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+    except OSError as error:
+        _notice(f"{path} cannot be read: {error.strerror}")
+        return
+    damaged = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = parse_json(line)
+            check_form(record, {"step": int, str: float})
+        except ValueError as error:
+            if line.endswith(b"\n") or b"\0" in line:
+                damaged.append(f"line {number}: {error}")
+            continue
+        if line.endswith(b"\n"):
+            yield record
+    if damaged:
+        _notice(
+            f"{path}: {len(damaged)} of {len(lines)} lines are damaged and left out; {damaged[0]}"
+        )

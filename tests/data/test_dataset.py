@@ -115,6 +115,16 @@ DAMAGED = {
     "no card": (remove("card.json"), "no dataset folder: it has no card.json", False),
     "no array": (remove("timestamps.npy"), "timestamps.npy is missing, but card.json names", False),
     "no ids": (remove("item_ids.parquet"), "item_ids.parquet is missing.*prepare the", True),
+    "card of other types": (
+        change_card(lambda card: card.update(arrays=[])),
+        r"card.json is damaged \(arrays is a list, not an object\): prepare",
+        False,
+    ),
+    "edited times": (
+        change_card(lambda card: card["time"].update(first=4)),
+        "card.json says that the times run from 4 to 9, but they run from 5 to 9: prepare",
+        True,
+    ),
     "truncated card": (truncate("card.json"), "card.json is not JSON .*: prepare the data", False),
     "truncated array": (truncate("items.npy"), "items.npy is not a readable .npy file", False),
     "flipped item": (flip_a_byte("items.npy"), "items.npy is not the file that card.json", True),
@@ -296,3 +306,15 @@ def test_format_card_shows_counts_and_rates():
     assert lines["time"] == "1970-01-01 00:00:05 to 1970-01-01 00:00:09 UTC (5 to 9 s, 0.0 days)"
     order = Dataset.from_arrays([1], [0], [0, 1], order_only=True)
     assert "order only" in cards.format_card(order.card)
+
+
+@pytest.mark.parametrize("content", ["no Parquet", "too few", "other columns"])
+def test_ids_that_cannot_be_read_are_refused(content, folder):
+    path = folder / "user_ids.parquet"
+    if content == "no Parquet":
+        path.write_bytes(b"PAR1")
+    else:
+        column = "id" if content == "too few" else "name"
+        pl.DataFrame({"index": [0], column: ["a"]}).write_parquet(path)
+    with pytest.raises(DatasetError, match="user_ids.parquet .*: prepare the data set again"):
+        Dataset.open(folder, verify=False).user_ids()

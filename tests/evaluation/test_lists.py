@@ -7,7 +7,12 @@ import pytest
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import leave_one_out
 from linseqrec.evaluation.evaluator import Evaluator
-from linseqrec.evaluation.lists import Lists, lists_table, recommend_after
+from linseqrec.evaluation.lists import (
+    Lists,
+    for_spreadsheets,
+    lists_table,
+    recommend_after,
+)
 from linseqrec.evaluation.metrics import rank_metrics
 from linseqrec.evaluation.ranks import NonFiniteScoreError
 from tests.evaluation.test_evaluator import ITEMS, TABLE, encode, make_dataset, slow_evaluation
@@ -131,3 +136,10 @@ def test_the_table_has_a_row_for_the_target_of_an_empty_list():
         ("ann", None, None, None, 2, "y", 1.0),
         ("bob", 1, "y", 0.5, 1, "y", 1.5),
     ]
+
+
+def test_ids_that_a_spreadsheet_would_run_are_marked():
+    table = pl.DataFrame({"user": ["=1+1", "-1", None, "u1"], "rank": [1, 2, 3, -4]})
+    shown = for_spreadsheets(table)
+    assert shown["user"].to_list() == ["'=1+1", "-1", None, "u1"]
+    assert shown.columns == table.columns and shown["rank"].to_list() == [1, 2, 3, -4]

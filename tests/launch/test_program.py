@@ -1,9 +1,13 @@
 """The settings that every program makes at its start."""
 
+import errno
+import re
+
 import jax
 import pytest
 
 from launch import program
+from linseqrec.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +28,32 @@ def test_platforms_include_the_cpu_and_only_cpu_runs_keep_freed_memory(
         assert bool(calls) == on_cpu
     finally:
         jax.config.update("jax_platforms", original)
+
+
+def fail(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("a\x1b[31m name"), "error: a?[31m name"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/a"),
+            "error: runs/a: Permission denied",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "error: x: Read-only file system"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "free some disk space"),
+    ],
+)
+def test_an_error_that_a_user_can_fix_is_one_line(error, line):
+    with pytest.raises(SystemExit, match=re.escape(line)):
+        program._run(fail(error), ["program"])
+
+
+def test_an_error_of_the_system_without_a_file_keeps_its_trace():
+    with pytest.raises(ConnectionResetError):
+        program._run(fail(ConnectionResetError(errno.ECONNRESET, "reset")), ["program"])

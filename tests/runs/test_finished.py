@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from linseqrec.errors import RunsError
-from linseqrec.runs.finished import find_runs
+from linseqrec.runs.finished import FinishedRun, find_runs
 from linseqrec.training import workdir
 from tests.runs.conftest import EXPERIMENT, changed
 
@@ -56,8 +56,12 @@ def test_a_run_whose_model_is_gone_is_named_and_the_others_reported(save_run):
 def test_ranks_of_another_run_are_refused(save_run):
     first, second = save_run("a"), save_run("b", changed(training={"seed": 1}))
     (first / "ranks" / "test.npz").write_bytes((second / "ranks" / "test.npz").read_bytes())
-    with pytest.raises(RunsError, match="a: ranks/test.npz does not give the NDCG@10"):
-        find_runs([first, second])
+    message = "a: ranks/test.npz does not give the NDCG@10"
+    with pytest.raises(RunsError, match=message):
+        FinishedRun.open(first)
+    finished, unfinished = find_runs([first, second])
+    assert [run.folder for run in finished] == [second]
+    assert message in unfinished[first]
 
 
 def test_nothing_to_report_is_said(save_run, tmp_path):

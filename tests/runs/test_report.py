@@ -71,7 +71,7 @@ def test_tables_hold_mean_and_deviation_over_seeds_and_baselines_once(ranks, tmp
             )
             assert row.endswith(f"| 3 | {numbers[0]} | {numbers[1]} |")
     assert text.count("| Markov | | 1.0000 | 0.4307 |") == 2
-    assert f"- `{tmp_path}/sweep/unfinished`: training, nothing logged yet" in text
+    assert f"- {tmp_path}/sweep/unfinished: training, nothing logged yet" in text
     assert "3 configurations, 9 runs" in text
     means = [each.by_seed("none", "HR@10").mean() for each in report.configurations]
     assert means == sorted(means, reverse=True)
@@ -311,3 +311,27 @@ def test_a_damaged_file_of_baseline_ranks_is_named(save_run, tmp_path, content):
     np.savez(folder / "ranks" / "best_baseline.npz", name_none="Markov", rank_none=np.ones(3))
     with pytest.raises(RunsError, match="best_baseline.npz belongs to other targets"):
         make_report([tmp_path])
+
+
+def test_names_are_neither_markdown_nor_html_nor_formulas(save_run, tmp_path):
+    names = ["=HYPERLINK(1)", "<script>x</script>|`a`[b](c) $1 and $2", "_hidden\n# title"]
+    for name in names:
+        save_run(f"runs/{names.index(name)}", changed(name=name, note="[note](javascript:x)"))
+    broken = save_run("runs/<b>|")
+    (broken / "card.json").write_text("{")
+    report = make_report([tmp_path / "runs"])
+    paths = write_report(report, tmp_path / "out")
+    text = paths[0].read_text()
+    assert "<" not in text and "\n# title" not in text and "$1 and $2" in text
+    assert r"&lt;script&gt;x&lt;/script&gt;\|\`a\`\[b\](c)" in text
+    assert r"\[note\](javascript:x)" in text.splitlines()[0]
+    assert (
+        rf"&lt;b&gt;\|: cannot be read: {tmp_path}/runs/&lt;b&gt;\|/card.json is damaged: " in text
+    )
+    with open(tmp_path / "out" / "report.csv") as file:
+        labels = {row["configuration"] for row in csv.DictReader(file)}
+    assert labels == {"'=HYPERLINK(1)", *names[1:], "Markov"}
+    with open(tmp_path / "out" / "comparisons.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert "'=HYPERLINK(1)" in {row["first"] for row in rows} | {row["second"] for row in rows}
+    assert all(float(row["difference"]) == 0 for row in rows)

@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 
-from linseqrec.errors import RunsError
+from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.runs import figures
 from linseqrec.runs.results import write_results
 from linseqrec.runs.tables import results_table
+from linseqrec.training import workdir
 from linseqrec.training.loop import train
 
 
@@ -82,7 +83,16 @@ def test_what_cannot_be_drawn_leaves_no_figure(experiment, make_run, tmp_path, s
     with pytest.raises(MetricError, match="no metric 'NDCG@7'"):
         figures.write_figures([tmp_path], tmp_path, metric="NDCG@7")
     held["test"]["Markov"]["buckets"]["all"].pop()
+    held = workdir.seal_results(tmp_path, run.experiment, held)
     (tmp_path / "results.json").write_text(json.dumps(held))
-    with pytest.raises(ValueError, match="must share their buckets"):
+    with pytest.raises(FileError, match="Markov, .* 'all' has 4 length buckets, not 5"):
         figures.write_figures([tmp_path], tmp_path)
     assert not saved
+
+
+def test_results_say_that_validation_did_not_select_the_state(experiment, make_run, tmp_path):
+    run = make_run(experiment, training={"num_epochs": 1})
+    state, best = train(run, tmp_path)
+    other = dataclasses.replace(state, step=state.step + 1)
+    selection = write_results(run, other, tmp_path)["selected_by"]
+    assert selection.startswith(f"no validation: the checkpoint of step {best}, the best by ")

@@ -1,7 +1,9 @@
 """Checkpoints: which ones a run keeps, and how it continues after damage or a failed save."""
 
+import contextlib
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -99,15 +101,19 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
         assert checkpoints.sound_steps() == steps
 
 
-def test_the_best_checkpoint_is_the_first_of_equal_metrics(run, tmp_path):
-    state, metrics = run.step.initial_state(), [0.1, 0.2, 0.2, 0.2, 0.2, 0.1]
-    with Checkpoints(tmp_path) as checkpoints:
-        for step, metric in enumerate(metrics):
-            best = min(step, 1)
-            progress = Progress({}, validated_step=step, best_step=best, best_metric=metrics[best])
-            checkpoints.save(dataclasses.replace(state, step=jnp.array(step)), progress, metric)
-        assert checkpoints.steps() == [1, 4, 5]
-        assert checkpoints.restore(checkpoints.resolve("best"), state).step == 1
+@pytest.mark.parametrize("starts", ["one start", "a start for each save"])
+def test_the_best_checkpoint_is_the_first_of_equal_metrics(starts, run, tmp_path):
+    state, progress = run.step.initial_state(), Progress({})
+    saved = contextlib.ExitStack()
+    for step, metric in enumerate([0.1, 0.2, 0.2, 0.2, 0.2, 0.1], start=1):
+        if starts != "one start" or step == 1:
+            saved.close()
+            checkpoints = saved.enter_context(Checkpoints(tmp_path))
+        progress = progress.after_validation(step, metric)
+        checkpoints.save(dataclasses.replace(state, step=jnp.array(step)), progress)
+    with saved:
+        assert checkpoints.steps() == [2, 5, 6]
+        assert checkpoints.restore(checkpoints.resolve("best"), state).step == 2
 
 
 def test_an_incomplete_checkpoint_is_ignored(run, run_copy):
@@ -182,3 +188,84 @@ def test_a_failed_save_is_an_error_and_the_run_continues_from_the_save_before(
     monkeypatch.undo()
     train(run, folder)
     assert json.loads((folder / "checkpoints" / "sha256" / f"{3 * steps}.json").read_text())
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "no JSON", "a folder"])
+def test_a_damaged_file_of_digests_is_a_damaged_checkpoint(
+    damage, run, train_once, run_copy, capfd
+):
+    folder, steps = run_copy
+    path = folder / "checkpoints" / "sha256" / f"{steps[-1]}.json"
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_text("" if damage == "empty" else "{")
+    # The damage that such a checkpoint would hide.
+    flip_a_bit(folder / "checkpoints" / str(steps[-1]))
+    state, _ = train(run, folder)
+    assert f"checkpoint {steps[-1]} is damaged: {path}" in capfd.readouterr().err
+    for one, other in zip(*map(jax.tree.leaves, (train_once(run)[1], state)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_checkpoint_from_before_the_digests_needs_none(run, run_copy):
+    folder, steps = run_copy
+    shutil.rmtree(folder / "checkpoints" / "sha256")
+    for step in steps:
+        path = folder / "checkpoints" / str(step) / "progress" / "metadata"
+        progress = json.loads(path.read_text())
+        del progress["validated_step"]
+        path.write_text(json.dumps(progress))
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.sound_steps() == steps
+        assert checkpoints.restore_latest(run.step.initial_state())[0].step == steps[-1]
+
+
+def test_a_run_that_was_killed_in_its_first_save_begins_anew(run, run_copy, capfd):
+    folder, steps = run_copy
+    checkpoints = folder / "checkpoints"
+    shutil.rmtree(checkpoints / "sha256")
+    with pytest.raises(CheckpointError, match="no sound checkpoint is left"):
+        with Checkpoints(checkpoints) as opened:
+            opened.restore_latest(run.step.initial_state())
+    for step in steps[1:]:
+        shutil.rmtree(checkpoints / str(step))
+    with Checkpoints(checkpoints) as opened:
+        assert opened.restore_latest(run.step.initial_state()) is None
+        assert opened.steps() == []
+    assert "the run begins anew: it was killed in its first save" in capfd.readouterr().err
+    assert [path.name for path in (checkpoints / "damaged").iterdir()] == [f"{steps[0]}-0"]
+
+
+def test_the_latest_sound_checkpoint_stands_in_for_a_damaged_best_one(run, tmp_path, capfd):
+    state, progress = run.step.initial_state(), Progress({})
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, metric in enumerate([0.3, 0.1, 0.2], start=1):
+            progress = progress.after_validation(step, metric)
+            checkpoints.save(dataclasses.replace(state, step=jnp.array(step)), progress)
+        assert checkpoints.resolve("best") == 1
+        flip_a_bit(tmp_path / "1")
+        assert checkpoints.resolve("best") == 3
+        message = "checkpoint 1 is damaged: .* checkpoint 3, the latest sound one, takes its place"
+        assert re.search(message, capfd.readouterr().err)
+        flip_a_bit(tmp_path / "3")
+        assert checkpoints.resolve("best") == 2
+        assert "checkpoint 3 is damaged" in capfd.readouterr().err
+
+
+def test_a_checkpoint_that_keeps_orbax_from_opening_is_set_aside(run, run_copy, capfd):
+    folder, steps = run_copy
+    checkpoints = folder / "checkpoints"
+    (checkpoints / str(steps[-1]) / "_CHECKPOINT_METADATA").write_text("[]")
+    message = f"damaged checkpoints in .*{steps[-1]}: _CHECKPOINT_METADATA has changed"
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoints(checkpoints, read_only=True)
+    with Checkpoints(checkpoints) as opened:
+        assert opened.steps() == steps[:-1]
+    assert (checkpoints / "damaged" / f"{steps[-1]}-0").is_dir()
+    for step in steps[:-1]:
+        (checkpoints / str(step) / "_CHECKPOINT_METADATA").write_text("[]")
+    with pytest.raises(CheckpointError, match="move them elsewhere"):
+        Checkpoints(checkpoints)
+    assert (checkpoints / str(steps[0])).is_dir()

@@ -1,6 +1,7 @@
 """Workdirs: who may use one, what its files contain, and the mirrors of its metrics."""
 
 import dataclasses
+import errno
 import json
 import struct
 import sys
@@ -14,6 +15,7 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import to_json
 from linseqrec.data.dataset import Dataset, DatasetError, write_dataset
 from linseqrec.data.source import DataConfig
+from linseqrec.errors import FileError
 from linseqrec.training import workdir
 from linseqrec.training.log import MetricsLog
 
@@ -199,6 +201,7 @@ def test_the_configuration_of_a_run_with_results_cannot_change(experiment, tmp_p
     card = {"sha256": {"items": "1"}}
     workdir.claim(tmp_path, experiment, card)
     (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     workdir.claim(tmp_path, experiment, card)
     with pytest.raises(workdir.WorkdirError, match="has ended and has results on the test split"):
         workdir.claim(tmp_path, renamed(experiment), card, allowed_changes=["name"])
@@ -237,3 +240,78 @@ def test_load_data_finds_the_data_set_of_a_run_and_no_other(tmp_path):
     workdir.claim(tmp_path / "world", Experiment(), dataset.card)
     with pytest.raises(workdir.WorkdirError, match="generated world 'quick', which has no folder"):
         workdir.load_data(tmp_path / "world", moved)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]\n", b"\xff\n", bytes(40)])
+def test_a_damaged_environment_stops_no_run(content, experiment, tmp_path, capsys):
+    card = {"sha256": {"items": "1"}}
+    workdir.claim(tmp_path, experiment, card)
+    path = tmp_path / "environments.jsonl"
+    good = path.read_bytes()
+    path.write_bytes(content)
+    workdir.claim(tmp_path, experiment, card)
+    assert path.read_bytes().endswith(good)
+    assert ("its last line is damaged" in capsys.readouterr().err) == bool(content)
+    path.unlink()
+    path.mkdir()
+    workdir.claim(tmp_path, experiment, card)
+    assert "cannot be read (Is a directory)" in capsys.readouterr().err
+
+
+def test_damaged_records_are_counted_and_kept(tmp_path, capsys):
+    lines = [b'{"step": 1, "loss": 2.0}\n', b'{"step": 2, "lo\n', b"\xff\xfe\n", b'{"loss": 1}\n']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(lines))
+    assert list(workdir.read_metrics(tmp_path)) == [{"step": 1, "loss": 2.0}]
+    assert f"{path}: 3 of 4 lines are damaged and left out; line 2: " in capsys.readouterr().err
+    with MetricsLog(tmp_path, 1):
+        pass
+    assert path.read_bytes() == lines[0]
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == b"".join(lines)
+    path.write_bytes(bytes(40))
+    assert list(workdir.read_metrics(tmp_path)) == []
+    assert "1 of 1 lines are damaged" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
+    with workdir.lock(tmp_path):
+        assert "this file system has no locks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "card.json"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (bytes(9), "it holds only zeros or spaces"),
+        (b'{"a": ', "Expecting value"),
+        (b"\xff", "invalid start byte"),
+        (b"[]", "it is a list, not an object"),
+        (b"[" * 100_000, "its values nest too deeply"),
+    ],
+)
+def test_a_damaged_file_is_named(name, content, reason, experiment, tmp_path):
+    workdir.claim(tmp_path, experiment, {"sha256": {"items": "1"}})
+    (tmp_path / name).write_bytes(content)
+    read = workdir.read_card if name == "card.json" else workdir.read_experiment
+    with pytest.raises(FileError, match=f"{name} is damaged: .*{reason}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_whose_checkpoints_are_gone_does_not_train_again(ended, experiment, tmp_path):
+    card = {"sha256": {"items": "1"}}
+    workdir.claim(tmp_path, experiment, card)
+    if ended:
+        (tmp_path / "results.json").write_text("{}")
+    else:
+        (tmp_path / "checkpoints" / "sha256").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "sha256" / "8.json").write_text("{}")
+    with pytest.raises(
+        workdir.WorkdirError, match="checkpoints has no.*back, or choose another --workdir"
+    ):
+        workdir.claim(tmp_path, experiment, card)

@@ -189,10 +189,11 @@ def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
 
 
 def _results(report: Report) -> Iterator[str]:
+    counts = {"configuration": len(report.configurations), "run": len(report.runs)}
     yield (
-        f"{len(report.configurations)} configurations, {len(report.runs)} runs. Mean ± standard "
-        "deviation over seeds (a single seed has none); baselines have no seeds. The tables are in "
-        f"the order of test {report.metrics[0]}, seen items {in_words(report.filters[0])}. "
+        ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items())
+        + ". Mean ± standard deviation over seeds (a single seed has none); baselines have no "
+        f"seeds. The tables are in the order of test {report.metrics[0]}, seen items {in_words(report.filters[0])}. "
         f"{_selection(report)}"
     )
     protocol, rows = report.runs[0].protocol, report.rows()
@@ -260,16 +261,17 @@ def _beats_counting(report: Report) -> str:
         best, model = max(means, key=means.__getitem__), report.configurations[0]
         mean = model.by_seed(filter_seen, metric).mean()
         return (
-            f"**Does it beat counting?** Not tested, because these runs do not hold the ranks of "
-            f"baselines. {model.label} has {mean:.4f} and {best}, the best counting baseline, "
-            f"{means[best]:.4f} {where}."
+            "**Does it beat counting?** Not tested, because these runs do not hold the ranks of "
+            f"baselines. {escape(model.label)} has {mean:.4f} and {best}, the best counting "
+            f"baseline, {means[best]:.4f} {where}."
         )
     first, verdicts = tests[0], Counter(map(_verdict, tests))
     result, counts = first.result, []
     if len(tests) > 1:
         counts = [f"{number} {verdict}" for verdict, number in verdicts.items()]
     return (
-        f"**Does it beat counting?** {first.first} is {_verdict(first)} than {first.second}, the "
+        f"**Does it beat counting?** {escape(first.first)} is {_verdict(first)} than "
+        f"{escape(first.second)}, the "
         f"best counting baseline, {where}: {result.difference:+.4f}, {result.confidence:.0%} "
         f"interval {result.low:+.4f} to {result.high:+.4f}, p {first.p_holm:.4f}."
         + (f" Of {len(tests)} configurations: {', '.join(counts)}." if counts else "")

@@ -27,11 +27,11 @@ from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    "recgrela": ("RecGRELA", RecGRELAConfig()),
-    "hytrec": ("HyTRec", HyTRecConfig()),
-    "sinkrec": ("SinkRec", SinkRecConfig()),
-    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig()),
-    "sasrec": ("SASRec", SASRecConfig()),
+    "recgrela": ("RecGRELA", RecGRELAConfig),
+    "hytrec": ("HyTRec", HyTRecConfig),
+    "sinkrec": ("SinkRec", SinkRecConfig),
+    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig),
+    "sasrec": ("SASRec", SASRecConfig),
 }
 
 
@@ -39,7 +39,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         data=DataConfig(folder="data/own_log", batch_size=16),
         # An epoch is at least one step, so this warm-up is shorter than any log's run.
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, clip_norm=1.0),

@@ -6,6 +6,8 @@ The other models are `hytrec`, `sinkrec`, `gated_deltanet` and `sasrec`. `python
 launch.quickstart` trains `recgrela` and `sasrec` and shows them in one table: README.md.
 """
 
+from functools import partial
+
 from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.config_checks import choose
 from linseqrec.data.source import DataConfig
@@ -17,11 +19,11 @@ from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    "recgrela": ("RecGRELA", RecGRELAConfig(num_layers=2)),
-    "hytrec": ("HyTRec", HyTRecConfig()),
-    "sinkrec": ("SinkRec", SinkRecConfig()),
-    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(num_layers=2)),
-    "sasrec": ("SASRec", SASRecConfig(dropout=0.1)),
+    "recgrela": ("RecGRELA", partial(RecGRELAConfig, num_layers=2)),
+    "hytrec": ("HyTRec", HyTRecConfig),
+    "sinkrec": ("SinkRec", SinkRecConfig),
+    "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, num_layers=2)),
+    "sasrec": ("SASRec", partial(SASRecConfig, dropout=0.1)),
 }
 
 
@@ -29,7 +31,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         data=DataConfig(world="quick", length=100, batch_size=16),
         optimizer=OptimizerConfig(
             learning_rate=4e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0

@@ -119,9 +119,9 @@ def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, Evaluati
     folder = folder / "checkpoints"
     with Checkpoints(folder, read_only=True, shapes=run.step.shapes) as checkpoints:
         for step in dict.fromkeys(map(checkpoints.resolve, _CHECKPOINTS.value)):
-            params = checkpoints.restore_params(step, run.model.initial_params)
+            variables = checkpoints.restore_variables(step, run.model.initial_variables)
             for split in dict.fromkeys(cast(list[SplitName], _SPLIT.value)):
-                yield step, split, run.evaluate(params, split)
+                yield step, split, run.evaluate(variables, split)
 
 
 def _table(tables: list[_Table], run: Run, split: SplitName, result: EvaluationResult) -> _Table:

@@ -396,11 +396,11 @@ def steps(width: int, dtype: str, rows: int, repeats: int) -> Iterator[Row]:
 
 
 def _step(config: ModelConfig) -> tuple[Callable[..., Any], Any]:
-    graphdef, params, rest = split_model(config.build(_ITEMS, rngs=nnx.Rngs(0)))
+    graphdef, params, buffers = split_model(config.build(_ITEMS, rngs=nnx.Rngs(0)))
     optimizer = make_optimizer(OptimizerConfig(), num_steps=1_000)
     loss = make_loss(LossConfig(), np.ones(_ITEMS + 1, np.int64))
-    step = make_train_step(graphdef, rest, optimizer, loss, seed=0)
-    return step, init_state(params, optimizer)
+    step = make_train_step(graphdef, optimizer, loss, seed=0)
+    return step, init_state(params, buffers, optimizer)
 
 
 def _batch(rows: int, length: int) -> Batch:

@@ -98,7 +98,7 @@ def train(
                     with meter.paused():
                         with preemption.interruptible():
                             result = run.evaluate(
-                                state.params, "validation", between=schedule.between_batches
+                                state.variables, "validation", between=schedule.between_batches
                             )
                         score = result.metrics[SELECTION_METRIC]
                         progress = meter.added_to(progress).after_validation(step, score)

@@ -38,26 +38,39 @@ class TrainState:
     Attributes:
       step: Updates applied so far.
       params: The model's parameters, float32.
+      buffers: The model's other variables, which no gradient moves: the model changes them itself
+        in `after_step`. The optimizer has no moments for them.
       optimizer: Optax's state.
       halted: Set by the first non-finite loss or gradient; from then on nothing changes any more.
     """
 
     step: Int[Array, ""]
     params: nnx.State
+    buffers: nnx.State
     optimizer: optax.OptState
     halted: Bool[Array, ""]
 
+    @property
+    def variables(self) -> nnx.State:
+        """Parameters and buffers: what the model reads."""
+        return nnx.merge_state(self.params, self.buffers)
 
-def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+
+def init_state(
+    params: nnx.State, buffers: nnx.State, optimizer: optax.GradientTransformation
+) -> TrainState:
     """The state before the first step."""
     return TrainState(
-        jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.zeros((), jnp.bool_)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        buffers=buffers,
+        optimizer=optimizer.init(params),
+        halted=jnp.zeros((), jnp.bool_),
     )
 
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    rest: nnx.State,
     optimizer: optax.GradientTransformation,
     prediction_loss: PredictionLoss,
     *,
@@ -73,8 +86,7 @@ def make_train_step(
     to rounding. An auxiliary loss, like a model's metric, is the mean of the parts' own.
 
     Args:
-      graphdef: The model's structure (`nnx.split(model, nnx.Param, ...)`).
-      rest: Its variables that are not parameters.
+      graphdef: The model's structure (`split_model`).
       optimizer: The Optax chain.
       prediction_loss: The objective (`make_loss`).
       seed: Of the keys of dropout and of drawn negatives.
@@ -85,7 +97,7 @@ def make_train_step(
       `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
       per target), "loss/NAME" of each auxiliary loss, the model's own, "gradient_norm",
       "update_norm", "targets" and "events" (counts). A step whose loss or gradient is not finite
-      changes neither parameters nor optimizer, and halts the state.
+      changes neither the model nor the optimizer, and halts the state.
     """
     # Accelerators have an instruction for "rbg" bits. With several devices, XLA would draw the bits
     # of all on each.
@@ -93,9 +105,14 @@ def make_train_step(
     generator = "rbg" if on_one else "threefry2x32"
 
     def part_loss(
-        params: nnx.State, batch: Batch, total: Float[Array, ""], key: Array
+        params: nnx.State,
+        buffers: nnx.State,
+        batch: Batch,
+        total: Float[Array, ""],
+        key: Array,
     ) -> tuple[Float[Array, ""], _Reading]:
-        model = nnx.merge(graphdef, params, rest)
+        # Copies of the buffers: what the model writes here is not the state's.
+        model = nnx.merge(graphdef, params, buffers, copy=True)
         dropout_key, loss_key = jax.random.split(key)
         with while_tracing(mesh):
             encoding = model(batch.events, dropout_key=dropout_key)
@@ -106,14 +123,17 @@ def make_train_step(
         metrics = {name: value / accumulation_steps for name, value in encoding.metrics.items()}
         return loss + sum(auxiliary.values()), _Reading(losses, metrics, encoding.counts)
 
-    def gradient(params: nnx.State, batch: Batch, key: Array) -> tuple[nnx.State, _Reading]:
+    def gradient(
+        params: nnx.State, buffers: nnx.State, batch: Batch, key: Array
+    ) -> tuple[nnx.State, _Reading]:
         total = jnp.maximum(batch.weights.sum(), 1.0)
         grad = jax.grad(part_loss, has_aux=True)
         if accumulation_steps == 1:
-            return grad(params, batch, total, key)
+            return grad(params, buffers, batch, total, key)
 
         def accumulate(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, grad(params, part[0], total, part[1])), None
+            read = grad(params, buffers, part[0], total, part[1])
+            return jax.tree.map(jnp.add, sums, read), None
 
         def part(x: Array) -> Array:
             x = x.reshape(accumulation_steps, -1, *x.shape[1:])
@@ -125,21 +145,22 @@ def make_train_step(
 
         parts = jax.tree.map(part, batch)
         keys = jax.random.split(key, accumulation_steps)
-        first = grad(params, jax.tree.map(lambda x: x[0], parts), total, keys[0])
+        first = grad(params, buffers, jax.tree.map(lambda x: x[0], parts), total, keys[0])
         remaining = jax.tree.map(lambda x: x[1:], (parts, keys))
         return jax.lax.scan(accumulate, first, remaining)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
-        grads, read = gradient(state.params, batch, key)
+        grads, read = gradient(state.params, state.buffers, batch, key)
         norm = optax.tree.norm(grads)
         halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(read.losses.values())))
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        model = nnx.merge(graphdef, params, rest)
+        # Copied: the state keeps its buffers if the step is not applied.
+        model = nnx.merge(graphdef, params, state.buffers, copy=True)
         model.after_step(batch.events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
-        params = nnx.state(model, nnx.Param)
-        advanced = TrainState(state.step + 1, params, after, halted)
+        params, buffers = nnx.state(model, nnx.Param, ...)
+        advanced = TrainState(state.step + 1, params, buffers, after, halted)
         kept = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)
         counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
@@ -171,20 +192,21 @@ class CompiledStep:
     def initial_state(self) -> TrainState:
         """The training state before the first step."""
 
-        def make(params: nnx.State) -> TrainState:
-            # Copied: the step consumes its state, and the parameters may be asked for again.
-            return init_state(jax.tree.map(jnp.copy, params), self.optimizer)
+        def make(params: nnx.State, buffers: nnx.State) -> TrainState:
+            # Copied: the step consumes its state, and the variables may be asked for again.
+            params, buffers = jax.tree.map(jnp.copy, (params, buffers))
+            return init_state(params, buffers, self.optimizer)
 
+        fresh = (self.model.initial_params, self.model.initial_buffers)
         if self.model.mesh is None:
-            return make(self.model.initial_params)
-        return jax.jit(make, out_shardings=self._shardings)(self.model.initial_params)
+            return make(*fresh)
+        return jax.jit(make, out_shardings=self._shardings)(*fresh)
 
     @functools.cached_property
     def update(self) -> Any:
         """The compiled step, `(state, batch) -> (state, metrics)`; it consumes its state."""
         step = make_train_step(
             self.model.graphdef,
-            self.model.rest,
             self.optimizer,
             self.prediction_loss,
             seed=self.seed,
@@ -209,12 +231,13 @@ class CompiledStep:
         """The shapes of those arrays of the state that the mesh pads, by name, without padding."""
         if self.model.mesh is None:
             return {}
-        state = jax.eval_shape(lambda params: init_state(params, self.optimizer), self.model.shapes)
+        params, buffers = nnx.split_state(self.model.shapes, nnx.Param, ...)
+        state = jax.eval_shape(lambda: init_state(params, buffers, self.optimizer))
         return sharding.shapes_before_padding(state, self.model.mesh)
 
     @functools.cached_property
     def _shardings(self) -> Any:
         assert self.model.mesh is not None
-        params = self.model.initial_params
-        state = jax.eval_shape(lambda: init_state(params, self.optimizer))
+        params, buffers = self.model.initial_params, self.model.initial_buffers
+        state = jax.eval_shape(lambda: init_state(params, buffers, self.optimizer))
         return sharding.state_shardings(state, self.model.mesh)

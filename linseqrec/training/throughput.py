@@ -84,7 +84,7 @@ class Meter:
     def __init__(self, config: ModelConfig, model: FunctionalModel, progress: Progress):
         """Starts the clock, and goes on from the sums that `progress` holds."""
         self._per_event = flops_per_event(model.initial_params, config)
-        self._per_target = flops_per_target(model.item_table(model.initial_params))
+        self._per_target = flops_per_target(model.item_table(model.initial_variables))
         self._peak = peak_flops(config.dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)

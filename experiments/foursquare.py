@@ -15,7 +15,7 @@ Results: RESULTS.md#request-time and RESULTS.md#real-logs-earlier-starting-value
 from functools import partial
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig

@@ -9,7 +9,7 @@ launch.quickstart` trains `recgrela` and `sasrec` and shows them in one table: R
 from functools import partial
 
 from linseqrec.config import Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig

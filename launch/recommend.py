@@ -26,7 +26,7 @@ from absl import flags
 
 from launch.flags import define_data
 from launch.program import run_program
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.requests import (
     Before,
     find_users,

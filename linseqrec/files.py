@@ -1,12 +1,20 @@
-"""Writing a file atomically."""
+"""Files: written atomically, and the digests of their contents."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_BLOCK_BYTES = 1 << 22
 
 
 @contextlib.contextmanager
@@ -46,3 +54,30 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sha256_of_array(array: np.ndarray) -> str:
+    """The SHA-256 of an array's elements: little-endian, in C order, without header or dtype."""
+    digest = hashlib.sha256()
+    flat = array.reshape(-1)
+    step = max(1, _BLOCK_BYTES // array.itemsize)
+    for begin in range(0, len(flat), step):
+        block = flat[begin : begin + step]
+        digest.update(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def sha256_of_texts(texts: "pl.Series") -> str:
+    """The SHA-256 of a list of texts.
+
+    The digest covers the lengths in bytes as little-endian int64, then the UTF-8 of all texts.
+    Without the lengths, ["ab", "c"] and ["a", "bc"] would have the same digest.
+    """
+    lengths = texts.str.len_bytes().to_numpy().astype("<i8")
+    return hashlib.sha256(lengths.tobytes() + "".join(texts).encode()).hexdigest()
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import ConfigError, choose
+from linseqrec.config_fields import ConfigError, choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.recgrela import RecGRELAConfig

@@ -23,7 +23,7 @@ from linseqrec.analysis.repeats import (
 from linseqrec.analysis.state_sink import StateSink, state_sink
 from linseqrec.analysis.subject import Subject
 from linseqrec.analysis.traces import is_recurrent
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.evaluation import metrics
 from linseqrec.evaluation.ranks import catalogue_ranks, in_words
 from linseqrec.layers.gated_delta import GatedDelta

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from linseqrec.analysis.traces import linear_mixers
 from linseqrec.data.histories import gather_histories
 from linseqrec.events import Events
-from linseqrec.layers.traces import MixerTrace
+from linseqrec.layers.states import MixerTrace
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run, SplitName

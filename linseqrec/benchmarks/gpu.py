@@ -33,7 +33,7 @@ from jaxtyping import Array
 
 from linseqrec.benchmarks import ops
 from linseqrec.benchmarks.measuring import Row, compare
-from linseqrec.data.batch import Batch
+from linseqrec.data.rows import Batch
 from linseqrec.data.source import DataConfig
 from linseqrec.events import Events
 from linseqrec.models.base import ModelConfig

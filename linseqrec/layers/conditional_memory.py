@@ -27,7 +27,7 @@ from linseqrec.ops.quantization import (
     straight_through,
 )
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
-from linseqrec.ops.segments import keep
+from linseqrec.ops.rows import keep
 
 # A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead. A
 # new code has 46 steps to be used: at first the encoders still move, away from codes just seeded.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from linseqrec.events import SECONDS_PER_DAY, Events
 from linseqrec.layers.states import Stateless, carried, empty, empty_recent
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
-from linseqrec.ops.segments import at_last_event, keep, segment_runs
+from linseqrec.ops.rows import at_last_event, keep, segment_runs
 
 # What stands for the time before an event: the days since the one before; the same in another order
 # or 1, its controls; or nothing.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from linseqrec.events import Events
 from linseqrec.layers.standard import ItemEmbedding
-from linseqrec.layers.traces import MixerTrace, recording
+from linseqrec.layers.states import MixerTrace, recording
 
 
 @jax.tree_util.register_dataclass

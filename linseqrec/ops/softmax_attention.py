@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.ops.rows import keep, segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense"]
 

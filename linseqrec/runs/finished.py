@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import per_target
 from linseqrec.runs.comparable import Conditions, shared_title

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from linseqrec import sharding
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.events import Events
 from linseqrec.models.base import SequenceModel
 from linseqrec.sharding import while_tracing

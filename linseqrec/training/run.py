@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from linseqrec import sharding
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
 from linseqrec.data.splits import item_counts

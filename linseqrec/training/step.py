@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec import sharding
-from linseqrec.data.batch import Batch
+from linseqrec.data.rows import Batch
 from linseqrec.sharding import while_tracing
 from linseqrec.training.loss import PredictionLoss
 from linseqrec.training.model import FunctionalModel

@@ -16,8 +16,7 @@ from typing import Any
 import jax
 
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
-from linseqrec.config_fields import differences, flatten, from_json, to_json
+from linseqrec.config_fields import ConfigError, differences, flatten, from_json, to_json
 from linseqrec.data.card import differing_data
 from linseqrec.data.source import Source, load_source
 from linseqrec.errors import UserError

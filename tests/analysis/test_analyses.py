@@ -12,7 +12,7 @@ from linseqrec.analysis.insertion_probe import ProbeConfig, make_probes
 from linseqrec.analysis.state_sink import state_sink
 from linseqrec.analysis.subject import Subject
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import gather_histories
 from linseqrec.data.source import DataConfig, Source

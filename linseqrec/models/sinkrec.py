@@ -30,7 +30,7 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
     memory/encoders/s/{kernel [w D, D/2], bias}      W_1, b_1 of window s, current event first
     memory/projections/s/{kernel [D/2, D/2], bias}   W_2, b_2;  memory/norms/s/{scale,bias}: its LN
     memory/decoders/s/{kernel [D/2, w D], bias}      W_d, b_d: the reconstruction
-    memory/codebooks [S, L, K, D/2]                  memory/usage [S, L, K]: running shares
+    memory/codebooks [S, L, K, D/2]                  memory/usage [S, L, K]: shares, a buffer
     memory/types [S L, D/2]                          of the slots n, windows outermost
     memory/output/kernel [S D/2, D]                  W_m
     gap_features/projection/kernel [16, F]           W_φ

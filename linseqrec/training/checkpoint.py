@@ -413,7 +413,7 @@ class Checkpoints:
             )
             params, buffers = nnx.merge_state(params, in_params), nnx.State({})
         parts = {**parts, "params": params, "buffers": buffers}
-        # Orbax has no part without arrays.
+        # A part without arrays may be missing in the checkpoint.
         saved = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
         arguments = ocp.args.PyTreeRestore(
@@ -506,13 +506,16 @@ def _with_buffers(
     Earlier versions saved SinkRec's buffer among the parameters, with moments of the optimizer. In
     other models they took buffers for constants, and did not save them.
     """
-    if _has_no_buffers(saved):
-        for name in (name for name in expected if name.startswith("buffers/")):
-            end = name.removeprefix("buffers")
-            shape = saved.get(f"params{end}", expected[name])
-            saved = {other: saved[other] for other in saved if not other.endswith(end)}
-            saved[name] = shape
-    return saved
+    if not saved or not _has_no_buffers(saved):
+        return saved
+    present = dict(saved)
+    for name in (name for name in expected if name.startswith("buffers/")):
+        end = name.removeprefix("buffers")
+        present[name] = saved.get(f"params{end}", expected[name])
+        if f"params{end}" in saved:
+            moved = (f"params{end}", f"/mu{end}", f"/nu{end}")
+            present = {other: present[other] for other in present if not other.endswith(moved)}
+    return present
 
 
 def _without_padding(

@@ -120,7 +120,7 @@ results = {
             run.item_counts.astype(float), (len(users), len(run.item_counts))
         )
     ),
-    "Gated DeltaNet": run.evaluate(state.params, "test"),
+    "Gated DeltaNet": run.evaluate(state.variables, "test"),
 }
 for name, result in results.items():
     error = result.standard_errors["none"]["NDCG@10"]

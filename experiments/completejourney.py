@@ -16,8 +16,10 @@ The other models are `recgrela`, `hytrec`, `sinkrec` and `sasrec`. With
 Results: RESULTS.md#large-catalogues.
 """
 
+from functools import partial
+
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -28,15 +30,15 @@ from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    "recgrela": ("RecGRELA", RecGRELAConfig()),
+    "recgrela": ("RecGRELA", RecGRELAConfig),
     # Chunks of 32 are faster on a CPU.
-    "hytrec": ("HyTRec", HyTRecConfig(chunk_size=32)),
-    "sinkrec": ("SinkRec", SinkRecConfig(chunk_size=32)),
+    "hytrec": ("HyTRec", partial(HyTRecConfig, chunk_size=32)),
+    "sinkrec": ("SinkRec", partial(SinkRecConfig, chunk_size=32)),
     "gated_deltanet": (
         "Gated DeltaNet",
-        GatedDeltaNetConfig(num_layers=2, key_width=128, value_width=64, chunk_size=32),
+        partial(GatedDeltaNetConfig, num_layers=2, key_width=128, value_width=64, chunk_size=32),
     ),
-    "sasrec": ("SASRec", SASRecConfig(max_length=512)),
+    "sasrec": ("SASRec", partial(SASRecConfig, max_length=512)),
 }
 
 
@@ -44,7 +46,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         data=DataConfig(folder="data/completejourney", length=512, batch_size=4),
         # The whole catalogue in every step would be most of the training time.
         loss=LossConfig(kind="sampled", negatives=2048, popularity_power=0.5),

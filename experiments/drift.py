@@ -12,8 +12,10 @@ The other models are `recgrela`, `sinkrec`, `gated_deltanet` and `sasrec`. HyTRe
 Results: RESULTS.md#two-branches.
 """
 
+from functools import partial
+
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -23,11 +25,11 @@ from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    "recgrela": ("RecGRELA", RecGRELAConfig()),
-    "hytrec": ("HyTRec", HyTRecConfig()),
-    "sinkrec": ("SinkRec", SinkRecConfig()),
-    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig()),
-    "sasrec": ("SASRec", SASRecConfig(max_length=400)),
+    "recgrela": ("RecGRELA", RecGRELAConfig),
+    "hytrec": ("HyTRec", HyTRecConfig),
+    "sinkrec": ("SinkRec", SinkRecConfig),
+    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig),
+    "sasrec": ("SASRec", partial(SASRecConfig, max_length=400)),
 }
 
 
@@ -35,7 +37,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         data=DataConfig(world="drift", length=400, batch_size=8),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100

@@ -8,8 +8,10 @@ The other models are `hytrec`, `sinkrec`, `gated_deltanet` and `sasrec`.
 Results: RESULTS.md#real-logs-earlier-starting-values.
 """
 
+from functools import partial
+
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -20,11 +22,11 @@ from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
     # A log of a tenth of ML-1M's size overfits at the published rates of 0.1.
-    "recgrela": ("RecGRELA", RecGRELAConfig(dropout=0.3, drop_path=0.2)),
-    "hytrec": ("HyTRec", HyTRecConfig(dropout=0.3)),
-    "sinkrec": ("SinkRec", SinkRecConfig(dropout=0.3)),
-    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(dropout=0.3)),
-    "sasrec": ("SASRec", SASRecConfig(dropout=0.3)),
+    "recgrela": ("RecGRELA", partial(RecGRELAConfig, dropout=0.3, drop_path=0.2)),
+    "hytrec": ("HyTRec", partial(HyTRecConfig, dropout=0.3)),
+    "sinkrec": ("SinkRec", partial(SinkRecConfig, dropout=0.3)),
+    "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, dropout=0.3)),
+    "sasrec": ("SASRec", partial(SASRecConfig, dropout=0.3)),
 }
 
 
@@ -32,7 +34,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         data=DataConfig(folder="data/ml-100k", batch_size=16),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100),
         training=TrainingConfig(num_epochs=40, evaluate_every=4, log_every=20),

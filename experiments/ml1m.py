@@ -18,10 +18,11 @@ of 2,048 rows is the published one, and accumulation limits its memory.
 Results: RESULTS.md#the-recipe, RESULTS.md#request-time and RESULTS.md#recgrela-not-filtered.
 """
 
+from functools import partial
 from typing import Any
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -31,13 +32,13 @@ from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    "recgrela": ("RecGRELA", RecGRELAConfig()),
-    "recgrela_released": ("RecGRELA (released mode)", RecGRELAConfig(causal=False)),
-    "hytrec": ("HyTRec", HyTRecConfig()),
-    "sinkrec": ("SinkRec", SinkRecConfig()),
+    "recgrela": ("RecGRELA", RecGRELAConfig),
+    "recgrela_released": ("RecGRELA (released mode)", partial(RecGRELAConfig, causal=False)),
+    "hytrec": ("HyTRec", HyTRecConfig),
+    "sinkrec": ("SinkRec", SinkRecConfig),
     # Chunks of 32 are faster on a CPU.
-    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(dropout=0.2, chunk_size=32)),
-    "sasrec": ("SASRec", SASRecConfig(dropout=0.1)),
+    "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, dropout=0.2, chunk_size=32)),
+    "sasrec": ("SASRec", partial(SASRecConfig, dropout=0.1)),
 }
 RECIPE: dict[str, Any] = {
     # More updates help these models more than larger batches do.
@@ -60,4 +61,4 @@ RELEASED: dict[str, Any] = {
 def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     recipe = RELEASED if name == "recgrela_released" else RECIPE
-    return Experiment(name=title, note="20 % of timestamps imputed", model=model, **recipe)
+    return Experiment(name=title, note="20 % of timestamps imputed", model=model(), **recipe)

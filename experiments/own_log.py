@@ -20,7 +20,7 @@ that their user has seen, otherwise with seen items filtered.
 """
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -31,11 +31,11 @@ from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    "recgrela": ("RecGRELA", RecGRELAConfig()),
-    "hytrec": ("HyTRec", HyTRecConfig()),
-    "sinkrec": ("SinkRec", SinkRecConfig()),
-    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig()),
-    "sasrec": ("SASRec", SASRecConfig()),
+    "recgrela": ("RecGRELA", RecGRELAConfig),
+    "hytrec": ("HyTRec", HyTRecConfig),
+    "sinkrec": ("SinkRec", SinkRecConfig),
+    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig),
+    "sasrec": ("SASRec", SASRecConfig),
 }
 
 
@@ -43,7 +43,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         data=DataConfig(folder="data/own_log", batch_size=16),
         # Beyond 50,000 items it draws negatives: a step's cost no longer grows with the catalogue.
         loss=LossConfig(kind="auto", negatives=1024),

@@ -7,8 +7,10 @@ and `linrec`. `python -m launch.quickstart` trains `recgrela` and `sasrec` and s
 table: README.md.
 """
 
+from functools import partial
+
 from linseqrec.config import Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
@@ -24,17 +26,17 @@ from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    "recgrela": ("RecGRELA", RecGRELAConfig(num_layers=2)),
-    "hytrec": ("HyTRec", HyTRecConfig()),
-    "sinkrec": ("SinkRec", SinkRecConfig()),
-    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(num_layers=2)),
-    "sasrec": ("SASRec", SASRecConfig(dropout=0.1)),
-    "mamba2": ("Mamba-2", Mamba2Config()),
-    "lrurec": ("LRURec", LRURecConfig(dropout=0.1)),
-    "gru4rec": ("GRU4Rec", GRU4RecConfig(dropout=0.1)),
-    "linrec": ("LinRec", LinRecConfig(dropout=0.1)),
-    "hstu": ("HSTU", HSTUConfig(dropout=0.1)),
-    "fuxi_linear": ("FuXi-Linear", FuXiLinearConfig(num_layers=2, dropout=0.1)),
+    "recgrela": ("RecGRELA", partial(RecGRELAConfig, num_layers=2)),
+    "hytrec": ("HyTRec", HyTRecConfig),
+    "sinkrec": ("SinkRec", SinkRecConfig),
+    "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, num_layers=2)),
+    "sasrec": ("SASRec", partial(SASRecConfig, dropout=0.1)),
+    "hstu": ("HSTU", partial(HSTUConfig, dropout=0.1)),
+    "fuxi_linear": ("FuXi-Linear", partial(FuXiLinearConfig, num_layers=2, dropout=0.1)),
+    "mamba2": ("Mamba-2", Mamba2Config),
+    "lrurec": ("LRURec", partial(LRURecConfig, dropout=0.1)),
+    "gru4rec": ("GRU4Rec", partial(GRU4RecConfig, dropout=0.1)),
+    "linrec": ("LinRec", partial(LinRecConfig, dropout=0.1)),
 }
 
 
@@ -42,7 +44,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         data=DataConfig(world="quick", length=100, batch_size=16),
         optimizer=OptimizerConfig(
             learning_rate=4e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0

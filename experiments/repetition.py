@@ -11,8 +11,10 @@ The other models are `recgrela` (its heads start as lookups here), `hytrec`, `si
 Results: RESULTS.md#starting-values.
 """
 
+from functools import partial
+
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -25,12 +27,13 @@ MODELS = {
     # One head: a lookup wants all features in a key.
     "recgrela": (
         "RecGRELA",
-        RecGRELAConfig(heads=1, lookup=True, positions="none", dropout=0.0),
+        partial(RecGRELAConfig, heads=1, lookup=True, positions="none", dropout=0.0),
     ),
     # Chunks of 32 are faster on a CPU.
     "hytrec": (
         "HyTRec",
-        HyTRecConfig(
+        partial(
+            HyTRecConfig,
             width=80,
             heads=1,
             short_layers=1,
@@ -41,10 +44,11 @@ MODELS = {
             chunk_size=32,
         ),
     ),
-    "sinkrec": ("SinkRec", SinkRecConfig(dropout=0.0, chunk_size=32)),
+    "sinkrec": ("SinkRec", partial(SinkRecConfig, dropout=0.0, chunk_size=32)),
     "gated_deltanet": (
         "Gated DeltaNet",
-        GatedDeltaNetConfig(
+        partial(
+            GatedDeltaNetConfig,
             width=80,
             num_layers=2,
             key_width=128,
@@ -54,7 +58,7 @@ MODELS = {
             chunk_size=32,
         ),
     ),
-    "sasrec": ("SASRec", SASRecConfig(max_length=400, dropout=0.0)),
+    "sasrec": ("SASRec", partial(SASRecConfig, max_length=400, dropout=0.0)),
 }
 
 
@@ -62,7 +66,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         # More updates help these models more than larger batches do.
         data=DataConfig(world="repetition", length=400, batch_size=2),
         optimizer=OptimizerConfig(

@@ -13,8 +13,10 @@ The other models are `recgrela`, `sinkrec`, `gated_deltanet` and `sasrec`. HyTRe
 Results: RESULTS.md#two-branches.
 """
 
+from functools import partial
+
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import choose
+from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -24,12 +26,12 @@ from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    "recgrela": ("RecGRELA", RecGRELAConfig(dropout=0.0)),
+    "recgrela": ("RecGRELA", partial(RecGRELAConfig, dropout=0.0)),
     # Chunks of 32 are faster on a CPU.
-    "hytrec": ("HyTRec", HyTRecConfig(dropout=0.0, chunk_size=32)),
-    "sinkrec": ("SinkRec", SinkRecConfig(dropout=0.0, chunk_size=32)),
-    "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig(dropout=0.0, chunk_size=32)),
-    "sasrec": ("SASRec", SASRecConfig(max_length=1_536, dropout=0.0)),
+    "hytrec": ("HyTRec", partial(HyTRecConfig, dropout=0.0, chunk_size=32)),
+    "sinkrec": ("SinkRec", partial(SinkRecConfig, dropout=0.0, chunk_size=32)),
+    "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, dropout=0.0, chunk_size=32)),
+    "sasrec": ("SASRec", partial(SASRecConfig, max_length=1_536, dropout=0.0)),
 }
 
 
@@ -37,7 +39,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     title, model = choose(MODELS, name)
     return Experiment(
         name=title,
-        model=model,
+        model=model(),
         data=DataConfig(
             world="ultra_long",
             world_users=1_500,

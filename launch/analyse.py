@@ -26,7 +26,7 @@ from launch.program import run_program
 from linseqrec.analysis import analyses
 from linseqrec.analysis.insertion_probe import ProbeConfig
 from linseqrec.analysis.subject import Subject
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.files import write_json
 from linseqrec.runs.comparable import Conditions, check_comparable
 from linseqrec.runs.figures import save_figure

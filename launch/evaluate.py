@@ -23,8 +23,7 @@ from absl import flags
 
 from launch import flags as launch_flags
 from launch.program import run_program
-from linseqrec.config_checks import ConfigError
-from linseqrec.config_fields import override
+from linseqrec.config_fields import ConfigError, override
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.files import write_json
 from linseqrec.runs.comparable import Conditions, comparable, shared_title
@@ -119,9 +118,9 @@ def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, Evaluati
     folder = folder / "checkpoints"
     with Checkpoints(folder, read_only=True, shapes=run.step.shapes) as checkpoints:
         for step in dict.fromkeys(map(checkpoints.resolve, _CHECKPOINTS.value)):
-            params = checkpoints.restore_params(step, run.model.initial_params)
+            variables = checkpoints.restore_variables(step, run.model.initial_variables)
             for split in dict.fromkeys(cast(list[SplitName], _SPLIT.value)):
-                yield step, split, run.evaluate(params, split)
+                yield step, split, run.evaluate(variables, split)
 
 
 def _table(tables: list[_Table], run: Run, split: SplitName, result: EvaluationResult) -> _Table:

@@ -9,8 +9,15 @@ from typing import Any
 from absl import flags
 
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError, nearest
-from linseqrec.config_fields import assignment, field_names, override, parse, to_text
+from linseqrec.config_fields import (
+    ConfigError,
+    assignment,
+    field_names,
+    nearest,
+    override,
+    parse,
+    to_text,
+)
 
 # What is defined from here on belongs to the program that asked for it: its `--help` shows it.
 flags.disclaim_key_flags()

@@ -29,7 +29,7 @@ from absl import flags
 
 from launch.flags import define_data
 from launch.program import run_program
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.requests import (
     Before,
     find_users,
@@ -94,13 +94,13 @@ def main(_: list[str]) -> None:
 
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.resolve(_CHECKPOINT.value)
-        params = checkpoints.restore_params(step, run.model.initial_params)
+        variables = checkpoints.restore_variables(step, run.model.initial_variables)
     lists = recommend_after(
         dataset,
         users,
         ends,
-        lambda events: run.model.encode(params, events),
-        run.model.item_table(params),
+        lambda events: run.model.encode(variables, events),
+        run.model.item_table(variables),
         top_k=_TOP_K.value,
         max_length=run.batches.length,
         batch_size=rows_at_once(

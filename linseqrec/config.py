@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from linseqrec.config_checks import check_fields, require
+from linseqrec.config_fields import check_fields, require
 from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.ranks import FilterSeen, Ties
 from linseqrec.models.base import ModelConfig

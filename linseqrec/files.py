@@ -1,4 +1,4 @@
-"""Writing a file atomically, and reading one that may be damaged or come from somebody else."""
+"""Files: written atomically, read although they may be damaged, and the digests of both."""
 
 import contextlib
 import hashlib
@@ -11,11 +11,17 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from linseqrec.errors import FileError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_BLOCK_BYTES = 1 << 22
+
 
 # A cell that a spreadsheet would run as a formula, and a number that it would not.
 # Source: https://owasp.org/www-community/attacks/CSV_Injection
@@ -205,3 +211,30 @@ def spreadsheet_text(text: str) -> str:
     """
     is_formula = re.match(FORMULA, text) and not re.match(NUMBER, text)
     return f"'{text}" if is_formula else text
+
+
+def sha256_of_array(array: np.ndarray) -> str:
+    """The SHA-256 of an array's elements: little-endian, in C order, without header or dtype."""
+    digest = hashlib.sha256()
+    flat = array.reshape(-1)
+    step = max(1, _BLOCK_BYTES // array.itemsize)
+    for begin in range(0, len(flat), step):
+        block = flat[begin : begin + step]
+        digest.update(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def sha256_of_texts(texts: "pl.Series") -> str:
+    """The SHA-256 of a list of texts.
+
+    The digest covers the lengths in bytes as little-endian int64, then the UTF-8 of all texts.
+    Without the lengths, ["ab", "c"] and ["a", "bc"] would have the same digest.
+    """
+    lengths = texts.str.len_bytes().to_numpy().astype("<i8")
+    return hashlib.sha256(lengths.tobytes() + "".join(texts).encode()).hexdigest()
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

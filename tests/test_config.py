@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import ConfigError, choose
+from linseqrec.config_fields import ConfigError, choose
 from linseqrec.data.source import DataConfig
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig

@@ -6,8 +6,8 @@ import pytest
 
 from linseqrec import config_fields
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import ConfigError
 from linseqrec.config_fields import (
+    ConfigError,
     differences,
     field_names,
     flatten,

@@ -23,7 +23,7 @@ from linseqrec.analysis.repeats import (
 from linseqrec.analysis.state_sink import StateSink, state_sink
 from linseqrec.analysis.subject import Subject
 from linseqrec.analysis.traces import is_recurrent
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.evaluation import metrics
 from linseqrec.evaluation.ranks import catalogue_ranks, in_words
 from linseqrec.layers.gated_delta import GatedDelta
@@ -124,7 +124,7 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
     )
     numbers = {}
     for subject in subjects:
-        table = subject.run.model.item_table(subject.params)
+        table = subject.run.model.item_table(subject.variables)
         ranks, unseen = (
             {arm: _probe_ranks(subject, table, probes, config, arm, shown) for arm in ARMS}
             for shown in (True, False)
@@ -196,7 +196,7 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Result:
     numbers: dict[str, Any] = {}
     seeds: dict[str, list[np.ndarray]] = {}
     for subject in subjects:
-        ranks = subject.run.evaluate(subject.params, split).ranks
+        ranks = subject.run.evaluate(subject.variables, split).ranks
         gains = {name: metrics.per_target(own) for name, own in ranks.items()}
         numbers[subject.name] = {
             name: {key: [bucket.record(own) for bucket in buckets[key]] for key in buckets}

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.config_checks import ConfigError, require
+from linseqrec.config_fields import ConfigError, require
 from linseqrec.data.dataset import Dataset
 from linseqrec.evaluation.metrics import summarise_users
 from linseqrec.events import Events

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from linseqrec.analysis.traces import linear_mixers
 from linseqrec.data.histories import gather_histories
 from linseqrec.events import Events
-from linseqrec.layers.traces import MixerTrace
+from linseqrec.layers.states import MixerTrace
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run, SplitName
@@ -30,13 +30,13 @@ class Subject:
     Attributes:
       name: The run's name in figures.
       run: The checkpoint's run.
-      params: The model's parameters.
+      variables: The model's variables: its parameters, and what else it was trained to.
       step: The checkpoint's step.
     """
 
     name: str
     run: Run
-    params: nnx.State
+    variables: nnx.State
     step: int
 
     @classmethod
@@ -58,13 +58,13 @@ class Subject:
         run = Run.of(workdir.read_experiment(folder), source, trains=False)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
-            params = checkpoints.restore_params(step, run.model.initial_params)
-        return cls(name, run, params, step)
+            variables = checkpoints.restore_variables(step, run.model.initial_variables)
+        return cls(name, run, variables, step)
 
     @property
     def mixers(self) -> list[nnx.Module]:
         """The model's linear mixers, those that a trace is of."""
-        model = self.run.model.merge(self.params)
+        model = self.run.model.merge(self.variables)
         return [module for _, module in linear_mixers(model)]
 
     def histories(
@@ -112,13 +112,13 @@ class Subject:
             ends = positions[rows]
             times = np.asarray(dataset.timestamps)[ends] if data.request_time == "known" else None
             events = gather_histories(dataset, users[rows], ends, length, times)
-            traced = self._trace(self.params, events)
+            traced = self._trace(self.variables, events)
             yield jax.tree.map(lambda leaf: np.asarray(leaf)[:real], (events, traced))  # noqa: B023
 
     @functools.cached_property
     def _trace(self) -> Any:
         merge = self.run.model.merge
-        return jax.jit(lambda params, events: merge(params).trace(events))
+        return jax.jit(lambda variables, events: merge(variables).trace(events))
 
     def hidden(self, events: Events, slot: int) -> Float[Array, "B D"]:
         """The hidden vectors at one slot of each row, [B, D], computed in batches."""
@@ -126,6 +126,6 @@ class Subject:
         for start in range(0, rows, _BATCH):
             index = np.minimum(np.arange(start, start + _BATCH), rows - 1)
             batch = jax.tree.map(lambda leaf: leaf[index], events)  # noqa: B023
-            encoded = self.run.model.encode(self.params, batch)[:, slot]
+            encoded = self.run.model.encode(self.variables, batch)[:, slot]
             parts.append(encoded[: min(_BATCH, rows - start)])
         return jnp.concatenate(parts)

@@ -34,7 +34,7 @@ from jaxtyping import Array
 
 from linseqrec.benchmarks import ops
 from linseqrec.benchmarks.measuring import Row, compare
-from linseqrec.data.batch import Batch
+from linseqrec.data.rows import Batch
 from linseqrec.data.source import DataConfig
 from linseqrec.events import Events
 from linseqrec.models.base import ModelConfig
@@ -397,11 +397,11 @@ def steps(width: int, dtype: str, rows: int, repeats: int) -> Iterator[Row]:
 
 
 def _step(config: ModelConfig) -> tuple[Callable[..., Any], Any]:
-    graphdef, params, rest = split_model(config.build(_ITEMS, rngs=nnx.Rngs(0)))
+    graphdef, params, buffers = split_model(config.build(_ITEMS, rngs=nnx.Rngs(0)))
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
     loss = make_loss(LossConfig(), np.ones(_ITEMS + 1, np.int64))
-    step = make_train_step(graphdef, rest, optimizer, loss, seed=0)
-    return step, init_state(params, optimizer)
+    step = make_train_step(graphdef, optimizer, loss, seed=0)
+    return step, init_state(params, buffers, optimizer)
 
 
 def _batch(rows: int, length: int) -> Batch:

@@ -1,21 +1,17 @@
 """The card: counts, rates and digests of a data set, stored beside every result."""
 
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import polars as pl
+from linseqrec.files import sha256_of_array
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # The card reads the arrays in blocks, so that its memory does not grow with the data set.
 _BLOCK_EVENTS = 4_000_000
-_BLOCK_BYTES = 1 << 22
 _ARRAYS = ("items", "timestamps", "offsets", "folds")
 _IDS = ("user_ids", "item_ids")
 
@@ -199,33 +195,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             version_of[library] = "not installed"
     return version_of
-
-
-def sha256_of_array(array: np.ndarray) -> str:
-    """The SHA-256 of an array's elements: little-endian, in C order, without header or dtype."""
-    digest = hashlib.sha256()
-    flat = array.reshape(-1)
-    step = max(1, _BLOCK_BYTES // array.itemsize)
-    for begin in range(0, len(flat), step):
-        block = flat[begin : begin + step]
-        digest.update(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
-
-
-def sha256_of_texts(texts: "pl.Series") -> str:
-    """The SHA-256 of a list of texts.
-
-    The digest covers the lengths in bytes as little-endian int64, then the UTF-8 of all texts.
-    Without the lengths, ["ab", "c"] and ["a", "bc"] would have the same digest.
-    """
-    lengths = texts.str.len_bytes().to_numpy().astype("<i8")
-    return hashlib.sha256(lengths.tobytes() + "".join(texts).encode()).hexdigest()
-
-
-def sha256_of_file(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _user_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from linseqrec.data import card as cards
 from linseqrec.errors import UserError
-from linseqrec.files import check_form, parse_json
+from linseqrec.files import check_form, parse_json, sha256_of_array, sha256_of_file, sha256_of_texts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -263,8 +263,8 @@ def write_dataset(
             pl.DataFrame({"index": index, "id": texts}).write_parquet(path)
             # The digest of the file finds damage. The digest of the texts compares two data sets:
             # another version of Polars may write the same ids in other bytes.
-            card["sha256"][path.name] = cards.sha256_of_file(path)
-            card["sha256"][name] = cards.sha256_of_texts(texts)
+            card["sha256"][path.name] = sha256_of_file(path)
+            card["sha256"][name] = sha256_of_texts(texts)
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         for path in [*partial.iterdir()]:
             _sync(path)
@@ -397,10 +397,10 @@ def _check_contents(arrays: dict[str, Any], num_items: int, where: str) -> None:
 
 def _check_sha256(folder: Path, name: str, array: np.ndarray | None, declared: str) -> None:
     if array is not None:
-        name, actual = f"{name}.npy", cards.sha256_of_array(array)
+        name, actual = f"{name}.npy", sha256_of_array(array)
     elif name in ("user_ids.parquet", "item_ids.parquet"):
         try:
-            actual = cards.sha256_of_file(folder / name)
+            actual = sha256_of_file(folder / name)
         except FileNotFoundError:
             raise _missing_file(folder / name) from None
     else:

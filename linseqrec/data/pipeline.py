@@ -11,13 +11,14 @@ from typing import Any, Literal
 import grain
 import numpy as np
 
-from linseqrec.data.batch import Batch, gather_rows
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.rows import (
+    Batch,
     Pieces,
     cut_in_line,
     cut_windows,
     every_prefix,
+    gather_rows,
     one_piece_a_row,
     pack,
 )

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from linseqrec.config_checks import check_fields, require
+from linseqrec.config_fields import check_fields, require
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
 from linseqrec.data.worlds import World, generate, resized, world_config

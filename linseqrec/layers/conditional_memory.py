@@ -27,7 +27,7 @@ from linseqrec.ops.quantization import (
     straight_through,
 )
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
-from linseqrec.ops.segments import keep
+from linseqrec.ops.rows import keep
 
 # A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead. A
 # new code has 46 steps to be used: at first the encoders still move, away from codes just seeded.
@@ -80,8 +80,7 @@ class ConditionalMemory(nnx.Module):
     Attributes:
       codebooks: float32 [S, L, K, D_c].
       usage: float32 [S, L, K], the running average of each code's share of the events, times K; 0
-        until `reseed` first drew the code from the data. It takes no gradient: a parameter only to
-        be trained state, saved and restored as such.
+        until `reseed` first drew the code from the data. No parameter: no gradient moves it.
       types: float32 [S L, D_c], the slots' type embeddings.
     """
 
@@ -132,7 +131,7 @@ class ConditionalMemory(nnx.Module):
         self.codebooks = nnx.Param(
             nnx.initializers.normal(0.5)(rngs.params(), (count, levels, codes, code_width))
         )
-        self.usage = nnx.Param(jnp.zeros((count, levels, codes), jnp.float32))
+        self.usage = nnx.BatchStat(jnp.zeros((count, levels, codes), jnp.float32))
         self.types = nnx.Param(
             nnx.initializers.normal(0.02)(rngs.params(), (count * levels, code_width))
         )

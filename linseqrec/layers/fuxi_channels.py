@@ -14,8 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.events import SECONDS_PER_DAY
-from linseqrec.layers.positions import sinusoidal_positions
-from linseqrec.layers.standard import Dense
+from linseqrec.layers.standard import Dense, sinusoidal_positions
 from linseqrec.layers.states import carried, empty
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 

@@ -19,8 +19,7 @@ from linseqrec.layers.starting_values import (
     lookup_kernel,
     lookup_taps,
 )
-from linseqrec.layers.states import carried, empty
-from linseqrec.layers.traces import MixerTrace, record
+from linseqrec.layers.states import MixerTrace, carried, empty, record
 from linseqrec.ops.gated_delta_rule import gated_delta_rule, sequence_parallel_gated_delta_rule
 from linseqrec.sharding import DATA, SEQUENCE, time_is_split
 

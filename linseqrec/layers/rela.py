@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.short_convolution import NoConvolution, ShortConvolution
 from linseqrec.layers.standard import Dense, Gate, Identity
-from linseqrec.layers.states import PartState, carried, empty
-from linseqrec.layers.traces import MixerTrace, record
+from linseqrec.layers.states import MixerTrace, PartState, carried, empty, record
 from linseqrec.ops.convolution import short_convolution
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.rotary import rotary

@@ -14,7 +14,15 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, delta_trace, unit
 from linseqrec.layers.standard import GateLogits
-from linseqrec.layers.states import PartState, Stateless, carried, empty, empty_recent
+from linseqrec.layers.states import (
+    MixerTrace,
+    PartState,
+    Stateless,
+    carried,
+    empty,
+    empty_recent,
+    record,
+)
 from linseqrec.layers.time_gaps import (
     Clock,
     Horizon,
@@ -22,7 +30,6 @@ from linseqrec.layers.time_gaps import (
     left_at_request,
     log_fading,
 )
-from linseqrec.layers.traces import MixerTrace, record
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.recent import Recent, delayed
 from linseqrec.ops.running_mean import running_mean

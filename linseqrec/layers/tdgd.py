@@ -18,8 +18,8 @@ from linseqrec.layers.gated_delta import (
     unit,
 )
 from linseqrec.layers.standard import Dense, GateLogits
+from linseqrec.layers.states import MixerTrace, record
 from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
-from linseqrec.layers.traces import MixerTrace, record
 
 WriteGate = Literal["memory", "input", "none"]
 

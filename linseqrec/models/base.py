@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from linseqrec.events import Events
 from linseqrec.layers.standard import ItemEmbedding
-from linseqrec.layers.traces import MixerTrace, recording
+from linseqrec.layers.states import MixerTrace, recording
 
 # "auto" is bfloat16 on an accelerator and float32 on a CPU (`ModelConfig.compute_dtype`).
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -105,8 +105,10 @@ class SequenceModel(nnx.Module):
     def after_step(self, events: Events, counts: Any, key: PRNGKeyArray) -> None:
         """Changes the model in place after a training step's update, within the compiled step.
 
-        For state that no gradient moves. It is an `nnx.Param` that takes no gradient, so that it is
-        trained state like any other: saved, restored, and returned by the step.
+        For running statistics and other state that no gradient moves. Make it an `nnx.BatchStat`
+        (any variable but `nnx.Param` will do): the run saves and restores it, and the optimizer
+        leaves it alone. What `encode` writes into a variable is lost; it returns what a statistic
+        needs as counts.
 
         Args:
           events: The step's batch.

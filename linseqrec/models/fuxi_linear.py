@@ -51,7 +51,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields, require
+from linseqrec.config_fields import ConfigError, check_fields, require
 from linseqrec.events import Events
 from linseqrec.layers.fuxi_channels import (
     LONGEST_PERIOD,
@@ -61,11 +61,11 @@ from linseqrec.layers.fuxi_channels import (
     TemporalPhases,
     Told,
 )
-from linseqrec.layers.positions import PositionEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
     ItemEmbedding,
+    PositionEmbedding,
     SwiGLU,
     dropout,
     layer_norm,

@@ -26,7 +26,7 @@ import dataclasses
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from linseqrec.config_checks import check_fields
+from linseqrec.config_fields import check_fields
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState

@@ -31,13 +31,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import check_fields
+from linseqrec.config_fields import check_fields
 from linseqrec.events import Events
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import Dense, ItemEmbedding, dropout, split_key
 from linseqrec.layers.states import empty
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
-from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.ops.rows import keep, segment_runs
 
 
 @dataclasses.dataclass(frozen=True)

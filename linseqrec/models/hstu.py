@@ -39,12 +39,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields, require
+from linseqrec.config_fields import ConfigError, check_fields, require
 from linseqrec.events import Events
 from linseqrec.layers.hstu_attention import HSTUAttention
-from linseqrec.layers.positions import PositionEmbedding
 from linseqrec.layers.request_time import request_layer
-from linseqrec.layers.standard import ItemEmbedding, dropout, layer_norm, split_key
+from linseqrec.layers.standard import (
+    ItemEmbedding,
+    PositionEmbedding,
+    dropout,
+    layer_norm,
+    split_key,
+)
 from linseqrec.layers.unit_norm import UnitNorm, unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
 

@@ -70,7 +70,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields
+from linseqrec.config_fields import ConfigError, check_fields
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
 from linseqrec.layers.request_time import request_layer

@@ -37,22 +37,21 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields
+from linseqrec.config_fields import ConfigError, check_fields
 from linseqrec.events import Events
 from linseqrec.layers.gated_delta import unit
-from linseqrec.layers.positions import PositionEmbedding
 from linseqrec.layers.post_norm import PostNormBlock
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
     FeedForward,
     ItemEmbedding,
+    PositionEmbedding,
     dropout,
     layer_norm,
     split_key,
 )
-from linseqrec.layers.states import carried, empty
-from linseqrec.layers.traces import MixerTrace, record
+from linseqrec.layers.states import MixerTrace, carried, empty, record
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.running_mean import running_mean

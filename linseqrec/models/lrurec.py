@@ -36,7 +36,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import check_fields
+from linseqrec.config_fields import check_fields
 from linseqrec.events import Events
 from linseqrec.layers.post_norm import PostNormBlock
 from linseqrec.layers.request_time import request_layer

@@ -36,7 +36,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import check_fields
+from linseqrec.config_fields import check_fields
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.request_time import request_layer
@@ -51,8 +51,7 @@ from linseqrec.layers.standard import (
     rms_norm,
     split_key,
 )
-from linseqrec.layers.states import carried, empty
-from linseqrec.layers.traces import MixerTrace, record
+from linseqrec.layers.states import MixerTrace, carried, empty, record
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 

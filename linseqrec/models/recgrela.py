@@ -38,13 +38,21 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields, require
+from linseqrec.config_fields import ConfigError, check_fields, require
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
-from linseqrec.layers.positions import NoPositions, PositionEmbedding, Sinusoids
 from linseqrec.layers.rela import RELA, LookupRELA, RELAState, Selector
 from linseqrec.layers.request_time import request_layer
-from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, layer_norm, split_key
+from linseqrec.layers.standard import (
+    FeedForward,
+    ItemEmbedding,
+    NoPositions,
+    PositionEmbedding,
+    Sinusoids,
+    dropout,
+    layer_norm,
+    split_key,
+)
 from linseqrec.layers.states import empty
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 

@@ -14,13 +14,19 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields
+from linseqrec.config_fields import ConfigError, check_fields
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
-from linseqrec.layers.positions import PositionEmbedding
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.self_attention import SelfAttention
-from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, layer_norm, split_key
+from linseqrec.layers.standard import (
+    FeedForward,
+    ItemEmbedding,
+    PositionEmbedding,
+    dropout,
+    layer_norm,
+    split_key,
+)
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
 
 

@@ -19,7 +19,7 @@ parameters; a conditional memory of contiguous and dilated windows, residually q
 and shown to the attention as keys and values; a gated delta network with temporal addressing and
 decay whose writing and reading the memory purifies; the three losses.
 [O] Ours, since the paper's equations are not public: every equation above and in
-`layers/{conditional_memory,memory_attention,tdgd,gap_features}.py`, all sizes
+`layers/{conditional_memory,memory_attention,tdgd,time_gaps}.py`, all sizes
 and initial values, how dead codes are replaced, and the frame of a recommender (tied table, norms,
 dropout). Positions are not encoded: the recurrence and the short convolutions know the order, the
 gaps the time.
@@ -30,7 +30,7 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
     memory/encoders/s/{kernel [w D, D/2], bias}      W_1, b_1 of window s, current event first
     memory/projections/s/{kernel [D/2, D/2], bias}   W_2, b_2;  memory/norms/s/{scale,bias}: its LN
     memory/decoders/s/{kernel [D/2, w D], bias}      W_d, b_d: the reconstruction
-    memory/codebooks [S, L, K, D/2]                  memory/usage [S, L, K]: running shares
+    memory/codebooks [S, L, K, D/2]                  memory/usage [S, L, K]: shares, a buffer
     memory/types [S L, D/2]                          of the slots n, windows outermost
     memory/output/kernel [S D/2, D]                  W_m
     gap_features/projection/kernel [16, F]           W_φ
@@ -58,11 +58,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import ConfigError, check_fields, require
+from linseqrec.config_fields import ConfigError, check_fields, require
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading, NoMemory
-from linseqrec.layers.gap_features import GapFeatures, NoGapFeatures
 from linseqrec.layers.gated_delta import GatedDeltaState
 from linseqrec.layers.memory_attention import MemoryAttention, MemoryAttentionState
 from linseqrec.layers.request_time import request_layer
@@ -77,7 +76,13 @@ from linseqrec.layers.standard import (
 )
 from linseqrec.layers.states import PartState
 from linseqrec.layers.tdgd import TDGD, WriteGate
-from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, waits_in_days
+from linseqrec.layers.time_gaps import (
+    GapFeatures,
+    NoGapFeatures,
+    gaps_in_days,
+    no_timestamp,
+    waits_in_days,
+)
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 

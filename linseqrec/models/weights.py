@@ -1,4 +1,4 @@
-"""A model's parameters as NumPy arrays by name: out of a model, and into one.
+"""A model's variables as NumPy arrays by name: out of a model, and into one.
 
 A name is the path of attributes from the model down, as in "blocks/0/attention/gate/kernel". Each
 model's module says what its names are in the paper. Arrays from PyTorch need turning: a `Linear`
@@ -19,13 +19,13 @@ from linseqrec.sharding import parameter_path
 
 
 def parameter_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
-    """All parameters of a model by name: copies, in float32."""
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
+    """All parameters and buffers of a model by name: copies, in float32."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
     return {parameter_path(path): np.array(leaf) for path, leaf in leaves}
 
 
 def load_parameters(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Sets all parameters of a model, in place; a refused set changes none.
+    """Sets all parameters and buffers of a model, in place; a refused set changes none.
 
     Args:
       model: The model.
@@ -35,7 +35,7 @@ def load_parameters(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None
     Raises:
       ValueError: If names are missing or not the model's, or shapes differ; lists all of them.
     """
-    params = nnx.state(model, nnx.Param)
+    params = nnx.state(model)
     shapes = {
         parameter_path(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

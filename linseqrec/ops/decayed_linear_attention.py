@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops.chunks import cut, fill, from_chunks, to_chunks
 from linseqrec.ops.gated_delta_rule_parts import chunk_decays, einsum, einsum_for
-from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.ops.rows import cut, fill, from_chunks, keep, segment_runs, to_chunks
 
 Implementation = Literal["recurrent", "chunked"]
 
@@ -69,7 +68,7 @@ def decayed_linear_attention(
         one segment without padding.
       initial_state: [B, H, K, V], the state before the row's first segment. None: zeros.
       implementation: "recurrent" is the definition, a step at a time. "chunked" works on groups of
-        chunks (see `chunks.cut`) in dense products, and keeps only the states between groups for
+        chunks (see `rows.cut`) in dense products, and keeps only the states between groups for
         the gradient. None picks "recurrent" for T = 1 and "chunked" beyond.
       chunk_size: The most slots in a chunk, rounded up to a tile of 16 on accelerators; a row is
         cut into equal ones.

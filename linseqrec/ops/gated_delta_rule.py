@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from linseqrec.ops import gated_delta_rule_triton, triton_launch
-from linseqrec.ops.chunks import cut, fill
 from linseqrec.ops.gated_delta_rule_associative import associative
 from linseqrec.ops.gated_delta_rule_parts import Inputs, chunk_terms, einsum, einsum_for, widen
-from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.ops.rows import cut, fill, keep, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 
 Implementation = Literal["recurrent", "chunked", "associative", "triton"]
@@ -61,7 +60,7 @@ def gated_delta_rule(
         one segment without padding.
       initial_state: [B, H, K, V], the state before the row's first segment. None: zeros.
       implementation: "recurrent" is the definition, a step at a time. "chunked" makes what is local
-        to a chunk in dense products, for a group of chunks at once (see `chunks.cut`), and takes
+        to a chunk in dense products, for a group of chunks at once (see `rows.cut`), and takes
         the state through them one by one. "associative" takes all chunks at once and combines their
         transitions S -> A S + B in logarithmic depth. "triton" runs kernels of its own on an NVIDIA
         GPU (Hopper or data-centre Blackwell, extra `cuda`), for K and V up to 128 and inputs in

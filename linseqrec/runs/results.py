@@ -75,7 +75,7 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
         "split": division.description,
     }
     for split in typing.get_args(SplitName):
-        evaluated = run.evaluate(state.params, split)
+        evaluated = run.evaluate(state.variables, split)
         if distributed.is_first():
             evaluated.save(folder / "ranks" / f"{split}.npz")
         results[split] = {experiment.name: evaluated.summary()}

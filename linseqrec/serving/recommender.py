@@ -122,13 +122,13 @@ class Recommender:
         experiment, card = workdir.read_experiment(folder), workdir.read_card(folder, _CARD)
         num_items = card["counts"]["items"]
         model = build_model(experiment, num_items)
-        graphdef, params, rest = split_model(model)
+        graphdef, variables = nnx.split(model)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
-            params = checkpoints.restore_params(step, params)
+            variables = checkpoints.restore_variables(step, variables)
         configuration = json.dumps(to_json(experiment), sort_keys=True)
         return cls(
-            nnx.merge(graphdef, params, rest),
+            nnx.merge(graphdef, variables),
             origin=card["time"]["first"],
             request_time=experiment.data.request_time == "known",
             identity={

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
-from linseqrec.config_fields import field_names, override, to_text
+from linseqrec.config_fields import ConfigError, field_names, override, to_text
 from linseqrec.data.source import DataConfig, load_source
 from linseqrec.errors import FileError, SweepError
 from linseqrec.sweeps.algebra import Axis

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -349,7 +349,7 @@ class Checkpoints:
                 if misfits := self._misfits(step, like, "model and optimizer"):
                     raise CheckpointError(misfits)
                 try:
-                    restored = self._read(step, like), self.progress(step)
+                    restored = self._read_state(step, like), self.progress(step)
                 except Exception as error:  # Orbax's errors have no common class.
                     if self._digests_path(step).exists():
                         # The files match their digests, so the error is not damage.
@@ -482,39 +482,55 @@ class Checkpoints:
           CheckpointError: The checkpoint is damaged, or has other arrays than `like`; names them.
         """
         self._check(step, like, "model and optimizer")
-        return self._read(step, like)
+        return self._read_state(step, like)
 
-    def _read(self, step: int, like: TrainState) -> TrainState:
-        """The training state in a checkpoint that has been checked."""
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(
-            step,
-            # Not strict about shapes: they differ by padding, and the check has compared the rest.
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(target, strict=False)),
-        ).state
-
-    def restore_params(self, step: int, like: nnx.State) -> nnx.State:
-        """The model's parameters in the checkpoint of a step; does not read the optimizer's state.
+    def restore_variables(self, step: int, like: nnx.State) -> nnx.State:
+        """The model's parameters and buffers in a checkpoint, without the optimizer's state.
 
         Args:
           step: The step of a checkpoint.
-          like: Parameters (arrays or their shapes) of the run's model.
+          like: Variables (arrays or their shapes) of the run's model.
 
         Raises:
-          CheckpointError: The checkpoint is damaged, or has other parameters than `like`; names
+          CheckpointError: The checkpoint is damaged, or has other variables than `like`; names
             them.
         """
-        part = {"params": like}
+        params, buffers = nnx.split_state(like, nnx.Param, ...)
+        part = {"params": params, "buffers": buffers}
         self._check(step, part, "model")
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, part)
+        restored = self._read(step, part)
+        return nnx.merge_state(restored["params"], restored["buffers"])
+
+    def _read_state(self, step: int, like: TrainState) -> TrainState:
+        """The training state in a checkpoint that has been checked."""
+        return TrainState(**self._read(step, vars(like)))
+
+    def _read(self, step: int, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Parts of the training state in a checkpoint that has been checked, by field."""
+        params, buffers = parts["params"], parts["buffers"]
+        names = _shapes(self._manager.item_metadata(step).state)
+        if old := _has_no_buffers(names):
+            in_params, not_saved = nnx.split_state(
+                buffers, lambda path, _: "/".join(["params", *map(str, path)]) in names, ...
+            )
+            params, buffers = nnx.merge_state(params, in_params), nnx.State({})
+        parts = {**parts, "params": params, "buffers": buffers}
+        # A part without arrays may be missing in the checkpoint.
+        saved = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
         arguments = ocp.args.PyTreeRestore(
             item=target,
+            # Not strict about shapes: they differ by padding, and the check has compared the rest.
             restore_args=ocp.checkpoint_utils.construct_restore_args(target, strict=False),
             partial_restore=True,
         )
         folder = self._folder.absolute() / str(step) / "state"
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(folder, args=arguments)["params"]
+            restored = {**parts, **reader.restore(folder, args=arguments)}
+        if old:
+            params, buffers = nnx.split_state(restored["params"], nnx.Param, ...)
+            restored |= {"params": params, "buffers": nnx.merge_state(buffers, not_saved)}
+        return restored
 
     def _check(self, step: int, like: Any, what: str) -> None:
         """Raises an error if a checkpoint is damaged, or its arrays are not those of `like`."""
@@ -542,11 +558,8 @@ class Checkpoints:
             return ""
         expected = _without_padding(_shapes(like), self._shapes)
         parts = {name.split("/")[0] for name in expected}
-        saved = {
-            name: shape
-            for name, shape in _without_padding(_shapes(metadata), unpadded).items()
-            if name.split("/")[0] in parts
-        }
+        saved = _with_buffers(_without_padding(_shapes(metadata), unpadded), expected)
+        saved = {name: saved[name] for name in saved if name.split("/")[0] in parts}
         if not saved:  # Without any array the checkpoint is damaged, not of another model.
             return ""
         misfits = [
@@ -580,6 +593,31 @@ def _first_line(error: BaseException) -> str:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _has_no_buffers(names: Iterable[str]) -> bool:
+    """Whether a checkpoint has no buffers, or is of a version that saved them as parameters."""
+    return not any(name.startswith("buffers/") for name in names)
+
+
+def _with_buffers(
+    saved: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The saved shapes as the present version names them.
+
+    Earlier versions saved SinkRec's buffer among the parameters, with moments of the optimizer. In
+    other models they took buffers for constants, and did not save them.
+    """
+    if not saved or not _has_no_buffers(saved):
+        return saved
+    present = dict(saved)
+    for name in (name for name in expected if name.startswith("buffers/")):
+        end = name.removeprefix("buffers")
+        present[name] = saved.get(f"params{end}", expected[name])
+        if f"params{end}" in saved:
+            moved = (f"params{end}", f"/mu{end}", f"/nu{end}")
+            present = {other: present[other] for other in present if not other.endswith(moved)}
+    return present
 
 
 def _without_padding(

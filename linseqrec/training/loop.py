@@ -114,7 +114,7 @@ def train(
                         updates.catch_up()
                         with preemption.interruptible():
                             result = run.evaluate(
-                                updates.state.params,
+                                updates.state.variables,
                                 "validation",
                                 between=schedule.between_batches,
                             )

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_checks import check_fields
-from linseqrec.data.batch import Batch
+from linseqrec.config_fields import check_fields
+from linseqrec.data.rows import Batch
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
 from linseqrec.ops.negatives import Proposal, draw_negatives, popularity_proposal
 from linseqrec.ops.sampled_losses import binary_cross_entropy, gbce_power, sampled_softmax

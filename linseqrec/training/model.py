@@ -1,4 +1,4 @@
-"""A run's model as functions of its parameters."""
+"""A run's model as functions of its variables."""
 
 import contextlib
 import dataclasses
@@ -6,14 +6,13 @@ import functools
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from linseqrec import sharding
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.events import Events
 from linseqrec.models.base import SequenceModel
 from linseqrec.sharding import while_tracing
@@ -44,26 +43,29 @@ def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
 
 
 def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """A model's structure, its parameters, and its other variables; `nnx.merge` joins them."""
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    return graphdef, params, rest
+    """A model's structure, its parameters and its buffers; `nnx.merge` joins them.
+
+    Buffers are all variables that are no `nnx.Param`.
+    """
+    graphdef, params, buffers = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return graphdef, params, buffers
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionalModel:
-    """A model, split into its structure and its parameters.
+    """A model, split into its structure and its variables: parameters and buffers.
 
     Attributes:
       graphdef: The structure.
       initial_params: The fresh parameters; on a mesh divided over its devices.
-      rest: The variables that are not parameters.
+      initial_buffers: The variables that are no parameters, in the same way.
       mesh: The devices that batches and item table are divided over; None for one device.
-      shapes: The parameters' shapes, `jax.ShapeDtypeStruct`, without the padding of the mesh.
+      shapes: The variables' shapes, `jax.ShapeDtypeStruct`, without the padding of the mesh.
     """
 
     graphdef: nnx.GraphDef
     initial_params: nnx.State
-    rest: Any
+    initial_buffers: nnx.State
     mesh: Mesh | None
     shapes: nnx.State
 
@@ -73,31 +75,36 @@ class FunctionalModel:
         # An item table that the mesh divides need not fit on one of its devices.
         cpu = None if mesh is None else jax.local_devices(backend="cpu")[0]
         with contextlib.nullcontext() if cpu is None else jax.default_device(cpu):
-            graphdef, params, rest = split_model(build_model(experiment, num_items))
-        shapes = jax.eval_shape(lambda: params)
+            graphdef, params, buffers = split_model(build_model(experiment, num_items))
+        shapes = jax.eval_shape(lambda: nnx.merge_state(params, buffers))
         if mesh is not None:
-            params = sharding.place(params, mesh)
-            # Constants of the compiled functions, which may not be arrays of several processes.
-            rest = jax.tree.map(np.asarray, rest)
-        return cls(graphdef, params, rest, mesh, shapes)
+            params, buffers = sharding.place((params, buffers), mesh)
+        return cls(graphdef, params, buffers, mesh, shapes)
 
-    def merge(self, params: nnx.State) -> SequenceModel:
-        """The model with these parameters."""
-        return nnx.merge(self.graphdef, params, self.rest)
+    @property
+    def initial_variables(self) -> nnx.State:
+        """The fresh parameters and buffers."""
+        return nnx.merge_state(self.initial_params, self.initial_buffers)
+
+    def merge(self, variables: nnx.State) -> SequenceModel:
+        """The model with these variables."""
+        return nnx.merge(self.graphdef, variables)
 
     @functools.cached_property
     def encode(self) -> Any:
-        """The compiled model, `(params, events) -> hidden [B, T, D]`, without dropout."""
+        """The compiled model, `(variables, events) -> hidden [B, T, D]`, without dropout."""
 
-        def encode(params: nnx.State, events: Events) -> Array:
+        def encode(variables: nnx.State, events: Events) -> Array:
             with while_tracing(self.mesh):
-                return self.merge(params)(events).hidden
+                return self.merge(variables)(events).hidden
 
         if (mesh := self.mesh) is None:
             return jax.jit(encode)
         compiled = jax.jit(encode, out_shardings=sharding.by_slots(mesh))
-        return lambda params, events: compiled(params, sharding.place_whole_batch(events, mesh))
+        return lambda variables, events: compiled(
+            variables, sharding.place_whole_batch(events, mesh)
+        )
 
-    def item_table(self, params: nnx.State) -> Float[Array, "N1 D"]:
+    def item_table(self, variables: nnx.State) -> Float[Array, "N1 D"]:
         """The model's output table; on a mesh split by rows, and padded."""
-        return self.merge(params).item_table()
+        return self.merge(variables).item_table()

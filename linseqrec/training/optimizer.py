@@ -7,7 +7,7 @@ import jax
 import optax
 from flax import nnx
 
-from linseqrec.config_checks import check_fields
+from linseqrec.config_fields import check_fields
 from linseqrec.layers.standard import Decayed
 
 

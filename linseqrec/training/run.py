@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from linseqrec import sharding
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.pipeline import TrainingBatches, training_batches
 from linseqrec.data.source import Source, load_source
 from linseqrec.data.splits import item_counts
@@ -40,7 +40,7 @@ class Run:
       experiment: The configuration.
       source: The events, and which of them each split predicts.
       batches: Training batches by step; of several processes, this one's rows of them.
-      model: The model as functions of its parameters.
+      model: The model as functions of its variables.
       learning_rate: The learning rate by step.
       num_steps: Length of the run, in steps.
     """
@@ -172,12 +172,12 @@ class Run:
         return self._evaluators[split]
 
     def evaluate(
-        self, params: nnx.State, split: SplitName, *, between: Callable[[], None] | None = None
+        self, variables: nnx.State, split: SplitName, *, between: Callable[[], None] | None = None
     ) -> EvaluationResult:
         """Ranks a split's targets.
 
         Args:
-          params: The model's parameters.
+          variables: The model's variables (`TrainState.variables`).
           split: Which targets.
           between: Called before each batch, as often on every process; what it raises ends the
             evaluation.
@@ -186,9 +186,9 @@ class Run:
         def encode(events: Events) -> Array:
             if between is not None:
                 between()
-            return self.model.encode(params, events)
+            return self.model.encode(variables, events)
 
-        table = self.model.item_table(params)
+        table = self.model.item_table(variables)
         return self.evaluator(split).run(encode, table, self.model.mesh)
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec import sharding
-from linseqrec.data.batch import Batch
+from linseqrec.data.rows import Batch
 from linseqrec.events import Events
 from linseqrec.sharding import while_tracing
 from linseqrec.training import item_rows
@@ -48,6 +48,8 @@ class TrainState:
     Attributes:
       step: Updates applied so far.
       params: The model's parameters, float32.
+      buffers: The model's other variables, which no gradient moves: the model changes them itself
+        in `after_step`. The optimizer has no moments for them.
       optimizer: Optax's state.
       halted: Set by the first non-finite loss or gradient; from then on nothing changes any more.
       row_steps: The updates that each item's row has had, in `params` and `optimizer`: a step
@@ -56,24 +58,36 @@ class TrainState:
 
     step: Int[Array, ""]
     params: nnx.State
+    buffers: nnx.State
     optimizer: optax.OptState
     halted: Bool[Array, ""]
     row_steps: Int[Array, "N1"] | None = None
 
+    @property
+    def variables(self) -> nnx.State:
+        """Parameters and buffers: what the model reads."""
+        return nnx.merge_state(self.params, self.buffers)
+
 
 def init_state(
-    params: nnx.State, optimizer: optax.GradientTransformation, *, by_rows: bool = False
+    params: nnx.State,
+    buffers: nnx.State,
+    optimizer: optax.GradientTransformation,
+    *,
+    by_rows: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
     Args:
       params: Fresh parameters.
+      buffers: The fresh other variables.
       optimizer: The Optax chain.
       by_rows: Whether steps update single rows of the item table.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
+        buffers=buffers,
         optimizer=optimizer.init(params),
         halted=jnp.zeros((), jnp.bool_),
         row_steps=jnp.zeros(item_rows.number(params), jnp.int32) if by_rows else None,
@@ -82,7 +96,6 @@ def init_state(
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    rest: nnx.State,
     optimizer: optax.GradientTransformation,
     prediction_loss: PredictionLoss,
     *,
@@ -99,8 +112,7 @@ def make_train_step(
     to rounding. An auxiliary loss, like a model's metric, is the mean of the parts' own.
 
     Args:
-      graphdef: The model's structure (`nnx.split(model, nnx.Param, ...)`).
-      rest: Its variables that are not parameters.
+      graphdef: The model's structure (`split_model`).
       optimizer: The Optax chain.
       prediction_loss: The objective (`make_loss`).
       seed: Of the keys of dropout and of drawn negatives.
@@ -113,7 +125,7 @@ def make_train_step(
       `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
       per target), "loss/NAME" of each auxiliary loss, the model's own, "gradient_norm",
       "update_norm", "targets" and "events" (counts). A step whose loss or gradient is not finite
-      changes neither parameters nor optimizer, and halts the state.
+      changes neither the model nor the optimizer, and halts the state.
     """
     # Accelerators have an instruction for "rbg" bits. With several devices, XLA would draw the bits
     # of all on each.
@@ -121,9 +133,14 @@ def make_train_step(
     generator = "rbg" if on_one else "threefry2x32"
 
     def part_loss(
-        params: nnx.State, part: _Part, total: Float[Array, ""], rows: Int[Array, "U"] | None
+        params: nnx.State,
+        buffers: nnx.State,
+        part: _Part,
+        total: Float[Array, ""],
+        rows: Int[Array, "U"] | None,
     ) -> tuple[Float[Array, ""], _Reading]:
-        model = nnx.merge(graphdef, params, rest)
+        # Copies of the buffers: what the model writes here is not the state's.
+        model = nnx.merge(graphdef, params, buffers, copy=True)
         with while_tracing(mesh):
             encoding = model(part.batch.events, dropout_key=part.dropout_key)
         table = model.item_table()
@@ -154,17 +171,18 @@ def make_train_step(
         return jax.lax.map(lambda part: draw(*part), (jax.tree.map(divide, batch), keys))
 
     def gradient(
-        params: nnx.State, parts: _Part, rows: Int[Array, "U"] | None
+        params: nnx.State, buffers: nnx.State, parts: _Part, rows: Int[Array, "U"] | None
     ) -> tuple[nnx.State, _Reading]:
         total = jnp.maximum(parts.batch.weights.sum(), 1.0)
         grad = jax.grad(part_loss, has_aux=True)
         if accumulation_steps == 1:
-            return grad(params, parts, total, rows)
+            return grad(params, buffers, parts, total, rows)
 
         def accumulate(sums: Any, part: _Part) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, grad(params, part, total, rows)), None
+            read = grad(params, buffers, part, total, rows)
+            return jax.tree.map(jnp.add, sums, read), None
 
-        first = grad(params, jax.tree.map(lambda x: x[0], parts), total, rows)
+        first = grad(params, buffers, jax.tree.map(lambda x: x[0], parts), total, rows)
         return jax.lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], parts))[0]
 
     def advance(
@@ -174,15 +192,16 @@ def make_train_step(
         key: Array,
         rows: Int[Array, "U"] | None = None,
     ) -> tuple[TrainState, dict[str, Array]]:
-        grads, read = gradient(state.params, parts, rows)
+        grads, read = gradient(state.params, state.buffers, parts, rows)
         norm = optax.tree.norm(grads)
         halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(read.losses.values())))
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        model = nnx.merge(graphdef, params, rest)
+        # Copied: the state keeps its buffers if the step is not applied.
+        model = nnx.merge(graphdef, params, state.buffers, copy=True)
         model.after_step(events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
-        params = nnx.state(model, nnx.Param)
-        advanced = TrainState(state.step + 1, params, after, halted)
+        params, buffers = nnx.state(model, nnx.Param, ...)
+        advanced = TrainState(state.step + 1, params, buffers, after, halted)
         kept = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)
         norms = {"gradient_norm": norm, "update_norm": optax.tree.norm(updates)}
@@ -244,20 +263,20 @@ class CompiledStep:
     def initial_state(self) -> TrainState:
         """The training state before the first step."""
 
-        def make(params: nnx.State) -> TrainState:
-            # Copied: the step consumes its state, and the parameters may be asked for again.
-            return self._init_state(jax.tree.map(jnp.copy, params))
+        def make(params: nnx.State, buffers: nnx.State) -> TrainState:
+            # Copied: the step consumes its state, and the variables may be asked for again.
+            return self._init_state(*jax.tree.map(jnp.copy, (params, buffers)))
 
+        fresh = (self.model.initial_params, self.model.initial_buffers)
         if self.model.mesh is None:
-            return make(self.model.initial_params)
-        return jax.jit(make, out_shardings=self._shardings)(self.model.initial_params)
+            return make(*fresh)
+        return jax.jit(make, out_shardings=self._shardings)(*fresh)
 
     @functools.cached_property
     def update(self) -> Any:
         """The compiled step, `(state, batch) -> (state, metrics)`; it consumes its state."""
         step = make_train_step(
             self.model.graphdef,
-            self.model.rest,
             self.optimizer,
             self.prediction_loss,
             seed=self.seed,
@@ -302,23 +321,24 @@ class CompiledStep:
         """This process's rows of a batch on the devices: all rows of all processes together."""
         return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
 
-    def _init_state(self, params: nnx.State) -> TrainState:
+    def _init_state(self, params: nnx.State, buffers: nnx.State) -> TrainState:
         by_rows = self.prediction_loss.proposal is not None
-        return init_state(params, self.optimizer, by_rows=by_rows)
+        return init_state(params, buffers, self.optimizer, by_rows=by_rows)
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of those arrays of the state that the mesh pads, by name, without padding."""
         if self.model.mesh is None:
             return {}
-        state = jax.eval_shape(self._init_state, self.model.shapes)
+        params, buffers = nnx.split_state(self.model.shapes, nnx.Param, ...)
+        state = jax.eval_shape(lambda: self._init_state(params, buffers))
         return sharding.shapes_before_padding(state, self.model.mesh)
 
     @functools.cached_property
     def _shardings(self) -> Any:
         assert self.model.mesh is not None
-        params = self.model.initial_params
-        state = jax.eval_shape(lambda: self._init_state(params))
+        params, buffers = self.model.initial_params, self.model.initial_buffers
+        state = jax.eval_shape(lambda: self._init_state(params, buffers))
         return sharding.state_shardings(state, self.model.mesh)
 
 

@@ -93,7 +93,7 @@ class Meter:
     ):
         """Starts the clock, and goes on from the sums that `progress` holds."""
         self._per_event = flops_per_event(model.initial_params, config)
-        self._per_target = flops_per_target(model.item_table(model.initial_params), loss)
+        self._per_target = flops_per_target(model.item_table(model.initial_variables), loss)
         self._peak = peak_flops(config.compute_dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)

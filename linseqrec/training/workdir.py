@@ -17,15 +17,15 @@ from typing import Any
 import jax
 
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
-from linseqrec.config_fields import differences, flatten, from_json, to_json
-from linseqrec.data.card import differing_data, sha256_of_file
+from linseqrec.config_fields import ConfigError, differences, flatten, from_json, to_json
+from linseqrec.data.card import differing_data
 from linseqrec.data.source import Source, load_source
 from linseqrec.errors import FileError, UserError
 from linseqrec.files import (
     check_form,
     parse_json,
     read_json,
+    sha256_of_file,
     sha256_of_json,
     without_nan,
     write_json,

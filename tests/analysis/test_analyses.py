@@ -12,7 +12,7 @@ from linseqrec.analysis.insertion_probe import ProbeConfig, make_probes
 from linseqrec.analysis.state_sink import state_sink
 from linseqrec.analysis.subject import Subject
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import gather_histories
 from linseqrec.data.source import DataConfig, Source
@@ -40,7 +40,7 @@ def subject(name, dataset=LOG, split=leave_one_out, experiment=EXPERIMENT, **par
     }
     source = Source(dataset, split(dataset), None)
     run = Run.of(dataclasses.replace(experiment, **changes), source)
-    return Subject(name, run, run.model.initial_params, 0)
+    return Subject(name, run, run.model.initial_variables, 0)
 
 
 def check(*subjects):
@@ -196,7 +196,7 @@ def test_the_probe_ranks_the_rare_item_after_each_history():
     numbers, figure = analyses.analyse_insertion_probe([gated], settings)
     got = numbers["gated"]
     assert (got["insertions"], got["users"]) == ([0, 2], 40)
-    table = np.asarray(gated.run.model.item_table(gated.params), np.float64)
+    table = np.asarray(gated.run.model.item_table(gated.variables), np.float64)
     probes = make_probes(
         log,
         *gated.histories("validation", 512),
@@ -211,7 +211,7 @@ def test_the_probe_ranks_the_rare_item_after_each_history():
             events, slot = probes.events(arm, count, PROBE.length, shown=shown)
             own = row, slice(0, slot + 1)
             one = jax.tree.map(lambda leaf, own=own: leaf[own][None], events)
-            hidden = np.asarray(gated.run.model.encode(gated.params, one), np.float64)[0, -1]
+            hidden = np.asarray(gated.run.model.encode(gated.variables, one), np.float64)[0, -1]
             scores = table[1:] @ hidden
             ranks.append(1 + (scores > scores[probes.target[row] - 1]).sum())
         return np.median(ranks)
@@ -245,7 +245,7 @@ def test_the_state_sink_is_of_each_history_and_its_own_groups():
     gated = subject("gated", log, experiment=dataclasses.replace(EXPERIMENT, model=delta))
     numbers, figure = analyses.analyse_state_sink([gated], analyses.Settings())
     events = gather_histories(log, *gated.histories("validation", 40), 8)
-    model = gated.run.model.merge(gated.params)
+    model = gated.run.model.merge(gated.variables)
     groups = item_groups(gated.run.source)
     held = np.where(events.segment_ids > 0, groups[events.items], -1)
     frequent, others = most_frequent_groups(held, 3, np.random.default_rng(0))
@@ -278,7 +278,7 @@ def test_gates_are_read_of_every_user_once():
     gates = numbers["gated"]["blocks/0"]
     assert set(gates) == {"kept", "written"}
     assert all(gate["users"] == 40 for gate in gates.values())
-    model = gated.run.model.merge(gated.params)
+    model = gated.run.model.merge(gated.variables)
     block, read = model.blocks[0], np.reshape(ITEMS[:20], (4, 5))[:, :3]
     _, beta = block.mixer.gates(block.mixer_norm(model.embedding(read) * 8**0.5))
     assert gates["written"]["mean"] == pytest.approx(float(beta.mean()), rel=1e-5)

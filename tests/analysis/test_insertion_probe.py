@@ -11,7 +11,7 @@ from linseqrec.analysis.insertion_probe import (
     make_probes,
     summarise,
 )
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.dataset import Dataset
 
 CONFIG = ProbeConfig(insertions=(0, 3, 8), context=6, shown=2, pattern=2, noise=0.3)

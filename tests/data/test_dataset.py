@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linseqrec import files
 from linseqrec.data import card as cards
 from linseqrec.data.dataset import Dataset, DatasetError, write_dataset
 
@@ -288,10 +289,10 @@ def test_digests_cover_the_elements_and_the_texts(folder, tmp_path):
     hashed = np.array([1, 1], "<i8").tobytes() + b"ab"
     assert card["sha256"]["user_ids"] == hashlib.sha256(hashed).hexdigest()
     hashed = np.array([2, 0], "<i8").tobytes() + "é".encode()
-    assert cards.sha256_of_texts(pl.Series(["é", ""])) == hashlib.sha256(hashed).hexdigest()
+    assert files.sha256_of_texts(pl.Series(["é", ""])) == hashlib.sha256(hashed).hexdigest()
     large = np.arange(3_000_001, dtype=np.int64)  # several blocks, the last one not full
-    assert cards.sha256_of_array(large) == hashlib.sha256(large.tobytes()).hexdigest()
-    assert cards.sha256_of_array(large.astype(">i8")) == cards.sha256_of_array(large)
+    assert files.sha256_of_array(large) == hashlib.sha256(large.tobytes()).hexdigest()
+    assert files.sha256_of_array(large.astype(">i8")) == files.sha256_of_array(large)
 
 
 def test_format_card_shows_counts_and_rates():

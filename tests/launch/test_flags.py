@@ -5,7 +5,7 @@ from absl import flags
 
 from launch import flags as launch_flags
 from launch.flags import load_experiment, split_overrides
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.models.sasrec import SASRecConfig
 
 

@@ -215,7 +215,7 @@ def reseeded(made, x, ids, key=0):
     def step(params):
         merged = nnx.merge(graphdef, params)
         merged.reseed(jnp.asarray(x), jnp.asarray(ids), counts, jax.random.key(key))
-        return nnx.state(merged, nnx.Param)
+        return nnx.state(merged)
 
     return nnx.merge(graphdef, step(params))
 
@@ -261,7 +261,7 @@ def test_a_code_out_of_use_dies_after_its_time_and_no_sooner(usage, lives):
     def step(params, _):
         merged = nnx.merge(graphdef, params)
         merged.reseed(jnp.asarray(x), jnp.asarray(LAYOUT), counts, jax.random.key(0))
-        return nnx.state(merged, nnx.Param), merged.codebooks[0, 0, 3, 0]
+        return nnx.state(merged), merged.codebooks[0, 0, 3, 0]
 
     _, over_time = jax.jit(lambda params: jax.lax.scan(step, params, length=115))(params)
     np.testing.assert_array_equal(np.asarray(over_time) == 50, np.arange(1, 116) < lives)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.positions import PositionEmbedding, sinusoidal_positions
+from linseqrec.layers.standard import PositionEmbedding, sinusoidal_positions
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ from flax import nnx
 
 from linseqrec.events import Events
 from linseqrec.layers.conditional_memory import NoMemory
-from linseqrec.layers.gap_features import NoGapFeatures
 from linseqrec.layers.request_time import RequestTime, calendar, elapsed_bucket
 from linseqrec.layers.tadn import TADN
 from linseqrec.layers.tdgd import TDGD
-from linseqrec.layers.time_gaps import Clock, waits_in_days
+from linseqrec.layers.time_gaps import Clock, NoGapFeatures, waits_in_days
 from tests.models.reference import randomise
 
 LATEST = 2**31 - 1

@@ -6,12 +6,11 @@ import pytest
 from flax import nnx
 
 from linseqrec.layers.conditional_memory import NoMemory
-from linseqrec.layers.gap_features import NoGapFeatures
 from linseqrec.layers.gated_delta import GatedDeltaMixer, unit
 from linseqrec.layers.memory_attention import MemoryAttention
 from linseqrec.layers.tadn import TADN
 from linseqrec.layers.tdgd import TDGD
-from linseqrec.layers.time_gaps import Clock
+from linseqrec.layers.time_gaps import Clock, NoGapFeatures
 
 WIDTH = 256
 ITEMS = np.random.default_rng(1).normal(size=(40, WIDTH)).astype(np.float32)

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.states import behind_recent, carried, empty, empty_recent
-from linseqrec.layers.traces import MixerTrace, record, recording
+from linseqrec.layers.states import (
+    MixerTrace,
+    behind_recent,
+    carried,
+    empty,
+    empty_recent,
+    record,
+    recording,
+)
 
 
 def test_only_zeros_of_numpy_are_known_to_be_no_past():

@@ -25,7 +25,7 @@ def random_model(config, *, num_items=50, seed=0):
 def randomise(model, *, seed=0):
     """Draws every parameter of a model or a layer anew, wide; returns the arrays."""
     rng, arrays = np.random.default_rng(seed), {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model)):
         name, draw = parameter_path(path), rng.normal(size=leaf.shape)
         kind = name.rsplit("/")[-1]
         if kind == "scale":

@@ -65,12 +65,12 @@ def small_run(parts=1, mesh=None):
     )
 
 
-def by_name(made, params):
-    return parameter_arrays(made.model.merge(params))
+def by_name(made, variables):
+    return parameter_arrays(made.model.merge(variables))
 
 
 def out_of_use(state):
     """With a usage by which every code dies at the next step."""
-    usage = state.params["memory"]["usage"]
+    usage = state.buffers["memory"]["usage"]
     usage[...] = usage[...] * 0 + 0.01
     return state

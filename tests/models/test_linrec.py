@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.models.linrec import LinRecConfig
 from tests.models.reference import dense, gelu, layer_norm, make_events, random_model, run
 

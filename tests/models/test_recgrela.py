@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from linseqrec.config import Experiment
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.source import DataConfig
 from linseqrec.layers import block, standard
 from linseqrec.layers.rela import RELA, LookupRELA, NoGate

@@ -19,16 +19,16 @@ from tests.ops.closeness import assert_close
 
 def test_a_step_seeds_the_codebooks_and_counts_their_use():
     made = small_run()
-    before = by_name(made, made.model.initial_params)
+    before = by_name(made, made.model.initial_variables)
     state, metrics = made.step.update(made.step.initial_state(), made.batches[0])
-    after = by_name(made, state.params)
+    after = by_name(made, state.variables)
     assert (after["memory/codebooks"] != before["memory/codebooks"]).all()
     np.testing.assert_array_equal(after["memory/usage"], 0.25)
     assert {"loss/vq", "loss/reconstruction", "perplexity/4x1/0", "quantization_error/4x1"} <= set(
         metrics
     )
     state, _ = made.step.update(state, made.batches[1])
-    again = by_name(made, state.params)
+    again = by_name(made, state.variables)
     # Alive: they move by a step of the optimizer, not to another event.
     moved = np.abs(again["memory/codebooks"] - after["memory/codebooks"])
     assert moved.max() < 2e-3
@@ -40,7 +40,7 @@ def test_accumulation_takes_means_of_losses_and_metrics_and_adds_counts_up():
     of shares would not do."""
     made = small_run(parts=2)
     state, _ = made.step.update(made.step.initial_state(), made.batches[0])
-    params = jax.tree.map(jnp.copy, state.params)
+    params = jax.tree.map(jnp.copy, state.variables)
     batch = made.batches[1]
     model = made.model.merge(params)
     halves = [
@@ -52,7 +52,7 @@ def test_accumulation_takes_means_of_losses_and_metrics_and_adds_counts_up():
     assert halves[0].counts.sum() != halves[1].counts.sum()
     state, metrics = made.step.update(state, batch)
     shares = counts / counts.sum(-1, keepdims=True) * SMALL.codes
-    usage = by_name(made, state.params)["memory/usage"]
+    usage = by_name(made, state.variables)["memory/usage"]
     assert_close(usage, 0.98 * 0.25 + 0.02 * shares, 1e-6)
     for name in halves[0].losses:
         mean = np.mean([half.losses[name] for half in halves])
@@ -72,11 +72,11 @@ def test_frozen_codebooks_are_never_seeded():
 def test_a_step_that_is_not_finite_leaves_the_codes_alone():
     made = small_run()
     state, _ = made.step.update(made.step.initial_state(), made.batches[0])
-    before = by_name(made, state.params)
+    before = by_name(made, state.variables)
     bad = dataclasses.replace(made.batches[1], weights=made.batches[1].weights * np.nan)
     state, _ = made.step.update(state, bad)
     assert bool(state.halted)
-    for name, array in by_name(made, state.params).items():
+    for name, array in by_name(made, state.variables).items():
         np.testing.assert_array_equal(array, before[name])
 
 
@@ -88,8 +88,8 @@ def test_a_run_resumes_where_it_was_and_logs_the_perplexities(tmp_path):
         restored = checkpoints.restore(checkpoints.resolve("latest"), made.step.initial_state())
     first, _ = made.step.update(out_of_use(jax.tree.map(jnp.copy, whole)), made.batches[0])
     second, _ = made.step.update(out_of_use(restored), made.batches[0])
-    moved = by_name(made, first.params)["memory/codebooks"]
-    assert np.abs(moved - by_name(made, whole.params)["memory/codebooks"]).max() > 0.1
+    moved = by_name(made, first.variables)["memory/codebooks"]
+    assert np.abs(moved - by_name(made, whole.variables)["memory/codebooks"]).max() > 0.1
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(one, other)
     records = [r for r in read_metrics(tmp_path / "run") if "train/perplexity/4x1/1" in r]

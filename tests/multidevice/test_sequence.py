@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.source import DataConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.sasrec import SASRecConfig

@@ -17,7 +17,7 @@ def trained(mesh):
         if index == 2:
             state = out_of_use(state)
         state, metrics = made.step.update(state, made.step.place(made.batches[index]))
-        arrays = by_name(made, jax.device_get(state.params))
+        arrays = by_name(made, jax.device_get(state.variables))
         states.append({name: arrays[f"memory/{name}"] for name in ("codebooks", "usage")})
     return states, metrics
 

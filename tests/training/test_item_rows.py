@@ -30,7 +30,7 @@ def make_state(optimizer, *, by_rows):
     draw = np.random.default_rng(0)
     table = jnp.asarray(draw.normal(size=(ROWS, WIDTH)), jnp.float32)
     params = nnx.State({"embedding": {"table": ItemRows(table)}, "bias": nnx.Param(table[0])})
-    return init_state(params, optimizer, by_rows=by_rows)
+    return init_state(params, nnx.State({}), optimizer, by_rows=by_rows)
 
 
 def table(tree):
@@ -124,11 +124,10 @@ def test_a_step_by_rows_is_the_dense_step(experiment, sparse_source, loss, parts
     run = Run.of(experiment, sparse_source)
     made = run.step
     state, update = made.initial_state(), made.update
-    dense = init_state(run.model.initial_params, run.optimizer)
+    dense = init_state(run.model.initial_params, run.model.initial_buffers, run.optimizer)
     dense_step = jax.jit(
         make_train_step(
             run.model.graphdef,
-            run.model.rest,
             run.optimizer,
             made.prediction_loss,
             seed=0,

@@ -4,7 +4,7 @@ import optax
 import pytest
 from flax import nnx
 
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig

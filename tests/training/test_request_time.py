@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.config_checks import ConfigError
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import Source
 from linseqrec.data.splits import leave_one_out

@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from linseqrec.models.base import Encoding, SequenceModel
 from linseqrec.sharding import DATA, MODEL, SEQUENCE
 from linseqrec.training.loss import LossConfig, make_loss
+from linseqrec.training.model import split_model
 from linseqrec.training.step import init_state, make_train_step
 
 
@@ -25,12 +26,11 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
     optimizer = optax.sgd(1.0)
     step = make_train_step(
         run.model.graphdef,
-        run.model.rest,
         optimizer,
         make_loss(LossConfig(), run.item_counts),
         seed=0,
     )
-    state = init_state(run.model.initial_params, optimizer)
+    state = init_state(run.model.initial_params, run.model.initial_buffers, optimizer)
     after, metrics = jax.jit(step)(state, batch)
 
     encoding = run.model.encode(run.model.initial_params, batch.events)
@@ -52,7 +52,7 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
     small = jax.tree.map(
         lambda new, old: old + 1e-3 * (new - old), after.params, run.model.initial_params
     )
-    _, again = jax.jit(step)(init_state(small, optimizer), batch)
+    _, again = jax.jit(step)(init_state(small, run.model.initial_buffers, optimizer), batch)
     slope = (float(metrics["loss"]) - float(again["loss"])) / 1e-3
     assert slope == pytest.approx(float(metrics["gradient_norm"]) ** 2, rel=2e-2)
 
@@ -62,11 +62,10 @@ def test_an_accelerator_draws_its_own_bits_alone(experiment, make_run, monkeypat
     run = make_run(experiment, model={"dropout": 0.5})
     arguments = (
         run.model.graphdef,
-        run.model.rest,
         optax.sgd(1.0),
         make_loss(LossConfig(), run.item_counts),
     )
-    state = init_state(run.model.initial_params, arguments[2])
+    state = init_state(run.model.initial_params, run.model.initial_buffers, arguments[1])
     batch = run.batches[0]
 
     def program(mesh=None):
@@ -161,10 +160,10 @@ class TellsNothing(SequenceModel):
 def test_a_metric_that_is_not_finite_halts_nothing(experiment, make_run):
     run = make_run(experiment)
     batch, loss = run.batches[0], make_loss(LossConfig(), run.item_counts)
-    graphdef, params, rest = nnx.split(TellsNothing(), nnx.Param, ...)
+    graphdef, params, buffers = split_model(TellsNothing())
     optimizer = optax.sgd(1.0)
-    step = make_train_step(graphdef, rest, optimizer, loss, seed=0)
-    state, metrics = jax.jit(step)(init_state(params, optimizer), batch)
+    step = make_train_step(graphdef, optimizer, loss, seed=0)
+    state, metrics = jax.jit(step)(init_state(params, buffers, optimizer), batch)
     assert np.isnan(metrics["share"]) and np.isfinite(metrics["loss"])
     assert not state.halted and state.step == 1
 

@@ -1,0 +1,185 @@
+"""Buffers: variables of a model that no gradient moves, here a running mean."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from linseqrec.layers.standard import ItemEmbedding
+from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
+from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.models.weights import load_parameters, parameter_arrays
+from linseqrec.training.checkpoint import Checkpoints, Progress
+from linseqrec.training.loop import train
+from linseqrec.training.model import build_model
+from linseqrec.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class CenteredConfig(ModelConfig):
+    """Builds `Centered`."""
+
+    def build(self, num_items, *, rngs, request_time=False):
+        return Centered(num_items, rngs=rngs)
+
+
+class Centered(SequenceModel):
+    """Item vectors less their running mean over events."""
+
+    def __init__(self, num_items, *, rngs):
+        self.embedding = ItemEmbedding(num_items, 4, dtype=jnp.float32, rngs=rngs)
+        self.mean = nnx.BatchStat(jnp.zeros(4))
+        self.calls = nnx.Variable(jnp.zeros(()))
+
+    def encode(self, events, state, *, dropout_key):
+        self.calls[...] += 1
+        x, real = self.embedding(events.items), events.items[..., None] > 0
+        counts = {"sum": (x * real).sum((0, 1)), "events": real.sum()}
+        return Encoding(x - self.mean[...], counts=counts)
+
+    def after_step(self, events, counts, key):
+        batch_mean = counts["sum"] / jnp.maximum(counts["events"], 1)
+        self.mean[...] = 0.5 * self.mean[...] + 0.5 * batch_mean
+
+
+@pytest.fixture
+def centered_run(experiment, source):
+    """A function that makes a run of `Centered` with gradient accumulation over some parts."""
+
+    def make(parts=1):
+        training = dataclasses.replace(experiment.training, accumulation_steps=parts)
+        return Run.of(
+            dataclasses.replace(experiment, model=CenteredConfig(), training=training), source
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_running_mean_is_trained(parts, centered_run):
+    run = centered_run(parts)
+    state, expected = run.step.initial_state(), np.zeros(4)
+    for index in range(3):
+        batch = run.batches[index]
+        items = batch.events.items[batch.events.items > 0]
+        batch_mean = np.asarray(run.model.item_table(state.variables))[items].mean(0)
+        state, _ = run.step.update(state, batch)
+        expected = 0.5 * expected + 0.5 * batch_mean
+        np.testing.assert_allclose(state.buffers["mean"][...], expected, rtol=1e-5)
+    # What `encode` wrote into a variable is lost, as its docstring says.
+    assert state.buffers["calls"][...] == 0
+
+
+def test_the_optimizer_has_no_moments_of_a_buffer(centered_run):
+    state = centered_run().step.initial_state()
+    for moment in ("mu", "nu"):
+        moments = optax.tree.get(state.optimizer, moment)
+        assert jax.tree.structure(moments) == jax.tree.structure(state.params)
+    assert set(state.params) == {"embedding"}
+    assert set(state.buffers) == {"mean", "calls"}
+
+
+def test_a_run_resumes_and_is_evaluated_with_its_buffers(centered_run, tmp_path):
+    run = centered_run()
+    best, step = train(run, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        variables = checkpoints.restore_variables(step, run.model.initial_variables)
+        last, _ = checkpoints.restore_latest(run.step.initial_state())
+    assert np.abs(np.asarray(variables["mean"][...])).min() > 0
+    np.testing.assert_array_equal(variables["mean"][...], best.buffers["mean"][...])
+    assert jax.tree.structure(last) == jax.tree.structure(best)
+    ranks = run.evaluate(variables, "validation").ranks["none"]
+    np.testing.assert_array_equal(run.evaluate(best.variables, "validation").ranks["none"], ranks)
+    # The metrics depend on the buffer, so an evaluation without it would differ.
+    moved = nnx.merge_state(variables, nnx.State({"mean": nnx.BatchStat(jnp.full(4, 9.0))}))
+    assert (run.evaluate(moved, "validation").ranks["none"] != ranks).any()
+
+
+def test_weights_by_name_hold_the_buffers(centered_run):
+    run = centered_run()
+    state, _ = run.step.update(run.step.initial_state(), run.batches[0])
+    arrays = parameter_arrays(run.model.merge(state.variables))
+    other = build_model(run.experiment, 24)
+    load_parameters(other, arrays)
+    np.testing.assert_array_equal(other.mean[...], state.buffers["mean"][...])
+
+
+# --------------------------------------------------------- checkpoints without a part for buffers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StateOfOldVersion:
+    """`TrainState` as it was when SinkRec's usage counts were a parameter."""
+
+    step: jax.Array
+    params: nnx.State
+    optimizer: optax.OptState
+    halted: jax.Array
+
+
+def old_state(run, *, usage_is_a_parameter):
+    """A state of random arrays in the old form."""
+    rng, fresh = np.random.default_rng(0), run.step.initial_state()
+    buffers = jax.tree.map(
+        lambda buffer: nnx.Param(buffer[...]),
+        fresh.buffers,
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )
+    params = nnx.merge_state(fresh.params, buffers) if usage_is_a_parameter else fresh.params
+    state = StateOfOldVersion(jnp.int32(7), params, run.optimizer.init(params), jnp.bool_(False))
+    return jax.tree.map(
+        lambda leaf: (
+            jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+            if leaf.dtype == jnp.float32
+            else leaf
+        ),
+        state,
+    )
+
+
+def test_a_checkpoint_with_usage_counts_as_parameters_is_restored(experiment, source, tmp_path):
+    model = SinkRecConfig(width=8, heads=2, dilations=(1,), levels=2, codes=4, loops=1)
+    run = Run.of(dataclasses.replace(experiment, model=model), source)
+    saved, fresh = old_state(run, usage_is_a_parameter=True), run.step.initial_state()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved, Progress({}))
+        checkpoints.wait()
+        restored, _ = checkpoints.restore_latest(fresh)
+        again = checkpoints.restore(7, fresh)
+        variables = checkpoints.restore_variables(7, run.model.initial_variables)
+    assert jax.tree.structure(restored) == jax.tree.structure(fresh)
+    usage = np.asarray(saved.params["memory"]["usage"][...])
+    assert usage.any()
+    for buffers in (restored.buffers, again.buffers, variables):
+        np.testing.assert_array_equal(buffers["memory"]["usage"][...], usage)
+    for part in (restored.params, again.params, variables):
+        assert type(part["memory"]["codebooks"]) is nnx.Param
+        np.testing.assert_array_equal(
+            part["memory"]["codebooks"][...], saved.params["memory"]["codebooks"][...]
+        )
+    for moment in ("mu", "nu"):
+        before, after = (optax.tree.get(state.optimizer, moment) for state in (saved, restored))
+        assert "usage" in before["memory"] and "usage" not in after["memory"]
+        np.testing.assert_array_equal(
+            after["memory"]["codebooks"][...], before["memory"]["codebooks"][...]
+        )
+    # The restored state trains, and its next checkpoint has the present form.
+    state, metrics = run.step.update(restored, run.batches[0])
+    assert state.step == 8 and np.isfinite(metrics["loss"])
+
+
+def test_constants_of_a_model_that_no_version_saved_keep_their_fresh_values(centered_run, tmp_path):
+    run = centered_run()
+    saved = old_state(run, usage_is_a_parameter=False)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved, Progress({}))
+        checkpoints.wait()
+        restored, _ = checkpoints.restore_latest(run.step.initial_state())
+    np.testing.assert_array_equal(restored.buffers["mean"][...], 0)
+    table = saved.params["embedding"]["table"][...]
+    np.testing.assert_array_equal(restored.params["embedding"]["table"][...], table)

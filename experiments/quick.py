@@ -2,9 +2,9 @@
 
     python -m launch.train --config=experiments/quick.py:recgrela --workdir=runs/quick/recgrela
 
-The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `mamba2`, `lrurec`, `gru4rec`
-and `linrec`. `python -m launch.quickstart` trains `recgrela` and `sasrec` and shows them in one
-table: README.md.
+The other models are `hytrec` and `sinkrec`, and their rivals `gated_deltanet`, `sasrec`, `hstu`,
+`fuxi_linear`, `mamba2`, `lrurec`, `gru4rec` and `linrec`. `python -m launch.quickstart` trains
+`recgrela` and `sasrec` and shows them in one table: README.md.
 """
 
 from functools import partial

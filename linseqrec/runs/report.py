@@ -193,8 +193,8 @@ def _results(report: Report) -> Iterator[str]:
     yield (
         ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items())
         + ". Mean ± standard deviation over seeds (a single seed has none); baselines have no "
-        f"seeds. The tables are in the order of test {report.metrics[0]}, seen items {in_words(report.filters[0])}. "
-        f"{_selection(report)}"
+        f"seeds. The tables are in the order of test {report.metrics[0]}, seen items "
+        f"{in_words(report.filters[0])}. {_selection(report)}"
     )
     protocol, rows = report.runs[0].protocol, report.rows()
     for filter_seen in report.filters:

@@ -1,6 +1,7 @@
 import csv
 import itertools
 import re
+import shutil
 import statistics
 
 import numpy as np
@@ -307,6 +308,7 @@ def test_a_damaged_file_of_baseline_ranks_is_named(save_run, tmp_path, content):
     (folder / "ranks" / "best_baseline.npz").write_bytes(content)
     with pytest.raises(RunsError, match="best_baseline.npz is damaged .*: delete it"):
         make_report([tmp_path])
+    shutil.rmtree(folder)
     save_run("run", counting={"Markov": both(np.ones(TARGETS))})
     np.savez(folder / "ranks" / "best_baseline.npz", name_none="Markov", rank_none=np.ones(3))
     with pytest.raises(RunsError, match="best_baseline.npz belongs to other targets"):

@@ -73,7 +73,7 @@ from linseqrec.layers.standard import (
     split_key,
 )
 from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, waits_in_days
-from linseqrec.layers.unit_norm import UnitNorm, unit_length
+from linseqrec.layers.unit_norm import score_norm, unit_length
 from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 
 _EPSILON = 1e-6
@@ -259,11 +259,7 @@ class FuXiLinear(SequenceModel):
         self.blocks = nnx.List(
             [FuXiLinearBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
         )
-        self.norm = (
-            layer_norm(width, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
-            if config.temperature is None
-            else UnitNorm(config.temperature)
-        )
+        self.norm = score_norm(width, config.temperature, dtype=dtype, rngs=rngs)
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> FuXiLinearState:

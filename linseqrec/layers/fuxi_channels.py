@@ -238,8 +238,7 @@ class PositionalChannel(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B 1 E D"]]:
         """Reads the memory at each position; and the memory after each row's last segment."""
         value = self.value(x)
-        # A position past the end (a history carried on too far) must not pass for the last one.
-        place = jnp.take(self.table[...], told.positions, axis=0, mode="fill")[:, :, None]
+        place = jnp.take(self.table[...], told.positions, axis=0)[:, :, None]
         read, state = decayed_linear_attention(
             place,
             place / (self.position_width // 2),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -238,10 +239,19 @@ class SwiGLU(nnx.Module):
     """
 
     def __init__(
-        self, width: int, hidden_width: int, rate: float, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden_width: int,
+        rate: float,
+        *,
+        deviation: float | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
-        self.expand = Dense(width, 2 * hidden_width, bias=False, dtype=dtype, rngs=rngs)
-        self.contract = Dense(hidden_width, width, bias=False, dtype=dtype, rngs=rngs)
+        """Args: `deviation` is that of fresh kernels (see `Dense`)."""
+        fresh: dict[str, Any] = dict(bias=False, deviation=deviation, dtype=dtype, rngs=rngs)
+        self.expand = Dense(width, 2 * hidden_width, **fresh)
+        self.contract = Dense(hidden_width, width, **fresh)
         self.rate = rate
 
     def __call__(

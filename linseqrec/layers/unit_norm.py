@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from linseqrec.layers.standard import layer_norm
 
 # The least length that is divided by.
 _LEAST = 1e-6
@@ -26,3 +29,19 @@ class UnitNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Returns x / max(|x|, 1e-6) / τ."""
         return unit_length(x) / self.temperature
+
+
+def score_norm(
+    width: int, temperature: float | None, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.LayerNorm | UnitNorm:
+    """The last norm of a model: a LayerNorm for dot products, a UnitNorm for cosines.
+
+    Args:
+      width: D.
+      temperature: Of cosines; None for dot products.
+      dtype: Compute dtype.
+      rngs: Randomness.
+    """
+    if temperature is None:
+        return layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+    return UnitNorm(temperature)

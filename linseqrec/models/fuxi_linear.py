@@ -24,7 +24,8 @@ the time of the next event. Ours [O]:
   - Keys and values of the retention have the width of a head, D / H. The time between two events
     counts up to ten years.
   - Segments keep the histories of a packed row apart, and each history has a state.
-  - Fresh kernels have the deviation 1/√inputs, item vectors 1/√D; the released ones .02.
+  - Fresh item vectors have the deviation 1/√D, and the kernels of the channels' values 1/√inputs;
+    the released ones .02 and 1/√(3 inputs).
 
 The parameters by name, with i the block from 0, C the channels (3), P periods, kernels [in, out]:
 
@@ -73,10 +74,13 @@ from linseqrec.layers.standard import (
     split_key,
 )
 from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, waits_in_days
-from linseqrec.layers.unit_norm import UnitNorm, unit_length
+from linseqrec.layers.unit_norm import score_norm, unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 _EPSILON = 1e-6
+# Standard deviation of the blocks' fresh kernels. Beside `Dense`'s own, the released one is ahead
+# by .019 NDCG@10 on the quick world after three epochs.
+_DEVIATION = 0.02
 # The retention's memory and those of the block's channels, by their names.
 BlockState = dict[str, Any]
 
@@ -191,7 +195,8 @@ class FuXiLinearBlock(nnx.Module):
         self.channels = tuple(name for name in ("temporal", "positional") if getattr(config, name))
         outputs = width * (1 + len(self.channels))
         self.cuts = tuple(outputs + width * index for index in range(3))
-        self.project = Dense(width, outputs + 3 * width, bias=False, dtype=dtype, rngs=rngs)
+        fresh: dict[str, Any] = dict(deviation=_DEVIATION, dtype=dtype, rngs=rngs)
+        self.project = Dense(width, outputs + 3 * width, bias=False, **fresh)
         self.retention = Retention(width, config.heads, **chunked)
         if config.temporal:
             self.temporal = TemporalChannel(width, config.periods, dtype=dtype, **chunked)
@@ -199,11 +204,11 @@ class FuXiLinearBlock(nnx.Module):
             self.positional = PositionalChannel(
                 width, config.max_length, config.position_width, dtype=dtype, **chunked
             )
-        self.output = Dense(outputs, width, bias=False, dtype=dtype, rngs=rngs)
+        self.output = Dense(outputs, width, bias=False, **fresh)
         self.feed_forward_norm = rms_norm(
             width, epsilon=_EPSILON, affine=False, dtype=dtype, rngs=rngs
         )
-        self.feed_forward = SwiGLU(width, config.feed_forward * width, 0.0, dtype=dtype, rngs=rngs)
+        self.feed_forward = SwiGLU(width, config.feed_forward * width, 0.0, **fresh)
 
     def initial_state(self, batch_size: int) -> BlockState:
         """The memories before any event."""
@@ -259,11 +264,7 @@ class FuXiLinear(SequenceModel):
         self.blocks = nnx.List(
             [FuXiLinearBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
         )
-        self.norm = (
-            layer_norm(width, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
-            if config.temperature is None
-            else UnitNorm(config.temperature)
-        )
+        self.norm = score_norm(width, config.temperature, dtype=dtype, rngs=rngs)
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> FuXiLinearState:

@@ -43,14 +43,8 @@ from linseqrec.config_fields import ConfigError, check_fields, require
 from linseqrec.events import Events
 from linseqrec.layers.hstu_attention import HSTUAttention
 from linseqrec.layers.request_time import request_layer
-from linseqrec.layers.standard import (
-    ItemEmbedding,
-    PositionEmbedding,
-    dropout,
-    layer_norm,
-    split_key,
-)
-from linseqrec.layers.unit_norm import UnitNorm, unit_length
+from linseqrec.layers.standard import ItemEmbedding, PositionEmbedding, dropout, split_key
+from linseqrec.layers.unit_norm import score_norm, unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
 
 
@@ -130,11 +124,7 @@ class HSTU(SequenceModel):
                 for _ in range(config.num_layers)
             ]
         )
-        self.norm = (
-            layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-            if config.temperature is None
-            else UnitNorm(config.temperature)
-        )
+        self.norm = score_norm(width, config.temperature, dtype=dtype, rngs=rngs)
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def item_table(self) -> Float[Array, "N1 D"]:

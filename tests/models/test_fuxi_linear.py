@@ -9,7 +9,7 @@ from flax import nnx
 
 from linseqrec.events import Events
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
-from linseqrec.models.weights import load_parameters, parameter_arrays
+from linseqrec.models.weights import parameter_arrays
 from tests.models.reference import (
     assert_states_equal,
     make_events,
@@ -18,6 +18,7 @@ from tests.models.reference import (
     sigmoid,
     silu,
 )
+from tests.models.test_hstu import ASKED, ITEMS, TIMES, build, normed
 
 CONFIG = FuXiLinearConfig(
     width=12,
@@ -31,15 +32,6 @@ CONFIG = FuXiLinearConfig(
     max_length=20,
     chunk_size=4,
 )
-ITEMS = np.random.default_rng(0).integers(1, 31, 17)
-# Within the second, seconds, minutes, months.
-TIMES = np.cumsum(np.random.default_rng(1).choice([0, 7, 500, 90_000, 8_000_000], 17))
-ASKED = np.append(TIMES[1:], TIMES[-1] + 4_000)
-
-
-def normed(x):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
 
 
 def retention(p, block, query, key, value, heads):
@@ -102,18 +94,6 @@ def equations(p, items, times, asked, config):
     if config.temperature is None:
         return normed(x) * p["norm/scale"] + p["norm/bias"]
     return x / np.linalg.norm(x, axis=-1, keepdims=True) / config.temperature
-
-
-def build(config, scale=0.3, **options):
-    """A model whose parameters all matter, but for the layer of request times; its arrays."""
-    model = config.build(30, rngs=nnx.Rngs(0), **options)
-    rng = np.random.default_rng(2)
-    arrays = {}
-    for name, array in parameter_arrays(model).items():
-        wide = 0 if name.startswith("request_time") else scale
-        arrays[name] = (array + wide * rng.normal(size=array.shape)).astype(np.float32)
-    load_parameters(model, arrays)
-    return model, {name: array.astype(np.float64) for name, array in arrays.items()}
 
 
 def row(start=0, stop=17, asked=None):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
@@ -38,6 +39,7 @@ CONFIGS = {
     "gated deltanet": PLAIN,
     "hytrec": HYTREC,
     "hytrec delayed": dataclasses.replace(HYTREC, question="delayed"),
+    "fuxi linear": FuXiLinearConfig(width=8, heads=1, num_layers=1, periods=2),
     "recgrela": RecGRELAConfig(width=8, heads=1, num_layers=1, positions="absolute"),
     "sinkrec": SinkRecConfig(
         width=8,

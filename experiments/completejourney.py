@@ -10,8 +10,9 @@ product of the same basket. docs/data.md says where the log is from.
     python -m launch.train --config=experiments/completejourney.py:gated_deltanet \
         --workdir=runs/completejourney/gated_deltanet
 
-The other models are `recgrela`, `hytrec`, `sinkrec` and `sasrec`. With
-`--config.data.request_time=known` a model is told when the next purchase is made.
+The other models are `recgrela`, `hytrec`, `sinkrec`, `sasrec`, `hstu`, `fuxi_linear`, `mamba2`,
+`lrurec`, `gru4rec` and `linrec`. With `--config.data.request_time=known` a model is told when the
+next purchase is made.
 
 Results: RESULTS.md#large-catalogues.
 """
@@ -21,8 +22,14 @@ from functools import partial
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -39,6 +46,12 @@ MODELS = {
         partial(GatedDeltaNetConfig, num_layers=2, key_width=128, value_width=64, chunk_size=32),
     ),
     "sasrec": ("SASRec", partial(SASRecConfig, max_length=512)),
+    "hstu": ("HSTU", partial(HSTUConfig, max_length=512)),
+    "fuxi_linear": ("FuXi-Linear", partial(FuXiLinearConfig, max_length=512)),
+    "mamba2": ("Mamba-2", Mamba2Config),
+    "lrurec": ("LRURec", LRURecConfig),
+    "gru4rec": ("GRU4Rec", GRU4RecConfig),
+    "linrec": ("LinRec", partial(LinRecConfig, max_length=512)),
 }
 
 

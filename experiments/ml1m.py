@@ -7,9 +7,9 @@ timestamps (docs/data.md), with `--config.data.folder=data/ml-1m --config.note=`
     python -m launch.prepare --input=logs/ml-1m/ratings.tsv.gz --output=data/ml-1m-times
     python -m launch.train --config=experiments/ml1m.py:recgrela --workdir=runs/ml1m/recgrela
 
-The other models are `hytrec`, `sinkrec`, `gated_deltanet` and `sasrec`. With
-`--config.data.request_time=known` a model is told when each prediction is asked for. That is
-another task, whose results stand in tables of their own.
+The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `fuxi_linear`,
+`mamba2`, `lrurec`, `gru4rec` and `linrec`. With `--config.data.request_time=known` a model is told
+when each prediction is asked for. That is another task, whose results stand in tables of their own.
 
 `recgrela_released` is RecGRELA as released: bidirectional, and one target a row. Its epoch has
 981,491 rows of 200 slots, which is work for a GPU: a step takes some 40 s of a CPU core. The batch
@@ -24,8 +24,14 @@ from typing import Any
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -39,6 +45,12 @@ MODELS = {
     # Chunks of 32 are faster on a CPU.
     "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, dropout=0.2, chunk_size=32)),
     "sasrec": ("SASRec", partial(SASRecConfig, dropout=0.1)),
+    "hstu": ("HSTU", partial(HSTUConfig, dropout=0.1)),
+    "fuxi_linear": ("FuXi-Linear", partial(FuXiLinearConfig, dropout=0.1)),
+    "mamba2": ("Mamba-2", partial(Mamba2Config, dropout=0.1)),
+    "lrurec": ("LRURec", partial(LRURecConfig, dropout=0.1)),
+    "gru4rec": ("GRU4Rec", partial(GRU4RecConfig, dropout=0.1)),
+    "linrec": ("LinRec", partial(LinRecConfig, dropout=0.1)),
 }
 RECIPE: dict[str, Any] = {
     # More updates help these models more than larger batches do.

@@ -7,7 +7,8 @@ With 610 targets the standard error of HR@10 is some .012.
     python -m launch.train --config=experiments/mllatest.py:recgrela \
         --workdir=runs/mllatest/recgrela
 
-The other models are `hytrec`, `sinkrec`, `gated_deltanet` and `sasrec`.
+The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `fuxi_linear`,
+`mamba2`, `lrurec`, `gru4rec` and `linrec`.
 
 Results: RESULTS.md#real-logs-earlier-starting-values.
 """
@@ -17,8 +18,14 @@ from functools import partial
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -31,6 +38,12 @@ MODELS = {
     "sinkrec": ("SinkRec", partial(SinkRecConfig, dropout=0.3)),
     "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, dropout=0.3)),
     "sasrec": ("SASRec", partial(SASRecConfig, dropout=0.3)),
+    "hstu": ("HSTU", partial(HSTUConfig, dropout=0.3)),
+    "fuxi_linear": ("FuXi-Linear", partial(FuXiLinearConfig, dropout=0.3)),
+    "mamba2": ("Mamba-2", partial(Mamba2Config, dropout=0.3)),
+    "lrurec": ("LRURec", partial(LRURecConfig, dropout=0.3)),
+    "gru4rec": ("GRU4Rec", partial(GRU4RecConfig, dropout=0.3)),
+    "linrec": ("LinRec", partial(LinRecConfig, dropout=0.3)),
 }
 
 

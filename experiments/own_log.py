@@ -3,9 +3,10 @@
     python -m launch.prepare --input=clicks.csv.gz --output=data/own_log
     python -m launch.train --config=experiments/own_log.py:recgrela --workdir=runs/own_log
 
-The other models are `hytrec`, `sinkrec`, `gated_deltanet` and `sasrec`; HyTRec and SinkRec read the
-times between events. `--config.data.folder=FOLDER` names another folder. Training stops by itself,
-ten validations after the best one. Look at the card that `launch.prepare` prints:
+The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `fuxi_linear`,
+`mamba2`, `lrurec`, `gru4rec` and `linrec`; HyTRec and SinkRec read the times between events.
+`--config.data.folder=FOLDER` names another folder. Training stops by itself, ten validations after
+the best one. Look at the card that `launch.prepare` prints:
 
 - A small log (some 100,000 events or fewer) overfits: `--config.model.dropout=0.3`.
 - Half of the users have far more events than a row holds: `--config.data.length=400`. SASRec, and
@@ -22,8 +23,14 @@ that their user has seen, otherwise with seen items filtered.
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -36,6 +43,12 @@ MODELS = {
     "sinkrec": ("SinkRec", SinkRecConfig),
     "gated_deltanet": ("Gated DeltaNet", GatedDeltaNetConfig),
     "sasrec": ("SASRec", SASRecConfig),
+    "hstu": ("HSTU", HSTUConfig),
+    "fuxi_linear": ("FuXi-Linear", FuXiLinearConfig),
+    "mamba2": ("Mamba-2", Mamba2Config),
+    "lrurec": ("LRURec", LRURecConfig),
+    "gru4rec": ("GRU4Rec", GRU4RecConfig),
+    "linrec": ("LinRec", LinRecConfig),
 }
 
 

@@ -5,8 +5,8 @@ Over half of the events are habits: a model has to recall what followed an item 
     python -m launch.train --config=experiments/repetition.py:gated_deltanet \
         --workdir=runs/repetition/gated_deltanet
 
-The other models are `recgrela` (its heads start as lookups here), `hytrec`, `sinkrec` and
-`sasrec`.
+The other models are `recgrela` (its heads start as lookups here), `hytrec`, `sinkrec`, `sasrec`,
+`hstu`, `fuxi_linear`, `mamba2`, `lrurec`, `gru4rec` and `linrec`.
 
 Results: RESULTS.md#starting-values.
 """
@@ -16,8 +16,14 @@ from functools import partial
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -59,6 +65,12 @@ MODELS = {
         ),
     ),
     "sasrec": ("SASRec", partial(SASRecConfig, max_length=400, dropout=0.0)),
+    "hstu": ("HSTU", partial(HSTUConfig, max_length=400, dropout=0.0)),
+    "fuxi_linear": ("FuXi-Linear", partial(FuXiLinearConfig, max_length=400, dropout=0.0)),
+    "mamba2": ("Mamba-2", partial(Mamba2Config, dropout=0.0)),
+    "lrurec": ("LRURec", partial(LRURecConfig, dropout=0.0)),
+    "gru4rec": ("GRU4Rec", partial(GRU4RecConfig, dropout=0.0)),
+    "linrec": ("LinRec", partial(LinRecConfig, max_length=400, dropout=0.0)),
 }
 
 

@@ -6,9 +6,10 @@ a model that sees the last few hundred events has not seen them.
     python -m launch.train --config=experiments/ultra_long.py:hytrec \
         --workdir=runs/ultra_long/hytrec
 
-The other models are `recgrela`, `sinkrec`, `gated_deltanet` and `sasrec`. HyTRec's controls are
-`--config.model.time=shuffled`, `positions` or `none`, `--config.model.branches=short`, and
-`--config.model.branches=long --config.model.short_events=0`.
+The other models are `recgrela`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `fuxi_linear`,
+`mamba2`, `lrurec`, `gru4rec` and `linrec`. HyTRec's controls are `--config.model.time=shuffled`,
+`positions` or `none`, `--config.model.branches=short`, and `--config.model.branches=long
+--config.model.short_events=0`.
 
 Results: RESULTS.md#two-branches.
 """
@@ -18,8 +19,14 @@ from functools import partial
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_fields import choose
 from linseqrec.data.source import DataConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -32,6 +39,12 @@ MODELS = {
     "sinkrec": ("SinkRec", partial(SinkRecConfig, dropout=0.0, chunk_size=32)),
     "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, dropout=0.0, chunk_size=32)),
     "sasrec": ("SASRec", partial(SASRecConfig, max_length=1_536, dropout=0.0)),
+    "hstu": ("HSTU", partial(HSTUConfig, max_length=1_536, dropout=0.0)),
+    "fuxi_linear": ("FuXi-Linear", partial(FuXiLinearConfig, max_length=1_536, dropout=0.0)),
+    "mamba2": ("Mamba-2", partial(Mamba2Config, dropout=0.0)),
+    "lrurec": ("LRURec", partial(LRURecConfig, dropout=0.0)),
+    "gru4rec": ("GRU4Rec", partial(GRU4RecConfig, dropout=0.0)),
+    "linrec": ("LinRec", partial(LinRecConfig, max_length=1_536, dropout=0.0)),
 }
 
 

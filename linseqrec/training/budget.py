@@ -117,7 +117,7 @@ def measure(run: Run, seconds: float) -> Costs:
         jax.block_until_ready(metrics)
         end = time.perf_counter()
     moments: list[float] = []
-    run.evaluate(state.params, "validation", between=lambda: moments.append(time.perf_counter()))
+    run.evaluate(state.variables, "validation", between=lambda: moments.append(time.perf_counter()))
     moments.append(time.perf_counter())
     # The median batch, because the first batches of the pass include compilations.
     validation = float(np.median(np.diff(moments))) * (len(moments) - 1)

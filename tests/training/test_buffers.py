@@ -13,6 +13,7 @@ from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
+from linseqrec.training.budget import measure
 from linseqrec.training.checkpoint import Checkpoints, Progress
 from linseqrec.training.loop import train
 from linseqrec.training.model import build_model
@@ -57,6 +58,10 @@ def centered_run(experiment, source):
         )
 
     return make
+
+
+def test_a_budget_of_time_is_measured_with_the_buffers(centered_run):
+    assert measure(centered_run(), seconds=1.0).validation > 0
 
 
 @pytest.mark.parametrize("parts", [1, 4])

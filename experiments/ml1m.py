@@ -1,8 +1,8 @@
 """MovieLens-1M, leave-one-out: 6,040 users, 3,416 films, 999,611 ratings.
 
 20 % of the timestamps are imputed, between genuine neighbours; the test targets have genuine ones.
-RecGRELA, Gated DeltaNet and SASRec read the order alone: they also train on the public log without
-timestamps (docs/data.md), with `--config.data.folder=data/ml-1m --config.note=`.
+All models but HyTRec, SinkRec, HSTU and FuXi-Linear read the order alone: they also train on the
+public log without timestamps (docs/data.md), with `--config.data.folder=data/ml-1m --config.note=`.
 
     python -m launch.prepare --input=logs/ml-1m/ratings.tsv.gz --output=data/ml-1m-times
     python -m launch.train --config=experiments/ml1m.py:recgrela --workdir=runs/ml1m/recgrela

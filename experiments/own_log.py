@@ -4,13 +4,14 @@
     python -m launch.train --config=experiments/own_log.py:recgrela --workdir=runs/own_log
 
 The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `fuxi_linear`,
-`mamba2`, `lrurec`, `gru4rec` and `linrec`; HyTRec and SinkRec read the times between events.
-`--config.data.folder=FOLDER` names another folder. Training stops by itself, ten validations after
-the best one. Look at the card that `launch.prepare` prints:
+`mamba2`, `lrurec`, `gru4rec` and `linrec`. HyTRec, SinkRec, HSTU and FuXi-Linear read the times
+between events. `--config.data.folder=FOLDER` names another folder. Training stops by itself, ten
+validations after the best one. Look at the card that `launch.prepare` prints:
 
 - A small log (some 100,000 events or fewer) overfits: `--config.model.dropout=0.3`.
-- Half of the users have far more events than a row holds: `--config.data.length=400`. SASRec, and
-  RecGRELA with learned positions, also need `--config.model.max_length=400`.
+- Half of the users have far more events than a row holds: `--config.data.length=400`. SASRec, HSTU,
+  FuXi-Linear, LinRec, and RecGRELA with learned positions also need
+  `--config.model.max_length=400`.
 - Some users have thousands of events: `--config.data.length=0` reads whole histories, at little
   cost in a linear model. Rows are longer then: make `--config.data.batch_size` smaller.
 - No user repeats an item: select the checkpoint by the metrics with seen items filtered,

@@ -132,6 +132,10 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except Preempted as preempted:
         print(f"{preempted}; run the same command again to continue", file=sys.stderr)
         sigterm.ignore()
+        if jax.process_count() == 1:
+            # A compilation that was interrupted goes on in XLA's threads, and would crash while
+            # Python ends.
+            os._exit(EXIT_CODE)
         sys.exit(EXIT_CODE)
 
 

@@ -46,10 +46,10 @@ def test_the_schedule_ends_with_the_budget(experiment, make_run, tmp_path, costs
     training = {"num_epochs": 20, "max_minutes": 1.0}
     run = make_run(experiment, optimizer=optimizer, training=training)
     lengths = []
-    make = budget.make_optimizer
+    make = budget.learning_rate
     monkeypatch.setattr(
         budget,
-        "make_optimizer",
+        "learning_rate",
         lambda config, num_steps, **rest: (
             lengths.append(num_steps) or make(config, num_steps, **rest)
         ),
@@ -72,7 +72,7 @@ def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, m
 
     def stopping(run, folder, **given):
         run = within(run, folder, **given)
-        stop_at(monkeypatch, run, broken.batches.steps_per_epoch + 2)
+        stop_at(patch, broken.batches.steps_per_epoch + 2)
         return run
 
     with monkeypatch.context() as patch:

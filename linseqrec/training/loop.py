@@ -83,6 +83,7 @@ def train(
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, progress = restored
             iterator.set_state(progress.iterator)
+        progress = dataclasses.replace(progress, num_steps=run.num_steps)
         step, updates = int(state.step), run.step.updates(state)
 
         # ---------------------------------------------------------------- what watches the loop
@@ -164,8 +165,8 @@ def train(
             raise Preempted(step) from None
 
         best = checkpoints.resolve("best")
-        state = updates.state
-        return (state if best == step else checkpoints.restore(best, state)), best
+        state = updates.state if best == step else checkpoints.restore(best, updates.state)
+        return run.step.up_to_date(state), best
 
 
 def _claim(

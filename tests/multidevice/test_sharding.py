@@ -100,7 +100,7 @@ def test_a_checkpoint_fits_every_mesh(trained, source, tmp_path):  # noqa: F811
         other = trained(mesh)[0]
         with Checkpoints(tmp_path, read_only=True, shapes=other.step.shapes) as checkpoints:
             restored, _ = checkpoints.restore_latest(other.step.initial_state())
-            variables = checkpoints.restore_variables(STEPS, other.model.initial_variables)
+            variables = checkpoints.restore_variables(STEPS, other.model, EXPERIMENT.optimizer)
         np.testing.assert_array_equal(table(other, restored), table(run, state))
         assert jax.tree.structure(variables) == jax.tree.structure(restored.variables)
         assert restored.params["embedding"]["table"][...].sharding == (

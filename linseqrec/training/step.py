@@ -294,14 +294,14 @@ class States:
         if self.model.mesh is None:
             return {}
         params, buffers = nnx.split_state(self.model.shapes, nnx.Param, ...)
-        state = jax.eval_shape(lambda: self._init_state(params, buffers))
+        state = jax.eval_shape(self._init_state, params, buffers)
         return sharding.shapes_before_padding(state, self.model.mesh)
 
     @functools.cached_property
     def _shardings(self) -> Any:
         assert self.model.mesh is not None
         params, buffers = self.model.initial_params, self.model.initial_buffers
-        state = jax.eval_shape(lambda: self._init_state(params, buffers))
+        state = jax.eval_shape(self._init_state, params, buffers)
         return sharding.state_shardings(state, self.model.mesh)
 
     def _init_state(self, params: nnx.State, buffers: nnx.State) -> TrainState:

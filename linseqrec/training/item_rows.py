@@ -112,10 +112,9 @@ class CatchUp:
         Args:
           variables: The model's parameters and buffers, or their shapes, without a mesh's padding.
         """
-        leaves = jax.tree.leaves(variables, is_leaf=lambda node: isinstance(node, nnx.Variable))
-        rows = [(isinstance(leaf, ItemRows), leaf.get_value().shape[:1]) for leaf in leaves]
-        tables = {length for is_table, length in rows if is_table}
-        others = {length for is_table, length in rows if not is_table}
+        nodes = jax.tree.leaves(variables, is_leaf=lambda node: isinstance(node, ItemRows))
+        tables = {_rows_in(node) for node in nodes if isinstance(node, ItemRows)}
+        others = {_rows_in(node) for node in nodes if not isinstance(node, ItemRows)}
         return self._ratio < 1 and len(tables) == 1 and not tables & others
 
     @property
@@ -137,6 +136,11 @@ class CatchUp:
         correction = jnp.sqrt(1 - self.b2**count) / (1 - self.b1**count)
         summands = self._ratio**ahead * jax.vmap(jax.vmap(self.rate))(update) * correction
         return jnp.where(update < step, summands, 0).sum(axis=1)
+
+
+def _rows_in(tree: Any) -> tuple[int, ...]:
+    """The length of a variable's first axis, in a tuple; () for a scalar."""
+    return jax.tree.leaves(tree)[0].shape[:1]
 
 
 def of_rows(function: Callable[..., Array], tree: Any, *others: Any) -> Any:

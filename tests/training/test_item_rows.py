@@ -112,20 +112,28 @@ def sparse_source():
     return Source(dataset, leave_one_out(dataset), None)
 
 
+@pytest.fixture
+def sparse_run(experiment, sparse_source):
+    """A run with drawn negatives on the sparse log; the arguments change its experiment."""
+    experiment = dataclasses.replace(
+        experiment,
+        model=GatedDeltaNetConfig(width=16, num_layers=1, dropout=0.1),
+        loss=LossConfig(kind="sampled", negatives=3),
+        data=DataConfig(length=12, batch_size=4),
+    )
+    return lambda **changes: Run.of(dataclasses.replace(experiment, **changes), sparse_source)
+
+
 @pytest.mark.parametrize(
     ("loss", "parts"),
     [("sampled", 1), ("sampled", 2), ("bce", 1), ("gbce", 2)],
     ids=["sampled", "sampled, in two parts", "bce", "gbce, in two parts"],
 )
-def test_a_step_by_rows_is_the_dense_step(experiment, sparse_source, loss, parts):
-    experiment = dataclasses.replace(
-        experiment,
-        model=GatedDeltaNetConfig(width=16, num_layers=1, dropout=0.1),
+def test_a_step_by_rows_is_the_dense_step(sparse_run, loss, parts):
+    run = sparse_run(
         loss=LossConfig(kind=loss, negatives=3),
-        data=DataConfig(length=12, batch_size=4),
         training=TrainingConfig(num_epochs=10, accumulation_steps=parts),
     )
-    run = Run.of(experiment, sparse_source)
     made = run.step
     state, update = made.initial_state(), made.update
     dense = init_state(run.model.initial_params, run.model.initial_buffers, run.optimizer)
@@ -151,18 +159,6 @@ def test_a_step_by_rows_is_the_dense_step(experiment, sparse_source, loss, parts
         # Adam makes a large difference of the rounding of a gradient that is nearly 0.
         error = np.abs(np.asarray(one) - other)
         assert np.quantile(error, 0.99) < 1e-5 and error.max() < 1e-3
-
-
-@pytest.fixture
-def sparse_run(experiment, sparse_source):
-    """A run with drawn negatives on the sparse log; the arguments change its experiment."""
-    experiment = dataclasses.replace(
-        experiment,
-        model=GatedDeltaNetConfig(width=16, num_layers=1, dropout=0.1),
-        loss=LossConfig(kind="sampled", negatives=3),
-        data=DataConfig(length=12, batch_size=4),
-    )
-    return lambda **changes: Run.of(dataclasses.replace(experiment, **changes), sparse_source)
 
 
 def assert_equal(one, other):

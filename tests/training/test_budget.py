@@ -73,15 +73,8 @@ def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, m
     expected, _ = train(make_run(experiment, **changes), tmp_path / "whole")
     # The run that is stopped begins with the first length; a resumption measures nothing.
     broken = make_run(experiment, **changes)
-    within = budget.within_budget
-
-    def stopping(run, folder, **given):
-        run = within(run, folder, **given)
-        stop_at(monkeypatch, run, broken.batches.steps_per_epoch + 2)
-        return run
-
     with monkeypatch.context() as patch:
-        patch.setattr("linseqrec.training.loop.within_budget", stopping)
+        stop_at(patch, broken.batches.steps_per_epoch + 2)
         with pytest.raises(Stopped):
             train(broken, tmp_path / "broken")
     assert len(costs) == 2

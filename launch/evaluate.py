@@ -118,7 +118,7 @@ def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, Evaluati
     folder = folder / "checkpoints"
     with Checkpoints(folder, read_only=True, shapes=run.step.shapes) as checkpoints:
         for step in dict.fromkeys(map(checkpoints.resolve, _CHECKPOINTS.value)):
-            variables = checkpoints.restore_variables(step, run.model.initial_variables)
+            variables = checkpoints.restore_variables(step, run.model, run.experiment.optimizer)
             for split in dict.fromkeys(cast(list[SplitName], _SPLIT.value)):
                 yield step, split, run.evaluate(variables, split)
 

@@ -94,7 +94,7 @@ def main(_: list[str]) -> None:
 
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.resolve(_CHECKPOINT.value)
-        variables = checkpoints.restore_variables(step, run.model.initial_variables)
+        variables = checkpoints.restore_variables(step, run.model, experiment.optimizer)
     lists = recommend_after(
         dataset,
         users,

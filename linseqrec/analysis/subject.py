@@ -58,7 +58,7 @@ class Subject:
         run = Run.of(workdir.read_experiment(folder), source, trains=False)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
-            variables = checkpoints.restore_variables(step, run.model.initial_variables)
+            variables = checkpoints.restore_variables(step, run.model, run.experiment.optimizer)
         return cls(name, run, variables, step)
 
     @property

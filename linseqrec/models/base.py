@@ -82,7 +82,12 @@ class SequenceModel(nnx.Module):
         return encoding if carries else dataclasses.replace(encoding, state=NoState())
 
     def encode(self, events: Events, state: Any, *, dropout_key: PRNGKeyArray | None) -> Encoding:
-        """Encodes a batch that goes on from a state; see `__call__`."""
+        """Encodes a batch that goes on from a state; see `__call__`.
+
+        Training on drawn negatives gives each item of a batch another id, its row in a cut table.
+        Look items up in an `ItemEmbedding`, compare ids with each other and with 0, and compute
+        nothing else from them.
+        """
         raise NotImplementedError(f"{type(self).__name__} must implement encode")
 
     def initial_state(self, batch_size: int) -> Any:

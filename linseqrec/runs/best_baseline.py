@@ -1,17 +1,17 @@
 """The best counting baseline of a run, with its rank of each target, for paired comparisons."""
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from linseqrec.errors import RunsError
+from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import rank_metrics
 from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult
-from linseqrec.files import replacing
+from linseqrec.files import read_arrays, replacing
 from linseqrec.runs.finished import FinishedRun
+from linseqrec.training import workdir
 
 FILE = Path("ranks", "best_baseline.npz")
 # The best score of a generated world: it knows how the world was made, and is no baseline.
@@ -50,7 +50,7 @@ def best_baseline(runs: Sequence[FinishedRun], filter_seen: str) -> tuple[str, n
       None if no run has the file; earlier versions did not write it.
 
     Raises:
-      RunsError: A file is damaged, or belongs to other targets.
+      RunsError: A file is damaged, has changed since its run ended, or belongs to other targets.
     """
     found = [_read(run, filter_seen) for run in runs if (run.folder / FILE).exists()]
     if not found:
@@ -61,12 +61,16 @@ def best_baseline(runs: Sequence[FinishedRun], filter_seen: str) -> tuple[str, n
 def _read(run: FinishedRun, filter_seen: str) -> tuple[str, np.ndarray]:
     path = run.folder / FILE
     try:
-        with np.load(path) as arrays:
-            name, ranks = str(arrays[f"name_{filter_seen}"]), arrays[f"rank_{filter_seen}"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as e:
+        # Earlier versions wrote no digest of it.
+        if FILE.as_posix() in run.results.get("sha256", {}):
+            workdir.check_sealed(run.folder, FILE.as_posix(), run.results)
+        arrays = read_arrays(path)
+        name, ranks = str(arrays[f"name_{filter_seen}"]), arrays[f"rank_{filter_seen}"]
+    except (FileError, KeyError) as error:
         raise RunsError(
-            f"{path} is damaged ({e}): delete it, and the report does without this run's baseline"
-        ) from e
+            f"{path} is damaged ({error}): delete it, and the report does without this run's "
+            "baseline"
+        ) from error
     if ranks.shape != run.users.shape or ranks.dtype != np.float64 or np.isnan(ranks).any():
         raise RunsError(f"{path} belongs to other targets than ranks/test.npz: delete it")
     return name, ranks

@@ -27,7 +27,7 @@ from linseqrec.serving.states import (
 from linseqrec.sharding import parameter_path
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
-from linseqrec.training.model import build_model, split_model
+from linseqrec.training.model import FunctionalModel, split_model
 
 Tree = TypeVar("Tree")
 
@@ -121,14 +121,13 @@ class Recommender:
         folder = Path(folder)
         experiment, card = workdir.read_experiment(folder), workdir.read_card(folder, _CARD)
         num_items = card["counts"]["items"]
-        model = build_model(experiment, num_items)
-        graphdef, variables = nnx.split(model)
+        model = FunctionalModel.of(experiment, num_items, None)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
-            variables = checkpoints.restore_variables(step, variables)
+            variables = checkpoints.restore_variables(step, model, experiment.optimizer)
         configuration = json.dumps(to_json(experiment), sort_keys=True)
         return cls(
-            nnx.merge(graphdef, variables),
+            model.merge(variables),
             origin=card["time"]["first"],
             request_time=experiment.data.request_time == "known",
             identity={

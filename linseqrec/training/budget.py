@@ -6,7 +6,6 @@ first one. It is saved in the workdir: a resumed run has the same schedule.
 
 import contextlib
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import grain
 import jax
 import numpy as np
 
-from linseqrec.files import write_json
+from linseqrec.errors import FileError
+from linseqrec.files import read_json, write_json
 from linseqrec.training import distributed
 from linseqrec.training.optimizer import learning_rate
 from linseqrec.training.run import Run
@@ -132,11 +132,11 @@ def measure(run: Run, seconds: float) -> Costs:
 def _read(path: Path, minutes: float) -> int | None:
     """The run's length, or None if it was measured for another budget."""
     try:
-        saved = json.loads(path.read_text())
-        return int(saved["num_steps"]) if saved["max_minutes"] == minutes else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        saved = read_json(path, {"num_steps": int, "max_minutes": float})
+    except FileError as error:
         raise WorkdirError(
             f"{path} does not say how many steps the run has under training.max_minutes: restore "
             "the file, or give the number as training.num_epochs with "
             "--allow_config_change=training.max_minutes,training.num_epochs"
         ) from error
+    return saved["num_steps"] if saved["max_minutes"] == minutes else None

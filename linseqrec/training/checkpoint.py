@@ -11,7 +11,6 @@ saved no `validated_step`; a checkpoint of theirs is sound without digests.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -22,15 +21,19 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
 from linseqrec.errors import FileError, UserError
-from linseqrec.files import check_form, read_json, replacing
+from linseqrec.files import check_form, read_json, replacing, sha256_of_file
 from linseqrec.sharding import parameter_path
 from linseqrec.training import distributed
-from linseqrec.training.step import TrainState
+from linseqrec.training.item_rows import CatchUp
+from linseqrec.training.model import FunctionalModel
+from linseqrec.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from linseqrec.training.step import States, TrainState
 
 # Two, so that a run can continue from the other one if one is damaged.
 _NUM_LATEST = 2
@@ -51,6 +54,7 @@ class Progress:
       best_metric: The selection metric of `best_step`.
       stale: Number of validations since `best_step`.
       seconds: Wall time of training in seconds, over all starts of the run.
+      num_steps: Length of the run in steps, which its learning rate depends on.
       unlogged: Sums of training metrics over the steps since the last log record.
       shapes: For each array that was saved with a mesh's padding, by name: its shape without the
         padding.
@@ -62,6 +66,7 @@ class Progress:
     best_metric: float = float("-inf")
     stale: int = 0
     seconds: float = 0.0
+    num_steps: int = 0
     unlogged: dict[str, float] = dataclasses.field(default_factory=dict)
     shapes: dict[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
@@ -484,26 +489,46 @@ class Checkpoints:
         self._check(step, like, "model and optimizer")
         return self._read_state(step, like)
 
-    def restore_variables(self, step: int, like: nnx.State) -> nnx.State:
-        """The model's parameters and buffers in a checkpoint, without the optimizer's state.
+    def restore_variables(
+        self, step: int, model: FunctionalModel, optimizer: OptimizerConfig
+    ) -> nnx.State:
+        """The model's parameters and buffers in a checkpoint, with all item rows up to date.
 
         Args:
           step: The step of a checkpoint.
-          like: Variables (arrays or their shapes) of the run's model.
+          model: The run's model.
+          optimizer: The run's optimizer.
 
         Raises:
-          CheckpointError: The checkpoint is damaged, or has other variables than `like`; names
+          CheckpointError: The checkpoint is damaged, or has other variables than the model; names
             them.
         """
-        params, buffers = nnx.split_state(like, nnx.Param, ...)
-        part = {"params": params, "buffers": buffers}
+        part = {"params": model.initial_params, "buffers": model.initial_buffers}
         self._check(step, part, "model")
-        restored = self._read(step, part)
-        return nnx.merge_state(restored["params"], restored["buffers"])
+        progress = self.progress(step)
+        if not self._rows_may_wait(step, progress):
+            restored = self._read(step, part)
+            return nnx.merge_state(restored["params"], restored["buffers"])
+        # Some item rows wait for updates that the optimizer's state holds.
+        rate = learning_rate(optimizer, progress.num_steps, shorten_warmup=True)
+        catch_up = CatchUp.of(optimizer, rate)
+        states = States(model, make_optimizer(optimizer, rate), catch_up, by_rows=True)
+        state = self.restore(step, states.initial_state())
+        return states.up_to_date(state).variables
+
+    def _rows_may_wait(self, step: int, progress: Progress) -> bool:
+        """Whether item rows wait for updates (`item_rows`): not after a validation."""
+        saved = _shapes(self._manager.item_metadata(step).state)
+        return "row_steps" in saved and progress.validated_step != step
 
     def _read_state(self, step: int, like: TrainState) -> TrainState:
         """The training state in a checkpoint that has been checked."""
-        return TrainState(**self._read(step, vars(like)))
+        saved = _shapes(self._manager.item_metadata(step).state)
+        if like.row_steps is None or "row_steps" in saved:
+            return TrainState(**self._read(step, vars(like)))
+        # The steps of the run so far updated whole tables.
+        state = TrainState(**self._read(step, vars(like) | {"row_steps": None}))
+        return dataclasses.replace(state, row_steps=jnp.full_like(like.row_steps, int(state.step)))
 
     def _read(self, step: int, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Parts of the training state in a checkpoint that has been checked, by field."""
@@ -551,14 +576,22 @@ class Checkpoints:
           what: What `like` is, in words.
         """
         try:
-            metadata = self._manager.item_metadata(step).state
-            unpadded = self.progress(step).shapes
+            metadata, progress = self._manager.item_metadata(step).state, self.progress(step)
         except Exception:  # Orbax's errors have no common class.
             # The metadata are damaged. Reading the checkpoint will fail and report it.
             return ""
+        waiting = isinstance(like, TrainState) and self._rows_may_wait(step, progress)
+        if waiting and like.row_steps is None:
+            return (
+                f"checkpoint {step} in {self._folder} was saved between two validations with drawn "
+                "negatives, and item rows wait for updates: set loss.kind back until the next "
+                "validation has saved a checkpoint"
+            )
         expected = _without_padding(_shapes(like), self._shapes)
+        if "row_steps" not in _shapes(metadata):  # All rows are up to date.
+            expected.pop("row_steps", None)
         parts = {name.split("/")[0] for name in expected}
-        saved = _with_buffers(_without_padding(_shapes(metadata), unpadded), expected)
+        saved = _with_buffers(_without_padding(_shapes(metadata), progress.shapes), expected)
         saved = {name: saved[name] for name in saved if name.split("/")[0] in parts}
         if not saved:  # Without any array the checkpoint is damaged, not of another model.
             return ""
@@ -578,12 +611,8 @@ class Checkpoints:
 
 def _digests(folder: Path) -> dict[str, str]:
     """The sha256 of each file in a folder, by its path in the folder."""
-    digests = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        digests[path.relative_to(folder).as_posix()] = digest.hexdigest()
-    return digests
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
 
 
 def _first_line(error: BaseException) -> str:

@@ -34,8 +34,8 @@ from linseqrec.training.optimizer import OptimizerConfig
 
 # Terms of the sum below this are left out; the first is about 1.
 _SMALLEST_TERM = 1e-9
-# Rows that `everywhere` brings up to date at a time; with the terms of their sums some 50 MB.
-_BLOCK = 2**16
+# Terms of sums that `everywhere` computes at a time: 64 MB.
+_TERMS_AT_ONCE = 2**24
 
 # `TrainState` of `step.py`, which builds on this module.
 State = Any
@@ -94,7 +94,7 @@ class CatchUp:
     def everywhere(self, state: State) -> State:
         """The training state with all item rows up to date."""
         total = len(state.row_steps)
-        size = min(total, _BLOCK)
+        size = min(total, max(1, _TERMS_AT_ONCE // self._terms))
 
         def next_block(block: Int[Array, ""], state: State) -> State:
             # The last block begins earlier, so as to be whole; rows that are up to date stay.
@@ -103,16 +103,44 @@ class CatchUp:
 
         return jax.lax.fori_loop(0, -(-total // size), next_block, state)
 
+    def fits(self, variables: nnx.State) -> bool:
+        """Whether a step may update single item rows of a model.
+
+        The terms of the sum must shrink. And all arrays with a row an item must be `ItemRows`: a
+        model that reads another array by item would read wrong rows of it.
+
+        Args:
+          variables: The model's parameters and buffers, or their shapes, without a mesh's padding.
+        """
+        nodes = jax.tree.leaves(variables, is_leaf=lambda node: isinstance(node, ItemRows))
+        tables = {_rows_in(node) for node in nodes if isinstance(node, ItemRows)}
+        others = {_rows_in(node) for node in nodes if not isinstance(node, ItemRows)}
+        return self._ratio < 1 and len(tables) == 1 and not tables & others
+
+    @property
+    def _ratio(self) -> float:
+        return self.b1 / math.sqrt(self.b2) if self.b2 > 0 else math.inf
+
+    @property
+    def _terms(self) -> int:
+        """The number of terms of the sum that count."""
+        if self._ratio <= 0:
+            return 1
+        return math.ceil(math.log(_SMALLEST_TERM) / math.log(self._ratio))
+
     def _distance(self, behind: Int[Array, "U"], step: Int[Array, ""]) -> Float[Array, "U"]:
         """The sum in the module's text."""
-        ratio = self.b1 / math.sqrt(self.b2)
-        terms = 1 if ratio <= 0 else math.ceil(math.log(_SMALLEST_TERM) / math.log(ratio))
-        ahead = jnp.arange(1, 1 + terms)
+        ahead = jnp.arange(1, 1 + self._terms)
         update = behind[:, None] + ahead - 1
         count = (update + 1).astype(jnp.float32)
         correction = jnp.sqrt(1 - self.b2**count) / (1 - self.b1**count)
-        summands = ratio**ahead * jax.vmap(jax.vmap(self.rate))(update) * correction
+        summands = self._ratio**ahead * jax.vmap(jax.vmap(self.rate))(update) * correction
         return jnp.where(update < step, summands, 0).sum(axis=1)
+
+
+def _rows_in(tree: Any) -> tuple[int, ...]:
+    """The length of a variable's first axis, in a tuple; () for a scalar."""
+    return jax.tree.leaves(tree)[0].shape[:1]
 
 
 def of_rows(function: Callable[..., Array], tree: Any, *others: Any) -> Any:

@@ -83,6 +83,7 @@ def train(
         if (restored := checkpoints.restore_latest(state)) is not None:
             state, progress = restored
             iterator.set_state(progress.iterator)
+        progress = dataclasses.replace(progress, num_steps=run.num_steps)
         step, updates = int(state.step), run.step.updates(state)
 
         # ---------------------------------------------------------------- what watches the loop
@@ -130,6 +131,7 @@ def train(
 
                 # ------------------------------------------------------------ save
                 if schedule.saves:
+                    _check_finite(run, updates.state, checkpoints)
                     progress = meter.added_to(progress)
                     checkpoints.save(updates.state, progress)
                     schedule.saved()
@@ -149,13 +151,13 @@ def train(
 
                 # ------------------------------------------------------------ log
                 if schedule.logs(step):
-                    if bool(updates.state.halted):
-                        raise _non_finite(run, updates.state, checkpoints)
+                    _check_finite(run, updates.state, checkpoints)
                     log.training(step, *meter.read(metrics))
 
                 # ------------------------------------------------------------ stop?
                 schedule.after_step()
         except Preempted:
+            _check_finite(run, updates.state, checkpoints)
             # A batch or a validation that was interrupted is repeated by the next start.
             if step not in checkpoints.steps():
                 checkpoints.save(updates.state, meter.added_to(progress))
@@ -163,8 +165,8 @@ def train(
             raise Preempted(step) from None
 
         best = checkpoints.resolve("best")
-        state = updates.state
-        return (state if best == step else checkpoints.restore(best, state)), best
+        state = updates.state if best == step else checkpoints.restore(best, updates.state)
+        return run.step.up_to_date(state), best
 
 
 def _claim(
@@ -176,13 +178,15 @@ def _claim(
     workdir.claim(folder, run.experiment, card, allowed_changes=allowed_changes)
 
 
-def _non_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> NonFiniteError:
-    """The error of a halted state, which is still the one before the bad step."""
+def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
+    """Raises an error if the state is halted; it is then still the one before the bad step."""
+    if not bool(state.halted):
+        return
     good = int(state.step)
     users = original_ids(run.source.dataset)[0][run.batches.users(good)]
     shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
     sound = checkpoints.sound_steps()
-    return NonFiniteError(
+    raise NonFiniteError(
         f"the loss or gradient of step {good + 1} is not finite; the step was not applied, and the "
         f"last good checkpoint is {sound[-1] if sound else 'none'}. Its batch holds users {shown}. "
         "Lower optimizer.learning_rate, or set optimizer.clip_norm."

@@ -138,11 +138,14 @@ class Run:
     def step(self) -> CompiledStep:
         """The training step, and the state that it starts from."""
         training, mesh = self.experiment.training, self.model.mesh
+        loss = make_loss(self.experiment.loss, self.item_counts, mesh)
+        catch_up = CatchUp.of(self.experiment.optimizer, self.learning_rate)
         return CompiledStep(
             self.model,
             self.optimizer,
-            make_loss(self.experiment.loss, self.item_counts, mesh),
-            CatchUp.of(self.experiment.optimizer, self.learning_rate),
+            catch_up,
+            by_rows=loss.proposal is not None and catch_up.fits(self.model.shapes),
+            prediction_loss=loss,
             seed=training.seed,
             accumulation_steps=training.accumulation_steps,
         )

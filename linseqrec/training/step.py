@@ -240,25 +240,21 @@ def _numbered_events(events: Events, rows: Int[Array, "U"]) -> Events:
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledStep:
-    """The training step of a run, compiled for its devices, and the state that it starts from.
+class States:
+    """The training states of a model: fresh ones, and any with all item rows up to date.
 
     Attributes:
-      model: The model; its mesh is what batches and state are divided over.
+      model: The model; its mesh is what a state is divided over.
       optimizer: The Optax chain.
-      prediction_loss: The objective (`make_loss`).
       catch_up: What the optimizer does to item rows whose gradient is zero.
-      seed: The seed of dropout and drawn negatives.
-      accumulation_steps: Parts a batch is split into.
+      by_rows: Whether steps update single rows of the item table.
     """
 
     model: FunctionalModel
     optimizer: optax.GradientTransformation
-    prediction_loss: PredictionLoss
     catch_up: item_rows.CatchUp
     _: dataclasses.KW_ONLY
-    seed: int
-    accumulation_steps: int = 1
+    by_rows: bool
 
     def initial_state(self) -> TrainState:
         """The training state before the first step."""
@@ -271,6 +267,60 @@ class CompiledStep:
         if self.model.mesh is None:
             return make(*fresh)
         return jax.jit(make, out_shardings=self._shardings)(*fresh)
+
+    def up_to_date(self, state: TrainState) -> TrainState:
+        """The state with all item rows as after its last step; it consumes the state.
+
+        Steps on drawn negatives leave rows behind that they do not read. Before the table is used
+        as a whole, all are brought up to date.
+        """
+        return state if state.row_steps is None else self._catch_up_all(state)
+
+    @functools.cached_property
+    def _catch_up_all(self) -> Any:
+        everywhere = self.catch_up.everywhere
+        if self.model.mesh is None:
+            return jax.jit(everywhere, donate_argnums=0)
+        return jax.jit(
+            everywhere,
+            donate_argnums=0,
+            in_shardings=(self._shardings,),
+            out_shardings=self._shardings,
+        )
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of those arrays of the state that the mesh pads, by name, without padding."""
+        if self.model.mesh is None:
+            return {}
+        params, buffers = nnx.split_state(self.model.shapes, nnx.Param, ...)
+        state = jax.eval_shape(self._init_state, params, buffers)
+        return sharding.shapes_before_padding(state, self.model.mesh)
+
+    @functools.cached_property
+    def _shardings(self) -> Any:
+        assert self.model.mesh is not None
+        params, buffers = self.model.initial_params, self.model.initial_buffers
+        state = jax.eval_shape(self._init_state, params, buffers)
+        return sharding.state_shardings(state, self.model.mesh)
+
+    def _init_state(self, params: nnx.State, buffers: nnx.State) -> TrainState:
+        return init_state(params, buffers, self.optimizer, by_rows=self.by_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep(States):
+    """The training step of a run, compiled for its devices, and the state that it starts from.
+
+    Attributes:
+      prediction_loss: The objective (`make_loss`).
+      seed: The seed of dropout and drawn negatives.
+      accumulation_steps: Parts a batch is split into.
+    """
+
+    prediction_loss: PredictionLoss
+    seed: int
+    accumulation_steps: int = 1
 
     @functools.cached_property
     def update(self) -> Any:
@@ -293,26 +343,6 @@ class CompiledStep:
             out_shardings=(self._shardings, sharding.replicated(self.model.mesh)),
         )
 
-    def up_to_date(self, state: TrainState) -> TrainState:
-        """The state with all item rows as after its last step; it consumes the state.
-
-        Steps on drawn negatives leave rows behind that they do not read. Before the table is used
-        as a whole, all are brought up to date.
-        """
-        return state if state.row_steps is None else self._catch_up_all(state)
-
-    @functools.cached_property
-    def _catch_up_all(self) -> Any:
-        everywhere = self.catch_up.everywhere
-        if self.model.mesh is None:
-            return jax.jit(everywhere, donate_argnums=0)
-        return jax.jit(
-            everywhere,
-            donate_argnums=0,
-            in_shardings=(self._shardings,),
-            out_shardings=self._shardings,
-        )
-
     def updates(self, state: TrainState) -> "Updates":
         """Begins to update a state, which it consumes."""
         return Updates(self, state)
@@ -320,26 +350,6 @@ class CompiledStep:
     def place(self, batch: Batch) -> Batch:
         """This process's rows of a batch on the devices: all rows of all processes together."""
         return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
-
-    def _init_state(self, params: nnx.State, buffers: nnx.State) -> TrainState:
-        by_rows = self.prediction_loss.proposal is not None
-        return init_state(params, buffers, self.optimizer, by_rows=by_rows)
-
-    @functools.cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of those arrays of the state that the mesh pads, by name, without padding."""
-        if self.model.mesh is None:
-            return {}
-        params, buffers = nnx.split_state(self.model.shapes, nnx.Param, ...)
-        state = jax.eval_shape(lambda: self._init_state(params, buffers))
-        return sharding.shapes_before_padding(state, self.model.mesh)
-
-    @functools.cached_property
-    def _shardings(self) -> Any:
-        assert self.model.mesh is not None
-        params, buffers = self.model.initial_params, self.model.initial_buffers
-        state = jax.eval_shape(lambda: self._init_state(params, buffers))
-        return sharding.state_shardings(state, self.model.mesh)
 
 
 class Updates:
@@ -372,5 +382,5 @@ class Updates:
         return jax.tree.unflatten(self._structure, self._arrays)
 
     def catch_up(self) -> None:
-        """Brings all item rows up to date (`CompiledStep.up_to_date`)."""
+        """Brings all item rows up to date (`States.up_to_date`)."""
         self._arrays = jax.tree.leaves(self._compiled.up_to_date(self.state))

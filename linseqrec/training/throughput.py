@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linseqrec.models.base import ModelConfig
-from linseqrec.models.weights import parameter_path
+from linseqrec.sharding import parameter_path
 from linseqrec.training.checkpoint import Progress
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.model import FunctionalModel

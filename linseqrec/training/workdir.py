@@ -63,7 +63,13 @@ _RESULTS = {
     "test": {str: _SUMMARY},
 }
 # Files whose digests stand in results.json, besides its own.
-_SEALED = ("card.json", "metrics.jsonl", "ranks/validation.npz", "ranks/test.npz")
+_SEALED = (
+    "card.json",
+    "metrics.jsonl",
+    "ranks/validation.npz",
+    "ranks/test.npz",
+    "ranks/best_baseline.npz",
+)
 # Fields that may be edited in config.json when the run has ended: its results stay true.
 _EDITABLE = ("name", "note", "data.folder", "evaluation.", "mesh.")
 

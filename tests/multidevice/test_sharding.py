@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -100,7 +101,7 @@ def test_a_checkpoint_fits_every_mesh(trained, source, tmp_path):  # noqa: F811
         other = trained(mesh)[0]
         with Checkpoints(tmp_path, read_only=True, shapes=other.step.shapes) as checkpoints:
             restored, _ = checkpoints.restore_latest(other.step.initial_state())
-            variables = checkpoints.restore_variables(STEPS, other.model.initial_variables)
+            variables = checkpoints.restore_variables(STEPS, other.model, EXPERIMENT.optimizer)
         np.testing.assert_array_equal(table(other, restored), table(run, state))
         assert jax.tree.structure(variables) == jax.tree.structure(restored.variables)
         assert restored.params["embedding"]["table"][...].sharding == (
@@ -116,6 +117,31 @@ def test_a_checkpoint_fits_every_mesh(trained, source, tmp_path):  # noqa: F811
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         with pytest.raises(CheckpointError, match=r"embedding/table: \(25, 8\) saved, \(26, 8\)"):
             checkpoints.restore(STEPS, run.step.initial_state())
+
+
+def test_item_rows_that_wait_are_brought_up_to_date_on_every_mesh(trained, tmp_path):
+    run, state, _ = trained(MeshConfig(2, 2), "sampled")
+    behind = jax.device_put(jnp.arange(26) % STEPS, state.row_steps.sharding)
+    waiting = dataclasses.replace(state, row_steps=behind)
+    with Checkpoints(tmp_path / "rows", shapes=run.step.shapes) as checkpoints:
+        checkpoints.save(waiting, Progress({}))
+    with Checkpoints(tmp_path / "whole", shapes=run.step.shapes) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, row_steps=None), Progress({}))
+    tables = []
+    for mesh in (ONE, MeshConfig(2, 2), MeshConfig(1, 4)):
+        other = trained(mesh, "sampled")[0]
+        opened = {"read_only": True, "shapes": other.step.shapes}
+        with Checkpoints(tmp_path / "rows", **opened) as checkpoints:
+            variables = checkpoints.restore_variables(STEPS, other.model, EXPERIMENT.optimizer)
+        tables.append(np.asarray(other.model.item_table(variables))[:25])
+        with Checkpoints(tmp_path / "whole", **opened) as checkpoints:
+            restored, _ = checkpoints.restore_latest(other.step.initial_state())
+        assert (np.asarray(restored.row_steps) == STEPS).all()
+        assert restored.row_steps.sharding == other.step.initial_state().row_steps.sharding
+        other.step.update(restored, other.step.place(other.batches[STEPS]))
+    assert np.abs(tables[0] - table(run, state)).max() > 1e-4
+    for own in tables[1:]:
+        np.testing.assert_allclose(own, tables[0], rtol=1e-5, atol=1e-7)
 
 
 def test_a_mesh_that_does_not_fit_is_refused(source):  # noqa: F811

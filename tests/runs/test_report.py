@@ -1,4 +1,5 @@
 import csv
+import io
 import itertools
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.evaluation.ranks import in_words
+from linseqrec.files import read_arrays, write_json
 from linseqrec.runs import report as report_module
 from linseqrec.runs.figures import run_figures
 from linseqrec.runs.report import make_report, to_markdown, write_report
@@ -302,7 +304,20 @@ def test_old_runs_say_that_counting_is_not_tested(save_run, tmp_path):
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
+def with_unknown_compression():
+    """An `.npz` file whose directory names a method of compression that Python does not know."""
+    file = io.BytesIO()
+    np.savez(file, name_none="Markov")
+    content = bytearray(file.getvalue())
+    content[content.index(b"PK\x01\x02") + 10] = 77
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04 cut", b"text", with_unknown_compression()],
+    ids=["empty", "cut", "text", "unknown compression"],
+)
 def test_a_damaged_file_of_baseline_ranks_is_named(save_run, tmp_path, content):
     folder = save_run("run", counting={"Markov": both(np.ones(TARGETS))})
     (folder / "ranks" / "best_baseline.npz").write_bytes(content)
@@ -312,6 +327,19 @@ def test_a_damaged_file_of_baseline_ranks_is_named(save_run, tmp_path, content):
     save_run("run", counting={"Markov": both(np.ones(TARGETS))})
     np.savez(folder / "ranks" / "best_baseline.npz", name_none="Markov", rank_none=np.ones(3))
     with pytest.raises(RunsError, match="best_baseline.npz belongs to other targets"):
+        make_report([tmp_path])
+
+
+def test_baseline_ranks_that_have_changed_since_the_run_ended_are_named(save_run, tmp_path):
+    folder = save_run("run", counting={"Markov": both(np.ones(TARGETS))})
+    results = workdir.read_results(folder)
+    sealed = workdir.seal_results(folder, workdir.read_experiment(folder), results)
+    write_json(folder / "results.json", sealed)
+    make_report([tmp_path])
+    arrays = read_arrays(folder / "ranks" / "best_baseline.npz")
+    arrays["rank_none"] = arrays["rank_none"] + 1
+    np.savez(folder / "ranks" / "best_baseline.npz", **arrays)
+    with pytest.raises(RunsError, match="best_baseline.npz has changed since the run ended"):
         make_report([tmp_path])
 
 

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
+from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training import budget, workdir
 from linseqrec.training.budget import Costs, measure
 from linseqrec.training.loop import train
@@ -14,6 +16,7 @@ from tests.training.test_loop import Stopped, records, stop_at
 COSTS = Costs(spent=10.0, compilation=5.0, step=0.5, validation=15.0)
 # At three seconds a step, a minute is more than one epoch of the small experiment.
 SLOW = Costs(spent=10.0, compilation=4.0, step=3.0, validation=1.0)
+SINKREC = SinkRecConfig(width=8, heads=2, dilations=(1,), levels=2, codes=4, loops=1)
 
 
 @pytest.fixture
@@ -36,7 +39,10 @@ def test_the_steps_and_their_validations_fit(seconds, every):
     assert needed(steps + 1) > seconds
 
 
-def test_the_costs_of_a_run_are_measured(experiment, make_run):
+@pytest.mark.parametrize("model", [None, SINKREC], ids=["RecGRELA", "SinkRec, with buffers"])
+def test_the_costs_of_a_run_are_measured(experiment, make_run, model):
+    if model is not None:
+        experiment = dataclasses.replace(experiment, model=model)
     costs = measure(make_run(experiment), seconds=10.0)
     assert 0 < costs.step < costs.compilation < costs.spent and 0 < costs.validation < costs.spent
 
@@ -46,12 +52,11 @@ def test_the_schedule_ends_with_the_budget(experiment, make_run, tmp_path, costs
     training = {"num_epochs": 20, "max_minutes": 1.0}
     run = make_run(experiment, optimizer=optimizer, training=training)
     lengths = []
-    make = budget.learning_rate
     monkeypatch.setattr(
         budget,
         "learning_rate",
         lambda config, num_steps, **rest: (
-            lengths.append(num_steps) or make(config, num_steps, **rest)
+            lengths.append(num_steps) or learning_rate(config, num_steps, **rest)
         ),
     )
     train(run, tmp_path)
@@ -68,15 +73,8 @@ def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, m
     expected, _ = train(make_run(experiment, **changes), tmp_path / "whole")
     # The run that is stopped begins with the first length; a resumption measures nothing.
     broken = make_run(experiment, **changes)
-    within = budget.within_budget
-
-    def stopping(run, folder, **given):
-        run = within(run, folder, **given)
-        stop_at(patch, broken.batches.steps_per_epoch + 2)
-        return run
-
     with monkeypatch.context() as patch:
-        patch.setattr("linseqrec.training.loop.within_budget", stopping)
+        stop_at(patch, broken.batches.steps_per_epoch + 2)
         with pytest.raises(Stopped):
             train(broken, tmp_path / "broken")
     assert len(costs) == 2

@@ -92,7 +92,7 @@ def test_a_run_resumes_and_is_evaluated_with_its_buffers(centered_run, tmp_path)
     run = centered_run()
     best, step = train(run, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
-        variables = checkpoints.restore_variables(step, run.model.initial_variables)
+        variables = checkpoints.restore_variables(step, run.model, run.experiment.optimizer)
         last, _ = checkpoints.restore_latest(run.step.initial_state())
     assert np.abs(np.asarray(variables["mean"][...])).min() > 0
     np.testing.assert_array_equal(variables["mean"][...], best.buffers["mean"][...])
@@ -156,7 +156,7 @@ def test_a_checkpoint_with_usage_counts_as_parameters_is_restored(experiment, so
         checkpoints.wait()
         restored, _ = checkpoints.restore_latest(fresh)
         again = checkpoints.restore(7, fresh)
-        variables = checkpoints.restore_variables(7, run.model.initial_variables)
+        variables = checkpoints.restore_variables(7, run.model, run.experiment.optimizer)
     assert jax.tree.structure(restored) == jax.tree.structure(fresh)
     usage = np.asarray(saved.params["memory"]["usage"][...])
     assert usage.any()

@@ -15,13 +15,17 @@ from linseqrec.config import TrainingConfig
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
-from linseqrec.layers.standard import ItemRows
+from linseqrec.layers.standard import ItemEmbedding, ItemRows
+from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.training import item_rows
+from linseqrec.training.checkpoint import CheckpointError, Checkpoints, Progress
+from linseqrec.training.loop import train
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
-from linseqrec.training.step import init_state, make_train_step
+from linseqrec.training.step import Updates, init_state, make_train_step
 
 ROWS, WIDTH, STEPS = 60, 3, 400
 
@@ -108,20 +112,28 @@ def sparse_source():
     return Source(dataset, leave_one_out(dataset), None)
 
 
+@pytest.fixture
+def sparse_run(experiment, sparse_source):
+    """A run with drawn negatives on the sparse log; the arguments change its experiment."""
+    experiment = dataclasses.replace(
+        experiment,
+        model=GatedDeltaNetConfig(width=16, num_layers=1, dropout=0.1),
+        loss=LossConfig(kind="sampled", negatives=3),
+        data=DataConfig(length=12, batch_size=4),
+    )
+    return lambda **changes: Run.of(dataclasses.replace(experiment, **changes), sparse_source)
+
+
 @pytest.mark.parametrize(
     ("loss", "parts"),
     [("sampled", 1), ("sampled", 2), ("bce", 1), ("gbce", 2)],
     ids=["sampled", "sampled, in two parts", "bce", "gbce, in two parts"],
 )
-def test_a_step_by_rows_is_the_dense_step(experiment, sparse_source, loss, parts):
-    experiment = dataclasses.replace(
-        experiment,
-        model=GatedDeltaNetConfig(width=16, num_layers=1, dropout=0.1),
+def test_a_step_by_rows_is_the_dense_step(sparse_run, loss, parts):
+    run = sparse_run(
         loss=LossConfig(kind=loss, negatives=3),
-        data=DataConfig(length=12, batch_size=4),
         training=TrainingConfig(num_epochs=10, accumulation_steps=parts),
     )
-    run = Run.of(experiment, sparse_source)
     made = run.step
     state, update = made.initial_state(), made.update
     dense = init_state(run.model.initial_params, run.model.initial_buffers, run.optimizer)
@@ -147,6 +159,85 @@ def test_a_step_by_rows_is_the_dense_step(experiment, sparse_source, loss, parts
         # Adam makes a large difference of the rounding of a gradient that is nearly 0.
         error = np.abs(np.asarray(one) - other)
         assert np.quantile(error, 0.99) < 1e-5 and error.max() < 1e-3
+
+
+def assert_equal(one, other):
+    for own, expected in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(own, expected)
+
+
+def test_the_variables_of_a_checkpoint_are_up_to_date(sparse_run, tmp_path, monkeypatch):
+    """Of one, too, that a preemption saved while rows waited for updates."""
+    run = sparse_run(optimizer=OptimizerConfig(learning_rate=0.1, schedule="cosine"))
+    # As `training.max_minutes` shortens a run, and with it the schedule.
+    rate = learning_rate(run.experiment.optimizer, 20)
+    short = dataclasses.replace(run, num_steps=20, learning_rate=rate)
+    monkeypatch.setattr("linseqrec.training.loop.within_budget", lambda *_, **given: short)
+    preemption, apply, steps = Preemption(), Updates.apply, []
+
+    def request_a_stop(self, batch):
+        steps.append(1)
+        preemption.requested = len(steps) == 12
+        return apply(self, batch)
+
+    monkeypatch.setattr(Updates, "apply", request_a_stop)
+    with pytest.raises(Preempted):
+        train(run, tmp_path, preemption=preemption)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        variables = checkpoints.restore_variables(12, run.model, run.experiment.optimizer)
+        saved = checkpoints.restore(12, run.step.initial_state())
+        with pytest.raises(CheckpointError, match="item rows wait for updates: set loss.kind back"):
+            checkpoints.restore(12, sparse_run(loss=LossConfig()).step.initial_state())
+    assert (np.asarray(saved.row_steps) < 12).any()
+    waiting, expected = table(saved.params).copy(), short.step.up_to_date(saved)
+    assert np.abs(waiting - table(expected.params)).max() > 0.01
+    assert_equal(variables, expected.variables)
+
+
+def test_a_run_whose_checkpoints_do_not_know_rows_goes_on(sparse_run, tmp_path):
+    """Earlier versions updated whole tables with drawn negatives as well."""
+    run = sparse_run()
+    step = jnp.int32(7)
+    saved = dataclasses.replace(run.step.initial_state(), step=step, row_steps=None)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved, Progress({}))
+        checkpoints.wait()
+        variables = checkpoints.restore_variables(7, run.model, run.experiment.optimizer)
+        restored, _ = checkpoints.restore_latest(run.step.initial_state())
+    assert_equal(variables, saved.variables)
+    assert_equal(dataclasses.replace(restored, row_steps=None), saved)
+    assert (np.asarray(restored.row_steps) == 7).all()
+    assert run.step.update(restored, run.batches[7])[0].step == 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTablesConfig(ModelConfig):
+    """Builds `TwoTables`."""
+
+    def build(self, num_items, *, rngs, request_time=False):
+        return TwoTables(num_items, rngs=rngs)
+
+
+class TwoTables(SequenceModel):
+    """Item vectors, and a parameter of one's own that is read by item."""
+
+    def __init__(self, num_items, *, rngs):
+        self.embedding = ItemEmbedding(num_items, 4, dtype=jnp.float32, rngs=rngs)
+        self.scales = nnx.Param(jnp.arange(num_items + 1.0))
+
+    def encode(self, events, state, *, dropout_key):
+        return Encoding(self.embedding(events.items) * self.scales[...][events.items][..., None])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": TwoTablesConfig()}, {"optimizer": OptimizerConfig(b1=0.9, b2=0.8)}],
+    ids=["another array by item", "a sum that does not end"],
+)
+def test_whole_tables_are_updated_where_single_rows_would_be_wrong(sparse_run, changes):
+    run = sparse_run(**changes)
+    state, _ = run.step.update(run.step.initial_state(), run.batches[0])
+    assert state.row_steps is None and int(state.step) == 1
 
 
 def test_a_step_makes_no_array_of_the_size_of_the_table(experiment, sparse_source):

@@ -11,6 +11,7 @@ from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints
 from linseqrec.training.loop import NonFiniteError, train
+from linseqrec.training.preemption import Preemption
 from linseqrec.training.step import Updates
 
 
@@ -146,21 +147,37 @@ def test_counting_within_the_length_stands_beside_counting_all(experiment, make_
         np.testing.assert_array_equal(within.ranks["none"][~long], whole.ranks["none"][~long])
 
 
-def test_non_finite_loss_stops_the_run_with_its_step(experiment, make_run, tmp_path, monkeypatch):
-    run = make_run(experiment)
+@pytest.mark.parametrize(
+    ("training", "sigterm", "last_good"),
+    [
+        ({}, False, 4),
+        ({"log_every": 1000, "save_minutes": 0.0}, False, 5),
+        ({"log_every": 1000}, True, 4),
+    ],
+    ids=["log", "save", "SIGTERM"],
+)
+def test_non_finite_loss_stops_the_run_with_its_step(
+    experiment, make_run, tmp_path, monkeypatch, training, sigterm, last_good
+):
+    """The halted state is seen before it is logged or saved: no checkpoint holds it."""
+    run, preemption = make_run(experiment, training=training), Preemption()
+    assert run.batches.steps_per_epoch == 4
     original, calls = Updates.apply, []
 
     def poisoned(self, batch):
         calls.append(1)
-        if len(calls) == run.batches.steps_per_epoch + 2:
+        if len(calls) == 6:
             batch = dataclasses.replace(batch, weights=np.full_like(batch.weights, np.inf))
+            preemption.requested = sigterm
         return original(self, batch)
 
     monkeypatch.setattr(Updates, "apply", poisoned)
-    bad, good = run.batches.steps_per_epoch + 2, run.batches.steps_per_epoch
-    message = f"step {bad} is not finite.* last good checkpoint is {good}"
+    message = f"step 6 is not finite.* last good checkpoint is {last_good}"
     with pytest.raises(NonFiniteError, match=message):
-        train(run, tmp_path)
+        train(run, tmp_path, preemption=preemption)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        state, _ = checkpoints.restore_latest(run.step.initial_state())
+    assert int(state.step) == last_good and not state.halted
 
 
 def test_a_workdir_belongs_to_one_configuration_and_one_log(experiment, make_run, tmp_path):

@@ -13,9 +13,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from linseqrec.events import SECONDS_PER_DAY
+from linseqrec.events import SECONDS_PER_DAY, Events
 from linseqrec.layers.standard import Dense, sinusoidal_positions
 from linseqrec.layers.states import carried, empty
+from linseqrec.layers.time_gaps import times_asked, waits_in_days
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 
 # Standard deviation of fresh decays and of fresh α.
@@ -60,30 +61,23 @@ class TemporalPhases(nnx.Module):
         draw = nnx.initializers.normal(_DEVIATION)
         self.fading = nnx.Param(draw(rngs.params(), (periods,), jnp.float32))
 
-    def __call__(
-        self,
-        timestamps: Int[Array, "B T"],
-        gaps: Float[Array, "B T"],
-        asked: Int[Array, "B T"],
-        wait: Float[Array, "B T"] | None,
-    ) -> Phases:
+    def __call__(self, events: Events, gaps: Float[Array, "B T"]) -> Phases:
         """Reads the times of a row's events.
 
         Args:
-          timestamps: Seconds.
+          events: The row; where request times are hidden, a request is at its event's own time.
           gaps: Days since the event before.
-          asked: Seconds, of the request that each event's prediction is made for.
-          wait: Days from each event to its request; None: no time.
         """
         rates = 2 * math.pi / jnp.asarray(self.periods, jnp.float32)
         # The rate at which what is left falls, a day.
         fading = SECONDS_PER_DAY * rates * jax.nn.softplus(-self.fading[...])
-        cosine, sine = self._place(timestamps, rates)
+        cosine, sine = self._place(jnp.asarray(events.timestamps), rates)
         key = jnp.stack([cosine, sine], axis=-1)
-        cosine, sine = self._place(asked, rates)
+        cosine, sine = self._place(times_asked(events), rates)
         query = jnp.concatenate(
             [jnp.stack([sine, -cosine], axis=-1), jnp.stack([cosine, sine], axis=-1)], axis=2
         )
+        wait = waits_in_days(events)
         if wait is not None:
             left = jnp.exp(-wait[..., None] * fading)
             query = query * jnp.tile(left, (1, 1, 2))[..., None]
@@ -101,18 +95,28 @@ class TemporalPhases(nnx.Module):
         return jnp.cos(angles), jnp.sin(angles)
 
 
+class NoPhases(nnx.Module):
+    """Stands for `TemporalPhases` in a model without temporal channels."""
+
+    def __call__(self, events: Events, gaps: Float[Array, "B T"]) -> Phases:
+        """No periods."""
+        del events
+        none = jnp.zeros((*gaps.shape, 0, 2))
+        return Phases(none, none, none[..., 0])
+
+
 class Told(NamedTuple):
     """What the channels are told beside the events' vectors.
 
     Attributes:
       segment_ids: One id from 1 per history; 0 is padding.
       positions: Within the history, from 0.
-      phases: What the temporal channels read; None where there are none.
+      phases: What the temporal channels read.
     """
 
     segment_ids: Int[Array, "B T"]
     positions: Int[Array, "B T"]
-    phases: Phases | None
+    phases: Phases
 
 
 class Retention(nnx.Module):
@@ -186,7 +190,6 @@ class TemporalChannel(nnx.Module):
         self, x: Float[Array, "B T D"], told: Told, state: Float[Array, "B P2 2 V"]
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B P2 2 V"]]:
         """Reads the memory at each request; and the memory after each row's last segment."""
-        assert told.phases is not None
         value = self.value(x).reshape(*x.shape[:2], self.heads, self.value_width)
         read, state = decayed_linear_attention(
             told.phases.query,

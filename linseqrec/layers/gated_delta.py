@@ -20,6 +20,7 @@ from linseqrec.layers.starting_values import (
     lookup_taps,
 )
 from linseqrec.layers.states import MixerTrace, carried, empty, record
+from linseqrec.layers.unit_norm import unit_length
 from linseqrec.ops.gated_delta_rule import gated_delta_rule, sequence_parallel_gated_delta_rule
 from linseqrec.sharding import DATA, SEQUENCE, time_is_split
 
@@ -194,7 +195,9 @@ class GatedDeltaMixer(GatedDelta):
           The mixed values, and the state after each row's last segment.
         """
         query, key, value, convolution = self.project(x, segment_ids, state.convolution)
-        inputs = DeltaInputs(unit(query) * self.key_width**-0.5, unit(key), value, *self.gates(x))
+        inputs = DeltaInputs(
+            unit_length(query) * self.key_width**-0.5, unit_length(key), value, *self.gates(x)
+        )
         output, memory = self.remember(inputs, segment_ids, state.memory)
         record(self, lambda: delta_trace(inputs, memory, inputs.beta))
         return self.emit(output, x), GatedDeltaState(memory, convolution)
@@ -238,10 +241,3 @@ def _remember_split(
     slots, rows = PartitionSpec(DATA, SEQUENCE), PartitionSpec(DATA)
     split = jax.shard_map(part, in_specs=(slots, slots, rows), out_specs=(slots, rows))
     return split(inputs, segment_ids, memory)
-
-
-def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
-    """Scales vectors to length 1 (those much shorter than 1e-3 towards 0), in x's dtype."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, delta_trace, unit
+from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, delta_trace
 from linseqrec.layers.standard import GateLogits
 from linseqrec.layers.states import (
     MixerTrace,
@@ -30,6 +30,7 @@ from linseqrec.layers.time_gaps import (
     left_at_request,
     log_fading,
 )
+from linseqrec.layers.unit_norm import unit_length
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.recent import Recent, delayed
 from linseqrec.ops.running_mean import running_mean
@@ -188,11 +189,11 @@ class TADN(GatedDelta):
         query, key, value, convolution = self.project(x, ids, state.convolution, question)
         spike, mean = self.spike_gate(x, ids, state.mean)
         write, pending = self.late.take(
-            Write(unit(key), value, *self.gates(x), spike), ids, state.pending
+            Write(unit_length(key), value, *self.gates(x), spike), ids, state.pending
         )
         value, log_decay, beta = _WEIGH[self.gate](write)
         inputs = DeltaInputs(
-            unit(query) * self.key_width**-0.5,
+            unit_length(query) * self.key_width**-0.5,
             write.key,
             self.late.fade(value, clock.age, self.log_horizon),
             log_decay + log_fading(clock.gaps, self.log_horizon),

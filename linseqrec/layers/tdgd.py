@@ -15,11 +15,11 @@ from linseqrec.layers.gated_delta import (
     GatedDelta,
     GatedDeltaState,
     delta_trace,
-    unit,
 )
 from linseqrec.layers.standard import Dense, GateLogits
 from linseqrec.layers.states import MixerTrace, record
 from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
+from linseqrec.layers.unit_norm import unit_length
 
 WriteGate = Literal["memory", "input", "none"]
 
@@ -166,8 +166,8 @@ class TDGD(GatedDelta):
         """
         query, key, value, convolution = self.project(x, segment_ids, state.convolution)
         shift = self.address(gap_features).reshape(*query.shape[:2], 2, *query.shape[2:])
-        query, key = unit(query + shift[:, :, 0]), unit(key + shift[:, :, 1])
-        memory_key = unit(self.memory_key(memory.vector).reshape(key.shape))
+        query, key = unit_length(query + shift[:, :, 0]), unit_length(key + shift[:, :, 1])
+        memory_key = unit_length(self.memory_key(memory.vector).reshape(key.shape))
         log_decay, beta = self.gates(x)
         coverage = self.coverage(x, key, memory_key, memory)
         removal = self.removal(x, memory)

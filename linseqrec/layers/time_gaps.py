@@ -181,6 +181,16 @@ class NoAge(Stateless):
         return jnp.zeros_like(gaps), state
 
 
+def times_asked(events: Events) -> Int[Array, "B T"]:
+    """The time for which each event's prediction is made, in seconds.
+
+    Returns:
+      int32 [B, T], the request times; the events' own times where request times are hidden.
+    """
+    times = events.timestamps if events.request_times is None else events.request_times
+    return jnp.asarray(times)
+
+
 def waits_in_days(events: Events) -> Float[Array, "B T"] | None:
     """The time from each event to the request after it, in days, clipped to ten years.
 

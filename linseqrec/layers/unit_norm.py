@@ -1,4 +1,4 @@
-"""Vectors of unit length, for scores that are cosines."""
+"""Vectors of unit length: for keys and queries, and for scores that are cosines."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,15 @@ from jaxtyping import Array, Float
 
 from linseqrec.layers.standard import layer_norm
 
-# The least length that is divided by.
-_LEAST = 1e-6
-
 
 def unit_length(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Returns x / max(|x|, 1e-6); lengths are float32 whatever the dtype."""
+    """Scales vectors to length 1 (those much shorter than 1e-3 towards 0), in x's dtype.
+
+    It returns x / √(|x|² + 1e-6), where |x|² is float32 whatever the dtype.
+    """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    square = jnp.sum(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(jnp.maximum(square, _LEAST**2))).astype(x.dtype)
+    square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
 
 
 class UnitNorm(nnx.Module):
@@ -27,7 +27,7 @@ class UnitNorm(nnx.Module):
         self.temperature = temperature
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """Returns x / max(|x|, 1e-6) / τ."""
+        """Returns x / √(|x|² + 1e-6) / τ."""
         return unit_length(x) / self.temperature
 
 

@@ -56,6 +56,7 @@ from linseqrec.config_fields import ConfigError, check_fields, require
 from linseqrec.events import Events
 from linseqrec.layers.fuxi_channels import (
     LONGEST_PERIOD,
+    NoPhases,
     PositionalChannel,
     Retention,
     TemporalChannel,
@@ -73,7 +74,7 @@ from linseqrec.layers.standard import (
     rms_norm,
     split_key,
 )
-from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp, waits_in_days
+from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp
 from linseqrec.layers.unit_norm import score_norm, unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
@@ -259,7 +260,7 @@ class FuXiLinear(SequenceModel):
                 config.periods, first=config.first_period, ratio=config.period_ratio, rngs=rngs
             )
             if config.temporal
-            else None
+            else NoPhases()
         )
         self.blocks = nnx.List(
             [FuXiLinearBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
@@ -293,12 +294,7 @@ class FuXiLinear(SequenceModel):
         x = dropout(x, self.config.dropout, embedding_key)
 
         gaps, last_timestamp = gaps_in_days(events.timestamps, ids, state.last_timestamp)
-        phases = None
-        if self.phases is not None:
-            times = jnp.asarray(events.timestamps)
-            asked = times if events.request_times is None else jnp.asarray(events.request_times)
-            phases = self.phases(times, gaps, asked, waits_in_days(events))
-        told, after = Told(ids, events.positions, phases), []
+        told, after = Told(ids, events.positions, self.phases(events, gaps)), []
         for block, before, key in zip(self.blocks, state.blocks, block_keys, strict=True):
             x, memories = block(x, told, before, dropout_key=key)
             after.append(memories)

@@ -7,7 +7,11 @@
 Marked [P]: the papers and the authors' PyTorch code. Marked [O]: ours.
 
 - [P] The cell (`GRU`), an item table tied to the output (the authors' constrained embedding), one
-  layer, the places of dropout, and all starting values.
+  layer, the places of dropout, and the starting values of the GRUs.
+- [O] Fresh item vectors are drawn from N(0, 1/D), as in this library's other models. The authors'
+  are uniform up to ±√(6 / (N + D)) and are trained by Adagrad. Adam hardly moves so small a table
+  beyond popularity: validation NDCG@10 is .086 after 12 epochs on 300 users of the quick world.
+  From N(0, 1/D) it is .155.
 - [O] The loss is the experiment's, by default full cross-entropy. Published are TOP1, BPR-max and
   sampled cross-entropy.
 - [O] Gradients go back through whole rows. The authors' go back one event.
@@ -82,9 +86,12 @@ class GRU(nnx.Module):
         self.width = width
         self.input = Dense(width, 3 * width, dtype=dtype, rngs=rngs)
         self.recurrent = Dense(width, 3 * width, dtype=dtype, rngs=rngs)
+        # The authors' starting values: Glorot's bound of one square kernel a gate.
+        bound = (3 / width) ** 0.5
         for layer in (self.input, self.recurrent):
-            # One square kernel a gate.
-            layer.kernel[...] = _glorot((width, 3 * width), width, width, rngs=rngs)
+            layer.kernel[...] = jax.random.uniform(
+                rngs.params(), (width, 3 * width), minval=-bound, maxval=bound
+            )
 
     def initial_state(self, batch_size: int) -> Float[Array, "B D"]:
         """The state before any event."""
@@ -143,8 +150,6 @@ class GRU4Rec(SequenceModel):
         self.config = config
         width, dtype = config.width, config.compute_dtype
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
-        table = self.embedding.table
-        table[...] = _glorot(table.shape, num_items, width, rngs=rngs)
         self.layers = nnx.List(
             [GRU(width, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
         )
@@ -167,11 +172,3 @@ class GRU4Rec(SequenceModel):
             x = dropout(x, self.config.dropout, key)
             after.append(moved)
         return Encoding(self.request_time.leave(x, events), state=after)
-
-
-def _glorot(
-    shape: tuple[int, ...], inputs: int, outputs: int, *, rngs: nnx.Rngs
-) -> Float[Array, "I O"]:
-    """U(±√(6 / (inputs + outputs))): the authors' starting values."""
-    bound = (6 / (inputs + outputs)) ** 0.5
-    return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)

@@ -44,6 +44,7 @@ from linseqrec.events import Events
 from linseqrec.layers.hstu_attention import HSTUAttention
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import ItemEmbedding, PositionEmbedding, dropout, split_key
+from linseqrec.layers.time_gaps import times_asked
 from linseqrec.layers.unit_norm import score_norm, unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
 
@@ -146,8 +147,7 @@ class HSTU(SequenceModel):
         x = self.positions(x, events.positions)
         x = self.request_time.enter(x, events)
         x = dropout(x, self.config.dropout, embedding_key)
-        times = jnp.asarray(events.timestamps)
-        asked = times if events.request_times is None else jnp.asarray(events.request_times)
+        times, asked = jnp.asarray(events.timestamps), times_asked(events)
         for block, key in zip(self.blocks, block_keys, strict=True):
             x = block(x, events.segment_ids, times, asked, dropout_key=key)
         return Encoding(self.request_time.leave(self.norm(x), events), state=state)

@@ -39,7 +39,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_fields import ConfigError, check_fields
 from linseqrec.events import Events
-from linseqrec.layers.gated_delta import unit
 from linseqrec.layers.post_norm import PostNormBlock
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
@@ -52,6 +51,7 @@ from linseqrec.layers.standard import (
     split_key,
 )
 from linseqrec.layers.states import MixerTrace, carried, empty, record
+from linseqrec.layers.unit_norm import unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.running_mean import running_mean
@@ -162,7 +162,7 @@ class LinRecAttention(nnx.Module):
         query, key, value, square = (part.reshape(shape) for part in (query, key, value, square))
         # Each event has lengths of its own, over the events up to it. The sum over keys is the same
         # for all events, so that the query takes the division.
-        query = unit(query) * jax.lax.rsqrt(shape[-1] * (square + 1e-12))
+        query = unit_length(query) * jax.lax.rsqrt(shape[-1] * (square + 1e-12))
         ones = jnp.ones_like(value[..., :1])
         output, attention = linear_attention(
             query.astype(x.dtype),

@@ -6,11 +6,12 @@ import pytest
 from flax import nnx
 
 from linseqrec.layers.conditional_memory import NoMemory
-from linseqrec.layers.gated_delta import GatedDeltaMixer, unit
+from linseqrec.layers.gated_delta import GatedDeltaMixer
 from linseqrec.layers.memory_attention import MemoryAttention
 from linseqrec.layers.tadn import TADN
 from linseqrec.layers.tdgd import TDGD
 from linseqrec.layers.time_gaps import Clock, NoGapFeatures
+from linseqrec.layers.unit_norm import unit_length
 
 WIDTH = 256
 ITEMS = np.random.default_rng(1).normal(size=(40, WIDTH)).astype(np.float32)
@@ -62,7 +63,10 @@ def test_fresh_keys_are_as_alike_as_their_items():
     # The key of an event is the item before it.
     cosines, wanted = (
         (x @ x.T)[~np.eye(len(x), dtype=bool)]
-        for x in (np.asarray(unit(keys))[0, 1:, 0], np.asarray(unit(jnp.asarray(ITEMS)))[:-1])
+        for x in (
+            np.asarray(unit_length(keys))[0, 1:, 0],
+            np.asarray(unit_length(jnp.asarray(ITEMS)))[:-1],
+        )
     )
     assert abs(cosines.mean()) < 0.03, "keys of unrelated items point nowhere in common"
     assert np.abs(cosines - wanted).max() < 0.1

@@ -44,14 +44,20 @@ def test_bfloat16_stays_near():
     assert np.sqrt(np.mean((hidden - expected) ** 2) / np.mean(expected**2)) < 3e-2
 
 
-def test_it_starts_as_released():
+def test_the_gates_start_as_released():
     arrays = parameter_arrays(GRU4RecConfig(width=32).build(400, rngs=nnx.Rngs(0)))
     # A square kernel a gate, whatever stands beside it.
     for name, bound in {
-        "embedding/table": (6 / 432) ** 0.5,
         "layers/0/input/kernel": (6 / 64) ** 0.5,
         "layers/0/recurrent/kernel": (6 / 64) ** 0.5,
     }.items():
         assert np.abs(arrays[name]).max() == pytest.approx(bound, rel=1e-2)
         assert arrays[name].std() == pytest.approx(bound / 3**0.5, rel=5e-2)
     assert not arrays["layers/0/input/bias"].any()
+
+
+@pytest.mark.parametrize("num_items", [400, 4_000])
+def test_fresh_item_vectors_are_of_one_size_in_any_catalogue(num_items):
+    """The authors' shrink as catalogues grow, to where Adam hardly trains them."""
+    table = parameter_arrays(GRU4RecConfig(width=32).build(num_items, rngs=nnx.Rngs(0)))
+    assert table["embedding/table"].std() == pytest.approx(32**-0.5, rel=2e-2)

@@ -96,7 +96,7 @@ class Recommender:
         self._read_pending = jax.jit(self._hidden_at)
         if not model.carries_state:
             raise ServingError(
-                f"this {type(model).__name__} carries no state from event to event (SASRec, "
+                f"this {type(model).__name__} carries no state from event to event (SASRec, HSTU, "
                 "RecGRELA with causal=False and HyTRec with time='shuffled' read whole histories): "
                 "use python -m launch.recommend, which reads whole histories"
             )
@@ -120,6 +120,9 @@ class Recommender:
         """
         folder = Path(folder)
         experiment, card = workdir.read_experiment(folder), workdir.read_card(folder, _CARD)
+        if longest := experiment.model.longest_row:
+            # Learned positions have an end.
+            settings["chunk_length"] = min(settings.get("chunk_length", longest), longest)
         num_items = card["counts"]["items"]
         model = FunctionalModel.of(experiment, num_items, None)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:

@@ -79,7 +79,7 @@ UNLIKE = dict(
 def test_the_hidden_states_are_the_equations(fields):
     """On packed rows, with histories shorter than K and of one event."""
     config = dataclasses.replace(SMALL, **fields)
-    dtype = config.dtype
+    dtype = config.compute_dtype
     model, arrays = random_model(config)
     histories = random_histories([17, 3, 1, 12])
     events = timed_events([histories[:2], histories[2:]], 24, start=1, gap=2)

@@ -14,7 +14,8 @@ Axis letters: B batch, D width, N catalogue, S seen items, K length of the recom
 
 import dataclasses
 import functools
-from typing import Any, Literal
+import itertools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.errors import UserError
 from linseqrec.ops.top_k import (
+    ROW_MULTIPLE,
     Best,
     items_a_block,
     merge_best,
@@ -167,8 +169,8 @@ def count_catalogue(
 
     Scores are float32 at the highest matmul precision, whatever the type of the inputs. A target's
     score must have the same bits as an equal item's, so it must come from the same matmul
-    instruction. The function therefore scores the blocks with targets first, to read the
-    targets' scores, and then scores all blocks to count.
+    instruction. The function therefore first scores the block of each target, for the rows whose
+    target it holds and in eights, and then scores all blocks to count.
 
     Args:
       hidden: One query per row.
@@ -203,48 +205,117 @@ def count_catalogue(
         raise ValueError(
             f"top_k is {top_k}, but the catalogue has {num_slots - 1} items: set it to at most that"
         )
-    parts = 1 if mesh is None else mesh.shape[MODEL]
-    part_rows = table.shape[0] // parts
+    axes = {DATA: 1, MODEL: 1} if mesh is None else mesh.shape
+    part_rows = table.shape[0] // axes[MODEL]
     block = items_a_block(part_rows, item_block)
-    visits, num_target_visits, num_visits = _plan_visits(targets, part_rows, parts, block)
-    arrays = (
-        hidden,
-        table,
-        targets.astype(np.int32),
-        None if seen is None else np.asarray(seen).astype(np.int32),
-        visits,
-        num_target_visits,
-        num_visits,
-    )
+    layout = _Layout(axes[DATA], num_rows // axes[DATA], axes[MODEL], part_rows, block)
+    visits, pairs = _plan_targets(targets, layout), None
+    target_seen = np.zeros(num_rows, bool)
+    if seen is not None:
+        seen = np.asarray(seen)
+        target_seen, pairs = (seen == targets[:, None]).any(1), _plan_seen(seen, layout)
+    arrays = (hidden, table, targets.astype(np.int32), target_seen, visits, pairs)
     sizes = {"num_slots": num_slots, "block": block, "top_k": top_k}
     if mesh is None:
         return _count_blocks(*arrays, **sizes)
     return _count_split(mesh, **sizes)(*arrays)
 
 
-def _plan_visits(
-    targets: Int[np.ndarray, "B"], part_rows: int, parts: int, block: int
-) -> tuple[Int[np.ndarray, "P V"], int, int]:
-    """The blocks that each part of the table visits, in order.
+class _Layout(NamedTuple):
+    """How a mesh divides the queries and the table: into slices of rows, and parts of items."""
 
-    Returns:
-      visits: For each part the blocks with targets, then all of its blocks.
-      num_target_visits: Number of visits to blocks with targets, the same for every part. A part
-        with fewer such blocks visits its block 0 instead.
-      num_visits: Number of all visits of a part.
+    slices: int
+    slice_rows: int
+    parts: int
+    part_rows: int
+    block: int
+
+
+class _TargetVisits(NamedTuple):
+    """The blocks in which targets stand, with the rows whose targets they are.
+
+    Attributes:
+      blocks: For each slice and part the block of each visit.
+      rows: The rows of the slice that a visit reads, at most 8; `slice_rows` where there is none.
+      number: The number of visits; the arrays are longer.
     """
-    blocks = np.arange(-(-part_rows // block))
-    target_blocks = [
-        np.unique(targets[targets // part_rows == part] % part_rows // block)
-        for part in range(parts)
-    ]
-    num_target_visits = max(map(len, target_blocks))
-    # The shape does not depend on the number of blocks with targets, so JAX compiles only once.
-    visits = np.zeros((parts, min(len(blocks), len(targets)) + len(blocks)), np.int32)
-    for row, own_blocks in zip(visits, target_blocks, strict=True):
-        row[: len(own_blocks)] = own_blocks
-        row[num_target_visits : num_target_visits + len(blocks)] = blocks
-    return visits, num_target_visits, num_target_visits + len(blocks)
+
+    blocks: Int[Any, "slices parts V"]
+    rows: Int[Any, "slices parts V 8"]
+    number: Any
+
+
+def _plan_targets(targets: Int[np.ndarray, "B"], layout: _Layout) -> _TargetVisits:
+    # The shapes do not depend on where the targets are, so JAX compiles only once.
+    shape = (layout.slices, layout.parts, layout.slice_rows)
+    blocks = np.zeros(shape, np.int32)
+    rows = np.full((*shape, ROW_MULTIPLE), layout.slice_rows, np.int32)
+    most = 0
+    for number, own in enumerate(targets.reshape(layout.slices, -1)):
+        for part in range(layout.parts):
+            here = np.flatnonzero(own // layout.part_rows == part)
+            block = own[here] % layout.part_rows // layout.block
+            visits = [
+                (each, together[start : start + ROW_MULTIPLE])
+                for each in np.unique(block)
+                for together in [here[block == each]]
+                for start in range(0, len(together), ROW_MULTIPLE)
+            ]
+            for index, (each, read) in enumerate(visits):
+                blocks[number, part, index], rows[number, part, index, : len(read)] = each, read
+            most = max(most, len(visits))
+    return _TargetVisits(blocks, rows, most)
+
+
+class _SeenPairs(NamedTuple):
+    """The distinct pairs of a row and an item that it has seen, in the order of the items.
+
+    Attributes:
+      rows: For each slice and part the row of each pair in the slice.
+      items: The item's row in the part of the table.
+      starts: The first pair of each block, and the end of the last block's.
+      at_once: As many pairs as the block with the most has, or more: only its shape counts.
+    """
+
+    rows: Int[Any, "slices parts P"]
+    items: Int[Any, "slices parts P"]
+    starts: Int[Any, "slices parts blocks1"]
+    at_once: Bool[Any, "M"]
+
+
+def _plan_seen(seen: Int[np.ndarray, "B S"], layout: _Layout) -> _SeenPairs:
+    num_blocks = -(-layout.part_rows // layout.block)
+    all_rows, columns = np.nonzero(seen > 0)
+    all_items = seen[all_rows, columns].astype(np.int64)
+    # Distinct, and sorted by slice, item and row.
+    number, row = np.divmod(all_rows, layout.slice_rows)
+    table_rows = layout.parts * layout.part_rows
+    key = np.unique((number * table_rows + all_items) * layout.slice_rows + row)
+    key, row = np.divmod(key, layout.slice_rows)
+    number, item = np.divmod(key, table_rows)
+    part, item = np.divmod(item, layout.part_rows)
+    group = number * layout.parts + part
+    ends = np.searchsorted(group, np.arange(layout.slices * layout.parts + 1))
+    starts = np.array(
+        [
+            np.searchsorted(item[begin:end], layout.block * np.arange(num_blocks + 1))
+            for begin, end in itertools.pairwise(ends)
+        ]
+    )
+    # Few lengths mean few compilations.
+    at_once = seen_slots(int(np.diff(starts).max(initial=0)))
+    length = at_once + seen_slots(int(np.diff(ends).max(initial=0)))
+    shape = (layout.slices, layout.parts)
+    rows = np.full((len(starts), length), layout.slice_rows, np.int32)
+    items = np.zeros_like(rows)
+    for index, (begin, end) in enumerate(itertools.pairwise(ends)):
+        rows[index, : end - begin], items[index, : end - begin] = row[begin:end], item[begin:end]
+    return _SeenPairs(
+        rows.reshape(*shape, -1),
+        items.reshape(*shape, -1),
+        starts.astype(np.int32).reshape(*shape, -1),
+        np.zeros(at_once, bool),
+    )
 
 
 def catalogue_ranks(
@@ -277,18 +348,18 @@ def _count_split(mesh: Mesh, *, num_slots: int, block: int, top_k: int) -> Any:
         _count_blocks, num_slots=num_slots, block=block, top_k=top_k, axis_name=MODEL
     )
     rows, part, shared = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
-    return jax.jit(
+    both = PartitionSpec(DATA, MODEL)
+    visits, pairs = _TargetVisits(both, both, shared), _SeenPairs(both, both, both, shared)
+
+    def split(*arrays: Any) -> Counts:
+        in_specs = (rows, part, rows, rows, visits, None if arrays[-1] is None else pairs)
         # After the exchange the counts are the same on all devices of `model`. JAX cannot prove
         # this, so its check is off.
-        jax.shard_map(
-            count,
-            mesh=mesh,
-            in_specs=(rows, part, rows, rows, part, shared, shared),
-            out_specs=rows,
-            check_vma=False,
-        ),
-        out_shardings=NamedSharding(mesh, shared),
-    )
+        return jax.shard_map(count, mesh=mesh, in_specs=in_specs, out_specs=rows, check_vma=False)(
+            *arrays
+        )
+
+    return jax.jit(split, out_shardings=NamedSharding(mesh, shared))
 
 
 @functools.partial(jax.jit, static_argnames=("num_slots", "block", "top_k", "axis_name"))
@@ -296,21 +367,19 @@ def _count_blocks(
     hidden: Array,
     table: Array,
     targets: Array,
-    seen: Array | None,
-    visits: Array,
-    num_target_visits: Array,
-    num_visits: Array,
+    target_seen: Array,
+    targets_at: _TargetVisits,
+    pairs: _SeenPairs | None,
     *,
     num_slots: int,
     block: int,
     top_k: int,
     axis_name: str | None = None,
 ) -> Counts:
-    """Visits the blocks of a table, or of this device's part of it, and counts.
+    """Reads the targets' scores in the blocks of a table, then visits all blocks and counts.
 
-    The first `num_target_visits` visits read the targets' scores; the other visits count. With an
-    axis name, the devices exchange the target scores before they count, and the counts at the end.
-    A table of one block is visited once.
+    With an axis name the table is this device's part. The devices exchange the target scores before
+    they count, and the counts at the end. A table of one block is scored once.
     """
     num_rows, part_rows = hidden.shape[0], table.shape[0]
     offset = 0 if axis_name is None else lax.axis_index(axis_name) * part_rows
@@ -319,92 +388,98 @@ def _count_blocks(
     target_is_here = (local_targets >= 0) & (local_targets < part_rows)
     query, table = padded_rows(hidden), padded_table(table, block)
     rows = jnp.arange(num_rows)
-    # One block holds all targets: one visit finds their scores and counts.
-    one_block = axis_name is None and part_rows <= block
+    last_start = table.shape[0] - block
+
+    def read_targets(visit: Array, target_scores: Array) -> Array:
+        read = targets_at.rows[0, 0, visit]
+        start = jnp.minimum(targets_at.blocks[0, 0, visit] * block, last_start)
+        scores = score_block(query[jnp.minimum(read, num_rows - 1)], table, start, block)
+        column = local_targets.at[read].get(mode="fill", fill_value=0) - start
+        own = scores[jnp.arange(ROW_MULTIPLE), jnp.clip(column, 0, block - 1)]
+        return target_scores.at[read].set(own, mode="drop")
 
     # A block is the table's rows `start : start + block`. The last block starts inside the one
     # before it; its rows below `first` were counted there and must not count twice.
-    def read_target_scores(scores: Array, first: Array, start: Array, counts: Counts) -> Counts:
-        column = local_targets - start
-        in_block = target_is_here & (local_targets >= first) & (column < block)
-        own = scores[rows, jnp.clip(column, 0, block - 1)]
-        return dataclasses.replace(
-            counts, target_score=jnp.where(in_block, own, counts.target_score)
-        )
-
     def count_block(
         scores: Array, first: Array, start: Array, counts: Counts
-    ) -> tuple[Counts, Array, Array]:
+    ) -> tuple[Counts, Array]:
         table_rows = start + jnp.arange(block)
         ids = offset + table_rows
         candidate = (table_rows >= first) & (table_rows < part_rows) & (ids > 0) & (ids < num_slots)
         other = candidate & (ids != targets[:, None])
         greater = other & (scores > counts.target_score[:, None])
         equal = other & (scores == counts.target_score[:, None])
-        changes: dict[str, Array] = {
-            "greater": counts.greater + greater.sum(1),
-            "equal": counts.equal + equal.sum(1),
-            "finite": counts.finite & (jnp.isfinite(scores) | ~candidate).all(1),
-        }
-        unseen = candidate
-        if seen is not None:
-            local_seen = seen - offset
-            # Column `block` does not exist: `mode="drop"` ignores what would be written there.
-            column = jnp.where((seen > 0) & (local_seen >= first), local_seen - start, block)
-            in_history = jnp.zeros_like(other).at[rows[:, None], column].set(True, mode="drop")
-            is_seen, unseen = other & in_history, candidate & ~in_history
-            changes["seen"] = counts.seen + is_seen.sum(1)
-            changes["seen_greater"] = counts.seen_greater + (is_seen & greater).sum(1)
-            changes["seen_equal"] = counts.seen_equal + (is_seen & equal).sum(1)
-        return dataclasses.replace(counts, **changes), candidate, unseen
+        return dataclasses.replace(
+            counts,
+            greater=counts.greater + greater.sum(1),
+            equal=counts.equal + equal.sum(1),
+            finite=counts.finite & (jnp.isfinite(scores) | ~candidate).all(1),
+        ), candidate
+
+    def count_seen(
+        scores: Array, index: Array, start: Array, pairs: _SeenPairs, counts: Counts
+    ) -> tuple[Counts, Array]:
+        """Counts the seen items of a block; and the scores, -inf at a row's seen items."""
+        begin, end = pairs.starts[0, 0, index], pairs.starts[0, 0, index + 1]
+        size = len(pairs.at_once)
+        row, item = (
+            lax.dynamic_slice_in_dim(x[0, 0], begin, size) for x in (pairs.rows, pairs.items)
+        )
+        row = jnp.where(begin + jnp.arange(size) < end, row, num_rows)
+        column = jnp.clip(item - start, 0, block - 1)
+        score = scores.at[row, column].get(mode="fill", fill_value=-jnp.inf)
+        target, target_score = (
+            x.at[row].get(mode="fill", fill_value=0) for x in (targets, counts.target_score)
+        )
+        other = offset + item != target
+
+        def added(before: Array, which: Array) -> Array:
+            return before.at[row].add(which.astype(jnp.int32), mode="drop")
+
+        counts = dataclasses.replace(
+            counts,
+            seen=added(counts.seen, other),
+            seen_greater=added(counts.seen_greater, other & (score > target_score)),
+            seen_equal=added(counts.seen_equal, other & (score == target_score)),
+        )
+        return counts, scores.at[row, column].set(-jnp.inf, mode="drop")
 
     def visit(index: Array, carry: Carry) -> Carry:
-        first = visits[0, index] * block
-        start = jnp.minimum(first, table.shape[0] - block)
+        counts, best, best_unseen = carry
+        first = index * block
+        start = jnp.minimum(first, last_start)
         scores = score_block(query, table, start, block)[:num_rows]
-
-        def target_visit(counts: Counts, best: Best, best_unseen: Best) -> Carry:
-            return read_target_scores(scores, first, start, counts), best, best_unseen
-
-        def counting_visit(counts: Counts, best: Best, best_unseen: Best) -> Carry:
-            counts, candidate, unseen = count_block(scores, first, start, counts)
-            if top_k:
-                best = merge_best(best, scores, candidate, offset + start)
-                best_unseen = (
-                    merge_best(best_unseen, scores, unseen, offset + start)
-                    if seen is not None
-                    else best
-                )
-            return counts, best, best_unseen
-
         if one_block:
-            return counting_visit(*target_visit(*carry))
-        return lax.cond(index < num_target_visits, target_visit, counting_visit, *carry)
+            own = scores[rows, jnp.clip(local_targets, 0, block - 1)]
+            counts = dataclasses.replace(counts, target_score=own)
+        counts, candidate = count_block(scores, first, start, counts)
+        if top_k:
+            best = best_unseen = merge_best(best, scores, candidate, offset + start)
+        if pairs is not None:
+            counts, unseen = count_seen(scores, index, start, pairs, counts)
+            if top_k:
+                best_unseen = merge_best(carry[2], unseen, candidate, offset + start)
+        return counts, best, best_unseen
 
     zeros = jnp.zeros(num_rows, jnp.int32)
-    target_seen = zeros > 0 if seen is None else (seen == targets[:, None]).any(1)
     finite = jnp.ones(num_rows, bool)
-    counts = Counts(
-        zeros, zeros, zeros, zeros, zeros, target_seen, zeros.astype(jnp.float32), finite
-    )
+    target_scores = zeros.astype(jnp.float32)
+    # One block holds all targets: one visit finds their scores and counts. And a loop whose end is
+    # data would make an accelerator wait for the host.
+    one_block = axis_name is None and part_rows <= block
+    if not one_block:
+        target_scores = lax.fori_loop(0, targets_at.number, read_targets, target_scores)
+    if axis_name is not None:
+        # Only the device whose part has the target adds its score to the sum.
+        target_scores = lax.psum(jnp.where(target_is_here, target_scores, 0), axis_name)
+    counts = Counts(zeros, zeros, zeros, zeros, zeros, target_seen, target_scores, finite)
     best = no_best(num_rows, top_k)
     carry = counts, best, best
     if one_block:
-        # A loop whose end is data would make an accelerator wait for the host.
         counts, best, best_unseen = visit(jnp.zeros((), jnp.int32), carry)
-    elif axis_name is None:
-        counts, best, best_unseen = lax.fori_loop(0, num_visits, visit, carry)
     else:
-
-        def phase(number: Array, carry: Carry) -> Carry:
-            begin = jnp.where(number == 0, 0, num_target_visits)
-            end = jnp.where(number == 0, num_target_visits, num_visits)
-            counts, best, best_unseen = lax.fori_loop(begin, end, visit, carry)
-            # Only the device whose part has the target adds its score to the sum.
-            target_score = lax.psum(jnp.where(target_is_here, counts.target_score, 0), axis_name)
-            return dataclasses.replace(counts, target_score=target_score), best, best_unseen
-
-        counts, best, best_unseen = lax.fori_loop(0, 2, phase, carry)
+        counts, best, best_unseen = lax.fori_loop(0, -(-part_rows // block), visit, carry)
+    if axis_name is not None:
         counts = _sum_over_parts(counts, axis_name)
         best = _best_of_parts(best, axis_name)
         best_unseen = _best_of_parts(best_unseen, axis_name)

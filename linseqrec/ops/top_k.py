@@ -38,14 +38,21 @@ def merge_best(
     Returns:
       The best of both, best first, lower ids first among equals.
     """
+    best_scores, best_ids = best
+    k = best_scores.shape[1]
+    scores, places = jnp.where(keep, scores, -jnp.inf), jnp.arange(scores.shape[1])[None]
+    if k * ITEM_MULTIPLE < scores.shape[1] and scores.shape[1] % ITEM_MULTIPLE == 0:
+        # The K best stand in the K groups of items with the greatest maxima: whoever is in another
+        # group has K items ahead of it. Their maxima are found much faster than the best of all.
+        groups = scores.reshape(scores.shape[0], -1, ITEM_MULTIPLE)
+        chosen = jnp.sort(lax.top_k(groups.max(axis=2), k)[1], axis=1)[:, :, None]
+        scores = jnp.take_along_axis(groups, chosen, axis=1).reshape(scores.shape[0], -1)
+        places = (chosen * ITEM_MULTIPLE + jnp.arange(ITEM_MULTIPLE)).reshape(scores.shape)
+    ids = jnp.broadcast_to(first_id + places, scores.shape)
     # Equal scores keep their order in `top_k`: lower ids stay ahead, and the zeros that `best`
     # begins with stay ahead of what is masked.
-    best_scores, best_ids = best
-    ids = jnp.broadcast_to(first_id + jnp.arange(scores.shape[1]), scores.shape)
-    merged = jnp.concatenate([best_scores, jnp.where(keep, scores, -jnp.inf)], axis=1)
-    top, chosen = lax.top_k(merged, best_scores.shape[1])
-    merged_ids = jnp.concatenate([best_ids, ids], axis=1)
-    return top, jnp.take_along_axis(merged_ids, chosen, axis=1)
+    top, chosen = lax.top_k(jnp.concatenate([best_scores, scores], axis=1), k)
+    return top, jnp.take_along_axis(jnp.concatenate([best_ids, ids], axis=1), chosen, axis=1)
 
 
 def items_a_block(num_slots: int, item_block: int) -> int:

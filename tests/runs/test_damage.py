@@ -288,7 +288,7 @@ def tree(good, tmp_path, monkeypatch):
     logging.set_verbosity(logging.FATAL)
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: path)
     fixed = {"git": None, "device": "1 x cpu"}
-    monkeypatch.setattr(workdir, "environment", lambda: fixed)
+    monkeypatch.setattr(workdir, "environment", lambda _: fixed)
 
     def make():
         root = tmp_path / "copy"

@@ -53,7 +53,7 @@ def wide(params):
 
 
 def ranks(run, split):
-    return run.evaluate(wide(run.model.initial_params), split).ranks["none"]
+    return run.evaluate(wide(run.model.initial_variables), split).ranks["none"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -84,8 +84,8 @@ def test_known_times_of_targets_are_read_once_learned(experiment, source, model)
     # At once after each event: a memory that fades does not fade until the request.
     at_once = dataclasses.replace(batch.events, request_times=batch.events.timestamps)
     np.testing.assert_allclose(
-        known.model.encode(known.model.initial_params, at_once),
-        hidden.model.encode(hidden.model.initial_params, bare),
+        known.model.encode(known.model.initial_variables, at_once),
+        hidden.model.encode(hidden.model.initial_variables, bare),
         atol=1e-6,
     )
     state, _ = known.step.update(known.step.initial_state(), batch)
@@ -131,4 +131,4 @@ def test_events_without_request_times_are_refused_by_a_model_that_reads_them(exp
     known = make(experiment, source, "recgrela", "known")
     bare = dataclasses.replace(known.batches[0].events, request_times=None)
     with pytest.raises(ValueError, match="the events carry none: set request_times"):
-        known.model.encode(known.model.initial_params, bare)
+        known.model.encode(known.model.initial_variables, bare)

@@ -131,7 +131,7 @@ def good(tmp_path_factory, source):
 def restored(root, folder):
     """As launch.evaluate, launch.recommend and launch.analyse do."""
     subject = Subject.of(folder, "name")
-    return subject.step, digest(subject.params)
+    return subject.step, digest(subject.variables)
 
 
 def served(root, folder):
@@ -396,7 +396,7 @@ def test_an_edited_result_is_refused_and_an_earlier_one_still_opens(tree, capsys
         value, _ = outcome(program, root, "a", capsys)
         assert f"{path} is not what the run wrote" in value
     tables, unfinished = outcome(reported, root, "a", capsys)[0]
-    assert unfinished == ["a", "c"] and "1 configurations, 1 runs" in tables
+    assert unfinished == ["a", "c"] and "1 configuration, 1 run" in tables
     for field in ("sha256", "config"):
         assert "is damaged: it has no" in outcome(drawn, root, "a", capsys)[0] or field == "sha256"
         del results[field]

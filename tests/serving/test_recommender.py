@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from linseqrec.config import Experiment, TrainingConfig
+from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.ranks import NonFiniteScoreError
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
@@ -14,7 +16,9 @@ from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.serving.recommender import Recommender
 from linseqrec.serving.states import ServingError
+from linseqrec.training.loop import train
 from linseqrec.training.model import split_model
+from linseqrec.training.run import Run
 
 NUM_ITEMS = 40
 ORIGIN = 1_000_000_000
@@ -377,3 +381,16 @@ def test_a_history_longer_than_the_learned_positions_is_an_error():
     assert recommender.recommend(states, 2)[0].min() > 0
     with pytest.raises(NonFiniteScoreError, match="rows 0,"):
         recommender.recommend(recommender.update(states, [1, 1], [10**8] * 2), 2)
+
+
+def test_a_run_with_learned_positions_is_served_in_rows_that_it_can_read(tmp_path):
+    experiment = Experiment(
+        model=RecGRELAConfig(width=8, heads=1, num_layers=1, positions="learned", max_length=24),
+        data=DataConfig(world="quick", world_users=60, length=24, batch_size=8),
+        training=TrainingConfig(num_epochs=0.1),
+    )
+    train(Run.of(experiment), tmp_path)
+    recommender = Recommender.from_workdir(tmp_path)
+    # As a power of 2, the row would have 32 slots.
+    states = recommender.start(histories([24, 3]))
+    assert recommender.recommend(states, 2)[0].min() > 0

@@ -29,7 +29,10 @@ def sorted_best(hidden, table, k, seen):
     return np.where(np.isneginf(best), 0, ids), best
 
 
-@pytest.mark.parametrize(("item_block", "k"), [(64, 40), (192, 300), (8192, 40)])
+# With few of a block, groups of 64 items are chosen first.
+@pytest.mark.parametrize(
+    ("item_block", "k"), [(64, 40), (192, 300), (8192, 40), (192, 2), (8192, 3), (8192, 4)]
+)
 def test_blocks_give_the_first_of_a_stable_sort(item_block, k):
     hidden, table, seen = integer_case()
     for items in (None, seen):

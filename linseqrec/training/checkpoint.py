@@ -429,19 +429,12 @@ class Checkpoints:
         if checkpoint == "latest":
             return steps[-1]
         if checkpoint == "best":
-            damaged = {}
-            for newest in reversed(steps):
-                if not (faults := self.faults(newest)):
-                    break
-                damaged[newest] = f"checkpoint {newest} is damaged: {'; '.join(faults[:3])}"
-            else:
-                raise CheckpointError(f"all checkpoints in {self._folder} are damaged: {steps}")
-            for message in damaged.values():
-                print(f"{self._folder}: {message}", file=sys.stderr, flush=True)
+            # Process 0 decides, because it alone knows when it has written the digests.
+            newest = distributed.on_first(functools.partial(self._newest_sound, steps))
             best = self.progress(newest).best_step
             if best not in steps:
                 reason = f"checkpoint {best} is missing" if best else "no step was validated yet"
-            elif faults := self.faults(best):
+            elif faults := distributed.on_first(functools.partial(self.faults, best)):
                 reason = f"checkpoint {best} is damaged: {'; '.join(faults[:3])}"
             else:
                 return best
@@ -458,6 +451,18 @@ class Checkpoints:
                 f"steps {', '.join(map(str, steps))}"
             )
         return int(checkpoint)
+
+    def _newest_sound(self, steps: Sequence[int]) -> int:
+        """The newest sound checkpoint; prints which newer ones are damaged."""
+        for newest in reversed(steps):
+            if not (faults := self.faults(newest)):
+                return newest
+            print(
+                f"{self._folder}: checkpoint {newest} is damaged: {'; '.join(faults[:3])}",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise CheckpointError(f"all checkpoints in {self._folder} are damaged: {list(steps)}")
 
     def progress(self, step: int) -> Progress:
         """The run's progress in the checkpoint of a step.
@@ -559,7 +564,7 @@ class Checkpoints:
 
     def _check(self, step: int, like: Any, what: str) -> None:
         """Raises an error if a checkpoint is damaged, or its arrays are not those of `like`."""
-        faults = self.faults(step)
+        faults = distributed.on_first(functools.partial(self.faults, step))
         if faults:
             raise CheckpointError(
                 f"checkpoint {step} in {self._folder} is damaged: {'; '.join(faults[:3])}"

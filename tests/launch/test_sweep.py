@@ -85,7 +85,7 @@ def test_the_report_holds_what_finished_and_names_what_did_not(swept):
         row = f"| SASRec | 1 | {metrics['HR@10']:.4f} | {metrics['NDCG@10']:.4f} |"
         assert row in re.sub(" +", " ", done.stdout), which
     assert "(synthetic data)" in done.stdout.splitlines()[0]
-    assert f"`{folder}/warmup_steps=99999`: did not begin" in done.stdout
+    assert f"- {folder}/warmup_steps=99999: did not begin" in done.stdout
     assert "optimizer.warmup_steps 99999 exceeds" in done.stdout
     assert {path.name for path in (folder / "report").iterdir()} == {
         "report.md",

@@ -94,6 +94,11 @@ def test_figures_refuse_in_one_line(trained, tmp_path):
     card = json.loads((other / "card.json").read_text())
     card["sha256"]["items"] = "0"
     (other / "card.json").write_text(json.dumps(card))
+    # As a run would have written it: an edited card is refused for that alone.
+    results = json.loads((other / "results.json").read_text())
+    for name in ("config", "sha256"):
+        del results[name]
+    (other / "results.json").write_text(json.dumps(results))
     for arguments, message in (
         ([f"--workdir={other}"], "are runs on different data (items differ"),
         (["--metric=NDCG@7"], "no metric 'NDCG@7'; there are HR@1, "),

@@ -36,7 +36,7 @@ from linseqrec.training.loop import train
 from linseqrec.training.run import Run
 
 FIRST = int(os.environ.get("LINSEQREC_FIRST_MUTATION", "0"))
-MUTATIONS = int(os.environ.get("LINSEQREC_MUTATIONS", "60"))
+MUTATIONS = int(os.environ.get("LINSEQREC_MUTATIONS", "20"))
 # What the libraries may import when they first need it.
 _INSTALLED = sys.stdlib_module_names | packages_distributions().keys()
 _FORBIDDEN = (

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import gather_histories
-from linseqrec.evaluation.ranks import seen_slots
+from linseqrec.evaluation.visits import seen_slots
 from linseqrec.events import Events
 
 # A compilation takes seconds. In that time a small model on two CPU cores reads about this many
@@ -107,7 +107,7 @@ def read_queries(
 def items_before(
     dataset: Dataset, users: Int[np.ndarray, "B"], ends: Int[np.ndarray, "B"]
 ) -> Int[np.ndarray, "B S"]:
-    """The items of each history, zero-padded to one of few widths (`ranks.seen_slots`)."""
+    """The items of each history, zero-padded to one of few widths (`visits.seen_slots`)."""
     longest = int((ends - dataset.offsets[users]).max())
     return np.asarray(gather_histories(dataset, users, ends, seen_slots(longest)).items)
 

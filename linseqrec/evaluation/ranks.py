@@ -14,8 +14,7 @@ Axis letters: B batch, D width, N catalogue, S seen items, K length of the recom
 
 import dataclasses
 import functools
-import itertools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.errors import UserError
+from linseqrec.evaluation.visits import Layout, SeenPairs, TargetVisits, plan_seen, plan_targets
 from linseqrec.ops.top_k import (
     ROW_MULTIPLE,
     Best,
@@ -44,20 +44,6 @@ FilterSeen = Literal["none", "all"]
 def in_words(filter_seen: FilterSeen | str) -> str:
     """The filter of seen items in words, for tables and figures: "filtered" or "not filtered"."""
     return "filtered" if filter_seen == "all" else "not filtered"
-
-
-def seen_slots(longest: int) -> int:
-    """The padded width of a batch of seen items: 256, or 256 times a power of 4.
-
-    JAX compiles once for each width, so few widths mean few compilations.
-
-    Args:
-      longest: The largest number of seen items in a row.
-    """
-    width = 256
-    while width < longest:
-        width *= 4
-    return width
 
 
 class NonFiniteScoreError(UserError, ValueError):
@@ -208,114 +194,17 @@ def count_catalogue(
     axes = {DATA: 1, MODEL: 1} if mesh is None else mesh.shape
     part_rows = table.shape[0] // axes[MODEL]
     block = items_a_block(part_rows, item_block)
-    layout = _Layout(axes[DATA], num_rows // axes[DATA], axes[MODEL], part_rows, block)
-    visits, pairs = _plan_targets(targets, layout), None
+    layout = Layout(axes[DATA], num_rows // axes[DATA], axes[MODEL], part_rows, block)
+    visits, pairs = plan_targets(targets, layout), None
     target_seen = np.zeros(num_rows, bool)
     if seen is not None:
         seen = np.asarray(seen)
-        target_seen, pairs = (seen == targets[:, None]).any(1), _plan_seen(seen, layout)
+        target_seen, pairs = (seen == targets[:, None]).any(1), plan_seen(seen, layout)
     arrays = (hidden, table, targets.astype(np.int32), target_seen, visits, pairs)
     sizes = {"num_slots": num_slots, "block": block, "top_k": top_k}
     if mesh is None:
         return _count_blocks(*arrays, **sizes)
     return _count_split(mesh, **sizes)(*arrays)
-
-
-class _Layout(NamedTuple):
-    """How a mesh divides the queries and the table: into slices of rows, and parts of items."""
-
-    slices: int
-    slice_rows: int
-    parts: int
-    part_rows: int
-    block: int
-
-
-class _TargetVisits(NamedTuple):
-    """The blocks in which targets stand, with the rows whose targets they are.
-
-    Attributes:
-      blocks: For each slice and part the block of each visit.
-      rows: The rows of the slice that a visit reads, at most 8; `slice_rows` where there is none.
-      number: The number of visits; the arrays are longer.
-    """
-
-    blocks: Int[Any, "slices parts V"]
-    rows: Int[Any, "slices parts V 8"]
-    number: Any
-
-
-def _plan_targets(targets: Int[np.ndarray, "B"], layout: _Layout) -> _TargetVisits:
-    # The shapes do not depend on where the targets are, so JAX compiles only once.
-    shape = (layout.slices, layout.parts, layout.slice_rows)
-    blocks = np.zeros(shape, np.int32)
-    rows = np.full((*shape, ROW_MULTIPLE), layout.slice_rows, np.int32)
-    most = 0
-    for number, own in enumerate(targets.reshape(layout.slices, -1)):
-        for part in range(layout.parts):
-            here = np.flatnonzero(own // layout.part_rows == part)
-            block = own[here] % layout.part_rows // layout.block
-            visits = [
-                (each, together[start : start + ROW_MULTIPLE])
-                for each in np.unique(block)
-                for together in [here[block == each]]
-                for start in range(0, len(together), ROW_MULTIPLE)
-            ]
-            for index, (each, read) in enumerate(visits):
-                blocks[number, part, index], rows[number, part, index, : len(read)] = each, read
-            most = max(most, len(visits))
-    return _TargetVisits(blocks, rows, most)
-
-
-class _SeenPairs(NamedTuple):
-    """The distinct pairs of a row and an item that it has seen, in the order of the items.
-
-    Attributes:
-      rows: For each slice and part the row of each pair in the slice.
-      items: The item's row in the part of the table.
-      starts: The first pair of each block, and the end of the last block's.
-      at_once: As many pairs as the block with the most has, or more: only its shape counts.
-    """
-
-    rows: Int[Any, "slices parts P"]
-    items: Int[Any, "slices parts P"]
-    starts: Int[Any, "slices parts blocks1"]
-    at_once: Bool[Any, "M"]
-
-
-def _plan_seen(seen: Int[np.ndarray, "B S"], layout: _Layout) -> _SeenPairs:
-    num_blocks = -(-layout.part_rows // layout.block)
-    all_rows, columns = np.nonzero(seen > 0)
-    all_items = seen[all_rows, columns].astype(np.int64)
-    # Distinct, and sorted by slice, item and row.
-    number, row = np.divmod(all_rows, layout.slice_rows)
-    table_rows = layout.parts * layout.part_rows
-    key = np.unique((number * table_rows + all_items) * layout.slice_rows + row)
-    key, row = np.divmod(key, layout.slice_rows)
-    number, item = np.divmod(key, table_rows)
-    part, item = np.divmod(item, layout.part_rows)
-    group = number * layout.parts + part
-    ends = np.searchsorted(group, np.arange(layout.slices * layout.parts + 1))
-    starts = np.array(
-        [
-            np.searchsorted(item[begin:end], layout.block * np.arange(num_blocks + 1))
-            for begin, end in itertools.pairwise(ends)
-        ]
-    )
-    # Few lengths mean few compilations.
-    at_once = seen_slots(int(np.diff(starts).max(initial=0)))
-    length = at_once + seen_slots(int(np.diff(ends).max(initial=0)))
-    shape = (layout.slices, layout.parts)
-    rows = np.full((len(starts), length), layout.slice_rows, np.int32)
-    items = np.zeros_like(rows)
-    for index, (begin, end) in enumerate(itertools.pairwise(ends)):
-        rows[index, : end - begin], items[index, : end - begin] = row[begin:end], item[begin:end]
-    return _SeenPairs(
-        rows.reshape(*shape, -1),
-        items.reshape(*shape, -1),
-        starts.astype(np.int32).reshape(*shape, -1),
-        np.zeros(at_once, bool),
-    )
 
 
 def catalogue_ranks(
@@ -349,7 +238,7 @@ def _count_split(mesh: Mesh, *, num_slots: int, block: int, top_k: int) -> Any:
     )
     rows, part, shared = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
     both = PartitionSpec(DATA, MODEL)
-    visits, pairs = _TargetVisits(both, both, shared), _SeenPairs(both, both, both, shared)
+    visits, pairs = TargetVisits(both, both, shared), SeenPairs(both, both, both, shared)
 
     def split(*arrays: Any) -> Counts:
         in_specs = (rows, part, rows, rows, visits, None if arrays[-1] is None else pairs)
@@ -368,8 +257,8 @@ def _count_blocks(
     table: Array,
     targets: Array,
     target_seen: Array,
-    targets_at: _TargetVisits,
-    pairs: _SeenPairs | None,
+    targets_at: TargetVisits,
+    pairs: SeenPairs | None,
     *,
     num_slots: int,
     block: int,
@@ -417,7 +306,7 @@ def _count_blocks(
         ), candidate
 
     def count_seen(
-        scores: Array, index: Array, start: Array, pairs: _SeenPairs, counts: Counts
+        scores: Array, index: Array, start: Array, pairs: SeenPairs, counts: Counts
     ) -> tuple[Counts, Array]:
         """Counts the seen items of a block; and the scores, -inf at a row's seen items."""
         begin, end = pairs.starts[0, 0, index], pairs.starts[0, 0, index + 1]

@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.config_fields import to_json
-from linseqrec.evaluation.ranks import NonFiniteScoreError, seen_slots
+from linseqrec.evaluation.ranks import NonFiniteScoreError
+from linseqrec.evaluation.visits import seen_slots
 from linseqrec.events import Events
 from linseqrec.models.base import SequenceModel
 from linseqrec.ops.top_k import catalogue_top_k

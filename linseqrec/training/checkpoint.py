@@ -410,12 +410,12 @@ class Checkpoints:
     def resolve(self, checkpoint: str | int) -> int:
         """The step of a checkpoint.
 
-        Args:
-          checkpoint: "best", "latest", or the number of a step.
-
         If the best checkpoint is damaged, the method prints so and returns the latest sound one. It
         also prints which checkpoints are damaged that are newer than the latest sound one, because
         one of them may have been the best.
+
+        Args:
+          checkpoint: "best", "latest", or the number of a step.
 
         Raises:
           CheckpointError: There is no such checkpoint (lists the existing ones), or "best" is asked

@@ -118,8 +118,8 @@ def make_train_step(
       seed: Of the keys of dropout and of drawn negatives.
       accumulation_steps: Parts a batch is split into.
       mesh: Where the batch is divided (`linseqrec.sharding`); None for one device.
-      catch_up: What brings item rows up to date, for states with `row_steps`: a step reads and
-        writes the rows alone that its batch and its negatives name, where these are fewer than all.
+      catch_up: What brings item rows up to date, for states with `row_steps`: a step then reads and
+        writes only the rows that its batch and its negatives name.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean

@@ -1,0 +1,126 @@
+"""How well every model predicts on real logs, with the request time hidden and known.
+
+python -m launch.study --study=experiments/studies/real_logs.py --workdir=runs/studies
+"""
+
+from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table
+
+MODELS = {
+    "RecGRELA": "recgrela",
+    "HyTRec": "hytrec",
+    "SinkRec": "sinkrec",
+    "Gated DeltaNet": "gated_deltanet",
+    "SASRec": "sasrec",
+    "HSTU": "hstu",
+    "FuXi-Linear": "fuxi_linear",
+    "Mamba-2": "mamba2",
+    "LRURec": "lrurec",
+    "GRU4Rec": "gru4rec",
+    "LinRec": "linrec",
+}
+OURS = ("RecGRELA", "HyTRec", "SinkRec")
+
+
+def arms(log: str, *labels: str, **overrides: object) -> tuple[Arm, ...]:
+    """Models on a log by its recipe; without labels all of them."""
+    fields = {name.replace("__", "."): value for name, value in overrides.items()}
+    return tuple(
+        Arm(label, f"experiments/{log}.py:{MODELS[label]}", fields) for label in labels or MODELS
+    )
+
+
+STUDY = Study(
+    name="real_logs",
+    title="Real logs",
+    about=(
+        "All models have width 64 and train by one recipe a log (`experiments/LOG.py`). The split "
+        "is leave-one-out by time. Validation NDCG@10 selects the checkpoint. The test split is "
+        "read once. [Where the logs come from](../docs/data.md)."
+    ),
+    tables=(
+        Table(
+            "foursquare",
+            "Check-ins in New York. 76 % are revisits, so seen items are not filtered.",
+            arms("foursquare"),
+        ),
+        Table(
+            "ml1m",
+            "Film ratings. Nobody rates a film twice. RecGRELA, Gated DeltaNet, SASRec, Mamba-2, "
+            "LRURec, GRU4Rec and LinRec read the order of events alone; the others also read the "
+            "timestamps.",
+            (
+                *arms("ml1m"),
+                Arm(
+                    "RecGRELA, 32 epochs",
+                    "experiments/ml1m.py:recgrela",
+                    {"data.phase": "random", "training.num_epochs": 32.0},
+                ),
+            ),
+            seeds=(0,),
+        ),
+        Table(
+            "ml1m_known",
+            "The same log. The models know the time at which each prediction is asked for.",
+            arms(
+                "ml1m", "Gated DeltaNet", "HSTU", "FuXi-Linear", *OURS, data__request_time="known"
+            ),
+            seeds=(0,),
+        ),
+        Table(
+            "foursquare_known",
+            "The same check-ins. The models know the time at which each prediction is asked for.",
+            arms(
+                "foursquare",
+                "Gated DeltaNet",
+                "HSTU",
+                "FuXi-Linear",
+                *OURS,
+                data__request_time="known",
+            ),
+            seeds=(0,),
+        ),
+        Table("ml100k", "Film ratings, a tenth as many.", arms("ml100k")),
+        Table("mllatest", "Film ratings of 610 users.", arms("mllatest")),
+        Table(
+            "completejourney",
+            "Purchases of 2,449 households among 28,164 products, the longest histories here. The "
+            "loss samples 2,048 products a step.",
+            arms("completejourney"),
+            seeds=(0,),
+        ),
+    ),
+    claims=(
+        Claim(
+            "A model of this repository is better than counting on check-ins",
+            "foursquare",
+            "Gated DeltaNet",
+            COUNTING,
+        ),
+        *(
+            Claim(
+                f"{label} is better than SASRec on ML-1M",
+                "ml1m",
+                label,
+                ("SASRec",),
+                filter_seen="all",
+            )
+            for label in OURS
+        ),
+        *(
+            Claim(
+                f"{label} is better than HSTU and FuXi-Linear on ML-1M",
+                "ml1m",
+                label,
+                ("HSTU", "FuXi-Linear"),
+                filter_seen="all",
+            )
+            for label in OURS
+        ),
+        Claim(
+            "RecGRELA reaches its published NDCG@10, .1959 not filtered, in the causal form",
+            "ml1m",
+            "RecGRELA, 32 epochs",
+            0.1959,
+        ),
+    ),
+)

@@ -1,0 +1,57 @@
+"""RecGRELA's parts, taken out one at a time.
+
+python -m launch.study --study=experiments/studies/recgrela.py --workdir=runs/studies
+"""
+
+from typing import Any
+
+from linseqrec.studies.study import Arm, Claim, Study, Table
+
+_ARMS: dict[str, dict[str, Any]] = {
+    "RecGRELA": {},
+    "without the shortcut": {"model.shortcut": False},
+    "without the gate": {"model.gate": False},
+    "without the input gate": {"model.input_gate": False},
+    "without rotation": {"model.positions": "none"},
+    "with learned positions": {"model.positions": "learned"},
+    "without DropPath": {"model.drop_path": 0.0},
+    "a fixed denominator (ours)": {"model.denominator_events": 200},
+}
+
+STUDY = Study(
+    name="recgrela",
+    title="RecGRELA: what its parts are worth",
+    about=(
+        "The causal form, which is ours: it trains on every position and streams. Each row changes "
+        "one part of it. The shortcut is the local branch beside the linear attention."
+    ),
+    tables=(
+        Table(
+            "ml100k",
+            "Film ratings of 943 users.",
+            tuple(
+                Arm(label, "experiments/ml100k.py:recgrela", overrides)
+                for label, overrides in _ARMS.items()
+            ),
+        ),
+        Table(
+            "foursquare",
+            "Check-ins in New York, 76 % of them revisits.",
+            tuple(
+                Arm(label, "experiments/foursquare.py:recgrela", overrides)
+                for label, overrides in _ARMS.items()
+            ),
+        ),
+    ),
+    claims=tuple(
+        Claim(
+            f"RecGRELA is better than {label}, on `{table}` (its paper)",
+            table,
+            "RecGRELA",
+            (label,),
+            filter_seen="all" if table == "ml100k" else "none",
+        )
+        for table in ("ml100k", "foursquare")
+        for label in ("without the shortcut", "without the gate", "without rotation")
+    ),
+)

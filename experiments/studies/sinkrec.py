@@ -1,0 +1,61 @@
+"""SinkRec's parts, taken out one at a time, beside Gated DeltaNet.
+
+python -m launch.study --study=experiments/studies/sinkrec.py --workdir=runs/studies
+"""
+
+from typing import Any
+
+from linseqrec.studies.study import Arm, Claim, Study, Table
+
+_ARMS: dict[str, dict[str, Any]] = {
+    "SinkRec": {},
+    "without the memory": {"model.memory": False},
+    "writes not suppressed": {"model.write_gate": "none"},
+    "reads not purified": {"model.read_removal": False},
+    "no reinjection": {"model.reinjection": False},
+    "one pass": {"model.loops": 1},
+}
+
+
+def _arms(log: str, **shared: Any) -> tuple[Arm, ...]:
+    fields = {name.replace("__", "."): value for name, value in shared.items()}
+    return (
+        *(
+            Arm(label, f"experiments/{log}.py:sinkrec", fields | overrides)
+            for label, overrides in _ARMS.items()
+        ),
+        Arm("Gated DeltaNet", f"experiments/{log}.py:gated_deltanet"),
+    )
+
+
+STUDY = Study(
+    name="sinkrec",
+    title="SinkRec: what its memory is worth",
+    about=(
+        "Every mixer starts as a lookup (`linseqrec/layers/starting_values.py`). Each row changes "
+        "one part of SinkRec. Gated DeltaNet stands beside it, by the recipe of the same log."
+    ),
+    tables=(
+        Table(
+            "repetition",
+            "Habits (synthetic data): the recurrence has to recall.",
+            _arms("repetition", model__dropout=0.1),
+        ),
+        Table(
+            "foursquare",
+            "Check-ins in New York, 76 % of them revisits.",
+            _arms("foursquare"),
+        ),
+    ),
+    claims=tuple(
+        Claim(
+            f"SinkRec is better than {other}, on `{table}` (its paper)", table, "SinkRec", (label,)
+        )
+        for table in ("repetition", "foursquare")
+        for label, other in {
+            "without the memory": "SinkRec without its memory",
+            "reads not purified": "SinkRec that does not purify its reads",
+            "Gated DeltaNet": "Gated DeltaNet",
+        }.items()
+    ),
+)

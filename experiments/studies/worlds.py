@@ -1,0 +1,75 @@
+"""How well every model predicts in generated worlds, beside counting and the best possible score.
+
+python -m launch.study --study=experiments/studies/worlds.py --workdir=runs/studies
+"""
+
+from experiments.studies.real_logs import OURS, arms
+from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table
+
+_GATED_DELTANET = "experiments/repetition.py:gated_deltanet"
+
+STUDY = Study(
+    name="worlds",
+    title="Generated worlds (synthetic data)",
+    about=(
+        "Each world is generated, so that the best possible score is known: the oracle ranks by "
+        "the distribution that the next event is drawn from. Seen items are not filtered, because "
+        "users repeat items."
+    ),
+    tables=(
+        Table(
+            "repetition",
+            "Habits: over half of the events repeat earlier ones. To recall them is to look up "
+            "what followed the present item before.",
+            (
+                *arms("repetition"),
+                Arm(
+                    "SinkRec, one pass, dropout .1",
+                    "experiments/repetition.py:sinkrec",
+                    {"model.loops": 1, "model.dropout": 0.1},
+                ),
+                Arm(
+                    "HyTRec, the long branch alone",
+                    "experiments/repetition.py:hytrec",
+                    {"model.branches": "long", "model.short_events": 0, "model.short_layers": 2},
+                ),
+                Arm(
+                    "Gated DeltaNet, width 128, dropout .2, 14 epochs",
+                    _GATED_DELTANET,
+                    {
+                        "model.width": 128,
+                        "model.value_width": 128,
+                        "model.dropout": 0.2,
+                        "training.num_epochs": 14.0,
+                    },
+                ),
+            ),
+        ),
+        Table("drift", "Tastes drift while a user is away.", arms("drift")),
+        Table("ultra_long", "Habits in histories of some 1,500 events.", arms("ultra_long")),
+        Table("quick", "The small world of the quick start.", arms("quick")),
+    ),
+    claims=(
+        Claim(
+            "A linear memory recalls habits better than counting (ours)",
+            "repetition",
+            "Gated DeltaNet",
+            COUNTING,
+        ),
+        Claim(
+            "SinkRec is better than Gated DeltaNet (SinkRec's paper)",
+            "repetition",
+            "SinkRec, one pass, dropout .1",
+            ("Gated DeltaNet",),
+        ),
+        *(
+            Claim(
+                f"{label} is better than HSTU and FuXi-Linear on the longest histories (ours)",
+                "ultra_long",
+                label,
+                ("HSTU", "FuXi-Linear"),
+            )
+            for label in OURS
+        ),
+    ),
+)

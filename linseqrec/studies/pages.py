@@ -1,0 +1,283 @@
+"""Pages and figures of studies, made of their records alone."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from linseqrec.config_fields import to_text
+from linseqrec.evaluation.result import SELECTION_METRIC
+from linseqrec.runs.figures import looks
+from linseqrec.runs.tables import escape, markdown_table
+from linseqrec.studies.study import StudyError
+
+Record = Mapping[str, Any]
+
+# A part of a page that is made of the records: "<!-- study NAME TABLE FILTER -->" or
+# "<!-- study claims -->", up to "<!-- end of study -->".
+_BLOCK = re.compile(r"(<!-- study ([^>]*) -->\n)(.*?)(<!-- end of study -->)", re.DOTALL)
+_ERRORS_DRAWN = 2.0
+
+
+def to_page(record: Record) -> str:
+    """The page of a study, in Markdown."""
+    parts = [f"# {escape(record['title'])}", record["about"]]
+    if record["claims"]:
+        parts += ["## Claims", claims_table([record])]
+    for table in record["tables"]:
+        parts += _section(record, table)
+    parts += [
+        "## Run it",
+        "```bash\n"
+        f"python -m launch.study --study=experiments/studies/{record['name']}.py \\\n"
+        "    --workdir=runs/studies\n"
+        "```",
+        "The same command goes on where it stopped, and skips the runs that have finished.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(record: Record, table: Record) -> Iterator[str]:
+    yield f"## {escape(table['title'] or table['name'])}"
+    yield table["caption"]
+    for filter_seen in table["filters"]:
+        yield results_block(table, filter_seen)
+    if table["models"]:
+        name = figure_name(record, table)
+        first = next(iter(table["filters"].values()))
+        yield f"![{SELECTION_METRIC} of each system, seen items {escape(first)}]({name})"
+        yield _provenance(table)
+    if table["missing"]:
+        yield f"Not run yet: {escape(_missing(table))}."
+
+
+def _missing(table: Record) -> str:
+    """What a table lacks, in words: arms with the same seeds together."""
+    by_seeds: dict[str, list[str]] = {}
+    for label, seeds in table["missing"].items():
+        by_seeds.setdefault(", ".join(map(str, seeds)), []).append(label)
+    return "; ".join(
+        f"{', '.join(labels)} (seed{'s' * (',' in seeds)} {seeds})"
+        for seeds, labels in by_seeds.items()
+    )
+
+
+def results_block(table: Record, filter_seen: str) -> str:
+    """A table's results under one filter of seen items: the protocol, the cells, their errors."""
+    several = any(len(model["runs"]) > 1 for model in table["models"])
+    header = ["", "parameters", "seeds", *table["metrics"]]
+    rows = [
+        [
+            model["label"],
+            f"{model['parameters'] / 1000:,.0f} k",
+            str(len(model["runs"])),
+            *(_cell(model["metrics"][filter_seen][metric]) for metric in table["metrics"]),
+        ]
+        for model in sorted(
+            table["models"],
+            key=lambda model: -model["metrics"][filter_seen][table["metrics"][-1]]["mean"],
+        )
+    ]
+    rows += [
+        [
+            each["label"],
+            "",
+            "",
+            *(number(each["metrics"][filter_seen][m]) for m in table["metrics"]),
+        ]
+        for each in sorted(
+            table["baselines"],
+            key=lambda each: -each["metrics"][filter_seen][table["metrics"][-1]],
+        )
+    ]
+    errors = {
+        metric: max(model["metrics"][filter_seen][metric]["error"] for model in table["models"])
+        for metric in table["metrics"]
+    }
+    listed = ", ".join(f"{metric} {number(error)}" for metric, error in errors.items())
+    return (
+        f"{table['split'].capitalize()}, {table['targets']:,} targets, all {table['num_items']:,} "
+        f"items ranked, seen items {escape(table['filters'][filter_seen])}, {table['ties']} ties:"
+        f"\n\n{markdown_table(header, rows, text_columns=1)}\n\n"
+        f"Standard errors over users, at most: {listed}."
+        + (" ± is the standard deviation over seeds." if several else " One seed.")
+    )
+
+
+def claims_table(records: Sequence[Record]) -> str:
+    """The claims of studies with what was measured and the verdicts."""
+    rows = [
+        [
+            claim["text"],
+            _verdict(claim),
+            _sides(claim),
+            _effect(claim),
+            f"[{record['name']}](results/{record['name']}.md)",
+        ]
+        for record in records
+        for claim in record["claims"]
+    ]
+    if len(records) == 1:
+        rows = [row[:-1] for row in rows]
+    header = ["claim", "verdict", "measured", "difference", "study"][: len(rows[0])]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n".join(lines) + (
+        "\n\nA claim holds, or does not hold, by two standard errors: ± is over users, and where "
+        "there are several seeds also over seeds. A difference is the first minus the second; with "
+        "a margin, minus the second times one plus the margin."
+    )
+
+
+def _verdict(claim: Record) -> str:
+    if claim["reason"]:
+        return f"open: {claim['reason']}"
+    return f"**{claim['verdict']}**" + (", one seed" if claim["seeds"] == 1 else "")
+
+
+def _sides(claim: Record) -> str:
+    if claim["reason"]:
+        return ""
+    at = f", after {claim['min_events']:,} events" if claim["min_events"] else ""
+    return (
+        f"{escape(claim['first'])} {number(claim['first_mean'])}, {escape(claim['second'])} "
+        f"{number(claim['second_mean'])} {claim['metric']}{at}"
+    )
+
+
+def _effect(claim: Record) -> str:
+    if claim["reason"]:
+        return ""
+    over_seeds = claim["error_over_seeds"]
+    seeds = "" if over_seeds is None else f" ± {number(over_seeds)}"
+    margin = f" (margin {claim['margin']:.0%})" if claim["margin"] else ""
+    return f"{number(claim['effect'])} ± {number(claim['error_over_users'])}{seeds}{margin}"
+
+
+def number(value: float) -> str:
+    """A metric with four decimals and no zero before the point."""
+    return f"{value:.4f}".replace("0.", ".", 1).replace("-", "−")
+
+
+def _cell(statistics: Record) -> str:
+    spread = "" if statistics["sd"] is None else f" ± {number(statistics['sd'])}"
+    return number(statistics["mean"]) + spread
+
+
+def _provenance(table: Record) -> str:
+    runs = [run for model in table["models"] for run in model["runs"]]
+    commits = dict.fromkeys(run["commit"] for run in runs if run["commit"])
+    devices = dict.fromkeys(
+        f"{run['device']}, {run['cpu_count']} cores" for run in runs if run["device"]
+    )
+    jax = dict.fromkeys((run["packages"] or {}).get("jax", "") for run in runs)
+    minutes = [run["minutes"] for run in runs if run["minutes"] is not None]
+    changed = [
+        f"{model['label']}: "
+        + " ".join(f"{field}={_text(value)}" for field, value in model["overrides"].items())
+        for model in table["models"]
+        if model["overrides"]
+    ]
+    lines = [
+        f"- Runs: {len(runs)}, {sum(minutes):,.0f} minutes of training; on {'; '.join(devices)}; "
+        f"jax {', '.join(jax)}; commits {', '.join(commits)}."
+    ]
+    configs = dict.fromkeys(model["config"].partition(":")[0] for model in table["models"])
+    lines.append(f"- Configurations: {', '.join(f'`{config}`' for config in configs)}.")
+    lines += [f"- {escape(line)}." for line in changed]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return to_text(tuple(value) if isinstance(value, list) else value)
+
+
+# ---------------------------------------------------------------------------- parts of other pages
+def with_blocks(page: str, records: Mapping[str, Record]) -> str:
+    """A page whose parts "<!-- study ... -->" are made anew.
+
+    Args:
+      page: Markdown.
+      records: By the study's name.
+
+    Raises:
+      StudyError: If a part names a study, table or filter that there is not.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        start, words, _, end = match.groups()
+        return f"{start}\n{_block(words.split(), records)}\n\n{end}"
+
+    return _BLOCK.sub(made, page)
+
+
+def _block(words: Sequence[str], records: Mapping[str, Record]) -> str:
+    if list(words) == ["claims"]:
+        return claims_table([record for record in records.values() if record["claims"]])
+    try:
+        study, name, filter_seen = words
+        table = next(each for each in records[study]["tables"] if each["name"] == name)
+        return f"**{escape(table['title'])}.** {results_block(table, filter_seen)}"
+    except (ValueError, KeyError, StopIteration) as error:
+        raise StudyError(
+            f"<!-- study {' '.join(words)} -->: write STUDY TABLE FILTER, of a record in results/"
+        ) from error
+
+
+# ---------------------------------------------------------------------------- figures
+def figure_name(record: Record, table: Record) -> str:
+    """The file of a table's figure."""
+    return f"{record['name']}_{table['name']}.png"
+
+
+def to_figure(table: Record) -> Figure:
+    """The selection metric of each system of a table, with bars of two standard errors."""
+    filter_seen, metric = next(iter(table["filters"])), SELECTION_METRIC
+    models = sorted(
+        table["models"], key=lambda model: model["metrics"][filter_seen][metric]["mean"]
+    )
+    labels = [model["label"] for model in table["models"]]
+    look = looks(labels)
+    figure = Figure(figsize=(7, 1.3 + 0.3 * len(models)), layout="constrained")
+    axes = figure.subplots()
+    for place, model in enumerate(models):
+        statistics, style = model["metrics"][filter_seen][metric], look[model["label"]]
+        axes.errorbar(
+            statistics["mean"],
+            place,
+            xerr=_ERRORS_DRAWN * statistics["error"],
+            color=style["color"],
+            marker=style["marker"],
+            capsize=3,
+        )
+    axes.set_yticks(range(len(models)), [model["label"] for model in models])
+    counting = [each for each in table["baselines"] if not each["oracle"]]
+    best = max(counting, key=lambda each: each["metrics"][filter_seen][metric], default=None)
+    for reference in (best, *(each for each in table["baselines"] if each["oracle"])):
+        if reference is not None:
+            value = reference["metrics"][filter_seen][metric]
+            axes.axvline(value, color="#666666", linestyle="--", linewidth=1)
+            axes.annotate(
+                f" {reference['label']}",
+                (value, len(models) - 0.4),
+                color="#666666",
+                annotation_clip=False,
+                ha="center",
+                va="bottom",
+                fontsize="small",
+            )
+    axes.set_ylim(-0.5, len(models) - 0.4)
+    axes.set_xlabel(
+        f"{metric}, seen items {table['filters'][filter_seen].partition(' (')[0]}; bars are two "
+        "standard errors over users"
+    )
+    axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(table["title"], fontsize="medium")
+    return figure
+
+
+def page_paths(folder: Path) -> list[Path]:
+    """The records of a folder, in the order of their names."""
+    return sorted(folder.glob("*.json"))

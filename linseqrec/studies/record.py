@@ -1,0 +1,323 @@
+"""What a study's runs gave, as JSON: means, errors, the verdict on each claim, provenance."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from linseqrec.config import Experiment
+from linseqrec.config_fields import to_json
+from linseqrec.evaluation.metrics import per_target
+from linseqrec.evaluation.result import filter_in_words, filters_by_fit
+from linseqrec.files import read_json
+from linseqrec.runs.best_baseline import ORACLE, best_baseline
+from linseqrec.runs.comparable import check_comparable
+from linseqrec.runs.configurations import Configuration, differing_fields
+from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
+from linseqrec.studies.study import COUNTING, Claim, Study, StudyError, StudyRun, Table
+from linseqrec.training.checkpoint import saved_steps
+from linseqrec.training.model import build_model
+
+# A difference counts from so many standard errors on.
+_ERRORS = 2.0
+# Where a data set lies, and a dtype that comes to the same on the run's device.
+_SAME = ("data.folder", "model.dtype")
+
+
+def make_record(study: Study, runs: Iterable[StudyRun]) -> dict[str, Any]:
+    """The record of a study, from the runs of it that have finished.
+
+    Args:
+      study: The study.
+      runs: Its runs, finished or not.
+
+    Returns:
+      For JSON: "tables" and "claims", in the study's order.
+
+    Raises:
+      StudyError: If a run's folder holds another configuration.
+      RunsError: If the runs of a table cannot be compared.
+      FileError: If a run's file is damaged.
+    """
+    by_table: dict[str, list[StudyRun]] = {table.name: [] for table in study.tables}
+    for run in runs:
+        by_table[run.table.name].append(run)
+    opened = {table.name: _configurations(table, by_table[table.name]) for table in study.tables}
+    return {
+        "name": study.name,
+        "title": study.title,
+        "about": study.about,
+        "tables": [
+            _table(table, opened[table.name], by_table[table.name]) for table in study.tables
+        ],
+        "claims": [_judged(claim, opened[claim.table]) for claim in study.claims],
+    }
+
+
+def run_keys(record: Mapping[str, Any]) -> set[str]:
+    """The runs that a record holds, as "table, label, seed 0"."""
+    return {
+        f"{table['name']}, {model['label']}, seed {run['seed']}"
+        for table in record["tables"]
+        for model in table["models"]
+        for run in model["runs"]
+    }
+
+
+def _configurations(table: Table, runs: Sequence[StudyRun]) -> dict[str, Configuration]:
+    """The arms of a table that have finished runs, by label."""
+    finished: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        if run.finished:
+            opened = FinishedRun.open(run.folder)
+            _check_same(run, opened)
+            finished.setdefault(run.arm.label, []).append(opened)
+    conditions = {str(run.folder): run.conditions for arm in finished.values() for run in arm}
+    if conditions:
+        check_comparable(conditions)
+    return {
+        arm.label: Configuration(arm.label, tuple(finished[arm.label]))
+        for arm in table.arms
+        if arm.label in finished
+    }
+
+
+def _check_same(run: StudyRun, opened: FinishedRun) -> None:
+    differing = differing_fields([run.experiment, opened.experiment])
+    if others := [
+        f"{field}: {ours!r} in the study, {theirs!r} in the run"
+        for field, (ours, theirs) in differing.items()
+        if field not in _SAME
+    ]:
+        raise StudyError(
+            f"{run.folder} holds a run of another configuration: move it away\n  "
+            + "\n  ".join(others)
+        )
+
+
+def _table(
+    table: Table, configurations: Mapping[str, Configuration], runs: Sequence[StudyRun]
+) -> dict[str, Any]:
+    written: dict[str, Any] = {
+        "name": table.name,
+        "caption": table.caption,
+        "metrics": list(table.metrics),
+        "missing": _missing(runs),
+    }
+    opened = [run for configuration in configurations.values() for run in configuration.runs]
+    if not opened:
+        return written | {"title": "", "filters": {}, "models": [], "baselines": []}
+    protocol = opened[0].protocol
+    filters = filters_by_fit(protocol)
+    return written | {
+        "title": title_of(opened),
+        "split": protocol["split"],
+        "targets": protocol["targets"],
+        "num_items": protocol["num_items"],
+        "ties": protocol["ties"],
+        "filters": {name: filter_in_words(name, protocol) for name in filters},
+        "models": [
+            _model(table, configuration, runs, filters) for configuration in configurations.values()
+        ],
+        "baselines": [
+            {
+                "label": name,
+                "oracle": name == ORACLE,
+                "metrics": {
+                    filter_seen: {
+                        metric: summary["metrics"][filter_seen][metric] for metric in table.metrics
+                    }
+                    for filter_seen in filters
+                },
+            }
+            for name, summary in baselines_of(opened).items()
+        ],
+    }
+
+
+def _missing(runs: Sequence[StudyRun]) -> dict[str, list[int]]:
+    """The seeds that have not finished, by arm."""
+    missing: dict[str, list[int]] = {}
+    for run in runs:
+        if not run.finished:
+            missing.setdefault(run.arm.label, []).append(run.seed)
+    return missing
+
+
+def _model(
+    table: Table,
+    configuration: Configuration,
+    runs: Sequence[StudyRun],
+    filters: Sequence[str],
+) -> dict[str, Any]:
+    arm = next(run.arm for run in runs if run.arm.label == configuration.label)
+    experiment, protocol = configuration.experiment, configuration.runs[0].protocol
+    return {
+        "label": configuration.label,
+        "config": arm.config,
+        "overrides": {field: to_json(value) for field, value in arm.overrides.items()},
+        "parameters": _num_parameters(experiment, protocol["num_items"]),
+        "metrics": {
+            filter_seen: {
+                metric: _statistics(configuration, filter_seen, metric) for metric in table.metrics
+            }
+            for filter_seen in filters
+        },
+        "runs": [_provenance(run) for run in configuration.runs],
+    }
+
+
+def _statistics(
+    configuration: Configuration, filter_seen: str, metric: str
+) -> dict[str, float | list[float] | None]:
+    """Mean, standard deviation over seeds, and standard error of the mean over targets."""
+    by_seed = configuration.by_seed(filter_seen, metric)
+    values = configuration.per_target(filter_seen, metric)
+    return {
+        "mean": float(by_seed.mean()),
+        "sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
+        "error": float(values.std(ddof=1) / math.sqrt(len(values))),
+        "by_seed": by_seed.tolist(),
+    }
+
+
+def _provenance(run: FinishedRun) -> dict[str, Any]:
+    environment = run.results["environment"]
+    minutes = _minutes(run.folder)
+    return {
+        "seed": run.experiment.training.seed,
+        "commit": str(environment.get("git") or "")[:7],
+        "device": environment.get("device"),
+        "cpu_count": environment.get("cpu_count"),
+        "packages": environment.get("packages"),
+        "epoch": run.results["epoch"],
+        "minutes": None if minutes is None else round(minutes, 1),
+    }
+
+
+def _minutes(folder: Path) -> float | None:
+    """Minutes of training, over all starts of a run, as its newest checkpoint has them."""
+    checkpoints = folder / "checkpoints"
+    steps = saved_steps(checkpoints)
+    if not steps:
+        return None
+    path = checkpoints / str(max(steps)) / "progress" / "metadata"
+    return read_json(path, {"seconds": float})["seconds"] / 60
+
+
+def _num_parameters(experiment: Experiment, num_items: int) -> int:
+    model = nnx.eval_shape(lambda: build_model(experiment, num_items))
+    return sum(int(np.prod(leaf.shape)) for leaf in _leaves(nnx.state(model, nnx.Param)))
+
+
+def _leaves(state: nnx.State) -> list[Any]:
+    return [leaf.get_value() for leaf in nnx.to_flat_state(state).leaves]
+
+
+# ---------------------------------------------------------------------------- claims
+@dataclasses.dataclass(frozen=True)
+class _System:
+    """One side of a claim: its values [M] averaged over seeds, and its mean by seed [S].
+
+    What has no seeds, as a baseline, has S 0.
+    """
+
+    label: str
+    values: np.ndarray
+    by_seed: np.ndarray
+
+
+def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[str, Any]:
+    """A claim with its effect, standard errors and verdict; all None where runs are missing.
+
+    The effect is the first system's mean minus (1 + margin) times the second's.
+    """
+    written = {
+        "text": claim.text,
+        "table": claim.table,
+        "first": claim.first,
+        "metric": claim.metric,
+        "filter_seen": claim.filter_seen,
+        "margin": claim.margin,
+        "min_events": claim.min_events,
+    }
+    unknown = {
+        "second": claim.second if isinstance(claim.second, str | float) else list(claim.second),
+        "verdict": "open",
+        "reason": "not run",
+    }
+    if claim.first not in configurations:
+        return written | unknown
+    runs = configurations[claim.first].runs
+    kept = runs[0].lengths >= claim.min_events
+    if not kept.any():
+        return written | unknown | {"reason": f"no target after {claim.min_events} events"}
+    second = _second(claim, configurations, kept)
+    if second is None:
+        return written | unknown
+    first = _arm(claim, configurations[claim.first], kept)
+    differences = first.values - (1 + claim.margin) * second.values
+    over_users = _clustered_error(differences, runs[0].users[kept])
+    over_seeds = None
+    sides = [(1.0, first.by_seed)]
+    if len(second.by_seed):
+        sides.append((1 + claim.margin, second.by_seed))
+    if all(len(means) > 1 for _, means in sides):
+        variances = (scale**2 * means.var(ddof=1) / len(means) for scale, means in sides)
+        over_seeds = math.sqrt(sum(variances))
+    effect = float(differences.mean())
+    error = math.hypot(over_users, over_seeds or 0.0)
+    verdict = "open"
+    if abs(effect) > _ERRORS * error:
+        verdict = "holds" if effect > 0 else "does not hold"
+    return written | {
+        "second": second.label,
+        "first_mean": float(first.values.mean()),
+        "second_mean": float(second.values.mean()),
+        "effect": effect,
+        "error_over_users": over_users,
+        "error_over_seeds": over_seeds,
+        "targets": int(kept.sum()),
+        "seeds": min(len(means) for _, means in sides),
+        "verdict": verdict,
+        "reason": "",
+    }
+
+
+def _arm(claim: Claim, configuration: Configuration, kept: np.ndarray) -> _System:
+    by_seed = [run.per_target(claim.filter_seen, claim.metric)[kept] for run in configuration.runs]
+    return _System(
+        configuration.label, np.mean(by_seed, axis=0), np.array([each.mean() for each in by_seed])
+    )
+
+
+def _second(
+    claim: Claim, configurations: Mapping[str, Configuration], kept: np.ndarray
+) -> _System | None:
+    if isinstance(claim.second, float):
+        return _System("published", np.full(int(kept.sum()), claim.second), np.empty(0))
+    if claim.second == COUNTING:
+        runs = [run for each in configurations.values() for run in each.runs]
+        if (best := best_baseline(runs, claim.filter_seen)) is None:
+            return None
+        cutoff = int(claim.metric.rpartition("@")[2])
+        return _System(best[0], per_target(best[1], [cutoff])[claim.metric][kept], np.empty(0))
+    if not all(label in configurations for label in claim.second):
+        return None
+    arms = [_arm(claim, configurations[label], kept) for label in claim.second]
+    return max(arms, key=lambda arm: arm.values.mean())
+
+
+def _clustered_error(values: np.ndarray, users: np.ndarray) -> float:
+    """The standard error of a mean over targets, users drawn with all their targets.
+
+    Source: the linearised variance of a ratio of sums (Cochran, 1977, section 2.11).
+    """
+    _, user_of = np.unique(users, return_inverse=True)
+    sums = np.bincount(user_of, values - values.mean())
+    count = len(sums)
+    return math.sqrt(count / max(count - 1, 1) * np.square(sums).sum()) / len(values)

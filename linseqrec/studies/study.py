@@ -1,0 +1,194 @@
+"""What a study is: tables of configurations over seeds, and the claims that they are held against.
+
+A study is data (`experiments/studies/`). `record` reads what its runs gave, and `pages` shows it.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from linseqrec.config import Experiment
+from linseqrec.config_fields import field_names, override
+from linseqrec.errors import UserError
+from linseqrec.evaluation.metrics import check_metric
+from linseqrec.sweeps.folders import folder_name
+
+# As the second system of a claim: the best counting baseline.
+COUNTING = "counting"
+
+
+class StudyError(UserError, ValueError):
+    """A study that cannot be, or whose runs do not fit it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A configuration of a table.
+
+    Attributes:
+      label: Its name in the table.
+      config: The experiment, FILE:NAME.
+      overrides: Values of the experiment's fields, by dotted name.
+    """
+
+    label: str
+    config: str
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Configurations that are trained on one data set and stand in one table.
+
+    Attributes:
+      name: A short name, for files and links.
+      caption: What the table asks, for its readers.
+      arms: The configurations.
+      seeds: The values of `training.seed`.
+      metrics: Its columns.
+    """
+
+    name: str
+    caption: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    metrics: tuple[str, ...] = ("HR@10", "NDCG@10")
+
+    def __post_init__(self) -> None:
+        labels = [arm.label for arm in self.arms]
+        if len(set(labels)) < len(labels):
+            raise StudyError(f"table {self.name}: two of its arms have the same label")
+        for metric in self.metrics:
+            check_metric(metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement that one system of a table is better than others.
+
+    It holds if the first system's mean is beyond (1 + `margin`) times the second's by two standard
+    errors. It does not hold if the mean is below by two. Otherwise it is open.
+
+    Attributes:
+      text: The statement, for readers, with the paper that makes it.
+      table: The table's name.
+      first: The label of an arm.
+      second: Labels of arms, the best of which counts; `COUNTING` for the best counting baseline;
+        or a published figure.
+      metric: The metric.
+      filter_seen: The filter of seen items.
+      margin: The share by which the first is to be better.
+      min_events: Only targets after at least so many events.
+    """
+
+    text: str
+    table: str
+    first: str
+    second: tuple[str, ...] | str | float
+    metric: str = "NDCG@10"
+    filter_seen: str = "none"
+    margin: float = 0.0
+    min_events: int = 0
+
+    def __post_init__(self) -> None:
+        check_metric(self.metric)
+        if isinstance(self.second, str) and self.second != COUNTING:
+            raise StudyError(f"claim {self.text!r}: give the labels of arms as a tuple")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Tables and claims about one question.
+
+    Attributes:
+      name: The name of its files.
+      title: For readers.
+      about: A paragraph of Markdown: what is asked, and what a reader must know.
+      tables: The tables.
+      claims: The claims.
+    """
+
+    name: str
+    title: str
+    about: str
+    tables: tuple[Table, ...]
+    claims: tuple[Claim, ...] = ()
+
+    def __post_init__(self) -> None:
+        labels = {table.name: [arm.label for arm in table.arms] for table in self.tables}
+        if len(labels) < len(self.tables):
+            raise StudyError(f"study {self.name}: two of its tables have the same name")
+        for claim in self.claims:
+            if claim.table not in labels:
+                raise StudyError(f"claim {claim.text!r}: there is no table {claim.table!r}")
+            others = claim.second if isinstance(claim.second, tuple) else ()
+            for label in (claim.first, *others):
+                if label not in labels[claim.table]:
+                    raise StudyError(
+                        f"claim {claim.text!r}: table {claim.table} has no arm {label!r}"
+                    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyRun:
+    """One run of a study.
+
+    Attributes:
+      table: Its table.
+      arm: Its arm.
+      seed: Its seed.
+      overrides: Those of the arm, and the seed.
+      experiment: Its configuration.
+      folder: Its workdir. Studies that have a run in common share the folder.
+    """
+
+    table: Table
+    arm: Arm
+    seed: int
+    overrides: dict[str, Any]
+    experiment: Experiment
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has results."""
+        return (self.folder / "results.json").exists()
+
+
+def study_runs(
+    study: Study, load: Callable[[str], Experiment], workdir: Path
+) -> Iterator[StudyRun]:
+    """The runs of a study, most wanted first: all arms with their first seed, then the second.
+
+    Args:
+      study: The study.
+      load: Makes the experiment of FILE:NAME.
+      workdir: The folder of all studies' runs.
+
+    Raises:
+      ConfigError: If an arm's configuration cannot be.
+      StudyError: If it sets a field that its experiment does not have.
+    """
+    most = max(len(table.seeds) for table in study.tables)
+    for place, table in itertools.product(range(most), study.tables):
+        for arm, seed in itertools.product(table.arms, table.seeds[place : place + 1]):
+            template = load(arm.config)
+            names = field_names(template)
+            values = {**arm.overrides, "training.seed": seed}
+            if unknown := values.keys() - set(names):
+                raise StudyError(f"arm {arm.label!r}: {arm.config} has no field {unknown.pop()}")
+            overrides = {field: values[field] for field in names if field in values}
+            file, _, name = arm.config.partition(":")
+            yield StudyRun(
+                table=table,
+                arm=arm,
+                seed=seed,
+                overrides=overrides,
+                experiment=override(template, overrides),
+                folder=workdir
+                / Path(file).stem
+                / (name or "default")
+                / folder_name(overrides, names),
+            )

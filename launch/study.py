@@ -17,7 +17,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,15 @@ from absl import flags
 
 from launch import flags as launch_flags
 from launch.program import run_program
-from linseqrec.config_fields import ConfigError
+from linseqrec.config_fields import ConfigError, nearest
 from linseqrec.files import read_json, replacing, write_json
 from linseqrec.runs.figures import save_figure
 from linseqrec.studies import pages
 from linseqrec.studies.record import make_record, run_keys
-from linseqrec.studies.study import Study, StudyError, study_runs
+from linseqrec.studies.study import Study, StudyError, StudyRun, study_runs
 from linseqrec.sweeps.local import Interrupted, run_local
-from linseqrec.sweeps.task import train_task
+from linseqrec.sweeps.task import Task, train_task
+from linseqrec.training.preemption import EXIT_CODE
 
 _STUDY = flags.DEFINE_string("study", "", "File of the study, in experiments/studies.")
 _WORKDIR = launch_flags.define_folder(
@@ -46,6 +47,8 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the runs that are left, an
 _RENDER = flags.DEFINE_bool("render", False, "Train nothing; only write records and pages.")
 _DROP = flags.DEFINE_bool("drop", False, "Let runs that --workdir lacks leave the record.")
 
+_ROOT = Path(__file__).parents[1]
+# Pages of the repository that show its records.
 _PAGES = ("README.md", "RESULTS.md")
 
 
@@ -57,51 +60,66 @@ def main(argv: list[str]) -> None:
             raise ConfigError("give a study: --study=experiments/studies/NAME.py")
         _write_pages(output)
         return
-    study = _load(_STUDY.value)
+    study = load_study(_STUDY.value)
     runs = list(study_runs(study, launch_flags.load_experiment, Path(_WORKDIR.value)))
-    wanted = {table.name for table in study.tables}
-    if unknown := set(_TABLES.value) - wanted:
-        raise ConfigError(f"--tables: {study.name} has {', '.join(wanted)}, no {unknown.pop()}")
-    left = [run for run in runs if not run.finished and run.table.name in (_TABLES.value or wanted)]
-    for run in left:
-        print(f"{run.table.name}: {run.arm.label}, seed {run.seed}  {run.folder}")
-    print(f"{len(runs)} runs, {len(left)} left", flush=True)
+    left = _left(study, runs)
+    for name in left:
+        print(name)
+    print(f"{len(runs)} runs, {len(left)} to train", flush=True)
     if _DRY_RUN.value:
         return
-    if left and not _RENDER.value:
-        # Two tables may hold the same run.
-        tasks = {
-            run.folder: train_task(run.arm.config, run.overrides, [], run.folder) for run in left
-        }
-        stopped = _train(list(tasks.values()))
-    else:
-        stopped = None
+    code = 0 if _RENDER.value or not left else _train(list(left.values()))
     _write_record(study, make_record(study, runs), output)
     _write_pages(output)
-    if stopped:
-        print(f"\n{stopped}; go on with the same command:\n  {shlex.join(sys.orig_argv)}")
-        sys.exit(75)
+    sys.exit(code)
 
 
-def _load(file: str) -> Study:
+def load_study(file: str | Path) -> Study:
+    """The `STUDY` of a file.
+
+    Raises:
+      ConfigError: If there is no such file, or it defines no study.
+    """
     if not Path(file).is_file():
         raise ConfigError(f"no study {file}")
-    made = runpy.run_path(file).get("STUDY")
+    made = runpy.run_path(str(file)).get("STUDY")
     if not isinstance(made, Study):
         raise ConfigError(f"{file} defines no STUDY")
     return made
 
 
-def _train(tasks: list[Any]) -> Interrupted | None:
-    """Runs the tasks; what stopped them, or None."""
+def _left(study: Study, runs: Sequence[StudyRun]) -> dict[str, Task]:
+    """The tasks of the runs that have not finished, in the tables asked for, by their names."""
+    tables = [table.name for table in study.tables]
+    for name in _TABLES.value:
+        if name not in tables:
+            raise ConfigError(
+                f"--tables={name}: {study.name} has {', '.join(tables)}{nearest(name, tables)}"
+            )
+    # Two tables may hold the same run.
+    by_folder = {
+        run.folder: run
+        for run in reversed(runs)
+        if not run.finished and run.table.name in (_TABLES.value or tables)
+    }
+    left = {}
+    for run in reversed(by_folder.values()):
+        name = f"{run.table.name}: {run.arm.label}, seed {run.seed}"
+        left[name] = train_task(run.arm.config, run.overrides, [], run.folder, name=name)
+    return left
+
+
+def _train(tasks: Sequence[Task]) -> int:
+    """Runs the tasks; the exit code of the program."""
     try:
         with _time_limit(_MINUTES.value):
             failures = run_local(tasks, parallel=_PARALLEL.value)
     except Interrupted as stop:
-        return stop
+        print(f"\n{stop}; go on with the same command:\n  {shlex.join(sys.orig_argv)}\n")
+        return EXIT_CODE
     for failure in failures:
         print(failure, file=sys.stderr)
-    return None
+    return 1 if failures else 0
 
 
 @contextlib.contextmanager
@@ -141,10 +159,10 @@ def _write_pages(output: Path) -> None:
         records[record["name"]] = record
         with replacing(path.with_suffix(".md")) as partial:
             partial.write_text(pages.to_page(record))
-    for name in _PAGES:
-        page = Path(name)
-        if page.exists() and (made := pages.with_blocks(page.read_text(), records)):
-            page.write_text(made)
+    if output.resolve() == (_ROOT / "results").resolve():
+        for name in _PAGES:
+            page = _ROOT / name
+            page.write_text(pages.with_blocks(page.read_text(), records))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ python -m launch.study --study=experiments/studies/hytrec.py --workdir=runs/stud
 
 from linseqrec.studies.study import Arm, Claim, Study, Table
 
-_LONG = {"model.branches": "long", "model.short_events": 0}
-_SHORT = {"model.branches": "short"}
-_TIMED = {"model.timed_attention": True}
+_LONG: dict[str, object] = {"model.branches": "long", "model.short_events": 0}
+_SHORT: dict[str, object] = {"model.branches": "short"}
+_TIMED: dict[str, object] = {"model.timed_attention": True}
 
 
 def _arms(config: str, *, forms: bool = False, **shared: object) -> tuple[Arm, ...]:
     """Both branches and each alone, with attention that knows the time; and what they differ in."""
     fields = {name.replace("__", "."): value for name, value in shared.items()}
-    made = {
+    made: dict[str, dict[str, object]] = {
         "both branches": _TIMED,
         "the long branch alone": _LONG | _TIMED,
         "the short branch alone": _SHORT | _TIMED,

@@ -62,7 +62,7 @@ def run_local(
 
     def run(place: int, task: Task) -> Failure | None:
         device = free.get()
-        print(f"[{place}/{len(tasks)}] {task.folder.name}: started", flush=True)
+        print(f"[{place}/{len(tasks)}] {task.label}: started", flush=True)
         try:
             process = task.start(_variables(device, used))
             processes.append(process)
@@ -73,7 +73,7 @@ def run_local(
             return Failure(task, str(error))
         finally:
             free.put(device)
-        print(f"{task.folder.name}: {reason_of(code) if code else 'finished'}", flush=True)
+        print(f"{task.label}: {reason_of(code) if code else 'finished'}", flush=True)
         return Failure(task, reason_of(code)) if code else None
 
     outcomes: list[Future[Failure | None]] = []

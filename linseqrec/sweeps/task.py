@@ -24,10 +24,17 @@ class Task:
     Attributes:
       folder: The workdir. What the command prints goes to `log.txt` there.
       command: The program and its arguments.
+      name: What the user is told that starts or ends; empty for the folder's name.
     """
 
     folder: Path
     command: tuple[str, ...]
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, or the folder's."""
+        return self.name or self.folder.name
 
     def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Starts the command and appends its output to the log.
@@ -72,7 +79,12 @@ class Failure:
 
 
 def train_task(
-    config: str, overrides: Mapping[str, Any], flags: Sequence[str], folder: Path
+    config: str,
+    overrides: Mapping[str, Any],
+    flags: Sequence[str],
+    folder: Path,
+    *,
+    name: str = "",
 ) -> Task:
     """The task of `python -m launch.train`.
 
@@ -81,10 +93,12 @@ def train_task(
       overrides: Values of its fields, by dotted name.
       flags: Other flags of the program.
       folder: The workdir.
+      name: The task's.
     """
     program = (sys.executable, "-m", "launch.train", f"--config={config}")
     fields = [f"--config.{field}={to_text(value)}" for field, value in overrides.items()]
-    return Task(folder, (*program, *fields, *flags, f"--workdir={folder}"))
+    command = (*program, *fields, *flags, f"--workdir={folder}")
+    return Task(folder, command, name)
 
 
 def reason_of(code: int) -> str:

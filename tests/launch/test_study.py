@@ -1,0 +1,88 @@
+"""A study as a user runs it: trained, recorded, shown, gone on with."""
+
+import json
+
+import pytest
+
+from tests.launch.programs import program
+
+STUDY = """
+from linseqrec.studies.study import Arm, Study, Table
+
+TINY = {
+    "model.width": 8,
+    "model.num_layers": 1,
+    "model.heads": 1,
+    "data.world_users": 60,
+    "data.length": 8,
+    "training.num_epochs": 1.0,
+    "optimizer.warmup_steps": 2,
+}
+ARMS = (Arm("SASRec", "experiments/quick.py:sasrec", TINY),)
+STUDY = Study("tiny", "Tiny", "About it.", (Table("t", "Why?", ARMS, seeds=SEEDS),))
+"""
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "tiny.py").write_text(STUDY.replace("SEEDS", "(0,)"))
+    return folder, study(folder)
+
+
+def study(folder, *flags):
+    places = [f"--workdir={folder / 'runs'}", f"--output={folder / 'results'}"]
+    return program("study", f"--study={folder / 'tiny.py'}", *places, *flags)
+
+
+def test_a_study_trains_and_writes_its_record_page_and_figure(studied):
+    folder, done = studied
+    assert done.returncode == 0, done.stderr
+    assert "1 runs, 1 to train" in done.stdout and "t: SASRec, seed 0: finished" in done.stdout
+    (table,) = json.loads((folder / "results" / "tiny.json").read_text())["tables"]
+    (model,) = table["models"]
+    (run,) = (folder / "runs" / "quick" / "sasrec").iterdir()
+    results = json.loads((run / "results.json").read_text())
+    expected = results["test"]["SASRec"]["metrics"]["none"]["NDCG@10"]
+    assert model["metrics"]["none"]["NDCG@10"]["mean"] == pytest.approx(expected)
+    assert model["runs"][0]["minutes"] > 0 and table["missing"] == {}
+    assert "generated world 'quick' (synthetic data)" in (folder / "results/tiny.md").read_text()
+    assert (folder / "results" / "tiny_t.png").stat().st_size > 0
+
+
+def test_the_same_command_trains_what_is_left(studied):
+    folder, _ = studied
+    (folder / "tiny.py").write_text(STUDY.replace("SEEDS", "(0, 1)"))
+    done = study(folder, "--dry_run")
+    assert "t: SASRec, seed 1" in done.stdout and "seed 0" not in done.stdout
+    assert "2 runs, 1 to train" in done.stdout
+    assert study(folder, "--render").returncode == 0
+    (table,) = json.loads((folder / "results" / "tiny.json").read_text())["tables"]
+    assert table["missing"] == {"SASRec": [1]}
+
+
+def test_a_record_does_not_lose_runs_unasked(studied):
+    folder, _ = studied
+    (folder / "runs").rename(folder / "elsewhere")
+    done = study(folder, "--render")
+    assert done.returncode == 1 and "t, SASRec, seed 0" in done.stderr
+    assert "or --drop" in done.stderr
+    (folder / "elsewhere").rename(folder / "runs")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--study=none.py"], "no study none.py"),
+        (["--study=experiments/quick.py"], "experiments/quick.py defines no STUDY"),
+        ([], "give a study: --study=experiments/studies/NAME.py"),
+        (
+            ["--study=experiments/studies/hytrec.py", "--tables=drift,dirft"],
+            "--tables=dirft: hytrec has ultra_long, drift, completejourney",
+        ),
+    ],
+    ids=["no file", "no study", "none given", "unknown table"],
+)
+def test_what_is_no_study_is_refused(flags, message):
+    done = program("study", *flags)
+    assert done.returncode == 1 and message in done.stderr

@@ -1,0 +1,144 @@
+"""Pages of studies: a record in words, and that the repository's pages show its records."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+
+from launch.flags import load_experiment
+from launch.study import load_study
+from linseqrec.files import read_json
+from linseqrec.studies.pages import number, to_page, with_blocks
+from linseqrec.studies.study import StudyError, study_runs
+
+ROOT = Path(__file__).parents[2]
+RECORDS = {path.stem: read_json(path, dict) for path in sorted((ROOT / "results").glob("*.json"))}
+STUDIES = sorted((ROOT / "experiments" / "studies").glob("[!_]*.py"))
+STATISTICS = {"mean": 0.3, "sd": 0.01, "error": 0.02, "by_seed": [0.29, 0.31]}
+RUN = {"commit": "abc", "device": "1 x cpu", "cpu_count": 2, "packages": {"jax": "1"}}
+RECORD = {
+    "name": "small",
+    "title": "A <study>",
+    "about": "About it.",
+    "tables": [
+        {
+            "name": "t",
+            "caption": "Why?",
+            "metrics": ["NDCG@10"],
+            "missing": {"b": [0, 1], "c": [0, 1], "a": [2]},
+            "title": "a log; synthetic data",
+            "split": "test",
+            "targets": 1200,
+            "num_items": 50,
+            "ties": "mean",
+            "filters": {"none": "not filtered"},
+            "models": [
+                {
+                    "label": "a|b",
+                    "config": "experiments/x.py:a",
+                    "overrides": {"model.dilations": [1, 2]},
+                    "parameters": 12_345,
+                    "metrics": {"none": {"NDCG@10": STATISTICS}},
+                    "runs": [RUN | {"seed": seed, "minutes": 2.5} for seed in (0, 1)],
+                }
+            ],
+            "baselines": [
+                {"label": "Markov", "oracle": False, "metrics": {"none": {"NDCG@10": 0.4}}}
+            ],
+        }
+    ],
+    "claims": [
+        {
+            "text": "a is better (paper)",
+            "table": "t",
+            "first": "a|b",
+            "second": "Markov",
+            "metric": "NDCG@10",
+            "margin": 0.08,
+            "min_events": 1000,
+            "first_mean": 0.3,
+            "second_mean": 0.4,
+            "effect": -0.132,
+            "error_over_users": 0.02,
+            "error_over_seeds": 0.01,
+            "seeds": 2,
+            "verdict": "does not hold",
+            "reason": "",
+        },
+        {"text": "b is better", "verdict": "open", "reason": "not run"},
+    ],
+}
+
+
+def test_a_page_says_what_was_measured_and_what_was_not():
+    page = re.sub(" +", " ", to_page(RECORD))
+    assert "# A &lt;study&gt;" in page and "## a log; synthetic data" in page
+    assert "Test, 1,200 targets, all 50 items ranked, seen items not filtered, mean ties" in page
+    assert "| a\\|b | 12 k | 2 | .3000 ± .0100 |" in page
+    assert page.index("| Markov | | | .4000 |") > page.index("a\\|b")
+    assert "Standard errors over users, at most: NDCG@10 .0200." in page
+    assert "Not run yet: b, c (seeds 0, 1); a (seed 2)." in page
+    assert "- Runs: 2, 5 minutes of training; on 1 x cpu, 2 cores; jax 1; commits abc." in page
+    assert "- a\\|b: model.dilations=1,2." in page
+    assert "![NDCG@10 of each system, seen items not filtered](small_t.png)" in page
+    assert (
+        "| a is better (paper) | **does not hold** | a\\|b .3000, Markov .4000 NDCG@10, after "
+        "1,000 events | −.1320 ± .0200 ± .0100 (margin 8%) |"
+    ) in page
+    assert "| b is better | open: not run | | |" in page
+
+
+def test_a_single_seed_is_called_one():
+    record = copy.deepcopy(RECORD)
+    record["tables"][0]["models"][0]["runs"].pop()
+    record["claims"][0]["seeds"] = 1
+    page = to_page(record)
+    assert "One seed." in page and "**does not hold**, one seed" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, ".1234"), (-0.5, "−.5000"), (1.0, "1.0000"), (10.2, "10.2000")]
+)
+def test_a_number_has_no_zero_before_its_point(value, text):
+    assert number(value) == text
+
+
+def test_the_parts_of_a_page_are_made_anew():
+    page = (
+        "before\n<!-- study small t none -->\nold\n<!-- end of study -->\nbetween\n"
+        "<!-- study claims -->\n<!-- end of study -->\nafter\n"
+    )
+    made = with_blocks(page, {"small": RECORD})
+    assert "old" not in made and "**a log; synthetic data.** Test, 1,200" in made
+    assert "[small](results/small.md)" in made
+    assert made.startswith("before\n") and made.endswith("\nafter\n") and "\nbetween\n" in made
+    assert with_blocks(made, {"small": RECORD}) == made
+
+
+@pytest.mark.parametrize("words", ["small", "other t none", "small u none"])
+def test_a_part_of_no_record_is_refused(words):
+    page = f"<!-- study {words} -->\n<!-- end of study -->\n"
+    with pytest.raises(StudyError, match=f"<!-- study {words} -->: write STUDY TABLE FILTER"):
+        with_blocks(page, {"small": RECORD})
+
+
+# ---------------------------------------------------------------------------- the repository's
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_page_of_the_repository_shows_its_record(name):
+    assert (ROOT / "results" / f"{name}.md").read_text() == to_page(RECORDS[name])
+    for table in RECORDS[name]["tables"]:
+        assert (ROOT / "results" / f"{name}_{table['name']}.png").exists() == bool(table["models"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
+def test_the_repository_shows_its_records(page):
+    text = (ROOT / page).read_text()
+    assert with_blocks(text, RECORDS) == text
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
+def test_a_study_of_the_repository_can_be_run(path):
+    study = load_study(path)
+    assert study.name == path.stem
+    assert list(study_runs(study, load_experiment, Path("runs")))

@@ -1,0 +1,169 @@
+"""Records of studies: what the runs of a table give, and the verdicts on claims."""
+
+import json
+import math
+import statistics
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from linseqrec.config_fields import override
+from linseqrec.files import write_json
+from linseqrec.studies.record import make_record, run_keys
+from linseqrec.studies.study import COUNTING, Arm, Claim, Study, StudyError, StudyRun, Table
+from tests.runs import conftest as runs
+from tests.runs.conftest import EXPERIMENT, TARGETS
+
+save_run = runs.save_run
+
+ARMS = (Arm("narrow", "x.py:sasrec"), Arm("wide", "x.py:sasrec", {"model.width": 32}))
+LENGTHS = np.random.default_rng(9).integers(1, 300, TARGETS)
+
+
+@pytest.fixture
+def make(save_run, tmp_path):
+    """make({label: [ranks of seed 0, ...]}, claims): a record of runs with these ranks."""
+
+    def made(ranks, claims=(), **saved):
+        table = Table("t", "Why?", ARMS, metrics=("HR@10", "NDCG@10"))
+        study = Study("name", "Title", "About.", (table,), tuple(claims))
+        planned = []
+        for arm in ARMS:
+            for seed in table.seeds:
+                overrides = {**arm.overrides, "training.seed": seed}
+                experiment = override(EXPERIMENT, overrides)
+                folder = tmp_path / arm.label / str(seed)
+                planned.append(StudyRun(table, arm, seed, overrides, experiment, folder))
+                if seed < len(ranks.get(arm.label, [])) and not folder.exists():
+                    of_filters = dict.fromkeys(("none", "all"), ranks[arm.label][seed])
+                    save_run(f"{arm.label}/{seed}", experiment, of_filters, **saved)
+                    path = folder / "results.json"
+                    results = json.loads(path.read_text())
+                    environment = {"git": "0123456789", "device": "1 x cpu", "cpu_count": 2}
+                    write_json(path, results | {"epoch": 3.0, "environment": environment})
+        return make_record(study, planned)
+
+    return made
+
+
+def hits(*, of, seed):
+    """Ranks of which about the share `of` are hits at 10."""
+    drawn = np.random.default_rng(seed).random(TARGETS)
+    return np.where(drawn < of, 1.0, 50.0)
+
+
+def judged(record):
+    (claim,) = record["claims"]
+    return claim
+
+
+def test_a_model_has_mean_deviation_and_error(make):
+    ranks = [hits(of=share, seed=seed) for seed, share in enumerate((0.2, 0.3, 0.4))]
+    record = make({"narrow": ranks})
+    (model,) = record["tables"][0]["models"]
+    got = model["metrics"]["none"]["HR@10"]
+    means = [float((own <= 10).mean()) for own in ranks]
+    per_target = [sum(float(own[i] <= 10) for own in ranks) / 3 for i in range(TARGETS)]
+    assert got["by_seed"] == pytest.approx(means)
+    assert got["mean"] == pytest.approx(statistics.mean(means))
+    assert got["sd"] == pytest.approx(statistics.stdev(means))
+    assert got["error"] == pytest.approx(statistics.stdev(per_target) / math.sqrt(TARGETS))
+    built = nnx.state(EXPERIMENT.model.build(1000, rngs=nnx.Rngs(0)), nnx.Param)
+    assert model["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(built))
+    assert model["runs"][0] | {"minutes": None} == {
+        "seed": 0,
+        "commit": "0123456",
+        "device": "1 x cpu",
+        "cpu_count": 2,
+        "packages": None,
+        "epoch": 3.0,
+        "minutes": None,
+    }
+    assert record["tables"][0]["missing"] == {"wide": [0, 1, 2]}
+    assert run_keys(record) == {f"t, narrow, seed {seed}" for seed in range(3)}
+    assert [each["label"] for each in record["tables"][0]["baselines"]] == ["Markov"]
+
+
+def test_a_table_without_a_run_has_all_of_its_arms_missing(make):
+    (table,) = make({})["tables"]
+    assert table["models"] == [] and set(table["missing"]) == {"narrow", "wide"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [(0.5, 0.3, "holds"), (0.3, 0.5, "does not hold"), (0.4, 0.4, "open")],
+)
+def test_a_claim_is_judged_by_two_standard_errors(make, first, second, verdict):
+    claim = Claim("x", "t", "narrow", ("wide",), metric="HR@10")
+    ranks = {
+        "narrow": [hits(of=first, seed=seed) for seed in range(3)],
+        "wide": [hits(of=second, seed=10 + seed) for seed in range(3)],
+    }
+    got = judged(make(ranks, [claim]))
+    assert got["verdict"] == verdict and got["seeds"] == 3 and got["second"] == "wide"
+    values = {label: np.array([own <= 10 for own in each], float) for label, each in ranks.items()}
+    means = {label: own.mean(1) for label, own in values.items()}
+    difference = values["narrow"].mean(0) - values["wide"].mean(0)
+    # Two targets a user: a user's targets are drawn together.
+    by_user = difference.reshape(-1, 2).mean(1)
+    assert got["effect"] == pytest.approx(difference.mean())
+    assert got["error_over_users"] == pytest.approx(by_user.std(ddof=1) / math.sqrt(len(by_user)))
+    assert got["error_over_seeds"] == pytest.approx(
+        math.sqrt(sum(own.var(ddof=1) / 3 for own in means.values()))
+    )
+
+
+def test_seeds_that_disagree_leave_a_claim_open(make):
+    claim = Claim("x", "t", "narrow", ("wide",), metric="HR@10")
+    ranks = {
+        "narrow": [hits(of=share, seed=1) for share in (0.2, 0.5, 0.9)],
+        "wide": [hits(of=0.35, seed=1)] * 3,
+    }
+    got = judged(make(ranks, [claim]))
+    assert got["effect"] > 2 * got["error_over_users"] and got["verdict"] == "open"
+
+
+def test_a_margin_has_to_be_exceeded(make):
+    ranks = {"narrow": [hits(of=0.52, seed=1)], "wide": [hits(of=0.5, seed=1)]}
+    got = judged(make(ranks, [Claim("x", "t", "narrow", ("wide",), "HR@10")]))
+    assert got["effect"] > 0 and got["seeds"] == 1 and got["error_over_seeds"] is None
+    got = judged(make(ranks, [Claim("x", "t", "narrow", ("wide",), "HR@10", margin=0.5)]))
+    first, second = ((ranks[label][0] <= 10).mean() for label in ("narrow", "wide"))
+    assert got["effect"] == pytest.approx(first - 1.5 * second)
+    assert got["verdict"] == "does not hold"
+
+
+def test_only_targets_after_enough_events_count(make):
+    ranks = {"narrow": [np.where(LENGTHS >= 200, 1.0, 50.0)], "wide": [np.full(TARGETS, 50.0)]}
+    got = judged(make(ranks, [Claim("x", "t", "narrow", ("wide",), "HR@10", min_events=200)]))
+    assert got["effect"] == 1.0 and got["targets"] == (LENGTHS >= 200).sum()
+    got = judged(make(ranks, [Claim("x", "t", "narrow", ("wide",), min_events=9_999)]))
+    assert got["verdict"] == "open" and got["reason"] == "no target after 9999 events"
+
+
+def test_the_best_counting_baseline_or_a_published_figure_is_a_side(make):
+    ranks = {"narrow": [hits(of=0.5, seed=1)]}
+    better = np.where(np.arange(TARGETS) % 5 == 0, 1.0, 50.0)
+    counting = {"Markov": {"none": better}, "Popularity": {"none": np.full(TARGETS, 50.0)}}
+    claim = Claim("x", "t", "narrow", COUNTING, "HR@10")
+    got = judged(make(ranks, [claim], counting=counting))
+    assert (got["second"], got["second_mean"], got["verdict"]) == ("Markov", 0.2, "holds")
+    got = judged(make(ranks, [Claim("x", "t", "narrow", 0.9, "HR@10")]))
+    assert got["second"] == "published" and got["second_mean"] == pytest.approx(0.9)
+    assert got["verdict"] == "does not hold"
+
+
+def test_a_claim_whose_runs_are_missing_is_open(make):
+    got = judged(make({"narrow": [hits(of=0.5, seed=1)]}, [Claim("x", "t", "narrow", ("wide",))]))
+    assert (got["verdict"], got["reason"]) == ("open", "not run")
+    # Runs of earlier versions hold no ranks of baselines.
+    got = judged(make({"narrow": [hits(of=0.5, seed=1)]}, [Claim("x", "t", "narrow", COUNTING)]))
+    assert (got["verdict"], got["reason"]) == ("open", "not run")
+
+
+def test_a_run_of_another_configuration_is_refused(make, save_run, tmp_path):
+    save_run("narrow/1", override(EXPERIMENT, {"training.seed": 1, "model.width": 16}))
+    with pytest.raises(StudyError, match=r"model\.width: 64 in the study, 16 in the run"):
+        make({"narrow": [hits(of=0.5, seed=1)]})

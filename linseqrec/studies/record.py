@@ -195,7 +195,7 @@ def _provenance(run: FinishedRun) -> dict[str, Any]:
         "cpu_count": environment.get("cpu_count"),
         "packages": environment.get("packages"),
         "epoch": run.results["epoch"],
-        "minutes": None if minutes is None else round(minutes, 1),
+        "minutes": None if minutes is None else round(minutes, 2),
     }
 
 

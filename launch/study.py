@@ -8,6 +8,8 @@ When it ends, `results/NAME.json` and `results/NAME.md` hold what has been measu
 parts of README.md and RESULTS.md that show studies are made anew.
 
     python -m launch.study --render    # pages from the records, without a run
+
+`--analyse` also looks into the checkpoints of tables that ask for it.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import os
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -29,7 +32,7 @@ from linseqrec.config_fields import ConfigError, nearest
 from linseqrec.files import read_json, replacing, write_json
 from linseqrec.runs.figures import save_figure
 from linseqrec.studies import pages
-from linseqrec.studies.record import make_record, run_keys
+from linseqrec.studies.record import FORM, make_record, run_keys
 from linseqrec.studies.study import Study, StudyError, StudyRun, study_runs
 from linseqrec.sweeps.local import Interrupted, run_local
 from linseqrec.sweeps.task import Task, train_task
@@ -45,6 +48,7 @@ _PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", 1)
 _MINUTES = flags.DEFINE_float("minutes", 0, "Stop the runs after so many minutes; 0: no end.", 0)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the runs that are left, and stop there.")
 _RENDER = flags.DEFINE_bool("render", False, "Train nothing; only write records and pages.")
+_ANALYSE = flags.DEFINE_bool("analyse", False, "Analyse the checkpoints of the tables as well.")
 _DROP = flags.DEFINE_bool("drop", False, "Let runs that --workdir lacks leave the record.")
 
 _ROOT = Path(__file__).parents[1]
@@ -63,13 +67,21 @@ def main(argv: list[str]) -> None:
     study = load_study(_STUDY.value)
     runs = list(study_runs(study, launch_flags.load_experiment, Path(_WORKDIR.value)))
     left = _left(study, runs)
-    for name in left:
-        print(name)
+    for name, task in left.items():
+        print(f"{name}  {task.folder}")
     print(f"{len(runs)} runs, {len(left)} to train", flush=True)
     if _DRY_RUN.value:
         return
     code = 0 if _RENDER.value or not left else _train(list(left.values()))
-    _write_record(study, make_record(study, runs), output)
+    record = make_record(study, runs)
+    if _ANALYSE.value:
+        _analyse(record, runs, output)
+    for table in record["tables"]:
+        folder = output / pages.analysis_folder(record, table)
+        table["analyses"] = [
+            name for name in table["analyses"] if (folder / f"{name}.png").exists()
+        ]
+    _write_record(study, record, output)
     _write_pages(output)
     sys.exit(code)
 
@@ -137,7 +149,7 @@ def _time_limit(minutes: float) -> Iterator[None]:
 def _write_record(study: Study, record: dict[str, Any], output: Path) -> None:
     path = output / f"{study.name}.json"
     if path.exists() and not _DROP.value:
-        held = run_keys(read_json(path, {"tables": [dict]}))
+        held = run_keys(read_json(path, FORM))
         if lost := sorted(held - run_keys(record)):
             raise StudyError(
                 f"{path} holds runs that {_WORKDIR.value} does not: {'; '.join(lost)}. Give the "
@@ -152,10 +164,25 @@ def _write_record(study: Study, record: dict[str, Any], output: Path) -> None:
             print(save_figure(pages.to_figure(table), output / name))
 
 
+def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> None:
+    """Runs `launch.analyse` on the checkpoints of the tables, those with the first seed."""
+    for table in record["tables"]:
+        folders = [
+            run.folder
+            for run in runs
+            if run.table.name == table["name"] and run.finished and run.seed == run.table.seeds[0]
+        ]
+        if table["analyses"] and folders:
+            to = output / pages.analysis_folder(record, table)
+            command = [sys.executable, "-m", "launch.analyse", "--split=test", f"--output={to}"]
+            command += [f"--analysis={','.join(table['analyses'])}"]
+            subprocess.run([*command, *(f"--workdir={folder}" for folder in folders)], check=True)
+
+
 def _write_pages(output: Path) -> None:
     records = {}
     for path in pages.page_paths(output):
-        record = read_json(path, {"name": str, "title": str, "tables": [dict], "claims": [dict]})
+        record = read_json(path, FORM)
         records[record["name"]] = record
         with replacing(path.with_suffix(".md")) as partial:
             partial.write_text(pages.to_page(record))

@@ -41,6 +41,7 @@ STUDY = Study(
                 Arm(label, "experiments/foursquare.py:recgrela", overrides)
                 for label, overrides in _ARMS.items()
             ),
+            analyses=("attention_rank",),
         ),
     ),
     claims=tuple(

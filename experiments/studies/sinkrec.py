@@ -45,6 +45,7 @@ STUDY = Study(
             "foursquare",
             "Check-ins in New York, 76 % of them revisits.",
             _arms("foursquare"),
+            analyses=("state_sink", "insertion_probe"),
         ),
     ),
     claims=tuple(

@@ -44,6 +44,7 @@ STUDY = Study(
                     },
                 ),
             ),
+            analyses=("buckets",),
         ),
         Table("drift", "Tastes drift while a user is away.", arms("drift")),
         Table("ultra_long", "Habits in histories of some 1,500 events.", arms("ultra_long")),

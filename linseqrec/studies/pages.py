@@ -11,6 +11,7 @@ from linseqrec.config_fields import to_text
 from linseqrec.evaluation.result import SELECTION_METRIC
 from linseqrec.runs.figures import looks
 from linseqrec.runs.tables import escape, markdown_table
+from linseqrec.studies.record import ERRORS
 from linseqrec.studies.study import StudyError
 
 Record = Mapping[str, Any]
@@ -18,7 +19,6 @@ Record = Mapping[str, Any]
 # A part of a page that is made of the records: "<!-- study NAME TABLE FILTER -->" or
 # "<!-- study claims -->", up to "<!-- end of study -->".
 _BLOCK = re.compile(r"(<!-- study ([^>]*) -->\n)(.*?)(<!-- end of study -->)", re.DOTALL)
-_ERRORS_DRAWN = 2.0
 
 
 def to_page(record: Record) -> str:
@@ -48,6 +48,9 @@ def _section(record: Record, table: Record) -> Iterator[str]:
         name = figure_name(record, table)
         first = next(iter(table["filters"].values()))
         yield f"![{SELECTION_METRIC} of each system, seen items {escape(first)}]({name})"
+        for analysis in table["analyses"]:
+            folder = analysis_folder(record, table)
+            yield f"![{analysis.replace('_', ' ').capitalize()}]({folder}/{analysis}.png)"
         yield _provenance(table)
     if table["missing"]:
         yield f"Not run yet: {escape(_missing(table))}."
@@ -106,28 +109,31 @@ def results_block(table: Record, filter_seen: str) -> str:
     )
 
 
-def claims_table(records: Sequence[Record]) -> str:
-    """The claims of studies with what was measured and the verdicts."""
+def claims_table(records: Sequence[Record], *, links: bool = False) -> str:
+    """The claims of studies with what was measured and the verdicts.
+
+    Args:
+      records: The studies' records.
+      links: Whether a last column links to the studies' pages, from the root of the repository.
+    """
+    header = ["claim", "verdict", "measured", "difference", *["study"] * links]
     rows = [
         [
             claim["text"],
             _verdict(claim),
-            _sides(claim),
+            _sides(claim, _data(record, claim)),
             _effect(claim),
-            f"[{record['name']}](results/{record['name']}.md)",
+            *[f"[{record['name']}](results/{record['name']}.md)"] * links,
         ]
         for record in records
         for claim in record["claims"]
     ]
-    if len(records) == 1:
-        rows = [row[:-1] for row in rows]
-    header = ["claim", "verdict", "measured", "difference", "study"][: len(rows[0])]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     lines.insert(1, "|" + "---|" * len(header))
     return "\n".join(lines) + (
-        "\n\nA claim holds, or does not hold, by two standard errors: ± is over users, and where "
-        "there are several seeds also over seeds. A difference is the first minus the second; with "
-        "a margin, minus the second times one plus the margin."
+        "\n\nA claim holds, or does not hold, by two standard errors. ± is the standard error over "
+        "users, then that over seeds where there are several. A difference is the first mean minus "
+        "the second; with a margin, minus the second times one plus the margin."
     )
 
 
@@ -137,13 +143,19 @@ def _verdict(claim: Record) -> str:
     return f"**{claim['verdict']}**" + (", one seed" if claim["seeds"] == 1 else "")
 
 
-def _sides(claim: Record) -> str:
+def _data(record: Record, claim: Record) -> str:
+    """A claim's data, and what a reader must know of them: a table's title without the split."""
+    title = next(each["title"] for each in record["tables"] if each["name"] == claim["table"])
+    return "; ".join(part for part in title.split("; ") if not part.startswith("split "))
+
+
+def _sides(claim: Record, data: str) -> str:
     if claim["reason"]:
         return ""
     at = f", after {claim['min_events']:,} events" if claim["min_events"] else ""
     return (
         f"{escape(claim['first'])} {number(claim['first_mean'])}, {escape(claim['second'])} "
-        f"{number(claim['second_mean'])} {claim['metric']}{at}"
+        f"{number(claim['second_mean'])} {claim['metric']}{at}; {escape(data)}"
     )
 
 
@@ -158,7 +170,7 @@ def _effect(claim: Record) -> str:
 
 def number(value: float) -> str:
     """A metric with four decimals and no zero before the point."""
-    return f"{value:.4f}".replace("0.", ".", 1).replace("-", "−")
+    return ("−" if value < 0 else "") + f"{abs(value):.4f}".removeprefix("0")
 
 
 def _cell(statistics: Record) -> str:
@@ -215,7 +227,7 @@ def with_blocks(page: str, records: Mapping[str, Record]) -> str:
 
 def _block(words: Sequence[str], records: Mapping[str, Record]) -> str:
     if list(words) == ["claims"]:
-        return claims_table([record for record in records.values() if record["claims"]])
+        return claims_table(list(records.values()), links=True)
     try:
         study, name, filter_seen = words
         table = next(each for each in records[study]["tables"] if each["name"] == name)
@@ -230,6 +242,11 @@ def _block(words: Sequence[str], records: Mapping[str, Record]) -> str:
 def figure_name(record: Record, table: Record) -> str:
     """The file of a table's figure."""
     return f"{record['name']}_{table['name']}.png"
+
+
+def analysis_folder(record: Record, table: Record) -> str:
+    """The folder of what `launch.analyse` wrote of a table's runs, within that of the records."""
+    return f"analyses/{record['name']}_{table['name']}"
 
 
 def to_figure(table: Record) -> Figure:
@@ -247,7 +264,7 @@ def to_figure(table: Record) -> Figure:
         axes.errorbar(
             statistics["mean"],
             place,
-            xerr=_ERRORS_DRAWN * statistics["error"],
+            xerr=ERRORS * statistics["error"],
             color=style["color"],
             marker=style["marker"],
             capsize=3,

@@ -23,9 +23,35 @@ from linseqrec.training.checkpoint import saved_steps
 from linseqrec.training.model import build_model
 
 # A difference counts from so many standard errors on.
-_ERRORS = 2.0
+ERRORS = 2.0
 # Where a data set lies, and a dtype that comes to the same on the run's device.
 _SAME = ("data.folder", "model.dtype")
+
+# What pages read of a record (`files.check_form`).
+_NULL = type(None)
+_STATISTICS = {"mean": float, "sd": (float, _NULL), "error": float}
+_RUN = {"seed": int, "commit": str, "device": (str, _NULL), "minutes": (float, _NULL)}
+_MODEL = {
+    "label": str,
+    "config": str,
+    "overrides": dict,
+    "parameters": int,
+    "metrics": {str: {str: _STATISTICS}},
+    "runs": [_RUN],
+}
+_TABLE = {
+    "name": str,
+    "title": str,
+    "caption": str,
+    "metrics": [str],
+    "analyses": [str],
+    "missing": {str: [int]},
+    "filters": {str: str},
+    "models": [_MODEL],
+    "baselines": [{"label": str, "oracle": bool, "metrics": {str: {str: float}}}],
+}
+_CLAIM = {"text": str, "table": str, "metric": str, "verdict": str, "reason": str}
+FORM = {"name": str, "title": str, "about": str, "tables": [_TABLE], "claims": [_CLAIM]}
 
 
 def make_record(study: Study, runs: Iterable[StudyRun]) -> dict[str, Any]:
@@ -106,6 +132,7 @@ def _table(
         "name": table.name,
         "caption": table.caption,
         "metrics": list(table.metrics),
+        "analyses": list(table.analyses),
         "missing": _missing(runs),
     }
     opened = [run for configuration in configurations.values() for run in configuration.runs]
@@ -272,7 +299,7 @@ def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[s
     effect = float(differences.mean())
     error = math.hypot(over_users, over_seeds or 0.0)
     verdict = "open"
-    if abs(effect) > _ERRORS * error:
+    if abs(effect) > ERRORS * error:
         verdict = "holds" if effect > 0 else "does not hold"
     return written | {
         "second": second.label,

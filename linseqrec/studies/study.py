@@ -48,6 +48,7 @@ class Table:
       arms: The configurations.
       seeds: The values of `training.seed`.
       metrics: Its columns.
+      analyses: Of its checkpoints with the first seed, by name (`launch.analyse`).
     """
 
     name: str
@@ -55,6 +56,7 @@ class Table:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: tuple[str, ...] = ("HR@10", "NDCG@10")
+    analyses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         labels = [arm.label for arm in self.arms]

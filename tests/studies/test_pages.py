@@ -9,11 +9,12 @@ import pytest
 from launch.flags import load_experiment
 from launch.study import load_study
 from linseqrec.files import read_json
-from linseqrec.studies.pages import number, to_page, with_blocks
+from linseqrec.studies.pages import analysis_folder, number, to_page, with_blocks
+from linseqrec.studies.record import FORM
 from linseqrec.studies.study import StudyError, study_runs
 
 ROOT = Path(__file__).parents[2]
-RECORDS = {path.stem: read_json(path, dict) for path in sorted((ROOT / "results").glob("*.json"))}
+RECORDS = {path.stem: read_json(path, FORM) for path in sorted((ROOT / "results").glob("*.json"))}
 STUDIES = sorted((ROOT / "experiments" / "studies").glob("[!_]*.py"))
 STATISTICS = {"mean": 0.3, "sd": 0.01, "error": 0.02, "by_seed": [0.29, 0.31]}
 RUN = {"commit": "abc", "device": "1 x cpu", "cpu_count": 2, "packages": {"jax": "1"}}
@@ -26,8 +27,9 @@ RECORD = {
             "name": "t",
             "caption": "Why?",
             "metrics": ["NDCG@10"],
+            "analyses": ["state_sink"],
             "missing": {"b": [0, 1], "c": [0, 1], "a": [2]},
-            "title": "a log; synthetic data",
+            "title": "a log; split leave_one_out; synthetic data",
             "split": "test",
             "targets": 1200,
             "num_items": 50,
@@ -66,14 +68,14 @@ RECORD = {
             "verdict": "does not hold",
             "reason": "",
         },
-        {"text": "b is better", "verdict": "open", "reason": "not run"},
+        {"text": "b is better", "table": "t", "verdict": "open", "reason": "not run"},
     ],
 }
 
 
 def test_a_page_says_what_was_measured_and_what_was_not():
     page = re.sub(" +", " ", to_page(RECORD))
-    assert "# A &lt;study&gt;" in page and "## a log; synthetic data" in page
+    assert "# A &lt;study&gt;" in page and "## a log; split leave_one_out; synthetic data" in page
     assert "Test, 1,200 targets, all 50 items ranked, seen items not filtered, mean ties" in page
     assert "| a\\|b | 12 k | 2 | .3000 ± .0100 |" in page
     assert page.index("| Markov | | | .4000 |") > page.index("a\\|b")
@@ -82,9 +84,10 @@ def test_a_page_says_what_was_measured_and_what_was_not():
     assert "- Runs: 2, 5 minutes of training; on 1 x cpu, 2 cores; jax 1; commits abc." in page
     assert "- a\\|b: model.dilations=1,2." in page
     assert "![NDCG@10 of each system, seen items not filtered](small_t.png)" in page
+    assert "![State sink](analyses/small_t/state_sink.png)" in page
     assert (
         "| a is better (paper) | **does not hold** | a\\|b .3000, Markov .4000 NDCG@10, after "
-        "1,000 events | −.1320 ± .0200 ± .0100 (margin 8%) |"
+        "1,000 events; a log; synthetic data | −.1320 ± .0200 ± .0100 (margin 8%) |"
     ) in page
     assert "| b is better | open: not run | | |" in page
 
@@ -98,7 +101,7 @@ def test_a_single_seed_is_called_one():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.12345, ".1234"), (-0.5, "−.5000"), (1.0, "1.0000"), (10.2, "10.2000")]
+    ("value", "text"), [(0.12344, ".1234"), (-0.5, "−.5000"), (1.0, "1.0000"), (10.2, "10.2000")]
 )
 def test_a_number_has_no_zero_before_its_point(value, text):
     assert number(value) == text
@@ -106,11 +109,14 @@ def test_a_number_has_no_zero_before_its_point(value, text):
 
 def test_the_parts_of_a_page_are_made_anew():
     page = (
-        "before\n<!-- study small t none -->\nold\n<!-- end of study -->\nbetween\n"
+        "before\n<!-- study small t none -->\nformer\n<!-- end of study -->\nbetween\n"
         "<!-- study claims -->\n<!-- end of study -->\nafter\n"
     )
     made = with_blocks(page, {"small": RECORD})
-    assert "old" not in made and "**a log; synthetic data.** Test, 1,200" in made
+    assert (
+        "former" not in made
+        and "**a log; split leave_one_out; synthetic data.** Test, 1,200" in made
+    )
     assert "[small](results/small.md)" in made
     assert made.startswith("before\n") and made.endswith("\nafter\n") and "\nbetween\n" in made
     assert with_blocks(made, {"small": RECORD}) == made
@@ -129,6 +135,10 @@ def test_a_page_of_the_repository_shows_its_record(name):
     assert (ROOT / "results" / f"{name}.md").read_text() == to_page(RECORDS[name])
     for table in RECORDS[name]["tables"]:
         assert (ROOT / "results" / f"{name}_{table['name']}.png").exists() == bool(table["models"])
+        for analysis in table["analyses"] if table["models"] else ():
+            assert (
+                ROOT / "results" / analysis_folder(RECORDS[name], table) / f"{analysis}.png"
+            ).exists()
 
 
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])

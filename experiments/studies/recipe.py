@@ -1,0 +1,84 @@
+"""What the training recipe, the rows, the size and the precision are worth.
+
+python -m launch.study --study=experiments/studies/recipe.py --workdir=runs/studies
+"""
+
+from typing import Any
+
+from linseqrec.studies.study import Arm, Claim, Study, Table
+
+_SMALL: dict[str, Any] = {
+    "model.width": 64,
+    "model.key_width": 32,
+    "model.value_width": 32,
+    "model.feed_forward": 4,
+    "training.num_epochs": 6.0,
+    "training.evaluate_every": 2.0,
+}
+_REPETITION: dict[str, dict[str, Any]] = {
+    "width 80, keys of 128: the experiment": {},
+    "width 128, keys of 128, dropout .2, 14 epochs": {
+        "model.width": 128,
+        "model.value_width": 128,
+        "model.dropout": 0.2,
+        "training.num_epochs": 14.0,
+    },
+    "width 64, keys of 32, 6 epochs": _SMALL,
+    "... users cut at a random phase": _SMALL | {"data.phase": "random"},
+    "... whole histories": _SMALL | {"data.length": 0, "data.batch_size": 1},
+    "... in bfloat16": _SMALL | {"model.dtype": "bfloat16"},
+}
+
+STUDY = Study(
+    name="recipe",
+    title="What the recipe, the rows, the size and the precision are worth",
+    about="Gated DeltaNet, the plainest of the linear memories, trained in other ways.",
+    tables=(
+        Table(
+            "repetition",
+            "Habits (synthetic data).",
+            tuple(
+                Arm(label, "experiments/repetition.py:gated_deltanet", overrides)
+                for label, overrides in _REPETITION.items()
+            ),
+        ),
+        Table(
+            "ml1m",
+            "Film ratings. Gated DeltaNet reads no timestamps.",
+            (
+                Arm("4 rows a batch: the experiment", "experiments/ml1m.py:gated_deltanet"),
+                Arm(
+                    "16 rows a batch", "experiments/ml1m.py:gated_deltanet", {"data.batch_size": 16}
+                ),
+            ),
+            seeds=(0,),
+        ),
+    ),
+    claims=(
+        Claim(
+            "More and smaller batches in the same epochs are better, on ML-1M (ours)",
+            "ml1m",
+            "4 rows a batch: the experiment",
+            ("16 rows a batch",),
+            filter_seen="all",
+        ),
+        Claim(
+            "A larger state is better where habits have to be recalled (ours)",
+            "repetition",
+            "width 80, keys of 128: the experiment",
+            ("width 64, keys of 32, 6 epochs",),
+        ),
+        Claim(
+            "Whole histories are better than windows of 400 events, in `repetition` (ours)",
+            "repetition",
+            "... whole histories",
+            ("width 64, keys of 32, 6 epochs",),
+        ),
+        Claim(
+            "A random phase is better than fixed windows, in `repetition` (ours)",
+            "repetition",
+            "... users cut at a random phase",
+            ("width 64, keys of 32, 6 epochs",),
+        ),
+    ),
+)

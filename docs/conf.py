@@ -32,7 +32,9 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 
 # Files of the repository that are pages of the site.
-PAGES = {"README.md": "index", "RESULTS.md": "results", "CONTRIBUTING.md": "contributing"}
+PAGES = {"README.md": "index", "RESULTS.md": "results", "CONTRIBUTING.md": "contributing"} | {
+    f"results/{page.name}": f"results/{page.stem}" for page in (ROOT / "results").glob("*.md")
+}
 _LINK = re.compile(r"(?<!`)(!?\[[^\]]*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -46,7 +48,8 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
     for name, page in PAGES.items():
         if docname == page:
             app.env.note_dependency(str(ROOT / name))
-            text, folder = (ROOT / name).read_text(encoding="utf-8") + "\n" + text, ROOT
+            text = (ROOT / name).read_text(encoding="utf-8") + "\n" + text
+            folder = (ROOT / name).parent
     source[0] = _LINK.sub(functools.partial(_moved, folder), text)
 
 
@@ -56,10 +59,13 @@ def _moved(folder: Path, link: re.Match[str]) -> str:
     if ":" in target or not path.exists():
         return link[0]
     name = path.relative_to(ROOT).as_posix()
+    # Paths from the site's root: pages stand in several folders.
     if name in PAGES:
-        return f"{label}({PAGES[name]}.md{anchor or ''})"
+        return f"{label}(/{PAGES[name]}.md{anchor or ''})"
     if name.startswith("docs/"):
-        return f"{label}({name.removeprefix('docs/')}{anchor or ''})"
+        return f"{label}(/{name.removeprefix('docs/')}{anchor or ''})"
+    if label.startswith("!"):
+        return f"{label}(/../{name})"
     return label[1:-1]
 
 

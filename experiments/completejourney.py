@@ -14,7 +14,7 @@ The other models are `recgrela`, `hytrec`, `sinkrec`, `sasrec`, `hstu`, `fuxi_li
 `lrurec`, `gru4rec` and `linrec`. With `--config.data.request_time=known` a model is told when the
 next purchase is made.
 
-Results: RESULTS.md#large-catalogues.
+Results: results/real_logs.md.
 """
 
 from functools import partial

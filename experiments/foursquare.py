@@ -10,7 +10,7 @@ r"""Foursquare check-ins in New York, leave-one-out: 1,083 users, 5,135 places, 
 The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `fuxi_linear`,
 `mamba2`, `lrurec`, `gru4rec` and `linrec`.
 
-Results: RESULTS.md#request-time and RESULTS.md#real-logs-earlier-starting-values.
+Results: results/real_logs.md.
 """
 
 from functools import partial

@@ -6,7 +6,7 @@
 The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `fuxi_linear`,
 `mamba2`, `lrurec`, `gru4rec` and `linrec`.
 
-Results: RESULTS.md#real-logs-earlier-starting-values.
+Results: results/real_logs.md.
 """
 
 from functools import partial

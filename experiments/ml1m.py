@@ -15,7 +15,7 @@ when each prediction is asked for. That is another task, whose results stand in 
 981,491 rows of 200 slots, which is work for a GPU: a step takes some 40 s of a CPU core. The batch
 of 2,048 rows is the published one, and accumulation limits its memory.
 
-Results: RESULTS.md#the-recipe, RESULTS.md#request-time and RESULTS.md#recgrela-not-filtered.
+Results: results/real_logs.md.
 """
 
 from functools import partial

@@ -10,7 +10,7 @@ With 610 targets the standard error of HR@10 is some .012.
 The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `fuxi_linear`,
 `mamba2`, `lrurec`, `gru4rec` and `linrec`.
 
-Results: RESULTS.md#real-logs-earlier-starting-values.
+Results: results/real_logs.md.
 """
 
 from functools import partial

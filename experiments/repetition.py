@@ -8,7 +8,7 @@ Over half of the events are habits: a model has to recall what followed an item 
 The other models are `recgrela` (its heads start as lookups here), `hytrec`, `sinkrec`, `sasrec`,
 `hstu`, `fuxi_linear`, `mamba2`, `lrurec`, `gru4rec` and `linrec`.
 
-Results: RESULTS.md#starting-values.
+Results: results/worlds.md.
 """
 
 from functools import partial

@@ -11,7 +11,7 @@ The other models are `recgrela`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, 
 `positions` or `none`, `--config.model.branches=short`, and `--config.model.branches=long
 --config.model.short_events=0`.
 
-Results: RESULTS.md#two-branches.
+Results: results/worlds.md and results/hytrec.md.
 """
 
 from functools import partial

@@ -23,18 +23,11 @@ def prepare_commands(text):
     return re.findall(r"python -m launch\.prepare (.*)", lines)
 
 
-def headings(markdown):
-    """The links that GitHub gives to a page's headings."""
-    titles = re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
 @pytest.mark.parametrize("log", DOCSTRINGS)
 def test_a_docstring_links_to_results_that_there_are(log):
-    anchors = headings((ROOT / "RESULTS.md").read_text())
-    links = re.findall(r"RESULTS\.md#([\w-]+)", DOCSTRINGS[log])
+    links = re.findall(r"results/\w+\.md", DOCSTRINGS[log])
     assert links or log in ("quick", "own_log")
-    assert set(links) <= anchors
+    assert all((ROOT / link).exists() for link in links)
 
 
 @pytest.mark.parametrize("log", DOCSTRINGS)

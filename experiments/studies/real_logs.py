@@ -42,6 +42,7 @@ STUDY = Study(
             "foursquare",
             "Check-ins in New York. 76 % are revisits, so seen items are not filtered.",
             arms("foursquare"),
+            analyses=("attention_rank", "state_sink", "insertion_probe", "buckets"),
         ),
         Table(
             "ml1m",

@@ -56,26 +56,26 @@ STUDY = Study(
     ),
     claims=(
         Claim(
-            "More and smaller batches in the same epochs are better, on ML-1M (ours)",
+            "More and smaller batches in the same epochs are better, on ML-1M",
             "ml1m",
             "4 rows a batch: the experiment",
             ("16 rows a batch",),
             filter_seen="all",
         ),
         Claim(
-            "A larger state is better where habits have to be recalled (ours)",
+            "A larger state is better where habits have to be recalled",
             "repetition",
             "width 80, keys of 128: the experiment",
             ("width 64, keys of 32, 6 epochs",),
         ),
         Claim(
-            "Whole histories are better than windows of 400 events, in `repetition` (ours)",
+            "Whole histories are better than windows of 400 events, in `repetition`",
             "repetition",
             "... whole histories",
             ("width 64, keys of 32, 6 epochs",),
         ),
         Claim(
-            "A random phase is better than fixed windows, in `repetition` (ours)",
+            "A random phase is better than fixed windows, in `repetition`",
             "repetition",
             "... users cut at a random phase",
             ("width 64, keys of 32, 6 epochs",),

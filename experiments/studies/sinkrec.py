@@ -45,13 +45,10 @@ STUDY = Study(
             "foursquare",
             "Check-ins in New York, 76 % of them revisits.",
             _arms("foursquare"),
-            analyses=("state_sink", "insertion_probe"),
         ),
     ),
     claims=tuple(
-        Claim(
-            f"SinkRec is better than {other}, on `{table}` (its paper)", table, "SinkRec", (label,)
-        )
+        Claim(f"SinkRec is better than {other}, on `{table}` (SinkRec)", table, "SinkRec", (label,))
         for table in ("repetition", "foursquare")
         for label, other in {
             "without the memory": "SinkRec without its memory",

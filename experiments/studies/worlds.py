@@ -52,20 +52,20 @@ STUDY = Study(
     ),
     claims=(
         Claim(
-            "A linear memory recalls habits better than counting (ours)",
+            "A linear memory recalls habits better than counting",
             "repetition",
             "Gated DeltaNet",
             COUNTING,
         ),
         Claim(
-            "SinkRec is better than Gated DeltaNet (SinkRec's paper)",
+            "SinkRec is better than Gated DeltaNet (SinkRec)",
             "repetition",
             "SinkRec, one pass, dropout .1",
             ("Gated DeltaNet",),
         ),
         *(
             Claim(
-                f"{label} is better than HSTU and FuXi-Linear on the longest histories (ours)",
+                f"{label} is better than HSTU and FuXi-Linear on the longest histories",
                 "ultra_long",
                 label,
                 ("HSTU", "FuXi-Linear"),

@@ -1,23 +1,20 @@
-"""Time and memory of whole models by the length of histories: HyTRec and SinkRec.
+"""Time and memory of every model by the length of histories, and where a linear one gets cheaper.
 
-Parameters and histories are random, because the cost does not depend on their values.
-
-HyTRec is compared with Gated DeltaNet at the same width, with the same number of blocks in the long
-branch. Every ratio also has the short branch, of two blocks by default. In "1:0" the long branch
-has no softmax layer. The difference of "1:0" to Gated DeltaNet is the cost of the short branch, the
-fusion, the mixer's gates and the wider feed-forward half (9 D² instead of 8 D² weights). The
-differences between ratios are the cost of softmax layers in the long branch.
+Parameters and histories are random, because the cost does not depend on their values. All models
+have width 64, two heads, and four blocks of their own kind. Times are relative to Gated DeltaNet.
+HyTRec is there without a softmax layer in its long branch (1:0), and with one in four (3:1) over
+a window or over all events.
 
 "forward" computes the hidden states of a batch, as an evaluation does. "forward + backward" adds
 the gradient of their sum of squares with respect to every parameter. It has no dropout, and no loss
 over the catalogue, which costs the same for all models. Batches have about the same number of
-tokens at every length; SinkRec reads one row. JAX compiles a program for each length, which takes
-much of the suite's time.
+tokens at every length. JAX compiles a program for each length, which takes much of the suite's
+time.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,76 +26,116 @@ from jaxtyping import Array, Float
 from linseqrec.benchmarks.measuring import Row, compare, growth_exponent, temporary_bytes
 from linseqrec.events import Events
 from linseqrec.models.base import ModelConfig
+from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.gru4rec import GRU4RecConfig
+from linseqrec.models.hstu import HSTUConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.linrec import LinRecConfig
+from linseqrec.models.lrurec import LRURecConfig
+from linseqrec.models.mamba2 import Mamba2Config
+from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 
 _WIDTH, _HEADS, _BLOCKS = 64, 2, 4
 _ITEMS = 1_000
-_FORWARD_LENGTHS = (100, 500, 1_000, 2_000, 5_000, 8_000, 12_000)
+_FORWARD_LENGTHS = (100, 500, 1_000, 2_000, 5_000, 12_000)
 _FORWARD_TOKENS = 12_000
-_BACKWARD_LENGTHS = (100, 500, 1_000, 2_000)
+_BACKWARD_LENGTHS = (100, 500, 2_000)
 _BACKWARD_TOKENS = 4_000
-_SINKREC_LENGTHS = (256, 512, 1_024, 2_048, 4_096, 8_192)
+# Quadratic in the length: the others are compared with them.
+_QUADRATIC = ("SASRec", "HSTU")
 
 
 def rows(repeats: int) -> Iterator[Row]:
-    """The rows of HyTRec by length, forward and forward + backward, then those of SinkRec."""
-    for length in _FORWARD_LENGTHS:
-        batch = max(1, _FORWARD_TOKENS // length)
-        yield from _timed("HyTRec, forward", _hybrids(length), batch, length, repeats)
-    for length in _BACKWARD_LENGTHS:
-        batch = max(1, _BACKWARD_TOKENS // length)
-        yield from _timed(
-            "HyTRec, forward + backward", _hybrids(length), batch, length, repeats, gradient=True
-        )
-    yield from _growth(repeats)
+    """The rows of all models by length, forward and forward + backward."""
+    yield from _by_length("forward", _FORWARD_LENGTHS, _FORWARD_TOKENS, repeats)
+    yield from _by_length(
+        "forward + backward", _BACKWARD_LENGTHS, _BACKWARD_TOKENS, repeats, gradient=True
+    )
 
 
-def _hybrids(length: int) -> dict[str, ModelConfig]:
-    """Gated DeltaNet, to which time ratios refer, and HyTRec at several ratios of softmax blocks.
-
-    "last W events" and "all events" are the windows of the softmax blocks in the long branch. The
-    default window is left out if it is not shorter than the histories.
-    """
-    hytrec = functools.partial(HyTRecConfig, _WIDTH, _HEADS, num_layers=_BLOCKS)
+def _configs(length: int) -> dict[str, ModelConfig]:
+    """The models for rows of a length, by name; first the one that time ratios refer to."""
     head = _WIDTH // _HEADS
+    blocks: dict[str, Any] = {"num_layers": _BLOCKS}
+    sinkrec = functools.partial(SinkRecConfig, _WIDTH, _HEADS, key_width=head, value_width=head)
+    hytrec = functools.partial(HyTRecConfig, _WIDTH, _HEADS, **blocks)
     configs: dict[str, ModelConfig] = {
         "Gated DeltaNet": GatedDeltaNetConfig(
-            _WIDTH, _HEADS, num_layers=_BLOCKS, key_width=head, value_width=head
+            _WIDTH, _HEADS, key_width=head, value_width=head, **blocks
         ),
+        "RecGRELA": RecGRELAConfig(_WIDTH, _HEADS, **blocks),
         "HyTRec 1:0": hytrec(ratio="1:0"),
     }
     default = hytrec(ratio="3:1")
+    # A window that is not shorter than the histories is no window.
     if length > default.attention_window:
         configs[f"HyTRec 3:1, last {default.attention_window:,} events"] = default
-    configs["HyTRec 3:1, all events"] = hytrec(ratio="3:1", attention_window=length)
-    configs["HyTRec 0:1, all events"] = hytrec(ratio="0:1", attention_window=length)
-    return configs
+    return configs | {
+        "HyTRec 3:1, all events": hytrec(ratio="3:1", attention_window=length),
+        "SinkRec": sinkrec(),
+        "SinkRec without its memory": sinkrec(memory=False),
+        "FuXi-Linear": FuXiLinearConfig(_WIDTH, _HEADS, max_length=length, **blocks),
+        "Mamba-2": Mamba2Config(_WIDTH, _HEADS, key_width=head, value_width=head, **blocks),
+        "LRURec": LRURecConfig(_WIDTH, **blocks),
+        "GRU4Rec": GRU4RecConfig(_WIDTH, **blocks),
+        "LinRec": LinRecConfig(_WIDTH, _HEADS, max_length=length, **blocks),
+        "SASRec": SASRecConfig(_WIDTH, _HEADS, max_length=length, **blocks),
+        "HSTU": HSTUConfig(_WIDTH, _HEADS, max_length=length, **blocks),
+    }
 
 
-def _sinkrecs() -> dict[str, ModelConfig]:
-    sinkrec = functools.partial(
-        SinkRecConfig, _WIDTH, _HEADS, key_width=_WIDTH // _HEADS, value_width=_WIDTH // _HEADS
-    )
-    return {"without the memory": sinkrec(memory=False), "with the memory": sinkrec()}
-
-
-def _growth(repeats: int) -> Iterator[Row]:
-    """The rows of SinkRec: its time for one row by length, and the exponent of its growth."""
-    configs = _sinkrecs()
-    seconds: dict[str, list[float]] = {name: [] for name in configs}
-    for length in _SINKREC_LENGTHS:
-        for row in _timed("SinkRec, forward", configs, 1, length, repeats):
-            if row.seconds is not None:
-                seconds[row.variant].append(row.seconds)
+def _by_length(
+    what: str, lengths: Sequence[int], tokens: int, repeats: int, *, gradient: bool = False
+) -> Iterator[Row]:
+    """The rows of each length, then how each model's cost of a token grows with the length."""
+    costs: dict[str, dict[int, float]] = {}
+    for length in lengths:
+        batch = max(1, tokens // length)
+        for row in _timed(what, _configs(length), batch, length, repeats, gradient=gradient):
+            if row.processor_seconds:
+                seconds = row.processor_seconds / (batch * length)
+                costs.setdefault(row.variant, {})[length] = seconds
             yield row
-    for name, times in seconds.items():
-        yield Row(
-            f"SinkRec, forward by length, B 1, D {_WIDTH}",
-            f"{name}, exponent of T",
-            extra={"time": growth_exponent(_SINKREC_LENGTHS, times)},
-        )
+    for name, own in costs.items():
+        if len(own) > 1:
+            extra: dict[str, Any] = {"exponent of T": growth_exponent([*own], [*own.values()]) + 1}
+            extra |= {
+                f"cheaper than {other} from T": cheaper_from(own, costs[other])
+                for other in _QUADRATIC
+                if other in costs and name not in _QUADRATIC
+            }
+            yield Row(f"{what}, by length, D {_WIDTH}", name, extra=extra)
+
+
+def cheaper_from(first: Mapping[int, float], second: Mapping[int, float]) -> int | str:
+    """The length from which one model's cost stays below another's.
+
+    Between two measured lengths, the logarithm of the costs' ratio is taken as linear in the
+    logarithm of the length.
+
+    Args:
+      first: Length to cost of the model; lengths ascend.
+      second: The same of the other model.
+
+    Returns:
+      The length; the least one measured, if the model is cheaper at all; "beyond T", if it is not
+      cheaper at the greatest, T.
+    """
+    lengths = [length for length in first if length in second]
+    gaps = [float(np.log(first[length] / second[length])) for length in lengths]
+    if gaps[-1] >= 0:
+        return f"beyond {lengths[-1]:,}"
+    place = len(gaps) - 1
+    while place and gaps[place - 1] < 0:
+        place -= 1
+    if not place:
+        return lengths[0]
+    low, high = np.log(lengths[place - 1 : place + 1])
+    share = gaps[place - 1] / (gaps[place - 1] - gaps[place])
+    return round(float(np.exp(low + share * (high - low))))
 
 
 def _timed(

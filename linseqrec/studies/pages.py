@@ -19,13 +19,18 @@ Record = Mapping[str, Any]
 # A part of a page that is made of the records: "<!-- study NAME TABLE FILTER -->" or
 # "<!-- study claims -->", up to "<!-- end of study -->".
 _BLOCK = re.compile(r"(<!-- study ([^>]*) -->\n)(.*?)(<!-- end of study -->)", re.DOTALL)
+_HOW = (
+    "A claim holds, or does not hold, by two standard errors. ± is the standard error over users, "
+    "then that over seeds where there are several. A difference is the first mean minus the "
+    "second; with a margin, minus the second times one plus the margin."
+)
 
 
 def to_page(record: Record) -> str:
     """The page of a study, in Markdown."""
     parts = [f"# {escape(record['title'])}", record["about"]]
     if record["claims"]:
-        parts += ["## Claims", claims_table([record])]
+        parts += ["## Claims", claims_table(record)]
     for table in record["tables"]:
         parts += _section(record, table)
     parts += [
@@ -109,32 +114,43 @@ def results_block(table: Record, filter_seen: str) -> str:
     )
 
 
-def claims_table(records: Sequence[Record], *, links: bool = False) -> str:
-    """The claims of studies with what was measured and the verdicts.
+def claims_table(record: Record) -> str:
+    """The claims of a study with what was measured and the verdicts."""
+    return f"{_claims([record])}\n\n{_HOW}"
 
-    Args:
-      records: The studies' records.
-      links: Whether a last column links to the studies' pages, from the root of the repository.
-    """
-    header = ["claim", "verdict", "measured", "difference", *["study"] * links]
+
+def judged_claims(records: Sequence[Record]) -> str:
+    """The claims of several studies that have been measured, with links to the studies' pages."""
+    left = {
+        record["name"]: sum(1 for claim in record["claims"] if claim["reason"])
+        for record in records
+    }
+    listed = ", ".join(f"{count} of {_link(name)}" for name, count in left.items() if count)
+    waiting = f"\n\nClaims that wait for runs: {listed}." if listed else ""
+    return f"{_claims(records, judged=True)}\n\n{_HOW}{waiting}"
+
+
+def _claims(records: Sequence[Record], *, judged: bool = False) -> str:
+    header = ["claim", "verdict", "measured", "difference", *["study"] * judged]
     rows = [
         [
             claim["text"],
             _verdict(claim),
             _sides(claim, _data(record, claim)),
             _effect(claim),
-            *[f"[{record['name']}](results/{record['name']}.md)"] * links,
+            *[_link(record["name"])] * judged,
         ]
         for record in records
         for claim in record["claims"]
+        if not (judged and claim["reason"])
     ]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     lines.insert(1, "|" + "---|" * len(header))
-    return "\n".join(lines) + (
-        "\n\nA claim holds, or does not hold, by two standard errors. ± is the standard error over "
-        "users, then that over seeds where there are several. A difference is the first mean minus "
-        "the second; with a margin, minus the second times one plus the margin."
-    )
+    return "\n".join(lines)
+
+
+def _link(study: str) -> str:
+    return f"[{study}](results/{study}.md)"
 
 
 def _verdict(claim: Record) -> str:
@@ -227,7 +243,7 @@ def with_blocks(page: str, records: Mapping[str, Record]) -> str:
 
 def _block(words: Sequence[str], records: Mapping[str, Record]) -> str:
     if list(words) == ["claims"]:
-        return claims_table(list(records.values()), links=True)
+        return judged_claims(list(records.values()))
     try:
         study, name, filter_seen = words
         table = next(each for each in records[study]["tables"] if each["name"] == name)

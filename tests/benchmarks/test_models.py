@@ -9,9 +9,7 @@ from flax import nnx
 
 from linseqrec.benchmarks import models
 from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
-from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.sasrec import SASRecConfig
-from linseqrec.models.sinkrec import SinkRecConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,52 +29,65 @@ class Lookup(SequenceModel):
 
 
 def test_rows_count_the_tokens_of_their_batch(monkeypatch):
-    monkeypatch.setattr(models, "_FORWARD_LENGTHS", (5,))
+    monkeypatch.setattr(models, "_FORWARD_LENGTHS", (5, 20))
     monkeypatch.setattr(models, "_FORWARD_TOKENS", 64)
     monkeypatch.setattr(models, "_BACKWARD_LENGTHS", (40,))
     monkeypatch.setattr(models, "_BACKWARD_TOKENS", 30)
-    monkeypatch.setattr(models, "_SINKREC_LENGTHS", (16, 128))
-    monkeypatch.setattr(models, "_hybrids", lambda length: {"one": SASRecConfig(8, 1, 1)})
-    monkeypatch.setattr(models, "_sinkrecs", lambda: {"other": LookupConfig()})
+    made = {"lookup": LookupConfig(), "SASRec": SASRecConfig(8, 1, 1)}
+    monkeypatch.setattr(models, "_configs", lambda length: made)
     found = list(models.rows(repeats=1))
-    *timed, fit = found
-    assert [row.case.split(", D")[0] for row in found] == [
-        "HyTRec, forward, T 5, B 12",
-        "HyTRec, forward + backward, T 40, B 1",
-        "SinkRec, forward, T 16, B 1",
-        "SinkRec, forward, T 128, B 1",
-        "SinkRec, forward by length, B 1",
+    assert [(row.case.split(", D")[0], row.variant) for row in found] == [
+        (case, name)
+        for case in (
+            "forward, T 5, B 12",
+            "forward, T 20, B 3",
+            "forward, by length",
+            "forward + backward, T 40, B 1",
+        )
+        for name in made
     ]
+    timed = [row for row in found if row.seconds is not None]
     tokens = [row.extra["tokens_per_second"] * row.seconds for row in timed]
-    assert tokens == pytest.approx([60, 40, 16, 128])
+    assert tokens == pytest.approx([60, 60, 60, 60, 40, 40])
     processed = [row.extra["tokens_per_processor_second"] * row.processor_seconds for row in timed]
-    assert processed == pytest.approx([60, 40, 16, 128])
-    assert timed[1].extra["temporary_bytes"] > 0
-    # Between two lengths the fitted line is the chord.
-    slope = np.log(timed[3].seconds / timed[2].seconds) / np.log(128 / 16)
-    assert fit.variant == "other, exponent of T"
-    assert fit.extra == pytest.approx({"time": slope})
+    assert processed == pytest.approx(tokens)
+    assert timed[-1].extra["temporary_bytes"] > 0
+    # Between two lengths the fitted line is the chord: the time of a row, not of a token.
+    costs = [row.processor_seconds / 60 for row in timed if row.variant == "SASRec"][:2]
+    slope = np.log(costs[1] / costs[0]) / np.log(20 / 5)
+    of_growth = {row.variant: row.extra for row in found if "by length" in row.case}
+    assert of_growth["SASRec"] == pytest.approx({"exponent of T": slope + 1})
+    assert set(of_growth["lookup"]) == {"exponent of T", "cheaper than SASRec from T"}
 
 
-def test_ratios_are_compared_at_equal_width_and_depth_and_all_events_means_all():
+@pytest.mark.parametrize(
+    ("first", "second", "length"),
+    [
+        ({100: 1.0, 400: 1.0}, {100: 0.5, 400: 2.0}, 200),
+        ({100: 1.0, 400: 1.0}, {100: 2.0, 400: 4.0}, 100),
+        ({100: 1.0, 400: 1.0}, {100: 0.5, 400: 0.9}, "beyond 400"),
+        # Cheaper, dearer, and cheaper again: the length from which it stays cheaper.
+        ({10: 1.0, 100: 1.0, 1_000: 1.0}, {10: 2.0, 100: 0.1, 1_000: 10.0}, 316),
+    ],
+    ids=["between", "everywhere", "nowhere", "at last"],
+)
+def test_a_model_is_cheaper_from_the_length_where_it_stays_so(first, second, length):
+    assert models.cheaper_from(first, second) == length
+
+
+def test_models_are_compared_at_equal_width_and_depth_and_all_events_means_all():
     for length in (1_024, 1_025):
-        first, *hybrids = configs = models._hybrids(length).values()
-        assert first == GatedDeltaNetConfig()
-        assert {(config.width, config.heads, config.num_layers) for config in configs} == {
-            (64, 2, 4)
-        }
-        long = {config.ratio: config.block_windows()[0] for config in hybrids}
-        assert long["1:0"] == [None] * 4 and long["0:1"] == [length] * 4
-        of_default = [c.attention_window for c in hybrids if c.ratio == "3:1"]
+        configs = models._configs(length)
+        assert {config.width for config in configs.values()} == {64}
+        depths = {getattr(config, "num_layers", 4) for config in configs.values()}
+        assert depths == {4}
+        for config in configs.values():
+            assert config.longest_row is None or config.longest_row >= length
+        assert configs["HyTRec 3:1, all events"].attention_window == length
         # The default's window makes a difference only where a history is longer.
-        assert of_default == ([1_024] if length == 1_024 else [1_024, 1_025])
-
-
-def test_the_memorys_cost_is_of_the_default_memory():
-    memories = models._sinkrecs()
-    assert memories["with the memory"] == SinkRecConfig(64, 2, key_width=32, value_width=32)
-    without = dataclasses.replace(memories["with the memory"], memory=False)
-    assert memories["without the memory"] == without
+        assert ("HyTRec 3:1, last 1,024 events" in configs) == (length > 1_024)
+    memory = configs["SinkRec"]
+    assert configs["SinkRec without its memory"] == dataclasses.replace(memory, memory=False)
 
 
 def test_histories_are_whole_rows_in_the_order_of_time():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops import gated_delta_rule_triton, triton_launch
+from linseqrec.ops import gated_delta_rule_triton, triton_check, triton_launch
 from linseqrec.ops.gated_delta_rule_associative import associative
 from linseqrec.ops.gated_delta_rule_parts import Inputs, chunk_terms, einsum, einsum_for, widen
 from linseqrec.ops.rows import cut, fill, keep, segment_runs
@@ -64,9 +64,9 @@ def gated_delta_rule(
         the state through them one by one. "associative" takes all chunks at once and combines their
         transitions S -> A S + B in logarithmic depth. "triton" runs kernels of its own on an NVIDIA
         GPU (Hopper or data-centre Blackwell, extra `cuda`), for K and V up to 128 and inputs in
-        bfloat16 or float32. None picks "recurrent" for T = 1 and "chunked" beyond; with
-        LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can run. XLA cannot split a
-        kernel over devices: with several, None picks it only inside `jax.shard_map`.
+        bfloat16 or float32. None picks "recurrent" for T = 1; beyond, "triton" on a GPU where it
+        can run and agrees with XLA (`triton_check`), else "chunked". XLA cannot split a kernel over
+        devices: with several, None picks it only inside `jax.shard_map`.
       chunk_size: The most slots in a chunk, rounded up to a tile of 16 on accelerators; a row is
         cut into equal ones. "triton" has 64.
 
@@ -94,14 +94,33 @@ def gated_delta_rule(
             raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
         return gated_delta_rule_triton.gated_delta_rule(*arguments)
     chunked = functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size)
-    wanted = triton_launch.by_default() and triton_launch.on_one_device(q)
-    if not wanted or unfit is not None:
+    if unfit is not None or not triton_launch.on_one_device(q):
+        return chunked(*arguments)
+    dtype = jnp.result_type(q, k, v).name
+    if not triton_check.by_default(lambda: _kernels_agree(*widths.values(), dtype)):
         return chunked(*arguments)
     # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
     # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
     return jax.lax.platform_dependent(
         *arguments, cuda=gated_delta_rule_triton.gated_delta_rule, default=chunked
     )
+
+
+@functools.cache
+def _kernels_agree(key_width: int, value_width: int, dtype: str) -> bool:
+    rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
+    of_key, of_value = (*rows, key_width), (*rows, value_width)
+    q, k, v, decay, beta = triton_check.draw(of_key, of_key, of_value, rows, rows, dtype=dtype)
+    k = k / jnp.linalg.norm(k.astype(jnp.float32), axis=-1, keepdims=True).astype(dtype)
+
+    def operation(*arrays: Array, implementation: Implementation) -> Array:
+        output, _ = gated_delta_rule(
+            *arrays, segment_ids=triton_check.segment_ids(), implementation=implementation
+        )
+        return output
+
+    arrays = q, k, v, -jnp.exp(decay - 2), jax.nn.sigmoid(beta)
+    return triton_check.agree("gated delta rule", operation, arrays, "chunked")
 
 
 def _by_xla(

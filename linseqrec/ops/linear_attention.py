@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops import linear_attention_triton, triton_launch
+from linseqrec.ops import linear_attention_triton, triton_check, triton_launch
 from linseqrec.ops.rows import cut, fill, from_chunks, keep, runs_to_chunks, segment_runs, to_chunks
 
 Implementation = Literal["recurrent", "chunked", "associative", "triton", "full"]
@@ -89,9 +89,9 @@ def linear_attention(
         "triton" runs kernels of its own on an NVIDIA GPU (Hopper or data-centre Blackwell, extra
         `cuda`), for widths up to 128 and inputs in bfloat16 or float32. It rounds what it
         multiplies to bfloat16 if all inputs are, and sums in float32. "full" is for causal=False,
-        and the only one there. None picks "full" where not causal, else "recurrent" for T = 1 and
-        "chunked" beyond; with LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can
-        run. XLA cannot split a kernel over devices: with several, None picks it only inside
+        and the only one there. None picks "full" where not causal, else "recurrent" for T = 1;
+        beyond, "triton" on a GPU where it can run and agrees with XLA (`triton_check`), else
+        "chunked". XLA cannot split a kernel over devices: with several, None picks it only inside
         `jax.shard_map`.
       chunk_size: The most slots in a chunk; a row is cut into equal ones. "chunked" rounds it up to
         a tile of 16 on accelerators. "triton" has 64, and 32 for float32 inputs.
@@ -123,12 +123,48 @@ def linear_attention(
         if unfit is not None:
             raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
         return _by_triton(*arguments)
-    wanted = triton_launch.by_default() and triton_launch.on_one_device(query)
-    if not wanted or unfit is not None:
+    if unfit is not None or not triton_launch.on_one_device(query):
+        return by_xla(*arguments)
+    dtype = jnp.result_type(*jax.tree.leaves(x)).name
+    sizes = tuple(array.shape[-1] for array in x if array is not None)
+    if not triton_check.by_default(lambda: _kernels_agree(sizes, dtype)):
         return by_xla(*arguments)
     # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
     # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
     return jax.lax.platform_dependent(*arguments, cuda=_by_triton, default=by_xla)
+
+
+@functools.cache
+def _kernels_agree(widths: tuple[int, ...], dtype: str) -> bool:
+    rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
+    query, key, value, *others = triton_check.draw(*((*rows, w) for w in widths), dtype=dtype)
+
+    def operation(
+        query: Array,
+        key: Array,
+        value: Array,
+        denominator_query: Array | None = None,
+        denominator_key: Array | None = None,
+        *,
+        implementation: Implementation,
+    ) -> Array:
+        output, _ = linear_attention(
+            query,
+            key,
+            value,
+            denominator_query=denominator_query,
+            denominator_key=denominator_key,
+            segment_ids=triton_check.segment_ids(),
+            implementation=implementation,
+        )
+        return output
+
+    # Features of the denominator are non-negative.
+    if others:
+        arrays = query, key, value, *(jnp.abs(x) + 0.1 for x in others)
+    else:
+        arrays = jnp.abs(query) + 0.1, jnp.abs(key) + 0.1, value
+    return triton_check.agree("linear attention", operation, arrays, "chunked")
 
 
 def _by_triton(

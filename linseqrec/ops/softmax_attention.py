@@ -5,7 +5,7 @@ E a memory slot's width, C block, N blocks.
 """
 
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops import softmax_attention_triton, triton_launch
+from linseqrec.ops import softmax_attention_triton, triton_check, triton_launch
 from linseqrec.ops.rows import keep, segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense", "triton"]
@@ -87,9 +87,10 @@ def softmax_attention(
         all.
       behind: How many slots the last one that t sees stands before t; causal only.
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
-      implementation: None picks: "banded" where a window is shorter than T, else "blockwise"; with
-        LINSEQREC_TRITON=1 in the environment, "triton" on CUDA where it can run. XLA cannot split a
-        kernel, so over several devices None stays with XLA unless within `jax.shard_map`.
+      implementation: None picks "triton" on a GPU where it can run and agrees with XLA
+        (`triton_check`), else "banded" where a window is shorter than T, else "blockwise". XLA
+        cannot split a kernel, so over several devices None stays with XLA unless within
+        `jax.shard_map`.
         "blockwise" takes a block of queries at a time, "banded" (window only) shows each block no
         more keys than its windows reach; both recompute the scores for the gradient, so that
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
@@ -166,12 +167,16 @@ def softmax_attention(
         output = by_form(implementation, *arrays)
     else:
         unfit = _unfit_for_triton(query, key, value, memory, fading, causal)
-        wanted = triton_launch.by_default() and triton_launch.on_one_device(query)
+        sizes = query.shape[-1], value.shape[-1], jnp.result_type(query, key, value).name
         if implementation == "triton":
             if unfit:
                 raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
             output = by_triton(*arrays)
-        elif unfit or not wanted:
+        elif (
+            unfit
+            or not triton_launch.on_one_device(query)
+            or not triton_check.by_default(lambda: _kernels_agree(*sizes))
+        ):
             output = by_form(by_xla, *arrays)
         else:
             output = jax.lax.platform_dependent(
@@ -182,6 +187,20 @@ def softmax_attention(
         sees = jnp.pad(runs, ((0, 0), (behind, 0)), constant_values=-1)[:, past : past + time]
         output = keep(sees == runs[:, past:], output)
     return output if segment_ids is None else keep(real, output)
+
+
+@cache
+def _kernels_agree(key_width: int, value_width: int, dtype: str) -> bool:
+    rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
+    shapes = (*rows, key_width), (*rows, key_width), (*rows, value_width)
+
+    def operation(*arrays: Array, implementation: Implementation) -> Array:
+        return softmax_attention(
+            *arrays, segment_ids=triton_check.segment_ids(), implementation=implementation
+        )
+
+    arrays = triton_check.draw(*shapes, dtype=dtype)
+    return triton_check.agree("softmax attention", operation, arrays, "blockwise")
 
 
 def _unfit_for_triton(

@@ -5,7 +5,6 @@ Importing this module needs neither Triton nor a GPU; `unfit` says what a call w
 
 import functools
 import importlib.util
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,15 +55,6 @@ def unfit(widths: Mapping[str, int], dtype: Any) -> str | None:
         if capability.split(".")[0] not in _CAPABILITIES:
             return f"{device.device_kind} has compute capability {capability}, not 9.0 or 10.0"
     return None
-
-
-def by_default() -> bool:
-    """Whether the user has asked for these kernels wherever they fit: LINSEQREC_TRITON=1.
-
-    No GPU has run them yet, and a compiler's mistake shows on a GPU alone. Whoever has seen their
-    tests pass on a card (`JAX_PLATFORMS=cuda pytest -m gpu tests/ops`) sets the variable there.
-    """
-    return os.environ.get("LINSEQREC_TRITON") == "1"
 
 
 def on_one_device(x: Array) -> bool:

@@ -37,7 +37,19 @@ REFERENCE = "#666666"
 REFERENCE_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "*", "p", "h", "P", "X")
 
 # The systems that have the same look in every figure.
-_SYSTEMS = ("RecGRELA", "SASRec", "HyTRec", "SinkRec", "Gated DeltaNet")
+_SYSTEMS = (
+    "RecGRELA",
+    "SASRec",
+    "HyTRec",
+    "SinkRec",
+    "Gated DeltaNet",
+    "HSTU",
+    "FuXi-Linear",
+    "Mamba-2",
+    "LRURec",
+    "GRU4Rec",
+    "LinRec",
+)
 _REFERENCES = (
     "Popularity",
     "Recent popularity",

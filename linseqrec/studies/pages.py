@@ -271,12 +271,12 @@ def to_figure(table: Record) -> Figure:
     models = sorted(
         table["models"], key=lambda model: model["metrics"][filter_seen][metric]["mean"]
     )
-    labels = [model["label"] for model in table["models"]]
-    look = looks(labels)
-    figure = Figure(figsize=(7, 1.3 + 0.3 * len(models)), layout="constrained")
+    look = looks([model["label"].split(",")[0] for model in table["models"]])
+    figure = Figure(figsize=(7, 1.5 + 0.3 * len(models)), layout="constrained")
     axes = figure.subplots()
     for place, model in enumerate(models):
-        statistics, style = model["metrics"][filter_seen][metric], look[model["label"]]
+        statistics = model["metrics"][filter_seen][metric]
+        style = look[model["label"].split(",")[0]]
         axes.errorbar(
             statistics["mean"],
             place,
@@ -303,8 +303,8 @@ def to_figure(table: Record) -> Figure:
             )
     axes.set_ylim(-0.5, len(models) - 0.4)
     axes.set_xlabel(
-        f"{metric}, seen items {table['filters'][filter_seen].partition(' (')[0]}; bars are two "
-        "standard errors over users"
+        f"{metric}, seen items {table['filters'][filter_seen].partition(' (')[0]}\n"
+        "bars are two standard errors over users"
     )
     axes.grid(axis="x", alpha=0.3)
     figure.suptitle(table["title"], fontsize="medium")

@@ -37,7 +37,7 @@ REFERENCE = "#666666"
 REFERENCE_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "*", "p", "h", "P", "X")
 
 # The systems that have the same look in every figure.
-_SYSTEMS = (
+SYSTEMS = (
     "RecGRELA",
     "SASRec",
     "HyTRec",
@@ -83,7 +83,7 @@ def looks(systems: Sequence[str], references: Collection[str] = ()) -> dict[str,
             "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
             "linestyle": DASHES[place % len(DASHES)],
         }
-        for name, place in _places(models, _SYSTEMS, 0).items()
+        for name, place in _places(models, SYSTEMS, 0).items()
     } | {
         name: {
             "color": REFERENCE,

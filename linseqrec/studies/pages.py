@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from linseqrec.config_fields import to_text
 from linseqrec.evaluation.result import SELECTION_METRIC
-from linseqrec.runs.figures import looks
+from linseqrec.runs.figures import SYSTEMS, looks
 from linseqrec.runs.tables import escape, markdown_table
 from linseqrec.studies.record import ERRORS
 from linseqrec.studies.study import StudyError
@@ -271,12 +271,12 @@ def to_figure(table: Record) -> Figure:
     models = sorted(
         table["models"], key=lambda model: model["metrics"][filter_seen][metric]["mean"]
     )
-    look = looks([model["label"].split(",")[0] for model in table["models"]])
+    look = looks(SYSTEMS)
     figure = Figure(figsize=(7, 1.5 + 0.3 * len(models)), layout="constrained")
     axes = figure.subplots()
     for place, model in enumerate(models):
         statistics = model["metrics"][filter_seen][metric]
-        style = look[model["label"].split(",")[0]]
+        style = look.get(model["label"].split(",")[0], {"color": "#333333", "marker": "o"})
         axes.errorbar(
             statistics["mean"],
             place,

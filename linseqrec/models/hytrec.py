@@ -62,6 +62,7 @@ The parameters by name, with i a block from 0, kernels [in, out]:
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -497,7 +498,7 @@ def _null_vector(width: int, *, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def _through(
-    blocks: nnx.List,
+    blocks: Sequence[Any],
     x: Float[Array, "B T D"],
     clock: Clock,
     states: list[BlockState],

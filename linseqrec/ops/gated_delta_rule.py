@@ -108,19 +108,34 @@ def gated_delta_rule(
 
 @functools.cache
 def _kernels_agree(key_width: int, value_width: int, dtype: str) -> bool:
+    """Whether the kernels agree with XLA on rows with segments, that go on from a state."""
     rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
-    of_key, of_value = (*rows, key_width), (*rows, value_width)
-    q, k, v, decay, beta = triton_check.draw(of_key, of_key, of_value, rows, rows, dtype=dtype)
-    k = k / jnp.linalg.norm(k.astype(jnp.float32), axis=-1, keepdims=True).astype(dtype)
 
-    def operation(*arrays: Array, implementation: Implementation) -> Array:
-        output, _ = gated_delta_rule(
-            *arrays, segment_ids=triton_check.segment_ids(), implementation=implementation
+    def operation(
+        q: Array,
+        k: Array,
+        v: Array,
+        decay: Array,
+        beta: Array,
+        state: Array,
+        *,
+        implementation: Implementation,
+    ) -> Any:
+        norm = jnp.linalg.norm(k.astype(jnp.float32), axis=-1, keepdims=True)
+        return gated_delta_rule(
+            q,
+            k / norm.astype(dtype),
+            v,
+            -jnp.exp(decay - 2),
+            jax.nn.sigmoid(beta),
+            segment_ids=triton_check.segment_ids(),
+            initial_state=state.astype(jnp.float32),
+            implementation=implementation,
         )
-        return output
 
-    arrays = q, k, v, -jnp.exp(decay - 2), jax.nn.sigmoid(beta)
-    return triton_check.agree("gated delta rule", operation, arrays, "chunked")
+    state = triton_check.BATCH, triton_check.HEADS, key_width, value_width
+    shapes = [(*rows, key_width), (*rows, key_width), (*rows, value_width), rows, rows, state]
+    return triton_check.agree("gated delta rule", operation, shapes, dtype, "chunked")
 
 
 def _by_xla(

@@ -5,7 +5,7 @@ N chunks.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,35 +136,36 @@ def linear_attention(
 
 @functools.cache
 def _kernels_agree(widths: tuple[int, ...], dtype: str) -> bool:
+    """Whether the kernels agree with XLA on rows with segments, that go on from a state."""
     rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
-    query, key, value, *others = triton_check.draw(*((*rows, w) for w in widths), dtype=dtype)
+    key_width, value_width = widths[1:3]
+    sum_width = widths[-1] if len(widths) > 3 else key_width
 
-    def operation(
-        query: Array,
-        key: Array,
-        value: Array,
-        denominator_query: Array | None = None,
-        denominator_key: Array | None = None,
-        *,
-        implementation: Implementation,
-    ) -> Array:
-        output, _ = linear_attention(
+    def operation(*arrays: Array, implementation: Implementation) -> Any:
+        query, key, value, *separate, numerator, denominator = arrays
+        # Features of the denominator are non-negative.
+        of_denominator: list[Array | None] = [None, None]
+        if separate:
+            of_denominator = [jnp.abs(x) + 0.1 for x in separate]
+        else:
+            query, key = jnp.abs(query) + 0.1, jnp.abs(key) + 0.1
+        return linear_attention(
             query,
             key,
             value,
-            denominator_query=denominator_query,
-            denominator_key=denominator_key,
+            denominator_query=of_denominator[0],
+            denominator_key=of_denominator[1],
             segment_ids=triton_check.segment_ids(),
+            initial_state=LinearAttentionState(
+                numerator.astype(jnp.float32), jnp.abs(denominator).astype(jnp.float32)
+            ),
             implementation=implementation,
         )
-        return output
 
-    # Features of the denominator are non-negative.
-    if others:
-        arrays = query, key, value, *(jnp.abs(x) + 0.1 for x in others)
-    else:
-        arrays = jnp.abs(query) + 0.1, jnp.abs(key) + 0.1, value
-    return triton_check.agree("linear attention", operation, arrays, "chunked")
+    ends = triton_check.BATCH, triton_check.HEADS
+    states = [(*ends, key_width, value_width), (*ends, sum_width)]
+    shapes = [*((*rows, width) for width in widths), *states]
+    return triton_check.agree("linear attention", operation, shapes, dtype, "chunked")
 
 
 def _by_triton(

@@ -6,7 +6,7 @@ E a memory slot's width, C block, N blocks.
 
 from collections.abc import Iterable
 from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -191,16 +191,28 @@ def softmax_attention(
 
 @cache
 def _kernels_agree(key_width: int, value_width: int, dtype: str) -> bool:
+    """Whether the kernels agree with XLA: all of the past, and a window behind with older keys."""
     rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
-    shapes = (*rows, key_width), (*rows, key_width), (*rows, value_width)
 
-    def operation(*arrays: Array, implementation: Implementation) -> Array:
-        return softmax_attention(
-            *arrays, segment_ids=triton_check.segment_ids(), implementation=implementation
+    def operation(query: Array, key: Array, value: Array, *, implementation: str) -> Any:
+        whole: Implementation = "triton" if implementation == "triton" else "blockwise"
+        form: Implementation = "triton" if implementation == "triton" else "banded"
+        ids = triton_check.segment_ids()
+        return (
+            softmax_attention(query, key, value, segment_ids=ids, implementation=whole),
+            softmax_attention(
+                query[:, 50:],
+                key,
+                value,
+                segment_ids=ids,
+                window=40,
+                behind=3,
+                implementation=form,
+            ),
         )
 
-    arrays = triton_check.draw(*shapes, dtype=dtype)
-    return triton_check.agree("softmax attention", operation, arrays, "blockwise")
+    shapes = [(*rows, key_width), (*rows, key_width), (*rows, value_width)]
+    return triton_check.agree("softmax attention", operation, shapes, dtype, "XLA's")
 
 
 def _unfit_for_triton(

@@ -3,6 +3,7 @@
 No GPU is needed: an implementation of XLA stands in for the kernels.
 """
 
+import contextlib
 import warnings
 
 import jax
@@ -45,6 +46,16 @@ def scaled(factor):
     return kernels
 
 
+def without_state(*arrays):
+    *arrays, initial_state = arrays
+    return by_xla(*arrays, 0 * initial_state)
+
+
+def doubled_state(*arrays):
+    output, state = by_xla(*arrays)
+    return output, 2 * state
+
+
 def broken(*arrays):
     raise RuntimeError("no such instruction")
 
@@ -72,10 +83,12 @@ def test_kernels_that_agree_are_taken_without_a_word(gpu, dtype):
     ("kernels", "reason"),
     [
         (scaled(1.01), "their errors are 1.0e-02"),
+        (without_state, "their errors are"),
+        (doubled_state, "their errors are"),
         (scaled(float("nan")), "their errors are inf"),
         (broken, "RuntimeError: no such instruction"),
     ],
-    ids=["wrong", "not a number", "not compiled"],
+    ids=["output", "state before", "state after", "not a number", "not compiled"],
 )
 def test_kernels_that_do_not_agree_are_named(gpu, kernels, reason):
     gpu(kernels)
@@ -134,19 +147,64 @@ def test_a_program_has_xlas_form_where_they_do_not(gpu, monkeypatch):
     assert "1.2" not in lowered_for_cuda()
 
 
+@pytest.mark.parametrize("context", ["mesh", "device", "shard_map", "promotion"])
+def test_what_surrounds_a_program_does_not_reach_the_check(gpu, context):
+    gpu(by_xla)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    around = {
+        "mesh": lambda: jax.set_mesh(mesh),
+        "device": lambda: jax.default_device(jax.devices()[0]),
+        "shard_map": contextlib.nullcontext,
+        "promotion": lambda: jax.numpy_rank_promotion("raise"),
+    }
+    agrees = []
+
+    def ask(x):
+        agrees.append(
+            triton_check.by_default(lambda: gated_delta_rule._kernels_agree(32, 32, "float32"))
+        )
+        return x
+
+    spec = jax.sharding.PartitionSpec("data")
+    if context == "shard_map":
+        # Not within jit: JAX runs it as it reads it.
+        ask = jax.shard_map(ask, mesh=mesh, in_specs=spec, out_specs=spec)
+    with around[context](), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask(jnp.ones(2))
+    assert agrees == [True]
+
+
+def test_only_0_and_1_are_settings(gpu, monkeypatch):
+    monkeypatch.setenv("LINSEQREC_TRITON", "true")
+    with pytest.raises(ValueError, match="LINSEQREC_TRITON is 'true'.*: it must be 0 or 1"):
+        triton_check.by_default(lambda: True)
+
+
 def test_nothing_is_checked_where_there_is_no_gpu(monkeypatch):
     monkeypatch.delenv("LINSEQREC_TRITON", raising=False)
     assert not triton_check.by_default(lambda: pytest.fail("it was asked"))
 
 
 def attention_by_xla(query, key, value, segment_ids, *, reach, behind, scale):
-    del reach, behind
     return softmax_attention.softmax_attention(
-        query, key, value, segment_ids=segment_ids, scale=scale, implementation="dense"
+        query,
+        key,
+        value,
+        segment_ids=segment_ids,
+        scale=scale,
+        window=None if reach is None else reach - behind,
+        behind=behind,
+        implementation="dense",
     )
 
 
-def sums_by_xla(query, key, value, first, second, epsilon, segment_ids, *state):
+def without_window(query, key, value, segment_ids, *, reach, behind, scale):
+    del reach, behind
+    return attention_by_xla(query, key, value, segment_ids, reach=None, behind=0, scale=scale)
+
+
+def sums_by_xla(query, key, value, first, second, epsilon, segment_ids, key_value, key_sum):
     output, state = linear_attention.linear_attention(
         query,
         key,
@@ -155,9 +213,15 @@ def sums_by_xla(query, key, value, first, second, epsilon, segment_ids, *state):
         denominator_key=second,
         epsilon=epsilon,
         segment_ids=segment_ids,
+        initial_state=linear_attention.LinearAttentionState(key_value, key_sum),
         implementation="associative",
     )
     return output, *state
+
+
+def without_past(*arrays):
+    *arrays, key_value, key_sum = arrays
+    return sums_by_xla(*arrays, 0 * key_value, key_sum)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -168,8 +232,8 @@ def test_the_other_operations_are_checked_alike(gpu, monkeypatch, dtype):
     sums = linear_attention._kernels_agree.__wrapped__
     assert attention(32, 64, dtype)
     assert sums((32, 32, 64), dtype) and sums((32, 32, 64, 16, 16), dtype)
-    monkeypatch.setattr(softmax_attention_triton, "softmax_attention", broken)
-    monkeypatch.setattr(linear_attention_triton, "linear_attention", broken)
+    monkeypatch.setattr(softmax_attention_triton, "softmax_attention", without_window)
+    monkeypatch.setattr(linear_attention_triton, "linear_attention", without_past)
     with pytest.warns(UserWarning, match="softmax attention do not agree"):
         assert not attention(32, 64, dtype)
     with pytest.warns(UserWarning, match="linear attention do not agree"):

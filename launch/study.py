@@ -12,7 +12,6 @@ parts of README.md and RESULTS.md that show studies are made anew.
 `--analyse` also looks into the checkpoints of tables that ask for it.
 """
 
-import contextlib
 import os
 import runpy
 import shlex
@@ -20,7 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from absl import flags
 from launch import flags as launch_flags
 from launch.program import run_program
 from linseqrec.config_fields import ConfigError, nearest
-from linseqrec.files import read_json, replacing, write_json
+from linseqrec.files import replacing, write_json
 from linseqrec.runs.figures import save_figure
 from linseqrec.studies import pages
-from linseqrec.studies.record import FORM, make_record, run_keys
+from linseqrec.studies.record import make_record, read_record, run_keys
 from linseqrec.studies.study import Study, StudyError, StudyRun, study_runs
 from linseqrec.sweeps.local import Interrupted, run_local
 from linseqrec.sweeps.task import Task, train_task
@@ -67,12 +66,13 @@ def main(argv: list[str]) -> None:
     study = load_study(_STUDY.value)
     runs = list(study_runs(study, launch_flags.load_experiment, Path(_WORKDIR.value)))
     left = _left(study, runs)
-    for name, task in left.items():
-        print(f"{name}  {task.folder}")
-    print(f"{len(runs)} runs, {len(left)} to train", flush=True)
+    if not _RENDER.value:
+        for task in left:
+            print(f"{task.label}  {task.folder}")
+        print(f"{len(runs)} runs, {len(left)} to train", flush=True)
     if _DRY_RUN.value:
         return
-    code = 0 if _RENDER.value or not left else _train(list(left.values()))
+    code = 0 if _RENDER.value or not left else _train(left)
     record = make_record(study, runs)
     if _ANALYSE.value:
         _analyse(record, runs, output)
@@ -100,56 +100,48 @@ def load_study(file: str | Path) -> Study:
     return made
 
 
-def _left(study: Study, runs: Sequence[StudyRun]) -> dict[str, Task]:
-    """The tasks of the runs that have not finished, in the tables asked for, by their names."""
+def _left(study: Study, runs: Sequence[StudyRun]) -> list[Task]:
+    """The tasks of the runs that have not finished, in the tables asked for."""
     tables = [table.name for table in study.tables]
     for name in _TABLES.value:
         if name not in tables:
             raise ConfigError(
                 f"--tables={name}: {study.name} has {', '.join(tables)}{nearest(name, tables)}"
             )
-    # Two tables may hold the same run.
-    by_folder = {
-        run.folder: run
-        for run in reversed(runs)
-        if not run.finished and run.table.name in (_TABLES.value or tables)
-    }
-    left = {}
-    for run in reversed(by_folder.values()):
-        name = f"{run.table.name}: {run.arm.label}, seed {run.seed}"
-        left[name] = train_task(run.arm.config, run.overrides, [], run.folder, name=name)
-    return left
+    left: dict[Path, Task] = {}
+    for run in runs:
+        if not run.finished and run.table.name in (_TABLES.value or tables):
+            name = f"{run.table.name}: {run.arm.label}, seed {run.seed}"
+            task = train_task(run.arm.config, run.overrides, [], run.folder, name=name)
+            # Two tables may hold the same run.
+            left.setdefault(run.folder, task)
+    return list(left.values())
 
 
 def _train(tasks: Sequence[Task]) -> int:
-    """Runs the tasks; the exit code of the program."""
+    """Runs the tasks, for --minutes at most; the exit code of the program."""
+    timer = threading.Timer(60 * _MINUTES.value, os.kill, (os.getpid(), signal.SIGTERM))
+    # After `run_local` nothing is left to stop: a late signal would end this process alone.
+    default = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if _MINUTES.value:
+        timer.start()
     try:
-        with _time_limit(_MINUTES.value):
-            failures = run_local(tasks, parallel=_PARALLEL.value)
+        failures = run_local(tasks, parallel=_PARALLEL.value)
     except Interrupted as stop:
         print(f"\n{stop}; go on with the same command:\n  {shlex.join(sys.orig_argv)}\n")
         return EXIT_CODE
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, default)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
 
 
-@contextlib.contextmanager
-def _time_limit(minutes: float) -> Iterator[None]:
-    """Sends this process SIGTERM after some minutes; 0 for never."""
-    timer = threading.Timer(minutes * 60, os.kill, (os.getpid(), signal.SIGTERM))
-    if minutes:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _write_record(study: Study, record: dict[str, Any], output: Path) -> None:
     path = output / f"{study.name}.json"
     if path.exists() and not _DROP.value:
-        held = run_keys(read_json(path, FORM))
+        held = run_keys(read_record(path))
         if lost := sorted(held - run_keys(record)):
             raise StudyError(
                 f"{path} holds runs that {_WORKDIR.value} does not: {'; '.join(lost)}. Give the "
@@ -159,9 +151,11 @@ def _write_record(study: Study, record: dict[str, Any], output: Path) -> None:
     write_json(path, record)
     print(path)
     for table in record["tables"]:
-        if table["models"]:
-            name = pages.figure_name(record, table)
-            print(save_figure(pages.to_figure(table), output / name))
+        picture = output / pages.figure_name(record, table)
+        if pages.has_figure(table):
+            print(save_figure(pages.to_figure(table), picture))
+        else:
+            picture.unlink(missing_ok=True)
 
 
 def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> None:
@@ -176,13 +170,15 @@ def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> 
             to = output / pages.analysis_folder(record, table)
             command = [sys.executable, "-m", "launch.analyse", "--split=test", f"--output={to}"]
             command += [f"--analysis={','.join(table['analyses'])}"]
-            subprocess.run([*command, *(f"--workdir={folder}" for folder in folders)], check=True)
+            done = subprocess.run([*command, *(f"--workdir={folder}" for folder in folders)])
+            if done.returncode:
+                print(f"{table['name']}: the analyses failed", file=sys.stderr)
 
 
 def _write_pages(output: Path) -> None:
     records = {}
     for path in pages.page_paths(output):
-        record = read_json(path, FORM)
+        record = read_record(path)
         records[record["name"]] = record
         with replacing(path.with_suffix(".md")) as partial:
             partial.write_text(pages.to_page(record))

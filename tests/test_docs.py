@@ -26,12 +26,18 @@ EXAMPLE = ROOT / "docs" / "add_a_model.md"
 def shown(pattern):
     """What a pattern finds on the pages, but for the files that a page has its reader write."""
     found = {name for page in PAGES for name in re.findall(pattern, page.read_text())}
-    return sorted(found - set(re.findall(r"^`(\S+)`:$", EXAMPLE.read_text(), re.MULTILINE)))
+    text = "\n".join(page.read_text() for page in PAGES)
+    return sorted(found - set(re.findall(r"^`(\S+)`:$", text, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("name", shown(r"[`\s=]((?:\w+/)+\w+\.(?:py|sh))\b"))
 def test_a_file_that_a_page_names_is_there(name):
     assert (ROOT / name).exists() or (ROOT / "linseqrec" / name).exists()
+
+
+def test_the_site_has_a_page_for_each_study():
+    studies = {path.name for path in (ROOT / "results").glob("*.md")}
+    assert studies and studies == {path.name for path in (ROOT / "docs" / "results").glob("*.md")}
 
 
 @pytest.mark.parametrize("name", shown(r"--config=([\w/.:]+)"))

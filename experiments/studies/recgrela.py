@@ -45,13 +45,13 @@ STUDY = Study(
     ),
     claims=tuple(
         Claim(
-            f"RecGRELA is better than {label}, on `{table}` (RecGRELA)",
+            f"RecGRELA is better with {part} than without, on `{table}` (RecGRELA)",
             table,
             "RecGRELA",
-            (label,),
+            (f"without {part}",),
             filter_seen="all" if table == "ml100k" else "none",
         )
         for table in ("ml100k", "foursquare")
-        for label in ("without the shortcut", "without the gate", "without rotation")
+        for part in ("the shortcut", "the gate", "rotation")
     ),
 )

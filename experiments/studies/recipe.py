@@ -23,10 +23,10 @@ _REPETITION: dict[str, dict[str, Any]] = {
         "model.dropout": 0.2,
         "training.num_epochs": 14.0,
     },
-    "width 64, keys of 32, 6 epochs": _SMALL,
-    "... users cut at a random phase": _SMALL | {"data.phase": "random"},
-    "... whole histories": _SMALL | {"data.length": 0, "data.batch_size": 1},
-    "... in bfloat16": _SMALL | {"model.dtype": "bfloat16"},
+    "small: width 64, keys of 32, 6 epochs": _SMALL,
+    "small, users cut at a random phase": _SMALL | {"data.phase": "random"},
+    "small, whole histories, one a batch": _SMALL | {"data.length": 0, "data.batch_size": 1},
+    "small, in bfloat16": _SMALL | {"model.dtype": "bfloat16"},
 }
 
 STUDY = Study(
@@ -63,22 +63,10 @@ STUDY = Study(
             filter_seen="all",
         ),
         Claim(
-            "A larger state is better where habits have to be recalled",
-            "repetition",
-            "width 80, keys of 128: the experiment",
-            ("width 64, keys of 32, 6 epochs",),
-        ),
-        Claim(
-            "Whole histories are better than windows of 400 events, in `repetition`",
-            "repetition",
-            "... whole histories",
-            ("width 64, keys of 32, 6 epochs",),
-        ),
-        Claim(
             "A random phase is better than fixed windows, in `repetition`",
             "repetition",
-            "... users cut at a random phase",
-            ("width 64, keys of 32, 6 epochs",),
+            "small, users cut at a random phase",
+            ("small: width 64, keys of 32, 6 epochs",),
         ),
     ),
 )

@@ -58,7 +58,7 @@ STUDY = Study(
             COUNTING,
         ),
         Claim(
-            "SinkRec is better than Gated DeltaNet (SinkRec)",
+            "SinkRec of one pass is better than Gated DeltaNet of equal size",
             "repetition",
             "SinkRec, one pass, dropout .1",
             ("Gated DeltaNet",),

@@ -95,9 +95,11 @@ def _by_length(
     for length in lengths:
         batch = max(1, tokens // length)
         for row in _timed(what, _configs(length), batch, length, repeats, gradient=gradient):
-            if row.processor_seconds:
-                seconds = row.processor_seconds / (batch * length)
-                costs.setdefault(row.variant, {})[length] = seconds
+            # The processor's time is the model's own on a shared CPU; it is not where a GPU works.
+            on_cpu = jax.default_backend() == "cpu"
+            seconds = row.processor_seconds if on_cpu else row.seconds
+            if seconds:
+                costs.setdefault(row.variant, {})[length] = seconds / (batch * length)
             yield row
     for name, own in costs.items():
         if len(own) > 1:
@@ -105,7 +107,7 @@ def _by_length(
             extra |= {
                 f"cheaper than {other} from T": cheaper_from(own, costs[other])
                 for other in _QUADRATIC
-                if other in costs and name not in _QUADRATIC
+                if name not in _QUADRATIC and own.keys() & costs.get(other, {}).keys()
             }
             yield Row(f"{what}, by length, D {_WIDTH}", name, extra=extra)
 

@@ -18,11 +18,14 @@ Record = Mapping[str, Any]
 
 # A part of a page that is made of the records: "<!-- study NAME TABLE FILTER -->" or
 # "<!-- study claims -->", up to "<!-- end of study -->".
-_BLOCK = re.compile(r"(<!-- study ([^>]*) -->\n)(.*?)(<!-- end of study -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- study ([^>]*) -->\n)((?:(?!<!-- study).)*?)(<!-- end of study -->)", re.DOTALL
+)
 _HOW = (
-    "A claim holds, or does not hold, by two standard errors. ± is the standard error over users, "
-    "then that over seeds where there are several. A difference is the first mean minus the "
-    "second; with a margin, minus the second times one plus the margin."
+    "A claim holds, or does not hold, by two standard errors; with few seeds by more, as Student's "
+    "t says. ± is the standard error over users, then that over seeds. A single seed has none, so "
+    "that its verdict is about users only. A difference is the first mean minus the second; with a "
+    "margin, minus the second times one plus the margin. Counting is the best baseline that counts."
 )
 
 
@@ -49,16 +52,17 @@ def _section(record: Record, table: Record) -> Iterator[str]:
     yield table["caption"]
     for filter_seen in table["filters"]:
         yield results_block(table, filter_seen)
-    if table["models"]:
-        name = figure_name(record, table)
+    if has_figure(table):
         first = next(iter(table["filters"].values()))
-        yield f"![{SELECTION_METRIC} of each system, seen items {escape(first)}]({name})"
+        picture = f"{SELECTION_METRIC} of each system, seen items {escape(first)}"
+        yield f"![{picture}]({figure_name(record, table)})"
+    if table["models"]:
         for analysis in table["analyses"]:
             folder = analysis_folder(record, table)
             yield f"![{analysis.replace('_', ' ').capitalize()}]({folder}/{analysis}.png)"
         yield _provenance(table)
     if table["missing"]:
-        yield f"Not run yet: {escape(_missing(table))}."
+        yield f"Not run yet. {escape(_missing(table))}."
 
 
 def _missing(table: Record) -> str:
@@ -66,8 +70,8 @@ def _missing(table: Record) -> str:
     by_seeds: dict[str, list[str]] = {}
     for label, seeds in table["missing"].items():
         by_seeds.setdefault(", ".join(map(str, seeds)), []).append(label)
-    return "; ".join(
-        f"{', '.join(labels)} (seed{'s' * (',' in seeds)} {seeds})"
+    return ". ".join(
+        f"Seed{'s' * (',' in seeds)} {seeds} of {'; '.join(labels)}"
         for seeds, labels in by_seeds.items()
     )
 
@@ -148,7 +152,8 @@ def _claims(records: Sequence[Record], *, judged: bool = False) -> str:
     header = ["claim", "verdict", "measured", "difference", *["study"] * judged]
     rows = [
         [
-            claim["text"],
+            # Claims name worlds and fields as code.
+            escape(claim["text"]).replace("\\`", "`"),
             _verdict(claim),
             _sides(claim, _data(record, claim)),
             _effect(claim),
@@ -170,7 +175,9 @@ def _link(study: str) -> str:
 def _verdict(claim: Record) -> str:
     if claim["reason"]:
         return f"open: {claim['reason']}"
-    return f"**{claim['verdict']}**" + (", one seed" if claim["seeds"] == 1 else "")
+    if claim["seeds"] == 1:
+        return f"{claim['verdict']} (one seed)"
+    return f"**{claim['verdict']}**"
 
 
 def _data(record: Record, claim: Record) -> str:
@@ -184,8 +191,8 @@ def _sides(claim: Record, data: str) -> str:
         return ""
     at = f", after {claim['min_events']:,} events" if claim["min_events"] else ""
     return (
-        f"{escape(claim['first'])} {number(claim['first_mean'])}, {escape(claim['second'])} "
-        f"{number(claim['second_mean'])} {claim['metric']}{at}; {escape(data)}"
+        f"{escape(claim['first'])}: {number(claim['first_mean'])}; {escape(claim['second'])}: "
+        f"{number(claim['second_mean'])} {claim['metric']}{at}. {escape(data)}"
     )
 
 
@@ -210,7 +217,10 @@ def _cell(statistics: Record) -> str:
 
 def _provenance(table: Record) -> str:
     runs = [run for model in table["models"] for run in model["runs"]]
-    commits = dict.fromkeys(run["commit"] for run in runs if run["commit"])
+    commits: dict[str, dict[str, None]] = {}
+    for model in table["models"]:
+        for run in model["runs"]:
+            commits.setdefault(run["commit"] or "unknown", {})[model["label"]] = None
     devices = dict.fromkeys(
         f"{run['device']}, {run['cpu_count']} cores" for run in runs if run["device"]
     )
@@ -224,8 +234,9 @@ def _provenance(table: Record) -> str:
     ]
     lines = [
         f"- Runs: {len(runs)}, {sum(minutes):,.0f} minutes of training; on {'; '.join(devices)}; "
-        f"jax {', '.join(jax)}; commits {', '.join(commits)}."
+        f"jax {', '.join(jax)}."
     ]
+    lines += [f"- Commit {commit}: {escape('; '.join(own))}." for commit, own in commits.items()]
     configs = dict.fromkeys(model["config"].partition(":")[0] for model in table["models"])
     lines.append(f"- Configurations: {', '.join(f'`{config}`' for config in configs)}.")
     lines += [f"- {escape(line)}." for line in changed]
@@ -270,6 +281,11 @@ def _block(words: Sequence[str], records: Mapping[str, Record]) -> str:
 
 
 # ---------------------------------------------------------------------------- figures
+def has_figure(table: Record) -> bool:
+    """Whether there is anything to compare in a figure."""
+    return len(table["models"]) > 1
+
+
 def figure_name(record: Record, table: Record) -> str:
     """The file of a table's figure."""
     return f"{record['name']}_{table['name']}.png"

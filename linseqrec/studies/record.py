@@ -2,18 +2,21 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
+from scipy.stats import t as student_t
 
 from linseqrec.config import Experiment
 from linseqrec.config_fields import to_json
+from linseqrec.errors import FileError
 from linseqrec.evaluation.metrics import per_target
-from linseqrec.evaluation.result import filter_in_words, filters_by_fit
-from linseqrec.files import read_json
+from linseqrec.evaluation.result import SELECTION_METRIC, filter_in_words, filters_by_fit
+from linseqrec.files import check_form, read_json
 from linseqrec.runs.best_baseline import ORACLE, best_baseline
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.configurations import Configuration, differing_fields
@@ -22,15 +25,23 @@ from linseqrec.studies.study import COUNTING, Claim, Study, StudyError, StudyRun
 from linseqrec.training.checkpoint import saved_steps
 from linseqrec.training.model import build_model
 
-# A difference counts from so many standard errors on.
+# A difference counts from so many standard errors on, and this is the normal distribution there.
 ERRORS = 2.0
+_COVERAGE = 0.97725
 # Where a data set lies, and a dtype that comes to the same on the run's device.
 _SAME = ("data.folder", "model.dtype")
 
 # What pages read of a record (`files.check_form`).
 _NULL = type(None)
 _STATISTICS = {"mean": float, "sd": (float, _NULL), "error": float}
-_RUN = {"seed": int, "commit": str, "device": (str, _NULL), "minutes": (float, _NULL)}
+_RUN = {
+    "seed": int,
+    "commit": str,
+    "device": (str, _NULL),
+    "cpu_count": (int, _NULL),
+    "packages": (dict, _NULL),
+    "minutes": (float, _NULL),
+}
 _MODEL = {
     "label": str,
     "config": str,
@@ -46,12 +57,54 @@ _TABLE = {
     "metrics": [str],
     "analyses": [str],
     "missing": {str: [int]},
+    "split": str,
+    "targets": int,
+    "num_items": int,
+    "ties": str,
     "filters": {str: str},
     "models": [_MODEL],
     "baselines": [{"label": str, "oracle": bool, "metrics": {str: {str: float}}}],
 }
-_CLAIM = {"text": str, "table": str, "metric": str, "verdict": str, "reason": str}
-FORM = {"name": str, "title": str, "about": str, "tables": [_TABLE], "claims": [_CLAIM]}
+_CLAIM = {"text": str, "table": str, "verdict": str, "reason": str}
+_JUDGED = _CLAIM | {
+    "first": str,
+    "second": str,
+    "metric": str,
+    "margin": float,
+    "min_events": int,
+    "first_mean": float,
+    "second_mean": float,
+    "effect": float,
+    "error_over_users": float,
+    "error_over_seeds": (float, _NULL),
+    "seeds": int,
+}
+_FORM = {"name": str, "title": str, "about": str, "tables": [_TABLE], "claims": [_CLAIM]}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A study's record.
+
+    Raises:
+      FileError: If the file is damaged, or lacks what pages read of it.
+    """
+    record = read_json(path, _FORM)
+    try:
+        names = [table["name"] for table in record["tables"]]
+        for claim in record["claims"]:
+            if claim["table"] not in names:
+                raise ValueError(f"it has no table {claim['table']!r}")
+            if not claim["reason"]:
+                check_form(claim, _JUDGED)
+        for table in record["tables"]:
+            for metrics in (each["metrics"] for each in (*table["models"], *table["baselines"])):
+                for filter_seen in table["filters"]:
+                    check_form(metrics, {filter_seen: dict.fromkeys(table["metrics"], object)})
+            if SELECTION_METRIC not in table["metrics"]:
+                raise ValueError(f"table {table['name']} has no {SELECTION_METRIC}")
+    except ValueError as error:
+        raise FileError(f"{path} is damaged: {error}") from error
+    return record
 
 
 def make_record(study: Study, runs: Iterable[StudyRun]) -> dict[str, Any]:
@@ -137,7 +190,8 @@ def _table(
     }
     opened = [run for configuration in configurations.values() for run in configuration.runs]
     if not opened:
-        return written | {"title": "", "filters": {}, "models": [], "baselines": []}
+        nothing = {"title": "", "split": "", "targets": 0, "num_items": 0, "ties": ""}
+        return written | nothing | {"filters": {}, "models": [], "baselines": []}
     protocol = opened[0].protocol
     filters = filters_by_fit(protocol)
     return written | {
@@ -201,13 +255,13 @@ def _model(
 def _statistics(
     configuration: Configuration, filter_seen: str, metric: str
 ) -> dict[str, float | list[float] | None]:
-    """Mean, standard deviation over seeds, and standard error of the mean over targets."""
+    """Mean, standard deviation over seeds, and standard error of the mean over users."""
     by_seed = configuration.by_seed(filter_seen, metric)
     values = configuration.per_target(filter_seen, metric)
     return {
         "mean": float(by_seed.mean()),
         "sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
-        "error": float(values.std(ddof=1) / math.sqrt(len(values))),
+        "error": _clustered_error(values, configuration.runs[0].users),
         "by_seed": by_seed.tolist(),
     }
 
@@ -217,13 +271,19 @@ def _provenance(run: FinishedRun) -> dict[str, Any]:
     minutes = _minutes(run.folder)
     return {
         "seed": run.experiment.training.seed,
-        "commit": str(environment.get("git") or "")[:7],
+        "commit": short_commit(environment.get("git") or ""),
         "device": environment.get("device"),
         "cpu_count": environment.get("cpu_count"),
         "packages": environment.get("packages"),
         "epoch": run.results["epoch"],
         "minutes": None if minutes is None else round(minutes, 2),
     }
+
+
+def short_commit(described: str) -> str:
+    """A short commit from what `git describe --always --dirty` gave."""
+    found = re.search(r"\b(?:g)?([0-9a-f]{7})[0-9a-f]*(-dirty)?$", described)
+    return found[1] + (found[2] or "") if found else ""
 
 
 def _minutes(folder: Path) -> float | None:
@@ -280,24 +340,31 @@ def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[s
     if claim.first not in configurations:
         return written | unknown
     runs = configurations[claim.first].runs
+    if claim.filter_seen not in runs[0].ranks:
+        raise StudyError(
+            f"claim {claim.text!r}: the runs have no filter {claim.filter_seen!r} of seen items"
+        )
     kept = runs[0].lengths >= claim.min_events
     if not kept.any():
         return written | unknown | {"reason": f"no target after {claim.min_events} events"}
     second = _second(claim, configurations, kept)
     if second is None:
-        return written | unknown
+        ranks = "the runs hold no ranks of baselines"
+        return written | unknown | ({"reason": ranks} if claim.second == COUNTING else {})
     first = _arm(claim, configurations[claim.first], kept)
     differences = first.values - (1 + claim.margin) * second.values
     over_users = _clustered_error(differences, runs[0].users[kept])
-    over_seeds = None
+    over_seeds, counted = None, 0.0
     sides = [(1.0, first.by_seed)]
     if len(second.by_seed):
         sides.append((1 + claim.margin, second.by_seed))
     if all(len(means) > 1 for _, means in sides):
         variances = (scale**2 * means.var(ddof=1) / len(means) for scale, means in sides)
         over_seeds = math.sqrt(sum(variances))
+        freedom = sum(len(means) - 1 for _, means in sides)
+        counted = over_seeds * float(student_t.ppf(_COVERAGE, freedom)) / ERRORS
     effect = float(differences.mean())
-    error = math.hypot(over_users, over_seeds or 0.0)
+    error = math.hypot(over_users, counted)
     verdict = "open"
     if abs(effect) > ERRORS * error:
         verdict = "holds" if effect > 0 else "does not hold"

@@ -13,9 +13,10 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import field_names, override
 from linseqrec.errors import UserError
 from linseqrec.evaluation.metrics import check_metric
+from linseqrec.evaluation.result import SELECTION_METRIC
 from linseqrec.sweeps.folders import folder_name
 
-# As the second system of a claim: the best counting baseline.
+# As the second system of a claim: the counting baseline with the highest `SELECTION_METRIC`.
 COUNTING = "counting"
 
 
@@ -64,6 +65,8 @@ class Table:
             raise StudyError(f"table {self.name}: two of its arms have the same label")
         for metric in self.metrics:
             check_metric(metric)
+        if SELECTION_METRIC not in self.metrics:
+            raise StudyError(f"table {self.name}: its metrics must hold {SELECTION_METRIC}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +74,15 @@ class Claim:
     """A statement that one system of a table is better than others.
 
     It holds if the first system's mean is beyond (1 + `margin`) times the second's by two standard
-    errors. It does not hold if the mean is below by two. Otherwise it is open.
+    errors. It does not hold if the mean is below by two. Otherwise it is open. With few seeds,
+    their standard error counts as much more as Student's t says.
 
     Attributes:
       text: The statement, for readers, with the paper that makes it.
       table: The table's name.
       first: The label of an arm.
-      second: Labels of arms, the best of which counts; `COUNTING` for the best counting baseline;
-        or a published figure.
+      second: Labels of arms, the best of which counts; a published figure; or `COUNTING`, for
+        `SELECTION_METRIC` and all targets only.
       metric: The metric.
       filter_seen: The filter of seen items.
       margin: The share by which the first is to be better.
@@ -96,8 +100,17 @@ class Claim:
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
-        if isinstance(self.second, str) and self.second != COUNTING:
-            raise StudyError(f"claim {self.text!r}: give the labels of arms as a tuple")
+        if self.second == COUNTING:
+            if self.metric != SELECTION_METRIC or self.min_events:
+                raise StudyError(
+                    f"claim {self.text!r}: the best counting baseline is the one with the highest "
+                    f"{SELECTION_METRIC} of all targets: compare that"
+                )
+        elif not isinstance(self.second, tuple | float):
+            raise StudyError(
+                f"claim {self.text!r}: second is {self.second!r}: it must be a tuple of arms' "
+                "labels, COUNTING, or a published figure such as 0.5"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +132,8 @@ class Study:
     claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.tables:
+            raise StudyError(f"study {self.name} has no table")
         labels = {table.name: [arm.label for arm in table.arms] for table in self.tables}
         if len(labels) < len(self.tables):
             raise StudyError(f"study {self.name}: two of its tables have the same name")

@@ -8,13 +8,21 @@ import pytest
 
 from launch.flags import load_experiment
 from launch.study import load_study
-from linseqrec.files import read_json
-from linseqrec.studies.pages import analysis_folder, number, to_page, with_blocks
-from linseqrec.studies.record import FORM
+from linseqrec.errors import FileError
+from linseqrec.files import write_json
+from linseqrec.studies.pages import (
+    analysis_folder,
+    has_figure,
+    number,
+    to_figure,
+    to_page,
+    with_blocks,
+)
+from linseqrec.studies.record import read_record
 from linseqrec.studies.study import StudyError, study_runs
 
 ROOT = Path(__file__).parents[2]
-RECORDS = {path.stem: read_json(path, FORM) for path in sorted((ROOT / "results").glob("*.json"))}
+RECORDS = {path.stem: read_record(path) for path in sorted((ROOT / "results").glob("*.json"))}
 STUDIES = sorted((ROOT / "experiments" / "studies").glob("[!_]*.py"))
 STATISTICS = {"mean": 0.3, "sd": 0.01, "error": 0.02, "by_seed": [0.29, 0.31]}
 RUN = {"commit": "abc", "device": "1 x cpu", "cpu_count": 2, "packages": {"jax": "1"}}
@@ -80,16 +88,37 @@ def test_a_page_says_what_was_measured_and_what_was_not():
     assert "| a\\|b | 12 k | 2 | .3000 ± .0100 |" in page
     assert page.index("| Markov | | | .4000 |") > page.index("a\\|b")
     assert "Standard errors over users, at most: NDCG@10 .0200." in page
-    assert "Not run yet: b, c (seeds 0, 1); a (seed 2)." in page
-    assert "- Runs: 2, 5 minutes of training; on 1 x cpu, 2 cores; jax 1; commits abc." in page
+    assert "Not run yet. Seeds 0, 1 of b; c. Seed 2 of a." in page
+    assert "- Runs: 2, 5 minutes of training; on 1 x cpu, 2 cores; jax 1." in page
+    assert "- Commit abc: a\\|b." in page
     assert "- a\\|b: model.dilations=1,2." in page
-    assert "![NDCG@10 of each system, seen items not filtered](small_t.png)" in page
+    # One model is nothing to compare in a figure.
+    assert "small_t.png" not in page
+    record = copy.deepcopy(RECORD)
+    record["tables"][0]["models"] *= 2
+    picture = "![NDCG@10 of each system, seen items not filtered](small_t.png)"
+    assert picture in to_page(record)
     assert "![State sink](analyses/small_t/state_sink.png)" in page
     assert (
-        "| a is better (paper) | **does not hold** | a\\|b .3000, Markov .4000 NDCG@10, after "
-        "1,000 events; a log; synthetic data | −.1320 ± .0200 ± .0100 (margin 8%) |"
+        "| a is better (paper) | **does not hold** | a\\|b: .3000; Markov: .4000 NDCG@10, after "
+        "1,000 events. a log; synthetic data | −.1320 ± .0200 ± .0100 (margin 8%) |"
     ) in page
     assert "| b is better | open: not run | | |" in page
+
+
+def test_a_figure_has_the_best_model_on_top_and_the_best_baseline():
+    table = copy.deepcopy(RECORD["tables"][0])
+    other = copy.deepcopy(table["models"][0])
+    other["label"] = "best"
+    other["metrics"]["none"]["NDCG@10"] = STATISTICS | {"mean": 0.35}
+    table["models"] = [other, *table["models"]]
+    worse = {"label": "Popularity", "oracle": False, "metrics": {"none": {"NDCG@10": 0.1}}}
+    table["baselines"] = [worse, *table["baselines"]]
+    (axes,) = to_figure(table).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a|b", "best"]
+    assert [text.get_text() for text in axes.texts] == [" Markov"]
+    drawn = [container.lines[0].get_xdata()[0] for container in axes.containers]
+    assert drawn == [0.3, 0.35]
 
 
 def test_a_single_seed_is_called_one():
@@ -97,7 +126,7 @@ def test_a_single_seed_is_called_one():
     record["tables"][0]["models"][0]["runs"].pop()
     record["claims"][0]["seeds"] = 1
     page = to_page(record)
-    assert "One seed." in page and "**does not hold**, one seed" in page
+    assert "One seed." in page and "| does not hold (one seed) |" in page
 
 
 @pytest.mark.parametrize(
@@ -123,6 +152,50 @@ def test_the_parts_of_a_page_are_made_anew():
     assert with_blocks(made, {"small": RECORD}) == made
 
 
+def test_a_part_without_its_end_takes_no_other_text():
+    part = "<!-- study small t none -->\n"
+    page = f"{part}a chapter\n{part}<!-- end of study -->\n"
+    assert with_blocks(page, {"small": RECORD}).startswith(f"{part}a chapter\n{part}\n**a log")
+
+
+def test_a_claim_is_shown_as_it_is_but_for_code():
+    record = copy.deepcopy(RECORD)
+    record["claims"][1]["text"] = "<b>x</b> | `world`"
+    assert "| &lt;b&gt;x&lt;/b&gt; \\| `world` | open: not run |" in to_page(record)
+
+
+def broken(path, value):
+    record = copy.deepcopy(RECORD)
+    *parents, last = path
+    place = record
+    for name in parents:
+        place = place[name]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (broken(("tables", 0, "split"), None), r"it has no tables\[0\].split"),
+        (broken(("tables", 0, "targets"), "many"), r"tables\[0\].targets is \"many\""),
+        (broken(("tables", 0, "metrics"), ["HR@10"]), "it has no none.HR@10"),
+        (broken(("tables", 0, "filters"), {"all": "filtered"}), "it has no all"),
+        (broken(("claims", 0, "effect"), None), "it has no effect"),
+        (broken(("claims", 0, "table"), "u"), "it has no table 'u'"),
+    ],
+    ids=["no split", "targets", "metric", "filter", "effect", "table"],
+)
+def test_a_damaged_record_is_named(tmp_path, record, message):
+    path = tmp_path / "small.json"
+    write_json(path, record)
+    with pytest.raises(FileError, match=f"small.json is damaged: .*{message}"):
+        read_record(path)
+
+
 @pytest.mark.parametrize("words", ["small", "other t none", "small u none"])
 def test_a_part_of_no_record_is_refused(words):
     page = f"<!-- study {words} -->\n<!-- end of study -->\n"
@@ -135,7 +208,7 @@ def test_a_part_of_no_record_is_refused(words):
 def test_a_page_of_the_repository_shows_its_record(name):
     assert (ROOT / "results" / f"{name}.md").read_text() == to_page(RECORDS[name])
     for table in RECORDS[name]["tables"]:
-        assert (ROOT / "results" / f"{name}_{table['name']}.png").exists() == bool(table["models"])
+        assert (ROOT / "results" / f"{name}_{table['name']}.png").exists() == has_figure(table)
         for analysis in table["analyses"] if table["models"] else ():
             assert (
                 ROOT / "results" / analysis_folder(RECORDS[name], table) / f"{analysis}.png"

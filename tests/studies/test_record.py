@@ -11,7 +11,7 @@ from flax import nnx
 
 from linseqrec.config_fields import override
 from linseqrec.files import write_json
-from linseqrec.studies.record import make_record, run_keys
+from linseqrec.studies.record import make_record, run_keys, short_commit
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, StudyError, StudyRun, Table
 from tests.runs import conftest as runs
 from tests.runs.conftest import EXPERIMENT, TARGETS
@@ -65,11 +65,15 @@ def test_a_model_has_mean_deviation_and_error(make):
     (model,) = record["tables"][0]["models"]
     got = model["metrics"]["none"]["HR@10"]
     means = [float((own <= 10).mean()) for own in ranks]
-    per_target = [sum(float(own[i] <= 10) for own in ranks) / 3 for i in range(TARGETS)]
+    # Two targets a user: a user's targets are drawn together.
+    by_user = [
+        sum(float(own[i] <= 10) for own in ranks for i in (user, user + 1)) / 6
+        for user in range(0, TARGETS, 2)
+    ]
     assert got["by_seed"] == pytest.approx(means)
     assert got["mean"] == pytest.approx(statistics.mean(means))
     assert got["sd"] == pytest.approx(statistics.stdev(means))
-    assert got["error"] == pytest.approx(statistics.stdev(per_target) / math.sqrt(TARGETS))
+    assert got["error"] == pytest.approx(statistics.stdev(by_user) / math.sqrt(TARGETS / 2))
     built = nnx.state(EXPERIMENT.model.build(1000, rngs=nnx.Rngs(0)), nnx.Param)
     assert model["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(built))
     assert model["runs"][0] | {"minutes": None} == {
@@ -147,7 +151,7 @@ def test_the_best_counting_baseline_or_a_published_figure_is_a_side(make):
     ranks = {"narrow": [hits(of=0.5, seed=1)]}
     better = np.where(np.arange(TARGETS) % 5 == 0, 1.0, 50.0)
     counting = {"Markov": {"none": better}, "Popularity": {"none": np.full(TARGETS, 50.0)}}
-    claim = Claim("x", "t", "narrow", COUNTING, "HR@10")
+    claim = Claim("x", "t", "narrow", COUNTING)
     got = judged(make(ranks, [claim], counting=counting))
     assert (got["second"], got["second_mean"], got["verdict"]) == ("Markov", 0.2, "holds")
     got = judged(make(ranks, [Claim("x", "t", "narrow", 0.9, "HR@10")]))
@@ -160,7 +164,37 @@ def test_a_claim_whose_runs_are_missing_is_open(make):
     assert (got["verdict"], got["reason"]) == ("open", "not run")
     # Runs of earlier versions hold no ranks of baselines.
     got = judged(make({"narrow": [hits(of=0.5, seed=1)]}, [Claim("x", "t", "narrow", COUNTING)]))
-    assert (got["verdict"], got["reason"]) == ("open", "not run")
+    assert got["reason"] == "the runs hold no ranks of baselines"
+
+
+def test_a_filter_that_the_runs_do_not_have_is_refused(make):
+    claim = Claim("x", "t", "narrow", ("wide",), filter_seen="every")
+    with pytest.raises(StudyError, match="the runs have no filter 'every' of seen items"):
+        make({"narrow": [hits(of=0.5, seed=1)], "wide": [hits(of=0.5, seed=1)]}, [claim])
+
+
+def test_few_seeds_count_for_more(make):
+    """Two seeds against counting: one degree of freedom, 13.97 standard errors instead of 2."""
+    ranks = {"narrow": [hits(of=0.5, seed=1), hits(of=0.6, seed=1)]}
+    baseline = {"Markov": {"none": hits(of=0.28, seed=1)}}
+    got = judged(make(ranks, [Claim("x", "t", "narrow", COUNTING)], counting=baseline))
+    assert got["effect"] > 2 * math.hypot(got["error_over_users"], got["error_over_seeds"])
+    assert got["verdict"] == "open"
+
+
+@pytest.mark.parametrize(
+    ("described", "commit"),
+    [
+        ("0123456789ab", "0123456"),
+        ("0123456789ab-dirty", "0123456-dirty"),
+        ("v1.0-3-g0123456789ab", "0123456"),
+        ("v1.0.0", ""),
+        ("", ""),
+    ],
+    ids=["plain", "changed", "after a tag", "a tag", "none"],
+)
+def test_a_commit_is_short_and_says_that_the_code_was_changed(described, commit):
+    assert short_commit(described) == commit
 
 
 def test_a_run_of_another_configuration_is_refused(make, save_run, tmp_path):

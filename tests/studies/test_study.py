@@ -4,7 +4,7 @@ import pytest
 
 from launch.flags import load_experiment
 from linseqrec.evaluation.metrics import MetricError
-from linseqrec.studies.study import Arm, Claim, Study, StudyError, Table, study_runs
+from linseqrec.studies.study import COUNTING, Arm, Claim, Study, StudyError, Table, study_runs
 
 ARMS = (
     Arm("SASRec", "experiments/quick.py:sasrec"),
@@ -53,9 +53,25 @@ def test_a_field_that_an_experiment_does_not_have_is_refused(tmp_path):
             lambda: Study("n", "", "", TABLES, (Claim("x", "small", "SASRec", ("huge",)),)),
             "table small has no arm 'huge'",
         ),
-        (lambda: Claim("x", "small", "SASRec", "wide"), "labels of arms as a tuple"),
+        (lambda: Claim("x", "small", "SASRec", "wide"), "second is 'wide': it must be a tuple"),
+        (lambda: Claim("x", "small", "SASRec", 1), "second is 1: it must be a tuple"),
+        (lambda: Claim("x", "small", "SASRec", COUNTING, "HR@10"), "the highest NDCG@10"),
+        (lambda: Claim("x", "small", "SASRec", COUNTING, min_events=9), "the highest NDCG@10"),
+        (lambda: Table("t", "", ARMS, metrics=("HR@10",)), "its metrics must hold NDCG@10"),
+        (lambda: Study("n", "", "", ()), "study n has no table"),
     ],
-    ids=["two arms", "two tables", "claim's table", "claim's arm", "claim's tuple"],
+    ids=[
+        "two arms",
+        "two tables",
+        "claim's table",
+        "claim's arm",
+        "claim's tuple",
+        "claim's number",
+        "counting by HR",
+        "counting of some",
+        "no NDCG",
+        "no table",
+    ],
 )
 def test_a_study_that_cannot_be_is_refused(make, message):
     with pytest.raises(StudyError, match=message):

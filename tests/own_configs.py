@@ -9,7 +9,7 @@ from linseqrec.models.recgrela import RecGRELAConfig
 
 @dataclasses.dataclass(frozen=True)
 class OwnConfig(ModelConfig):
-    """Fields of many kinds, which it does not check itself."""
+    """Fields of many kinds."""
 
     sizes: tuple = ()
     order: Literal["past", "future"] = "past"
@@ -17,6 +17,7 @@ class OwnConfig(ModelConfig):
     side: Literal["left", "right"] | None = "left"
     gate: bool = True
     rates: tuple[float, ...] = (0.1,)
+    extra: object = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig
-from tests.own_configs import OwnConfig
+from tests.own_configs import OddConfig, OwnConfig
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,16 @@ from tests.own_configs import OwnConfig
             {"filter_seen": ("none", "al")},
             r"filter_seen is 'al': it must be one of 'none', 'all' \(did you mean 'all'",
         ),
-        (EvaluationConfig, {"filter_seen": "all"}, "filter_seen is 'a'"),
+        (EvaluationConfig, {"filter_seen": 3}, "filter_seen is 3: it must be a list"),
         (EvaluationConfig, {"filter_seen": ()}, r"filter_seen is \(\): .*'none', 'all', or these"),
         (
             EvaluationConfig,
             {"filter_seen": ("all", "all")},
             "filter_seen is .*'none', 'all', or these two",
         ),
-        (Experiment, {"model": OwnConfig(order="pst")}, r"model.order is 'pst'.*mean 'past'"),
+        (OwnConfig, {"order": "pst"}, r"order is 'pst'.*mean 'past'"),
+        # A model of a user's own that checks its fields in its own way only.
+        (Experiment, {"model": OddConfig(2.5)}, "model.width is 2.5: it must be a whole number"),
     ],
 )
 def test_a_section_refuses_what_its_fields_do_not_take(section, wrong, message):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from launch.flags import load_experiment
-from linseqrec.config_fields import from_json, to_json
+from linseqrec.config_json import from_json, to_json
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import Source
 from linseqrec.data.splits import leave_one_out

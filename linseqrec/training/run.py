@@ -77,7 +77,7 @@ class Run:
             rows that are split over devices.
           DatasetError: If the folder is no dataset folder, or damaged.
           SplitError: If its events cannot be split so.
-          WorldError: If there is no such world, or none of that size.
+          WorldError: If there is no such world.
         """
         data, training = experiment.data, experiment.training
         if mesh is None and jax.process_count() > 1:

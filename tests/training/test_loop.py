@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.config_fields import from_json, to_json
+from linseqrec.config_json import from_json, to_json
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir

@@ -94,7 +94,7 @@ def convert(value: Any, hint: Any, field: str) -> Any:
     if kind is Annotated:
         converted = convert(value, parts[0], field)
         for limit in (part for part in parts if isinstance(part, Limit)):
-            require(limit.holds(converted), field, value, limit.want)
+            require(limit.holds(converted), field, converted, limit.want)
         return converted
     if types.NoneType in parts:
         if value is None or (text and value.lower() == "none"):

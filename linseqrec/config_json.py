@@ -1,4 +1,4 @@
-"""Configurations as JSON, from which a run is restored: each dataclass carries its class's name."""
+"""Configurations as JSON, from which runs are restored: each dataclass carries its class's name."""
 
 import dataclasses
 import functools
@@ -24,16 +24,16 @@ def to_json(config: Any) -> Any:
     return [to_json(item) for item in config] if isinstance(config, tuple) else config
 
 
-def from_json(value: Any, prefix: str = "", *, hint: Any = None, floats: bool = False) -> Any:
+def from_json(value: Any, hint: Any, prefix: str = "", *, floats: bool = False) -> Any:
     """The inverse of `to_json`.
 
-    A file does not choose what code is run: a class is one that its field's type admits, of the
-    library or of a module that the program has imported.
+    A file does not choose what code is run: a class is one that `hint` admits, of the library or of
+    a module that the program has imported.
 
     Args:
       value: What JSON gave.
+      hint: The class of the configuration, or the type of the field that holds it.
       prefix: Stands before the fields' names in errors: "model.".
-      hint: The type of the field that holds the value; None for a class of the library.
       floats: Whether 40 in a field of type float becomes 40.0.
 
     Raises:
@@ -41,19 +41,20 @@ def from_json(value: Any, prefix: str = "", *, hint: Any = None, floats: bool = 
         another version.
     """
     if isinstance(value, list):
-        return tuple(from_json(each, prefix, hint=hint, floats=floats) for each in value)
+        return tuple(from_json(each, hint, prefix, floats=floats) for each in value)
     if not isinstance(value, dict):
         return value
     if _CLASS not in value:
         raise ConfigError(f"{prefix}{_CLASS} is missing beside {', '.join(value)}")
-    cls = _find_class(value[_CLASS], hint)
-    hints, fields = typing.get_type_hints(cls), {}
-    for key in (key for key in value if key != _CLASS):
-        if key not in hints:
-            raise ConfigError(f"{cls.__name__} has no field {key!r}{nearest(key, hints)}")
-        made = from_json(value[key], f"{prefix}{key}.", hint=hints[key], floats=floats)
-        made = convert(made, field_types(cls)[key], f"{prefix}{key}")
-        fields[key] = float(made) if floats and hints[key] is float else made
+    cls, fields = _find_class(value[_CLASS], hint), dict[str, Any]()
+    # Without limits.
+    hints = typing.get_type_hints(cls)
+    for name in (name for name in value if name != _CLASS):
+        if name not in hints:
+            raise ConfigError(f"{cls.__name__} has no field {name!r}{nearest(name, hints)}")
+        made = from_json(value[name], hints[name], f"{prefix}{name}.", floats=floats)
+        made = convert(made, field_types(cls)[name], f"{prefix}{name}")
+        fields[name] = float(made) if floats and hints[name] is float else made
     try:
         return cls(**fields)
     except ConfigError as error:
@@ -65,9 +66,8 @@ def from_json(value: Any, prefix: str = "", *, hint: Any = None, floats: bool = 
 
 def _find_class(named: Any, hint: Any) -> type:
     module, _, name = str(named).partition(":")
-    of_library = module.partition(".")[0] == "linseqrec"
     try:
-        if of_library:
+        if module.partition(".")[0] == "linseqrec":
             importlib.import_module(module)
         cls = getattr(sys.modules[module], name)
     except KeyError:
@@ -79,8 +79,8 @@ def _find_class(named: Any, hint: Any) -> type:
         raise ConfigError(f"the class {named} cannot be found: {error}") from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"the class {named} is no dataclass")
-    if not (of_library if hint is None else issubclass(cls, _classes(hint))):
-        want = "a class of linseqrec" if hint is None else getattr(hint, "__name__", hint)
+    if not issubclass(cls, _classes(hint)):
+        want = getattr(hint, "__name__", hint)
         raise ConfigError(f"the class {named} is not {want}, which its field holds")
     return cls
 
@@ -114,4 +114,4 @@ def override(config: Any, values: Mapping[str, Any]) -> Any:
         want = "keep to fields of plain values and tuples of them"
         raise ConfigError(f"config.json cannot hold this experiment: {error}: {want}") from error
     # 40 and 40.0 are one configuration: its text must be one, too.
-    return from_json(json.loads(text), floats=True)
+    return from_json(json.loads(text), type(config), floats=True)

@@ -1,10 +1,13 @@
-"""Configurations of models as users write them, in a module of their own."""
+"""Configurations of models as users write them, in a module of their own, and experiments."""
 
 import dataclasses
 from typing import Literal
 
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.data.source import DataConfig
 from linseqrec.models.base import ModelConfig
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,3 +37,13 @@ class OddConfig(ModelConfig):
     def __post_init__(self):
         if self.width % 2 == 0:
             raise ValueError("even widths are not odd")
+
+
+EXPERIMENT = Experiment(
+    name="x",
+    model=SASRecConfig(heads=2),
+    data=DataConfig(length=50),
+    training=TrainingConfig(num_epochs=2),
+    evaluation=EvaluationConfig(filter_seen=("all", "none")),
+)
+OWN = dataclasses.replace(EXPERIMENT, model=OwnConfig())

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_fields import ConfigError, choose
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.source import DataConfig
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
@@ -130,14 +130,6 @@ def test_sections_that_do_not_fit_each_other_are_refused(sections, message):
 def test_models_that_cannot_be_are_refused(model, wrong, message):
     with pytest.raises(ConfigError, match=message):
         model(**wrong)
-
-
-def test_a_name_that_is_no_option_is_refused_with_those_there_are():
-    assert choose({"recgrela": 1, "sasrec": 2}, "sasrec") == 2
-    with pytest.raises(
-        ConfigError, match=r"^no 'sasrek': choose recgrela, sasrec \(did you mean 's"
-    ):
-        choose({"recgrela": 1, "sasrec": 2}, "sasrek")
 
 
 def test_a_model_config_of_no_kind_is_refused_with_its_base_class():

@@ -379,7 +379,7 @@ def read_experiment(workdir: Path) -> Experiment:
         raise WorkdirError(f"no config.json in {workdir}: it is not the workdir of a run")
     saved = read_json(path, dict)
     try:
-        experiment = from_json(saved, hint=Experiment)
+        experiment = from_json(saved, Experiment)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if sealed := _sealed(workdir):

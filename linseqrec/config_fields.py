@@ -28,6 +28,9 @@ class Limit(NamedTuple):
     want: str
     holds: Callable[[float], bool]
 
+    def __repr__(self) -> str:
+        return self.want
+
 
 def at_least(minimum: float) -> Limit:
     """The limit of numbers that are not below `minimum`."""

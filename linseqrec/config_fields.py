@@ -89,6 +89,8 @@ def field_types(cls: type) -> dict[str, Any]:
 def convert(value: Any, hint: Any, field: str) -> Any:
     """The value that a field of a type holds when it is set to `value`.
 
+    A type of another kind than the ones below, such as `int | str`, admits any value.
+
     Raises:
       ConfigError: If it cannot hold the value; `field` is the field's name.
     """
@@ -99,7 +101,7 @@ def convert(value: Any, hint: Any, field: str) -> Any:
         for limit in (part for part in parts if isinstance(part, Limit)):
             require(limit.holds(converted), field, converted, limit.want)
         return converted
-    if types.NoneType in parts:
+    if len(parts) == 2 and types.NoneType in parts:  # T | None
         if value is None or (text and value.lower() == "none"):
             return None
         return convert(value, next(part for part in parts if part is not types.NoneType), field)
@@ -121,9 +123,13 @@ def convert(value: Any, hint: Any, field: str) -> Any:
         require(fits, field, value, want)
         # 40 in a field of type float stays 40: digests of runs on disk are of that text.
         return value if hint is float and type(value) is int else parsed
-    elif isinstance(hint, type):
-        want = f"a {hint.__module__}.{hint.__qualname__}".replace("builtins.", "")
-        require(isinstance(value, hint), field, value, want)
+    elif isinstance(cls := kind or hint, type) and cls not in (Any, types.UnionType):
+        section = issubclass(cls, Config) or dataclasses.is_dataclass(cls)
+        # JSON gives a field of another class, such as `list`, a tuple.
+        fits = isinstance(value, cls) if section or text or cls is tuple else True
+        require(
+            fits, field, value, f"a {cls.__module__}.{cls.__qualname__}".replace("builtins.", "")
+        )
         if dataclasses.is_dataclass(value):
             convert_fields(value, f"{field}.")
     return value

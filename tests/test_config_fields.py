@@ -24,6 +24,9 @@ class Limited(Config):
 
     size: Annotated[int, "another library reads this", at_least(2)] | None = None
     shares: tuple[Probability, ...] = ()
+    name: int | str | None = None
+    sums: list[int] = ()
+    table: dict[str, int] | None = None
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,8 @@ class Limited(Config):
         (OwnConfig(rates="[1e-3,2]"), "rates", (0.001, 2.0)),
         (Limited(shares="0,1"), "shares", (0.0, 1.0)),
         (Limited(size="2"), "size", 2),
+        (Limited(name="2"), "name", "2"),
+        (Limited(sums=(2, 3)), "sums", (2, 3)),
     ],
 )
 def test_a_configuration_holds_values_of_its_types(config, field, value):
@@ -58,6 +63,8 @@ def test_a_configuration_holds_values_of_its_types(config, field, value):
         (OwnConfig, {"side": "up"}, "side is 'up': it must be one of 'left', 'right'"),
         (OwnConfig, {"sizes": [1]}, r"sizes is \[1\]: it must be a tuple"),
         (OwnConfig, {"rates": (0.1, None)}, "rates is None: it must be a finite number"),
+        (Limited, {"sums": "2,3"}, "sums is '2,3': it must be a list"),
+        (Limited, {"table": "a"}, "table is 'a': it must be a dict"),
         (Limited, {"size": 1}, "size is 1: it must be at least 2"),
         (Limited, {"size": "1"}, "size is 1: it must be at least 2"),
         (Limited, {"shares": (0.5, 1.5)}, "shares is 1.5: it must be a probability, from 0 to 1"),

@@ -104,7 +104,10 @@ def convert(value: Any, hint: Any, field: str) -> Any:
     if len(parts) == 2 and types.NoneType in parts:  # T | None
         if value is None or (text and value.lower() == "none"):
             return None
-        return convert(value, next(part for part in parts if part is not types.NoneType), field)
+        try:
+            return convert(value, parts[0] if parts[1] is types.NoneType else parts[1], field)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, or none") from error
     if kind is Literal:
         choices = f"one of {', '.join(map(repr, parts))}{nearest(str(value), parts)}"
         require(value in parts, field, value, choices)

@@ -60,7 +60,7 @@ def test_a_configuration_holds_values_of_its_types(config, field, value):
         (TrainingConfig, {"num_epochs": None}, "num_epochs is None: it must be a finite number"),
         (OwnConfig, {"gate": "no"}, "gate is 'no': it must be true or false"),
         (OwnConfig, {"gate": 2}, "gate is 2: it must be true or false"),
-        (OwnConfig, {"side": "up"}, "side is 'up': it must be one of 'left', 'right'"),
+        (OwnConfig, {"side": "up"}, "side is 'up': it must be one of 'left', 'right', or none$"),
         (OwnConfig, {"sizes": [1]}, r"sizes is \[1\]: it must be a tuple"),
         (OwnConfig, {"rates": (0.1, None)}, "rates is None: it must be a finite number"),
         (Limited, {"sums": "2,3"}, "sums is '2,3': it must be a list"),

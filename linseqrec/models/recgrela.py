@@ -122,7 +122,7 @@ class RecGRELAConfig(ModelConfig):
             events is None or self.causal,
             "denominator_events",
             events,
-            "None, or at least 1 with causal=True (the released form sums all slots of a row)",
+            "none without causal=True (the released form sums all slots of a row)",
         )
         require(
             not self.lookup or (self.causal and self.positions != "rotary"),

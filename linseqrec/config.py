@@ -100,25 +100,12 @@ class Experiment(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        data, steps = self.data, self.training.accumulation_steps
-        require(
-            data.batch_size % steps == 0,
-            "training.accumulation_steps",
-            steps,
-            f"a divisor of data.batch_size, {data.batch_size}",
-        )
+        data, steps, longest = self.data, self.training.accumulation_steps, self.model.longest_row
+        want = f"a divisor of data.batch_size, {data.batch_size}"
+        require(data.batch_size % steps == 0, "training.accumulation_steps", steps, want)
         # Positions that are learned have an end.
-        longest = self.model.longest_row
-        require(
-            longest is None or 1 <= data.length <= longest,
-            "data.length",
-            data.length,
-            f"at most {longest}, the longest row that the model reads (its max_length)"
-            + ("; 0 stands for whole histories" if not data.length else ""),
-        )
-        require(
-            self.model.causal or data.plan == "prefixes",
-            "data.plan",
-            data.plan,
-            "'prefixes' for a model that is not causal, or it would read its targets",
-        )
+        want = f"at most {longest}, the longest row that the model reads (its max_length)"
+        want += "" if data.length else "; 0 stands for whole histories"
+        require(longest is None or 1 <= data.length <= longest, "data.length", data.length, want)
+        want = "'prefixes' for a model that is not causal, or it would read its targets"
+        require(self.model.causal or data.plan == "prefixes", "data.plan", data.plan, want)

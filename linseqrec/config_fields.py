@@ -111,31 +111,35 @@ def convert(value: Any, hint: Any, field: str) -> Any:
     if kind is Literal:
         choices = f"one of {', '.join(map(repr, parts))}{nearest(str(value), parts)}"
         require(value in parts, field, value, choices)
-    elif kind is tuple and parts[-1] is ...:
+        return value
+    if kind is tuple and parts[-1] is ...:
         if text:
             value = [each for each in value.removeprefix("[").removesuffix("]").split(",") if each]
         require(isinstance(value, list | tuple), field, value, "a list")
         return tuple(convert(each, parts[0], field) for each in value)
-    elif hint in _PLAIN:
-        parser, want = _PLAIN[hint]
-        try:
-            parsed: Any = parser.parse(value)
-            fits = hint is not float or math.isfinite(parsed)
-        except (TypeError, ValueError, OverflowError):
-            fits = False
-        require(fits, field, value, want)
-        # 40 in a field of type float stays 40: digests of runs on disk are of that text.
-        return value if hint is float and type(value) is int else parsed
-    elif isinstance(cls := kind or hint, type) and cls not in (Any, types.UnionType):
-        section = issubclass(cls, Config) or dataclasses.is_dataclass(cls)
+    if hint in _PLAIN:
+        return _convert_plain(value, hint, field)
+    cls = kind or hint
+    if isinstance(cls, type) and cls not in (Any, types.UnionType):
         # JSON gives a field of another class, such as `list`, a tuple.
-        fits = isinstance(value, cls) if section or text or cls is tuple else True
-        require(
-            fits, field, value, f"a {cls.__module__}.{cls.__qualname__}".replace("builtins.", "")
-        )
-        if dataclasses.is_dataclass(value):
-            convert_fields(value, f"{field}.")
+        strict = text or cls is tuple or dataclasses.is_dataclass(cls) or issubclass(cls, Config)
+        want = f"a {cls.__module__}.{cls.__qualname__}".replace("builtins.", "")
+        require(not strict or isinstance(value, cls), field, value, want)
+    if dataclasses.is_dataclass(value):
+        convert_fields(value, f"{field}.")
     return value
+
+
+def _convert_plain(value: Any, hint: type, field: str) -> Any:
+    parser, want = _PLAIN[hint]
+    try:
+        converted: Any = parser.parse(value)
+        fits = hint is not float or math.isfinite(converted)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    require(fits, field, value, want)
+    # 40 in a field of type float stays 40: digests of runs on disk are of that text.
+    return value if hint is float and type(value) is int else converted
 
 
 def parse(text: str, field: str, config: Any) -> Any:

@@ -47,7 +47,7 @@ def from_json(value: Any, hint: Any, prefix: str = "", *, floats: bool = False) 
     if _CLASS not in value:
         raise ConfigError(f"{prefix}{_CLASS} is missing beside {', '.join(value)}")
     cls, fields = _find_class(value[_CLASS], hint), dict[str, Any]()
-    # Without limits.
+    # `typing.get_type_hints` leaves the limits out, `field_types` keeps them.
     hints = typing.get_type_hints(cls)
     for name in (name for name in value if name != _CLASS):
         if name not in hints:

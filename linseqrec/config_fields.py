@@ -74,15 +74,18 @@ def convert_fields(config: Any, prefix: str = "") -> None:
     Raises:
       ConfigError: If a field cannot hold its value.
     """
-    for field in dataclasses.fields(config):
-        hint, value = field_types(config.__class__)[field.name], getattr(config, field.name)
-        # Assigned past the dataclass, which is frozen.
-        object.__setattr__(config, field.name, convert(value, hint, f"{prefix}{field.name}"))
+    for name, hint in field_types(config.__class__).items():
+        # A field that the configuration computes itself may have no value yet.
+        if hasattr(config, name):
+            value = getattr(config, name)
+            converted = convert(value, hint, f"{prefix}{name}")
+            if converted is not value:
+                object.__setattr__(config, name, converted)  # Past the dataclass, which is frozen.
 
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """The types of a class's fields by name, with their limits."""
+    """The types of a class's fields and class attributes by name, with their limits."""
     return typing.get_type_hints(cls, include_extras=True)
 
 

@@ -5,6 +5,7 @@ import pytest
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_fields import ConfigError
 from linseqrec.data.source import DataConfig
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hstu import HSTUConfig
@@ -130,6 +131,23 @@ def test_sections_that_do_not_fit_each_other_are_refused(sections, message):
 def test_models_that_cannot_be_are_refused(model, wrong, message):
     with pytest.raises(ConfigError, match=message):
         model(**wrong)
+
+
+def test_a_class_attribute_is_checked_and_a_field_may_be_computed():
+    @dataclasses.dataclass(frozen=True)
+    class Computed(ModelConfig):
+        double: int = dataclasses.field(init=False)
+
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "double", 2)
+
+    class Half(Computed):
+        dtype = "float16"
+
+    assert Computed().double == 2
+    with pytest.raises(ConfigError, match="^dtype is 'float16': it must be one of 'auto'"):
+        Half()
 
 
 def test_a_model_config_of_no_kind_is_refused_with_its_base_class():

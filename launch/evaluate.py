@@ -23,7 +23,8 @@ from absl import flags
 
 from launch import flags as launch_flags
 from launch.program import run_program
-from linseqrec.config_fields import ConfigError, override
+from linseqrec.config_fields import ConfigError
+from linseqrec.config_json import override
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.files import write_json
 from linseqrec.runs.comparable import Conditions, comparable, shared_title

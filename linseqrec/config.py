@@ -1,8 +1,17 @@
 """The experiment's typed configuration: frozen dataclasses, which check their own fields."""
 
 import dataclasses
+from typing import Annotated
 
-from linseqrec.config_fields import check_fields, require
+from linseqrec.config_fields import (
+    Config,
+    Count,
+    CountOrZero,
+    Limit,
+    NotNegative,
+    Positive,
+    require,
+)
 from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.ranks import FilterSeen, Ties
 from linseqrec.models.base import ModelConfig
@@ -11,9 +20,11 @@ from linseqrec.sharding import MeshConfig
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
+_SEEDS = Limit("at least 0 and below 2^63", lambda value: 0 <= value < 2**63)
+
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Config):
     """How long to train, and how often to look.
 
     Attributes:
@@ -28,27 +39,18 @@ class TrainingConfig:
       seed: Of parameters, dropout and the order of the data.
     """
 
-    num_epochs: float = 10.0
-    max_minutes: float = 0.0
-    evaluate_every: float = 1.0
-    save_minutes: float = 10.0
-    patience: int = 0
-    accumulation_steps: int = 1
-    log_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            counts=("accumulation_steps", "log_every"),
-            positive=("num_epochs", "evaluate_every"),
-            not_negative=("max_minutes", "save_minutes", "patience"),
-        )
-        require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2^63")
+    num_epochs: Positive = 10.0
+    max_minutes: NotNegative = 0.0
+    evaluate_every: Positive = 1.0
+    save_minutes: NotNegative = 10.0
+    patience: CountOrZero = 0
+    accumulation_steps: Count = 1
+    log_every: Count = 50
+    seed: Annotated[int, _SEEDS] = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Config):
     """The protocol of validation and test: full ranking over the catalogue.
 
     Attributes:
@@ -60,18 +62,18 @@ class EvaluationConfig:
     """
 
     filter_seen: tuple[FilterSeen, ...] = ("none",)
-    batch_size: int = 256
+    batch_size: Count = 256
     ties: Ties = "mean"
 
     def __post_init__(self) -> None:
-        check_fields(self, counts=("batch_size",))
+        super().__post_init__()
         filters = self.filter_seen
         distinct = 0 < len(filters) == len(set(filters))
         require(distinct, "filter_seen", filters, "'none', 'all', or these two")
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(Config):
     """Everything a run depends on.
 
     Attributes:
@@ -97,32 +99,13 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.model, ModelConfig),
-            "model",
-            self.model,
-            "a dataclass derived from linseqrec.models.base.ModelConfig",
-        )
-        check_fields(self.model, "model.")
-        data, steps = self.data, self.training.accumulation_steps
-        require(
-            data.batch_size % steps == 0,
-            "training.accumulation_steps",
-            steps,
-            f"a divisor of data.batch_size, {data.batch_size}",
-        )
+        super().__post_init__()
+        data, steps, longest = self.data, self.training.accumulation_steps, self.model.longest_row
+        want = f"a divisor of data.batch_size, {data.batch_size}"
+        require(data.batch_size % steps == 0, "training.accumulation_steps", steps, want)
         # Positions that are learned have an end.
-        longest = self.model.longest_row
-        require(
-            longest is None or 1 <= data.length <= longest,
-            "data.length",
-            data.length,
-            f"at most {longest}, the longest row that the model reads (its max_length)"
-            + ("; 0 stands for whole histories" if not data.length else ""),
-        )
-        require(
-            self.model.causal or data.plan == "prefixes",
-            "data.plan",
-            data.plan,
-            "'prefixes' for a model that is not causal, or it would read its targets",
-        )
+        want = f"at most {longest}, the longest row that the model reads (its max_length)"
+        want += "" if data.length else "; 0 stands for whole histories"
+        require(longest is None or 1 <= data.length <= longest, "data.length", data.length, want)
+        want = "'prefixes' for a model that is not causal, or it would read its targets"
+        require(self.model.causal or data.plan == "prefixes", "data.plan", data.plan, want)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from linseqrec.config_fields import Config
 from linseqrec.errors import UserError
 
 # They split the rows of a batch, the slots of a row, and the rows of the item table, in this order
@@ -60,7 +61,7 @@ class MeshError(UserError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Config):
     """The sizes of the mesh's axes; their product is the number of devices.
 
     Attributes:

@@ -1,15 +1,18 @@
-"""Configurations of models as users write them, in a module of their own."""
+"""Configurations of models as users write them, in a module of their own, and experiments."""
 
 import dataclasses
 from typing import Literal
 
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.data.source import DataConfig
 from linseqrec.models.base import ModelConfig
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.models.sasrec import SASRecConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnConfig(ModelConfig):
-    """Fields of many kinds, which it does not check itself."""
+    """Fields of many kinds."""
 
     sizes: tuple = ()
     order: Literal["past", "future"] = "past"
@@ -17,6 +20,7 @@ class OwnConfig(ModelConfig):
     side: Literal["left", "right"] | None = "left"
     gate: bool = True
     rates: tuple[float, ...] = (0.1,)
+    extra: object = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,3 +37,13 @@ class OddConfig(ModelConfig):
     def __post_init__(self):
         if self.width % 2 == 0:
             raise ValueError("even widths are not odd")
+
+
+EXPERIMENT = Experiment(
+    name="x",
+    model=SASRecConfig(heads=2),
+    data=DataConfig(length=50),
+    training=TrainingConfig(num_epochs=2),
+    evaluation=EvaluationConfig(filter_seen=("all", "none")),
+)
+OWN = dataclasses.replace(EXPERIMENT, model=OwnConfig())

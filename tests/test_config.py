@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.config_fields import ConfigError, choose
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.source import DataConfig
+from linseqrec.models.base import ModelConfig
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hstu import HSTUConfig
@@ -14,7 +15,7 @@ from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig
-from tests.own_configs import OwnConfig
+from tests.own_configs import OddConfig, OwnConfig
 
 
 @pytest.mark.parametrize(
@@ -56,14 +57,16 @@ from tests.own_configs import OwnConfig
             {"filter_seen": ("none", "al")},
             r"filter_seen is 'al': it must be one of 'none', 'all' \(did you mean 'all'",
         ),
-        (EvaluationConfig, {"filter_seen": "all"}, "filter_seen is 'a'"),
+        (EvaluationConfig, {"filter_seen": 3}, "filter_seen is 3: it must be a list"),
         (EvaluationConfig, {"filter_seen": ()}, r"filter_seen is \(\): .*'none', 'all', or these"),
         (
             EvaluationConfig,
             {"filter_seen": ("all", "all")},
             "filter_seen is .*'none', 'all', or these two",
         ),
-        (Experiment, {"model": OwnConfig(order="pst")}, r"model.order is 'pst'.*mean 'past'"),
+        (OwnConfig, {"order": "pst"}, r"order is 'pst'.*mean 'past'"),
+        # A model of a user's own that checks its fields in its own way only.
+        (Experiment, {"model": OddConfig(2.5)}, "model.width is 2.5: it must be a whole number"),
     ],
 )
 def test_a_section_refuses_what_its_fields_do_not_take(section, wrong, message):
@@ -130,12 +133,21 @@ def test_models_that_cannot_be_are_refused(model, wrong, message):
         model(**wrong)
 
 
-def test_a_name_that_is_no_option_is_refused_with_those_there_are():
-    assert choose({"recgrela": 1, "sasrec": 2}, "sasrec") == 2
-    with pytest.raises(
-        ConfigError, match=r"^no 'sasrek': choose recgrela, sasrec \(did you mean 's"
-    ):
-        choose({"recgrela": 1, "sasrec": 2}, "sasrek")
+def test_a_class_attribute_is_checked_and_a_field_may_be_computed():
+    @dataclasses.dataclass(frozen=True)
+    class Computed(ModelConfig):
+        double: int = dataclasses.field(init=False)
+
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "double", 2)
+
+    class Half(Computed):
+        dtype = "float16"
+
+    assert Computed().double == 2
+    with pytest.raises(ConfigError, match="^dtype is 'float16': it must be one of 'auto'"):
+        Half()
 
 
 def test_a_model_config_of_no_kind_is_refused_with_its_base_class():

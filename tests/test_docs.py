@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from launch.flags import load_experiment
-from linseqrec.config_fields import from_json, to_json
+from linseqrec.config import Experiment
+from linseqrec.config_json import from_json, to_json
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import Source
 from linseqrec.data.splits import leave_one_out
@@ -71,7 +72,7 @@ def test_the_example_model_is_a_running_mean(example):
 
 def test_the_example_experiment_trains_and_is_restored_from_its_json(example):
     _, experiment = example
-    assert from_json(to_json(experiment)) == experiment
+    assert from_json(to_json(experiment), Experiment) == experiment
     dataset = Dataset.from_arrays(
         np.tile(np.arange(1, 7, dtype=np.int32), 8), np.arange(48), np.arange(0, 49, 6), 6
     )

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from linseqrec.config_fields import ConfigError, require
+from linseqrec.config_fields import Config, ConfigError, Probability
 from linseqrec.data.dataset import Dataset
 from linseqrec.evaluation.metrics import summarise_users
 from linseqrec.events import Events
@@ -30,7 +30,7 @@ ARMS = ("repeated", "random")
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Config):
     """How the probe's histories are made.
 
     Attributes:
@@ -46,10 +46,10 @@ class ProbeConfig:
     context: int = 64
     shown: int = 8
     pattern: int = 4
-    noise: float = 0.2
+    noise: Probability = 0.2
 
     def __post_init__(self) -> None:
-        require(0 <= self.noise <= 1, "noise", self.noise, "from 0 to 1")
+        super().__post_init__()
         ascending = sorted(set(self.insertions))
         if not ascending or list(self.insertions) != ascending or ascending[0] < 0:
             raise ConfigError(f"insertions must ascend from 0 or more, got {self.insertions}")

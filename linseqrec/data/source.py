@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from linseqrec.config_fields import check_fields, require
+from linseqrec.config_fields import Config, Count, CountOrZero, require
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
 from linseqrec.data.worlds import World, generate, resized, world_config
@@ -15,7 +15,7 @@ _CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """The events of an experiment, their split, and the rows of its training batches.
 
     Attributes:
@@ -47,7 +47,7 @@ class DataConfig:
 
     folder: str = ""
     world: str = "quick"
-    world_seed: int = 0
+    world_seed: CountOrZero = 0
     world_users: int | None = None
     world_length: float | None = None
     world_items: int | None = None
@@ -59,11 +59,11 @@ class DataConfig:
     length: int = 200
     stride: int | None = None
     phase: Literal["fixed", "random"] = "fixed"
-    batch_size: int = 32
+    batch_size: Count = 32
     request_time: Literal["hidden", "known"] = "hidden"
 
     def __post_init__(self) -> None:
-        check_fields(self, counts=("batch_size",), not_negative=("world_seed",))
+        super().__post_init__()
         length, stride = self.length, self.stride
         require(length >= 0, "length", length, "at least 1, or 0: whole histories")
         if self.plan == "prefixes":
@@ -106,7 +106,8 @@ def load_source(config: DataConfig) -> Source:
 
     Raises:
       DatasetError: The folder is not a dataset folder, or is damaged.
-      WorldError: The preset is unknown, or the world cannot have this size.
+      WorldError: The preset is unknown.
+      ConfigError: The world cannot have this size.
       SplitError: These events cannot be split this way.
     """
     world = None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from linseqrec.config_fields import Config
 from linseqrec.events import Events
 from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.layers.states import MixerTrace, recording
@@ -152,7 +153,7 @@ class SequenceModel(nnx.Module):
         }
 
 
-class ModelConfig:
+class ModelConfig(Config):
     """A model's hyperparameters: the object that builds it. Configs are frozen dataclasses of it.
 
     What else is asked of a model has a default here. A config overrides a default by a field, a

@@ -52,7 +52,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import ConfigError, check_fields, require
+from linseqrec.config_fields import ConfigError, Count, Positive, Rate, require
 from linseqrec.events import Events
 from linseqrec.layers.fuxi_channels import (
     LONGEST_PERIOD,
@@ -111,30 +111,26 @@ class FuXiLinearConfig(ModelConfig):
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
-    width: int = 64
-    heads: int = 2
-    num_layers: int = 4
+    width: Count = 64
+    heads: Count = 2
+    num_layers: Count = 4
     temporal: bool = True
     positional: bool = True
-    periods: int = 8
-    first_period: int = 1024
-    period_ratio: int = 8
-    position_width: int = 32
-    feed_forward: int = 1
-    dropout: float = 0.2
-    max_length: int = 200
-    temperature: float | None = None
-    chunk_size: int = 64
+    periods: Count = 8
+    first_period: Count = 1024
+    period_ratio: Count = 8
+    position_width: Count = 32
+    feed_forward: Count = 1
+    dropout: Rate = 0.2
+    max_length: Count = 200
+    temperature: Positive | None = None
+    chunk_size: Count = 64
     dtype: Dtype = "auto"
 
     reads_request_times = True
 
     def __post_init__(self) -> None:
-        counts = (
-            "width heads num_layers periods first_period period_ratio position_width feed_forward "
-            "max_length chunk_size"
-        )
-        check_fields(self, counts=counts.split(), rates=("dropout",))
+        super().__post_init__()
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.temporal and self.width % (2 * self.periods):
@@ -149,10 +145,6 @@ class FuXiLinearConfig(ModelConfig):
                 f"the longest period, first_period * period_ratio ** (periods - 1), is {longest} "
                 f"seconds: it must be at most {LONGEST_PERIOD}"
             )
-        temperature = self.temperature
-        require(
-            temperature is None or temperature > 0, "temperature", temperature, "None or above 0"
-        )
 
     @property
     def longest_row(self) -> int:

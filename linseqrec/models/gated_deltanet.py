@@ -26,7 +26,7 @@ import dataclasses
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from linseqrec.config_fields import check_fields
+from linseqrec.config_fields import Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState
@@ -53,23 +53,19 @@ class GatedDeltaNetConfig(ModelConfig):
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
-    width: int = 64
-    heads: int = 2
-    num_layers: int = 4
-    key_width: int = 32
-    value_width: int = 32
-    kernel: int = 4
+    width: Count = 64
+    heads: Count = 2
+    num_layers: Count = 4
+    key_width: Count = 32
+    value_width: Count = 32
+    kernel: Count = 4
     negative_eigenvalues: bool = False
-    feed_forward: int = 4
-    dropout: float = 0.1
-    chunk_size: int = 64
+    feed_forward: Count = 4
+    dropout: Rate = 0.1
+    chunk_size: Count = 64
     dtype: Dtype = "auto"
 
     reads_request_times = True
-
-    def __post_init__(self) -> None:
-        counts = "width heads num_layers key_width value_width kernel feed_forward chunk_size"
-        check_fields(self, counts=counts.split(), rates=("dropout",))
 
     @property
     def splits_time(self) -> bool:

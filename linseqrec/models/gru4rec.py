@@ -35,7 +35,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import check_fields
+from linseqrec.config_fields import Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import Dense, ItemEmbedding, dropout, split_key
@@ -57,15 +57,12 @@ class GRU4RecConfig(ModelConfig):
         States are float32.
     """
 
-    width: int = 64
-    num_layers: int = 1
-    dropout: float = 0.2
+    width: Count = 64
+    num_layers: Count = 1
+    dropout: Rate = 0.2
     dtype: Dtype = "auto"
 
     reads_request_times = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, counts=("width", "num_layers"), rates=("dropout",))
 
     def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "GRU4Rec":
         """Makes the model with fresh parameters; see `ModelConfig.build`."""

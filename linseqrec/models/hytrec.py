@@ -71,7 +71,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import ConfigError, check_fields
+from linseqrec.config_fields import ConfigError, Count, CountOrZero, Rate
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
 from linseqrec.layers.request_time import request_layer
@@ -141,31 +141,28 @@ class HyTRecConfig(ModelConfig):
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
-    width: int = 64
-    heads: int = 2
-    short_events: int = 33
-    short_layers: int = 2
-    num_layers: int = 4
+    width: Count = 64
+    heads: Count = 2
+    short_events: CountOrZero = 33
+    short_layers: Count = 2
+    num_layers: Count = 4
     ratio: str = "3:1"
-    attention_window: int = 1024
+    attention_window: Count = 1024
     question: Question = "present"
     branches: Literal["both", "long", "short"] = "both"
     gate: GateKind = "write"
     time: Time = "gaps"
     timed_attention: bool = False
-    kernel: int = 4
-    feed_forward: int = 3
-    dropout: float = 0.1
-    chunk_size: int = 64
+    kernel: Count = 4
+    feed_forward: Count = 3
+    dropout: Rate = 0.1
+    chunk_size: Count = 64
     dtype: Dtype = "auto"
 
     reads_request_times = True
 
     def __post_init__(self) -> None:
-        counts = (
-            "width heads short_layers num_layers attention_window kernel feed_forward chunk_size"
-        )
-        check_fields(self, counts=counts.split(), rates=("dropout",))
+        super().__post_init__()
         if self.width % (2 * self.heads):
             raise ConfigError(
                 f"width {self.width} must be a multiple of twice the heads, {self.heads}: rotary "
@@ -177,7 +174,7 @@ class HyTRecConfig(ModelConfig):
                 f"num_layers {self.num_layers} must be a multiple of {period}, the blocks of ratio "
                 f"{self.ratio!r}"
             )
-        if self.short_events < (0 if self.branches == "long" else 1):
+        if self.short_events == 0 and self.branches != "long":
             raise ConfigError(
                 f"short_events {self.short_events} must be at least 1; 0 is for branches='long'"
             )

@@ -36,7 +36,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import check_fields
+from linseqrec.config_fields import Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.post_norm import PostNormBlock
 from linseqrec.layers.request_time import request_layer
@@ -68,15 +68,12 @@ class LRURecConfig(ModelConfig):
         recurrence is float32.
     """
 
-    width: int = 64
-    num_layers: int = 2
-    dropout: float = 0.2
+    width: Count = 64
+    num_layers: Count = 2
+    dropout: Rate = 0.2
     dtype: Dtype = "auto"
 
     reads_request_times = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, counts=("width", "num_layers"), rates=("dropout",))
 
     def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "LRURec":
         """Makes the model with fresh parameters; see `ModelConfig.build`."""

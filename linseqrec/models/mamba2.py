@@ -36,7 +36,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import check_fields
+from linseqrec.config_fields import Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.request_time import request_layer
@@ -77,22 +77,18 @@ class Mamba2Config(ModelConfig):
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
-    width: int = 64
-    heads: int = 2
-    num_layers: int = 2
-    key_width: int = 128
-    value_width: int = 64
-    kernel: int = 4
-    feed_forward: int = 4
-    dropout: float = 0.1
-    chunk_size: int = 64
+    width: Count = 64
+    heads: Count = 2
+    num_layers: Count = 2
+    key_width: Count = 128
+    value_width: Count = 64
+    kernel: Count = 4
+    feed_forward: Count = 4
+    dropout: Rate = 0.1
+    chunk_size: Count = 64
     dtype: Dtype = "auto"
 
     reads_request_times = True
-
-    def __post_init__(self) -> None:
-        counts = "width heads num_layers key_width value_width kernel feed_forward chunk_size"
-        check_fields(self, counts=counts.split(), rates=("dropout",))
 
     def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "Mamba2":
         """Makes the model with fresh parameters; see `ModelConfig.build`."""

@@ -38,7 +38,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from linseqrec.config_fields import ConfigError, check_fields, require
+from linseqrec.config_fields import ConfigError, Count, Rate, require
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
 from linseqrec.layers.rela import RELA, LookupRELA, RELAState, Selector
@@ -88,11 +88,11 @@ class RecGRELAConfig(ModelConfig):
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
-    width: int = 64
-    heads: int = 4
-    num_layers: int = 4
-    dropout: float = 0.1
-    drop_path: float = 0.1
+    width: Count = 64
+    heads: Count = 4
+    num_layers: Count = 4
+    dropout: Rate = 0.1
+    drop_path: Rate = 0.1
     causal: bool = True
     selector: Selector = "silu"
     gate: bool = True
@@ -100,8 +100,8 @@ class RecGRELAConfig(ModelConfig):
     shortcut: bool = True
     positions: Literal["rotary", "none", "learned", "absolute"] = "rotary"
     value_projection: bool = False
-    max_length: int = 200
-    denominator_events: int | None = None
+    max_length: Count = 200
+    denominator_events: Count | None = None
     lookup: bool = False
     epsilon: float = 1e-6
     norm_epsilon: float = 1e-12
@@ -110,8 +110,7 @@ class RecGRELAConfig(ModelConfig):
     reads_request_times = True
 
     def __post_init__(self) -> None:
-        counts = ("width", "heads", "num_layers", "max_length")
-        check_fields(self, counts=counts, rates=("dropout", "drop_path"))
+        super().__post_init__()
         if self.width % self.heads or self.width % 2:
             raise ConfigError(
                 f"width {self.width} must be even and a multiple of heads {self.heads}"
@@ -120,10 +119,10 @@ class RecGRELAConfig(ModelConfig):
             raise ConfigError("selector 'convex' mixes in the shortcut: it needs shortcut=True")
         events = self.denominator_events
         require(
-            events is None or (self.causal and events >= 1),
+            events is None or self.causal,
             "denominator_events",
             events,
-            "None, or at least 1 with causal=True (the released form sums all slots of a row)",
+            "none without causal=True (the released form sums all slots of a row)",
         )
         require(
             not self.lookup or (self.causal and self.positions != "rotary"),

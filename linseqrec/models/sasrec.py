@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from linseqrec.config_fields import ConfigError, check_fields
+from linseqrec.config_fields import ConfigError, Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.request_time import request_layer
@@ -43,18 +43,17 @@ class SASRecConfig(ModelConfig):
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
-    width: int = 64
-    heads: int = 1
-    num_layers: int = 2
-    dropout: float = 0.2
-    max_length: int = 200
+    width: Count = 64
+    heads: Count = 1
+    num_layers: Count = 2
+    dropout: Rate = 0.2
+    max_length: Count = 200
     dtype: Dtype = "auto"
 
     reads_request_times = True
 
     def __post_init__(self) -> None:
-        counts = ("width", "heads", "num_layers", "max_length")
-        check_fields(self, counts=counts, rates=("dropout",))
+        super().__post_init__()
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} must be a multiple of heads {self.heads}")
 

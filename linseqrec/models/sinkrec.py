@@ -49,7 +49,6 @@ The parameters by name, with i the block from 0 (one where it is shared), kernel
 """
 
 import dataclasses
-import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -58,7 +57,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import ConfigError, check_fields, require
+from linseqrec.config_fields import ConfigError, Count, NotNegative, Rate, require
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading, NoMemory
@@ -126,55 +125,46 @@ class SinkRecConfig(ModelConfig):
         Quantisation is float32.
     """
 
-    width: int = 64
-    heads: int = 2
-    loops: int = 2
+    width: Count = 64
+    heads: Count = 2
+    loops: Count = 2
     shared: bool = True
-    key_width: int = 32
-    value_width: int = 32
-    kernel: int = 4
-    attention_window: int = 128
+    key_width: Count = 32
+    value_width: Count = 32
+    kernel: Count = 4
+    attention_window: Count = 128
     attention_convolution: bool = True
-    feed_forward: int = 4
+    feed_forward: Count = 4
     memory: bool = True
     reinjection: bool = True
     memory_key_values: bool = True
-    memory_window: int = 4
-    dilations: tuple[int, ...] = (1, 2, 4)
-    levels: int = 3
-    codes: int = 256
+    memory_window: Count = 4
+    dilations: tuple[Count, ...] = (1, 2, 4)
+    levels: Count = 3
+    codes: Count = 256
     codebook: Literal["learned", "frozen"] = "learned"
     write_gate: WriteGate = "memory"
     read_removal: bool = True
     temporal_addressing: bool = True
     temporal_decay: bool = True
-    gap_features: int = 16
-    quantization_weight: float = 0.1
-    reconstruction_weight: float = 0.1
-    dropout: float = 0.1
-    chunk_size: int = 64
+    gap_features: Count = 16
+    quantization_weight: NotNegative = 0.1
+    reconstruction_weight: NotNegative = 0.1
+    dropout: Rate = 0.1
+    chunk_size: Count = 64
     dtype: Dtype = "auto"
 
     reads_request_times = True
 
     def __post_init__(self) -> None:
-        counts = (
-            "width heads loops key_width value_width kernel attention_window feed_forward "
-            "memory_window levels codes gap_features chunk_size"
-        )
-        check_fields(self, counts=counts.split(), rates=("dropout",))
+        super().__post_init__()
         if self.width % self.heads or self.width % 2:
             raise ConfigError(
                 f"width {self.width} must be even and a multiple of heads {self.heads}"
             )
-        for name in ("quantization_weight", "reconstruction_weight"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, name, value, "a number of at least 0")
         dilations = self.dilations
-        whole = all(isinstance(dilation, int) and dilation >= 1 for dilation in dilations)
-        want = "one or more different whole numbers, each at least 1"
         distinct = 0 < len(dilations) == len(set(dilations))
-        require(whole and distinct, "dilations", dilations, want)
+        require(distinct, "dilations", dilations, "one or more different whole numbers")
         if self.memory_window == 1 and dilations != (1,):
             raise ConfigError(
                 f"dilations {dilations} are the same window, the event itself, with "

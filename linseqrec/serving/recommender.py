@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.config_fields import to_json
+from linseqrec.config_json import to_json
 from linseqrec.evaluation.ranks import NonFiniteScoreError
 from linseqrec.evaluation.visits import seen_slots
 from linseqrec.events import Events

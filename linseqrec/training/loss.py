@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import check_fields
+from linseqrec.config_fields import Config, Count
 from linseqrec.data.rows import Batch
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
 from linseqrec.ops.negatives import Proposal, draw_negatives, popularity_proposal
@@ -22,7 +22,7 @@ _FULL_ITEMS = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Config):
     """The training objective.
 
     Attributes:
@@ -39,12 +39,9 @@ class LossConfig:
     """
 
     kind: Literal["full", "sampled", "bce", "gbce", "auto"] = "full"
-    negatives: int = 256
+    negatives: Count = 256
     popularity_power: float = 0.0
     calibration: float = 0.75
-
-    def __post_init__(self) -> None:
-        check_fields(self, counts=("negatives",))
 
     def for_catalogue(self, num_items: int) -> "LossConfig":
         """The configuration with the kind that "auto" means for a catalogue of `num_items`."""

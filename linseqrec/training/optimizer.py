@@ -7,12 +7,12 @@ import jax
 import optax
 from flax import nnx
 
-from linseqrec.config_fields import check_fields
+from linseqrec.config_fields import Config, CountOrZero, NotNegative, Positive, Rate
 from linseqrec.layers.standard import Decayed
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """AdamW's hyperparameters.
 
     Attributes:
@@ -29,21 +29,15 @@ class OptimizerConfig:
       clip_norm: The gradient's largest global norm; 0 does not clip.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    final_fraction: float = 0.0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
+    warmup_steps: CountOrZero = 0
+    final_fraction: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+    b1: Rate = 0.9
+    b2: Rate = 0.999
     epsilon: float = 1e-8
-    clip_norm: float = 0.0
-
-    def __post_init__(self) -> None:
-        not_negative = ("warmup_steps", "weight_decay", "clip_norm", "final_fraction")
-        check_fields(
-            self, positive=("learning_rate",), rates=("b1", "b2"), not_negative=not_negative
-        )
+    clip_norm: NotNegative = 0.0
 
 
 def learning_rate(

@@ -72,12 +72,12 @@ class Run:
 
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
-          ConfigError: If the optimizer's settings do not fit the run's length; or if the model
-            reads times of a log that has none, cannot be told known request times, or cannot take
-            rows that are split over devices.
+          ConfigError: If the optimizer's settings do not fit the run's length; if there is no world
+            of that size; or if the model reads times of a log that has none, cannot be told known
+            request times, or cannot take rows that are split over devices.
           DatasetError: If the folder is no dataset folder, or damaged.
           SplitError: If its events cannot be split so.
-          WorldError: If there is no such world, or none of that size.
+          WorldError: If there is no such world.
         """
         data, training = experiment.data, experiment.training
         if mesh is None and jax.process_count() > 1:

@@ -17,7 +17,9 @@ from typing import Any
 import jax
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import ConfigError, differences, flatten, from_json, to_json
+from linseqrec.config_fields import ConfigError
+from linseqrec.config_json import from_json, to_json
+from linseqrec.config_names import differences, flatten
 from linseqrec.data.card import differing_data
 from linseqrec.data.source import Source, load_source
 from linseqrec.errors import FileError, UserError
@@ -377,7 +379,7 @@ def read_experiment(workdir: Path) -> Experiment:
         raise WorkdirError(f"no config.json in {workdir}: it is not the workdir of a run")
     saved = read_json(path, dict)
     try:
-        experiment = from_json(saved, hint=Experiment)
+        experiment = from_json(saved, Experiment)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if sealed := _sealed(workdir):

@@ -147,7 +147,7 @@ def test_what_cannot_be_probed_is_refused(dataset, groups):
         ProbeConfig(context=3)
     with pytest.raises(ConfigError, match="shown 5 must be 1 to half of context 8"):
         ProbeConfig(context=8, shown=5)
-    with pytest.raises(ConfigError, match="noise is 1.5: it must be from 0 to 1"):
+    with pytest.raises(ConfigError, match="noise is 1.5: it must be a probability, from 0 to 1"):
         ProbeConfig(noise=1.5)
 
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from linseqrec.config_fields import ConfigError
 from linseqrec.data.dataset import Dataset, write_dataset
 from linseqrec.data.source import DataConfig, load_source
 from linseqrec.data.worlds import (
@@ -243,7 +244,7 @@ def test_resizing_a_world_changes_only_its_size():
     )
     assert resized(world) == world
     assert resized(world, num_items=7).num_categories == 1
-    with pytest.raises(WorldError, match="num_items is 0: it must be at least 1"):
+    with pytest.raises(ConfigError, match="num_items is 0: it must be at least 1"):
         resized(world, num_items=0)
 
 
@@ -287,8 +288,8 @@ INVALID_PARAMETERS = [
     ({"num_users": 0}, "num_users is 0: it must be at least 1"),
     ({"motif_length": 1}, "motif_length is 1: it must be at least 2"),
     ({"succession": 1.5}, "succession is 1.5: it must be a probability, from 0 to 1"),
-    ({"burst_end": float("nan")}, "burst_end is nan: it must be a probability"),
-    ({"session_length": float("nan")}, "session_length is nan: it must be at least 1"),
+    ({"burst_end": float("nan")}, "burst_end is nan: it must be a finite number"),
+    ({"session_length": float("nan")}, "session_length is nan: it must be a finite number"),
     ({"num_categories": 31}, "num_categories is 31: it must be at most num_items=30"),
     ({"taste_concentration": 0.0}, "taste_concentration is 0.0: it must be at least 0.05"),
     ({"oracle_events": 12}, "oracle_events is 12: it must be below min_length=12"),
@@ -303,7 +304,7 @@ INVALID_PARAMETERS = [
     ids=[f"{name}={value}" for fields, _ in INVALID_PARAMETERS for name, value in fields.items()],
 )
 def test_parameters_out_of_range_are_refused(fields, message):
-    with pytest.raises(WorldError, match=message):
+    with pytest.raises(ConfigError, match=message):
         dataclasses.replace(SMALL, **fields)
 
 

@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from launch.flags import load_experiment
-from linseqrec.config_fields import override, parse
+from linseqrec.config_fields import parse
+from linseqrec.config_json import override
 from linseqrec.sharding import DATA, MODEL, SEQUENCE, check_rows
 from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import ROOT

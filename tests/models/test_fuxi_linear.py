@@ -210,7 +210,7 @@ def test_what_cannot_be_is_refused():
         (dict(periods=5), "width 64 must be a multiple of twice the periods 5"),
         (dict(first_period=1025), "the longest period, .*, is 2149580800 seconds: .* 2147483648"),
         (dict(position_width=5), "position_width is 5: it must be even"),
-        (dict(temperature=-1.0), r"temperature is -1\.0: it must be None or above 0"),
+        (dict(temperature=-1.0), r"temperature is -1\.0: it must be above 0, or none"),
         (dict(chunk_size=0), "chunk_size is 0: it must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -121,7 +121,7 @@ def test_what_it_cannot_serve_is_refused():
         model(row(), state=())
     with pytest.raises(ValueError, match="width 64 must be a multiple of heads 3"):
         HSTUConfig(heads=3)
-    with pytest.raises(ValueError, match=r"temperature is 0\.0: it must be None or above 0"):
+    with pytest.raises(ValueError, match=r"temperature is 0\.0: it must be above 0, or none"):
         HSTUConfig(temperature=0.0)
     assert CONFIG.longest_row == 20 and CONFIG.reads_timestamps == ["time_bias=True"]
     assert dataclasses.replace(CONFIG, time_bias=False).reads_timestamps == []

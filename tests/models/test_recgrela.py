@@ -196,7 +196,7 @@ def test_each_switch_changes_what_it_names(causal, switch):
         (dict(width=18), "width 18 must be even and a multiple of heads 4"),
         (dict(width=15, heads=3), "width 15 must be even"),
         (dict(selector="convex", shortcut=False), "needs shortcut=True"),
-        (dict(denominator_events=0), "denominator_events is 0: it must be None, or at least 1"),
+        (dict(denominator_events=0), "denominator_events is 0: it must be at least 1, or none"),
         (dict(denominator_events=9, causal=False), "denominator_events is 9.*causal=True"),
         (
             dict(lookup=True),

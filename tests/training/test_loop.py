@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.config_fields import from_json, to_json
+from linseqrec.config import Experiment
+from linseqrec.config_json import from_json, to_json
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir
@@ -225,7 +226,7 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
         assert metrics[name]["HR@10"] == np.mean(ranks <= 10)
         gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
         assert metrics[name]["NDCG@10"] == pytest.approx(gains.mean(), abs=1e-15)
-    fresh = make_run(from_json(to_json(workdir.read_experiment(tmp_path))))
+    fresh = make_run(from_json(to_json(workdir.read_experiment(tmp_path)), Experiment))
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(best, fresh.step.initial_state())
     assert fresh.evaluate(restored.params, "test").summary()["metrics"] == metrics

@@ -35,7 +35,7 @@ def test_warmup_then_cosine():
     [
         ({"warmup_steps": 20}, "warmup_steps 20 exceeds the run's 10 steps"),
         ({"learning_rate": -0.1}, "learning_rate is -0.1: it must be above 0"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan: it must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan: it must be a finite number"),
     ],
 )
 def test_settings_that_make_no_schedule_are_refused(wrong, message):

@@ -12,7 +12,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import to_json
+from linseqrec.config_json import to_json
 from linseqrec.data.dataset import Dataset, DatasetError, write_dataset
 from linseqrec.data.source import DataConfig
 from linseqrec.errors import FileError

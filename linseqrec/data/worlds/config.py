@@ -1,7 +1,9 @@
 """`WorldConfig`, the parameters of a generated world, and the presets."""
 
 import dataclasses
+from typing import Annotated
 
+from linseqrec.config_fields import Config, Count, NotNegative, Probability, at_least, require
 from linseqrec.errors import UserError
 
 
@@ -10,7 +12,7 @@ class WorldError(UserError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldConfig:
+class WorldConfig(Config):
     """The parameters of the equations in `linseqrec.data.worlds`.
 
     A symbol in brackets is the parameter's symbol in the equations. Times are in seconds.
@@ -52,89 +54,45 @@ class WorldConfig:
     """
 
     name: str = "custom"
-    num_users: int = 2_000
-    num_items: int = 1_000
-    num_categories: int = 125
+    num_users: Count = 2_000
+    num_items: Count = 1_000
+    num_categories: Count = 125
     mean_length: float = 80.0
-    length_spread: float = 0.5
+    length_spread: NotNegative = 0.5
     min_length: int = 10
-    zipf_exponent: float = 0.6
-    taste_concentration: float = 4.0
-    session_length: float = 10.0
-    session_gap: float = 60.0
-    session_timeout: int = 1_800
-    return_gap: float = 86_400.0
-    gap_spread: float = 1.0
-    absence_rate: float = 0.02
+    zipf_exponent: NotNegative = 0.6
+    # A taste is a vector of gamma draws divided by its sum. Below 0.05 all may underflow to 0.
+    taste_concentration: Annotated[float, at_least(0.05)] = 4.0
+    session_length: Annotated[float, at_least(1)] = 10.0
+    session_gap: Annotated[float, at_least(1)] = 60.0
+    session_timeout: Count = 1_800
+    return_gap: Annotated[float, at_least(1)] = 86_400.0
+    gap_spread: NotNegative = 1.0
+    absence_rate: Probability = 0.02
     absence_after: int = 30 * 86_400
-    absence_mean: float = 60 * 86_400.0
-    drift_time: float = 60 * 86_400.0
-    burst_start: float = 0.02
-    burst_end: float = 0.2
-    succession: float = 0.15
-    num_successors: int = 3
-    successor_within: float = 0.8
-    num_motifs: int = 3
-    motif_length: int = 4
-    motif_start: float = 0.05
-    motif_interrupt: float = 0.1
-    oracle_events: int = 2
+    absence_mean: Annotated[float, at_least(1)] = 60 * 86_400.0
+    drift_time: Annotated[float, at_least(1)] = 60 * 86_400.0
+    burst_start: Probability = 0.02
+    burst_end: Probability = 0.2
+    succession: Probability = 0.15
+    num_successors: Count = 3
+    successor_within: Probability = 0.8
+    num_motifs: Count = 3
+    motif_length: Annotated[int, at_least(2)] = 4
+    motif_start: Probability = 0.05
+    motif_interrupt: Probability = 0.1
+    oracle_events: Count = 2
 
     def __post_init__(self) -> None:
-        """Checks the parameters.
-
-        Raises:
-          WorldError: A parameter is out of range; names the field, its value and the range.
-        """
-        _at_least(
-            self, 1, "num_users", "num_items", "num_categories", "num_successors", "num_motifs"
-        )
-        _at_least(self, 1, "session_length", "session_gap", "session_timeout", "return_gap")
-        _at_least(self, 1, "absence_mean", "drift_time", "oracle_events")
-        _at_least(self, 2, "motif_length")
-        # A taste is a vector of gamma draws divided by its sum. Below 0.05 all may underflow to 0.
-        _at_least(self, 0.05, "taste_concentration")
-        _at_least(self, 0, "length_spread", "gap_spread", "zipf_exponent")
-        for field in (
-            "absence_rate",
-            "burst_start",
-            "burst_end",
-            "succession",
-            "successor_within",
-            "motif_start",
-            "motif_interrupt",
+        super().__post_init__()
+        items, shortest, timeout = self.num_items, self.min_length, self.session_timeout
+        for field, holds, want in (
+            ("num_categories", self.num_categories <= items, f"at most num_items={items}"),
+            ("oracle_events", self.oracle_events < shortest, f"below min_length={shortest}"),
+            ("mean_length", self.mean_length >= shortest, f"at least min_length={shortest}"),
+            ("absence_after", self.absence_after > timeout, f"above session_timeout={timeout}"),
         ):
-            if not 0 <= getattr(self, field) <= 1:
-                raise WorldError(
-                    f"{field} is {getattr(self, field)}: it must be a probability, from 0 to 1"
-                )
-        if self.num_categories > self.num_items:
-            raise WorldError(
-                f"num_categories is {self.num_categories}: it must be at most "
-                f"num_items={self.num_items}"
-            )
-        if self.min_length <= self.oracle_events:
-            raise WorldError(
-                f"oracle_events is {self.oracle_events}: it must be below "
-                f"min_length={self.min_length}"
-            )
-        if self.mean_length < self.min_length:
-            raise WorldError(
-                f"mean_length is {self.mean_length}: it must be at least "
-                f"min_length={self.min_length}"
-            )
-        if self.absence_after <= self.session_timeout:
-            raise WorldError(
-                f"absence_after is {self.absence_after}: it must be above "
-                f"session_timeout={self.session_timeout}"
-            )
-
-
-def _at_least(config: WorldConfig, minimum: float, *fields: str) -> None:
-    for field in fields:
-        # `not >=` and not `<`, so that NaN is refused too.
-        if not getattr(config, field) >= minimum:
-            raise WorldError(f"{field} is {getattr(config, field)}: it must be at least {minimum}")
+            require(holds, field, getattr(self, field), want)
 
 
 _QUICK = WorldConfig(name="quick")
@@ -210,7 +168,7 @@ def resized(
         Their size does not, so that a user's taste covers as many items as before.
 
     Raises:
-      WorldError: The size is out of range.
+      ConfigError: The size is out of range.
     """
     if num_users is not None:
         config = dataclasses.replace(config, num_users=num_users)

@@ -12,7 +12,7 @@ from flax import nnx
 from scipy.stats import t as student_t
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import to_json
+from linseqrec.config_json import to_json
 from linseqrec.errors import FileError
 from linseqrec.evaluation.metrics import per_target
 from linseqrec.evaluation.result import SELECTION_METRIC, filter_in_words, filters_by_fit

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.config_fields import override
+from linseqrec.config_json import override
 from linseqrec.files import write_json
 from linseqrec.studies.record import make_record, run_keys, short_commit
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, StudyError, StudyRun, Table

@@ -1,17 +1,13 @@
 """Checkpoints of a run: the best one and the latest two.
 
-A checkpoint contains the training state and the run's progress. Orbax writes it in the background
-and moves it to its place when it is complete. But Orbax does not detect later damage: it loads a
-file with a flipped byte without an error. `Checkpoints` therefore *seals* a checkpoint: it writes
-the digests of the checkpoint's files to `sha256/STEP.json` and checks them before it loads. A
-checkpoint is *sound* if its files match its digests. A checkpoint without digests is not sound: a
-process was killed before it could seal it, or somebody deleted them. Versions before the digests
-saved no `validated_step`; a checkpoint of theirs is sound without digests.
+A checkpoint contains the training state and the run's progress. Orbax writes it and moves it to its
+place when it is complete. `Checkpoints` then seals it with digests (`checkpoint_digests.py`), and
+checks them before it loads. A checkpoint without digests is not sound: a process was killed before
+it could seal it, or somebody deleted them.
 """
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 import threading
@@ -26,10 +22,15 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
-from linseqrec.errors import FileError, UserError
-from linseqrec.files import check_form, read_json, replacing, sha256_of_file
+from linseqrec.errors import UserError
+from linseqrec.files import check_form
 from linseqrec.sharding import parameter_path
-from linseqrec.training import checkpoint_arrays, distributed, earlier_checkpoints
+from linseqrec.training import (
+    checkpoint_arrays,
+    checkpoint_digests,
+    distributed,
+    earlier_checkpoints,
+)
 from linseqrec.training.item_rows import CatchUp
 from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
@@ -275,20 +276,10 @@ class Checkpoints:
         try:
             self._guard(self._manager.wait_until_finished, step)
             if distributed.is_first():
-                self._guard(lambda: self._write_digests(step), step)
+                kept = self._manager.all_steps()
+                self._guard(lambda: checkpoint_digests.seal(self._folder, step, kept), step)
         except CheckpointError as error:
             self._failure = error
-
-    def _write_digests(self, step: int) -> None:
-        """Writes the digests of a checkpoint, and deletes those of deleted checkpoints."""
-        path = self._digests_path(step)
-        path.parent.mkdir(exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(_digests(self._folder / str(step))))
-        saved_steps = {str(step) for step in self._manager.all_steps()}
-        for other in path.parent.glob("*.json"):
-            if other.stem not in saved_steps and not other.is_dir():
-                other.unlink(missing_ok=True)
 
     def _guard(self, write: Callable[[], Any], step: int) -> None:
         """Calls a part of a save, and turns its errors into a `CheckpointError`."""
@@ -306,7 +297,7 @@ class Checkpoints:
             ) from error
 
     def _digests_path(self, step: int) -> Path:
-        return self._folder / "sha256" / f"{step}.json"
+        return checkpoint_digests.digests_path(self._folder, step)
 
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -316,27 +307,7 @@ class Checkpoints:
 
         Also for its file of digests, if that is missing or damaged.
         """
-        path = self._digests_path(step)
-        if not os.path.lexists(path) and self._precedes_digests(step):
-            return []
-        try:
-            saved = read_json(path, {str: str})
-        except FileError as error:
-            return [str(error)]
-        current = _digests(self._folder / str(step))
-        return [
-            f"{name} {'has changed' if name in current else 'is missing'}"
-            for name, digest in saved.items()
-            if current.get(name) != digest
-        ] + [f"{name} is not in {path}" for name in current if name not in saved]
-
-    def _precedes_digests(self, step: int) -> bool:
-        """Whether a version before the digests wrote a checkpoint."""
-        try:
-            progress = read_json(self._folder / str(step) / "progress" / "metadata", dict)
-        except FileError:
-            return False
-        return "validated_step" not in progress
+        return checkpoint_digests.faults(self._folder, step)
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest sound checkpoint.
@@ -609,12 +580,6 @@ class Checkpoints:
             f"checkpoint {step} in {self._folder} does not fit this configuration's {what}; use "
             f"the configuration that it was trained with:\n  {listed}"
         )
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each file in a folder, by its path in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,15 +1,33 @@
-"""How checkpoints of earlier versions hold the arrays of a training state.
+"""Checkpoints of earlier versions: what they lack, and how they hold a state's arrays.
 
-Versions before the parts `params` and `buffers` saved SinkRec's buffer among the parameters, with
-moments of the optimizer. In other models they took buffers for constants, and did not save them.
+Versions before the digests saved no `validated_step`. Versions before the parts `params` and
+`buffers` saved SinkRec's buffer among the parameters, with moments of the optimizer. In other
+models they took buffers for constants, and did not save them.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
+from linseqrec.errors import FileError
+from linseqrec.files import read_json
+
 Shapes = dict[str, tuple[int, ...]]
+
+
+def needs_no_digests(checkpoint: Path) -> bool:
+    """Whether a version before the digests wrote a checkpoint.
+
+    Args:
+      checkpoint: Its folder.
+    """
+    try:
+        progress = read_json(checkpoint / "progress" / "metadata", dict)
+    except FileError:
+        return False
+    return "validated_step" not in progress
 
 
 def has_no_buffers(names: Iterable[str]) -> bool:

@@ -42,7 +42,7 @@ from tests.launch.test_kill import is_saving
 from tests.launch.test_sigterm import wait_for_handler
 
 # Disturbances of a round, after which it runs to its end.
-DISTURBANCES = 6
+DISTURBANCES = 12
 # Names of what only informs, whose damage changes no result.
 RECORDS = ("speed.jsonl", "environments.jsonl")
 
@@ -71,7 +71,7 @@ class Soak:
         """Sends SIGKILL, half of the time while a checkpoint is saved."""
         process = self._start(folder)
         saving = self.draw.random() < 0.5
-        end = time.monotonic() + self.draw.uniform(0, self.seconds)
+        end = time.monotonic() + self.draw.uniform(0, self.seconds / 2)
         while process.poll() is None and time.monotonic() < end:
             if saving and is_saving(folder):
                 break
@@ -84,7 +84,7 @@ class Soak:
         """Sends SIGTERM."""
         process = self._start(folder)
         wait_for_handler(process)
-        moment = self.draw.uniform(0, self.seconds)
+        moment = self.draw.uniform(0, self.seconds / 2)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:

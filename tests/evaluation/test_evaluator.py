@@ -201,7 +201,7 @@ def make_long_dataset():
     lengths[[7, 30]] = 3_000, 700
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     items = rng.integers(1, ITEMS + 1, offsets[-1]).astype(np.int32)
-    # The last of the long history are few items, or all of the catalogue would be seen.
+    # 60 items only: else the user of the long history would have seen the whole catalogue.
     items[offsets[7] : offsets[8] - 1] %= 60
     items[offsets[7] : offsets[8] - 1] += 1
     return Dataset.from_arrays(items, np.arange(offsets[-1]), offsets, num_items=ITEMS)

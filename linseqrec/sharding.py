@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from linseqrec.config_fields import Config
 from linseqrec.errors import UserError
@@ -232,6 +232,26 @@ def shapes_before_padding(tree: Any, mesh: Mesh) -> dict[str, tuple[int, ...]]:
     return {
         name: shape for name, shape in shapes.items() if _padded_shape(name, shape, mesh) != shape
     }
+
+
+def abstract(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Shapes, types and shardings of the arrays that `place` makes; on one device without a mesh.
+
+    Args:
+      tree: Arrays, or their shapes, without padding.
+      mesh: The mesh; None for the first device.
+    """
+    if mesh is None:
+        single = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=single), tree
+        )
+
+    def padded(path: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding) -> Any:
+        shape = _padded_shape(parameter_path(path), leaf.shape, mesh)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(padded, tree, state_shardings(tree, mesh))
 
 
 def place(params: Tree, mesh: Mesh) -> Tree:

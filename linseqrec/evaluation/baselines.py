@@ -1,18 +1,27 @@
 """Counting baselines: recommenders without a gradient, which a trained model has to beat.
 
-Each baseline is fitted on the training events of a split alone. It is called as
-`Evaluator.run_scores` asks, `baseline(users, positions) -> scores [B, N + 1]`. At test time the
-history before a target, which includes the validation event, is an input; the baseline learns
-nothing from it.
+Each baseline is fitted on the training events of a split alone. It is a `SparseScorer` for
+`Evaluator.run_scores`: its memory grows with the events that it counts, and not with users x items
+or items x items. At test time the history before a target, which includes the validation event, is
+an input; the baseline learns nothing from it.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, item_counts, training_events
+from linseqrec.evaluation.queries import events_before
+from linseqrec.evaluation.sparse_scores import (
+    SharedScores,
+    SparseScorer,
+    SparseScores,
+    distinct,
+    weighted_sum,
+)
 from linseqrec.events import SECONDS_PER_DAY
 
 # Where the second and the third wait of `TimedMarkov` begin, in seconds.
@@ -21,7 +30,7 @@ _WAITS = (1, 60)
 
 def fit_baselines(
     dataset: Dataset, split: Split, *, max_length: int | None = None, request_times: bool = False
-) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+) -> dict[str, SparseScorer]:
     """The baselines that stand beside every model's results.
 
     Args:
@@ -34,9 +43,7 @@ def fit_baselines(
     Returns:
       Name to baseline. Recent popularity is left out where the log has no timestamps.
     """
-    baselines: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-        "Popularity": Popularity(dataset, split)
-    }
+    baselines: dict[str, SparseScorer] = {"Popularity": Popularity(dataset, split)}
     if not dataset.card["time"]["order_only"]:
         baselines["Recent popularity"] = RecentPopularity(dataset, split, share=0.1)
     baselines["Markov"] = Markov(dataset, split)
@@ -52,15 +59,19 @@ def fit_baselines(
     return baselines
 
 
-class Popularity:
+class Popularity(SparseScorer):
     """Scores each item by its training events, the same for every user."""
 
     def __init__(self, dataset: Dataset, split: Split):
-        self.scores = item_counts(dataset, split).astype(np.float64)
+        self._shared = SharedScores(item_counts(dataset, split).astype(np.float64))
 
-    def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores, float64 [B, N + 1], the same in every row."""
-        return np.broadcast_to(self.scores, (len(users), len(self.scores)))
+    def sparse(self, users: np.ndarray, positions: np.ndarray) -> SparseScores:
+        """Scores without exceptions."""
+        return SparseScores(self._shared, len(users), np.zeros(0, np.int64), np.zeros(0))
+
+    def sizes(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Zeros."""
+        return np.zeros(len(users), np.int64)
 
 
 class RecentPopularity(Popularity):
@@ -104,10 +115,11 @@ class RecentPopularity(Popularity):
         else:
             raise ValueError(f"give one of days and share, got days={days} and share={share}")
         recent = np.asarray(dataset.items)[train][times >= since]
-        self.scores = np.bincount(recent, minlength=dataset.num_items + 1).astype(np.float64)
+        counts = np.bincount(recent, minlength=dataset.num_items + 1)
+        self._shared = SharedScores(counts.astype(np.float64))
 
 
-class DecayedMarkov:
+class DecayedMarkov(SparseScorer):
     """First-order transitions from each of the last items; an older item has a lower weight.
 
     With `c[i, j]` how often item j directly followed item i in training, `n[i]` how often i occurs
@@ -149,25 +161,33 @@ class DecayedMarkov:
         self._offsets, self._next, counts = _transitions(dataset, split, among)
         scale = np.sqrt(np.maximum(item_counts(dataset, split), 1))
         self._values = counts / np.repeat(scale, np.diff(self._offsets))
+        self._shared = _no_scores(dataset.num_items)
 
-    def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores, float64 [B, N + 1]; 0 for items that never followed."""
-        num_slots = self._dataset.num_items + 1
+    def sparse(self, users: np.ndarray, positions: np.ndarray) -> SparseScores:
+        """Scores; 0 for items that never followed."""
+        starts, sizes = (array.ravel() for array in self._transitions_of(users, positions))
+        # Every transition of every last item, one after another: [sum of sizes].
+        number, entries = events_before(starts, starts + sizes)
+        rows, back = np.divmod(number, len(self._weights))
+        num_slots = len(self._shared.scores)
+        keys, places = distinct(rows * num_slots + self._next[entries], len(users) * num_slots)
+        weights = self._weights[back] * self._values[entries]
+        values = np.bincount(places, weights=weights, minlength=len(keys))
+        return SparseScores(self._shared, len(users), keys, values)
+
+    def sizes(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The number of transitions of the last items."""
+        return self._transitions_of(users, positions)[1].sum(1)
+
+    def _transitions_of(
+        self, users: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where the transitions of each last item begin, and how many there are, both [B, last]."""
         back = positions[:, None] - 1 - np.arange(len(self._weights))
         real = back >= self._dataset.offsets[users][:, None]
         last_items = np.asarray(self._dataset.items)[np.maximum(back, 0)]
-        starts = self._offsets[last_items].ravel()
-        sizes = np.where(real, self._offsets[last_items + 1] - self._offsets[last_items], 0).ravel()
-        # Every transition of every last item, one after another: [sum of sizes].
-        entries = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
-        rows = np.repeat(np.repeat(np.arange(len(users)), len(self._weights)), sizes)
-        weights = np.repeat(np.tile(self._weights, len(users)), sizes)
-        scores = np.bincount(
-            rows * num_slots + self._next[entries],
-            weights=weights * self._values[entries],
-            minlength=len(users) * num_slots,
-        )
-        return scores.reshape(len(users), num_slots)
+        starts = self._offsets[last_items]
+        return starts, np.where(real, self._offsets[last_items + 1] - starts, 0)
 
 
 class Markov(DecayedMarkov):
@@ -179,7 +199,7 @@ class Markov(DecayedMarkov):
         super().__init__(dataset, split, last=1, decay=1.0, among=among)
 
 
-class TimedMarkov:
+class TimedMarkov(SparseScorer):
     """`Markov` with known request times: favours items that followed after a similar wait.
 
     A wait w is the same second, less than a minute, or longer. `c_w[i, j]` is how often item j
@@ -199,21 +219,29 @@ class TimedMarkov:
             Markov(dataset, split, among=waits == wait) for wait in range(len(_WAITS) + 1)
         ]
 
-    def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores, float64 [B, N + 1], for requests at the targets' own times."""
+    def sparse(self, users: np.ndarray, positions: np.ndarray) -> SparseScores:
+        """Scores for requests at the targets' own times."""
         waits = self._wait(positions)
-        scores = 0.1 * self._all(users, positions)
+        scores = self._all.sparse(users, positions)
+        parts = [(0.1, scores)]
         for wait, markov in enumerate(self._by_wait):
             rows = np.flatnonzero(waits == wait)
-            scores[rows] += markov(users[rows], positions[rows])
-        return scores
+            part = markov.sparse(users[rows], positions[rows])
+            own, items = np.divmod(part.keys, part.num_slots)
+            keys = rows[own] * part.num_slots + items
+            parts.append((1.0, dataclasses.replace(part, num_rows=len(users), keys=keys)))
+        return weighted_sum(parts)
+
+    def sizes(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The number of transitions of the last item."""
+        return self._all.sizes(users, positions)
 
     def _wait(self, positions: np.ndarray) -> np.ndarray:
         seconds = self._times[positions] - self._times[np.maximum(positions - 1, 0)]
         return np.searchsorted(_WAITS, seconds, side="right")
 
 
-class PersonalMarkov:
+class PersonalMarkov(SparseScorer):
     """Markov on the user's own history, mixed with `Markov`: the baseline for logs with repeats.
 
     Let `h_0, h_1, ...` be the history from its last item backwards, and
@@ -270,38 +298,45 @@ class PersonalMarkov:
         firsts = len(np.unique(users * (dataset.num_items + 1) + items))
         self.repeat_rate = 1 - firsts / max(len(items), 1)
 
-    def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores, float64 [B, N + 1]; the sum of a row is at most 1."""
-        num_slots = self._dataset.num_items + 1
-        items = np.asarray(self._dataset.items)
-        starts = np.asarray(self._dataset.offsets)[users]
-        if self._max_length is not None:
-            starts = np.maximum(starts, positions - self._max_length)
-        lengths = positions - starts
-        # Every event of every history, one after another: [sum of lengths].
-        rows = np.repeat(np.arange(len(users)), lengths)
-        events = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(rows))
+    def sparse(self, users: np.ndarray, positions: np.ndarray) -> SparseScores:
+        """Scores; the sum of a row is at most 1."""
+        others = self._markov.sparse(users, positions)
+        items = self._dataset.items
+        rows, events = events_before(self._starts(users, positions), positions)
+        own_items = np.asarray(items[events])
         near = np.ones(len(rows))
         if self._timed:
-            times = np.asarray(self._dataset.timestamps)
+            times = self._dataset.timestamps
             near = _near_in_the_day(times[events], times[positions][rows])
-        own = np.bincount(
-            rows * num_slots + items[events],
-            weights=self._prior * near,
-            minlength=len(users) * num_slots,
-        )
+        num_slots = others.num_slots
+        keys, places = distinct(rows * num_slots + own_items, len(users) * num_slots)
+        own = np.bincount(places, weights=self._prior * near, minlength=len(keys))
         for back in range(1, self._last + 1):
             last_item = items[np.maximum(positions - back, 0)][rows]
-            followed = (events + back < positions[rows]) & (items[events] == last_item)
-            own += np.bincount(
-                rows[followed] * num_slots + items[events[followed] + back],
-                weights=near[np.flatnonzero(followed) + back] / back,
-                minlength=len(users) * num_slots,
-            )
+            followed = (events + back < positions[rows]) & (own_items == last_item)
+            after = np.flatnonzero(followed) + back
+            own += np.bincount(places[after], weights=near[after] / back, minlength=len(keys))
+        history = dataclasses.replace(others, keys=keys, values=own)
         rate = self.repeat_rate
-        return rate * _shares(own.reshape(-1, num_slots)) + (1 - rate) * _shares(
-            self._markov(users, positions)
-        )
+        return weighted_sum([(rate, _shares(history)), (1 - rate, _shares(others))])
+
+    def sizes(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The number of events of a history, and of transitions of its last item."""
+        lengths = positions - self._starts(users, positions)
+        return lengths + self._markov.sizes(users, positions)
+
+    def _starts(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The first event that counts, of each history."""
+        starts = np.asarray(self._dataset.offsets)[users]
+        if self._max_length is None:
+            return starts
+        return np.maximum(starts, positions - self._max_length)
+
+
+@functools.lru_cache(maxsize=1)
+def _no_scores(num_items: int) -> SharedScores:
+    """The shared scores of all baselines that count transitions: 0 for each item."""
+    return SharedScores(np.zeros(num_items + 1))
 
 
 def _near_in_the_day(
@@ -318,10 +353,11 @@ def _near_in_the_day(
     return 1 + 20 * earlier * np.exp(-((apart / 5_400) ** 2))
 
 
-def _shares(scores: np.ndarray) -> np.ndarray:
+def _shares(scores: SparseScores) -> SparseScores:
     """Each row divided by its sum; a row of zeros stays a row of zeros."""
-    total = scores.sum(axis=1, keepdims=True)
-    return scores / np.where(total > 0, total, 1)
+    rows = scores.keys // scores.num_slots
+    total = np.bincount(rows, weights=scores.values, minlength=scores.num_rows)
+    return dataclasses.replace(scores, values=scores.values / np.where(total > 0, total, 1)[rows])
 
 
 def _transitions(

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.histories import gather_histories
 from linseqrec.data.splits import Targets
-from linseqrec.evaluation import metrics, queries, ranks
+from linseqrec.evaluation import metrics, queries, ranks, sparse_scores
 from linseqrec.evaluation.result import SEEN_TARGETS, EvaluationResult
-from linseqrec.sharding import MODEL
+from linseqrec.evaluation.sparse_scores import SparseScorer
+from linseqrec.sharding import DATA, MODEL
 
 ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -30,14 +30,14 @@ class _Scorer:
     """A model or a score function, as the evaluator calls it.
 
     Attributes:
-      count: `(users [B], positions [B], seen items [B, S] or None)` to the rows' `Counts`.
-      blocks: `(users [B], positions [B])` to pairs `(first item id, scores [B, n])`, which
-        together contain the scores of all items.
+      count: From the targets [B] of a batch to its consecutive parts and their `Counts`.
+      blocks: From the targets [B] of a batch to triples `(part, first item id, scores [b, n])`,
+        which together contain the scores of all items.
       max_length: Number of last events that the scorer reads; None for all.
     """
 
-    count: Callable[[np.ndarray, np.ndarray, np.ndarray | None], ranks.Counts]
-    blocks: Callable[[np.ndarray, np.ndarray], Iterator[tuple[int, np.ndarray]]]
+    count: Callable[[np.ndarray], Iterator[tuple[slice, ranks.Counts]]]
+    blocks: Callable[[np.ndarray], Iterator[tuple[slice, int, np.ndarray]]]
     max_length: int | None
 
 
@@ -161,37 +161,48 @@ class Evaluator:
           NonFiniteScoreError: Some scores are NaN or infinite; names the users.
           ValueError: The number of table rows is not that of the data set's catalogue.
         """
-        rows = self.dataset.num_items + 1
-        if table.shape[0] != rows + (-rows % mesh.shape[MODEL] if mesh else 0):
+        num_rows = self.dataset.num_items + 1
+        if table.shape[0] != num_rows + (-num_rows % mesh.shape[MODEL] if mesh else 0):
             raise ValueError(
                 f"the item table has {table.shape[0]} rows, but the catalogue of "
-                f"{self.dataset.num_items} items needs {rows}: evaluate on the data set that the "
-                "model was trained on"
+                f"{self.dataset.num_items} items needs {num_rows}: evaluate on the data set that "
+                "the model was trained on"
             )
 
-        def query(users: np.ndarray, positions: np.ndarray) -> Array:
-            times = np.asarray(self.dataset.timestamps)[positions] if self._request_times else None
-            return queries.read_queries(encode, self.dataset, users, positions, self._widths, times)
+        def query(rows: np.ndarray) -> Array:
+            users, ends = self.users[rows], self.positions[rows]
+            times = np.asarray(self.dataset.timestamps)[ends] if self._request_times else None
+            return queries.read_queries(encode, self.dataset, users, ends, self._widths, times)
 
-        def count(
-            users: np.ndarray, positions: np.ndarray, seen: np.ndarray | None
-        ) -> ranks.Counts:
-            return ranks.count_catalogue(
-                query(users, positions),
-                table,
-                self.dataset.items[positions],
-                seen,
-                item_block=self._item_block,
-                top_k=self._list_size,
-                num_items=self.dataset.num_items,
-                mesh=mesh,
-            )
+        def parts(rows: np.ndarray) -> Iterator[slice]:
+            if "all" not in self.filters:
+                return iter([slice(0, len(rows))])
+            devices = mesh.shape[DATA] if mesh else 1
+            return queries.padded_parts(self.lengths[rows], devices=devices)
 
-        def blocks(users: np.ndarray, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-            hidden = query(users, positions)
-            for first in range(1, rows, self._item_block):
-                last = min(first + self._item_block, rows)
-                yield first, np.asarray(_score(hidden, table[first:last]))
+        def count(rows: np.ndarray) -> Iterator[tuple[slice, ranks.Counts]]:
+            hidden = query(rows)
+            for part in parts(rows):
+                yield (
+                    part,
+                    ranks.count_catalogue(
+                        hidden[part],
+                        table,
+                        self.targets[rows[part]],
+                        self._seen(rows[part]),
+                        item_block=self._item_block,
+                        top_k=self._list_size,
+                        num_items=self.dataset.num_items,
+                        mesh=mesh,
+                    ),
+                )
+
+        def blocks(rows: np.ndarray) -> Iterator[tuple[slice, int, np.ndarray]]:
+            hidden = query(rows)
+            for part in parts(rows):
+                for first in range(1, num_rows, self._item_block):
+                    items = table[first : min(first + self._item_block, num_rows)]
+                    yield part, first, np.asarray(_score(hidden[part], items))
 
         return self._collect(_Scorer(count, blocks, self._max_length))
 
@@ -200,7 +211,8 @@ class Evaluator:
 
         Args:
           score: `(users [B], positions [B]) -> scores [B, N + 1]`. Reads the events
-            `offsets[user] : position` of each row. Column 0 is ignored.
+            `offsets[user] : position` of each row. Column 0 is ignored. With a large catalogue it
+            is called for few rows at a time. A `SparseScorer` need not compute all scores.
 
         Raises:
           NonFiniteScoreError: Some scores are NaN or infinite; names the users.
@@ -216,17 +228,36 @@ class Evaluator:
                 )
             return scores
 
-        def count(
-            users: np.ndarray, positions: np.ndarray, seen: np.ndarray | None
-        ) -> ranks.Counts:
-            targets = self.dataset.items[positions]
-            return ranks.count_scores(
-                checked_scores(users, positions), targets, seen, top_k=self._list_size
-            )
+        def parts(rows: np.ndarray) -> Iterator[slice]:
+            return queries.padded_parts(self.lengths[rows], scores=self.dataset.num_items + 1)
 
-        def blocks(users: np.ndarray, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-            yield 1, checked_scores(users, positions)[:, 1:]
+        def count(rows: np.ndarray) -> Iterator[tuple[slice, ranks.Counts]]:
+            for part in parts(rows):
+                own = rows[part]
+                scores = checked_scores(self.users[own], self.positions[own])
+                yield (
+                    part,
+                    ranks.count_scores(
+                        scores, self.targets[own], self._seen(own), top_k=self._list_size
+                    ),
+                )
 
+        def count_sparse(rows: np.ndarray) -> Iterator[tuple[slice, ranks.Counts]]:
+            assert isinstance(score, SparseScorer)
+            sizes = score.sizes(self.users[rows], self.positions[rows])
+            for part in queries.parts_within(sizes + self.lengths[rows]):
+                own = rows[part]
+                scores = score.sparse(self.users[own], self.positions[own])
+                targets, seen = self.targets[own], self._seen_keys(own)
+                yield part, sparse_scores.count(scores, targets, seen, top_k=self._list_size)
+
+        def blocks(rows: np.ndarray) -> Iterator[tuple[slice, int, np.ndarray]]:
+            for part in parts(rows):
+                own = rows[part]
+                yield part, 1, checked_scores(self.users[own], self.positions[own])[:, 1:]
+
+        if isinstance(score, SparseScorer):
+            return self._collect(_Scorer(count_sparse, blocks, None))
         return self._collect(_Scorer(count, blocks, None))
 
     def _collect(self, scorer: _Scorer) -> EvaluationResult:
@@ -234,11 +265,11 @@ class Evaluator:
         parts: list[tuple[np.ndarray, ranks.Counts]] = []
         previous: tuple[np.ndarray, int, ranks.Counts] | None = None
         for rows, num_real in queries.longest_first(self.lengths, self._batch_size):
-            # The device computes this batch while the host fetches the counts of the previous one.
-            counts = scorer.count(self.users[rows], self.positions[rows], self._seen(rows))
-            if previous is not None:
-                parts.append(self._fetch(*previous))
-            previous = (rows, num_real, counts)
+            for part, counts in scorer.count(rows):
+                # The device computes this part while the host fetches the counts of the one before.
+                if previous is not None:
+                    parts.append(self._fetch(*previous))
+                previous = (rows[part], num_real - part.start, counts)
         assert previous is not None
         parts.append(self._fetch(*previous))
 
@@ -252,8 +283,8 @@ class Evaluator:
     def _fetch(
         self, rows: np.ndarray, num_real: int, counts: ranks.Counts
     ) -> tuple[np.ndarray, ranks.Counts]:
-        """A batch's rows and counts as NumPy arrays, without the rows that fill the batch up."""
-        counts = counts.fetch("users", self.users[rows])
+        """A part's rows and counts as NumPy arrays, without the rows that fill the batch up."""
+        counts, num_real = counts.fetch("users", self.users[rows]), max(num_real, 0)
         return rows[:num_real], jax.tree.map(lambda leaf: leaf[:num_real], counts)
 
     def _seen(self, rows: np.ndarray) -> np.ndarray | None:
@@ -261,6 +292,14 @@ class Evaluator:
         if "all" not in self.filters:
             return None
         return queries.items_before(self.dataset, self.users[rows], self.positions[rows])
+
+    def _seen_keys(self, rows: np.ndarray) -> np.ndarray | None:
+        """What `_seen` gives, as the keys of sparse scores."""
+        if "all" not in self.filters:
+            return None
+        starts = np.asarray(self.dataset.offsets)[self.users[rows]]
+        number, events = queries.events_before(starts, self.positions[rows])
+        return np.unique(number * (self.dataset.num_items + 1) + self.dataset.items[events])
 
     def _pooled_auc(self, scorer: _Scorer, counts: ranks.Counts) -> dict[str, float]:
         """The pooled AUC under each filter. Computes all scores once more."""
@@ -271,14 +310,13 @@ class Evaluator:
             name: metrics.PooledAUC(own if name == "none" else of_unseen) for name in self.filters
         }
         for rows, num_real in queries.longest_first(self.lengths, self._batch_size):
-            seen = self._seen(rows)
-            for first, scores in scorer.blocks(self.users[rows], self.positions[rows]):
+            for part, first, scores in scorer.blocks(rows):
                 ids = first + np.arange(scores.shape[1])
-                other = ids != self.targets[rows, None]
-                other[num_real:] = False
+                other = ids != self.targets[rows[part], None]
+                other[max(num_real - part.start, 0) :] = False
                 if "none" in pooled:
                     pooled["none"].add(scores[other])
-                if seen is not None:
+                if (seen := self._seen(rows[part])) is not None:
                     row, column = np.nonzero((seen >= first) & (seen <= ids[-1]))
                     other[row, seen[row, column] - first] = False
                     pooled["all"].add(scores[other])
@@ -339,8 +377,9 @@ def _score(hidden: Array, items: Array) -> Array:
 def _target_seen(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Whether each target's item occurs among the user's earlier events, bool [M]."""
     seen = np.zeros(len(users), bool)
-    order = np.argsort(positions - dataset.offsets[users], kind="stable")
-    for rows in np.array_split(order, -(-len(order) // 256)):
-        histories = gather_histories(dataset, users[rows], positions[rows], None)
-        seen[rows] = (histories.items == dataset.items[positions[rows], None]).any(1)
+    starts, items = np.asarray(dataset.offsets)[users], np.asarray(dataset.items)
+    for part in queries.parts_within(positions - starts):
+        rows, events = queries.events_before(starts[part], positions[part])
+        again = items[events] == items[positions[part]][rows]
+        seen[part] = np.bincount(rows[again], minlength=part.stop - part.start) > 0
     return seen

@@ -83,19 +83,23 @@ def recommend_after(
     for rows, num_real in queries.longest_first(lengths, batch_size):
         times = None if request_times is None else request_times[rows]
         hidden = queries.read_queries(encode, dataset, users[rows], ends[rows], widths, times)
-        seen = queries.items_before(dataset, users[rows], ends[rows]) if filter_seen else None
-        best_items, best_scores, finite = jax.tree.map(
-            np.asarray, catalogue_top_k(hidden, table, top_k, seen)
-        )
-        if not finite.all():
-            raise NonFiniteScoreError(np.unique(users[rows][~finite]), "users")
-        # The rows from `num_real` on only fill the batch up.
-        real_rows = rows[:num_real]
-        items[real_rows], scores[real_rows] = best_items[:num_real], best_scores[:num_real]
-        if target_ranks is not None:
-            counts = count_catalogue(hidden, table, dataset.items[ends[rows]], seen).fetch()
-            batch_ranks = counts.ranks("all" if filter_seen else "none", ties)
-            target_ranks[real_rows] = batch_ranks[:num_real]
+        parts = queries.padded_parts(lengths[rows]) if filter_seen else [slice(0, len(rows))]
+        for part in parts:
+            own = rows[part]
+            seen = queries.items_before(dataset, users[own], ends[own]) if filter_seen else None
+            best_items, best_scores, finite = jax.tree.map(
+                np.asarray, catalogue_top_k(hidden[part], table, top_k, seen)
+            )
+            if not finite.all():
+                raise NonFiniteScoreError(np.unique(users[own][~finite]), "users")
+            # Rows beyond `num_real` only fill the batch up.
+            real = slice(0, max(num_real - part.start, 0))
+            items[own[real]], scores[own[real]] = best_items[real], best_scores[real]
+            if target_ranks is not None:
+                targets = dataset.items[ends[own]]
+                counts = count_catalogue(hidden[part], table, targets, seen).fetch()
+                part_ranks = counts.ranks("all" if filter_seen else "none", ties)
+                target_ranks[own[real]] = part_ranks[real]
     return Lists(items, scores, target_ranks)
 
 

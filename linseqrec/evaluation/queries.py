@@ -15,6 +15,9 @@ from linseqrec.events import Events
 # A compilation takes seconds. In that time a small model on two CPU cores reads about this many
 # slots, so a narrower batch width pays only if it saves more.
 SLOTS_WORTH_A_COMPILATION = 250_000
+# Numbers of a part of a batch: its seen items with padding, and its scores, or what a baseline
+# counts. Beyond some hundred thousand, speed stays and memory grows.
+NUMBERS_AT_ONCE = 2**20
 # Slots of a batch on one device. Beyond some ten thousand slots, speed stays and memory grows.
 SLOTS_AT_ONCE = 65_536
 
@@ -76,6 +79,40 @@ def longest_first(
         yield np.pad(rows, (0, batch_size - len(rows)), mode="edge"), len(rows)
 
 
+def parts_within(sizes: Int[np.ndarray, "B"]) -> Iterator[slice]:
+    """The rows of a batch in consecutive parts of at most `NUMBERS_AT_ONCE` numbers, or of one row.
+
+    Args:
+      sizes: How many numbers each row needs.
+    """
+    sums, start = np.concatenate([[0], np.cumsum(sizes)]), 0
+    while start < len(sizes):
+        end = int(np.searchsorted(sums, sums[start] + NUMBERS_AT_ONCE, "right")) - 1
+        yield slice(start, max(end, start + 1))
+        start = max(end, start + 1)
+
+
+def padded_parts(
+    lengths: Int[np.ndarray, "B"], *, scores: int = 0, devices: int = 1
+) -> Iterator[slice]:
+    """The rows of a batch in consecutive parts whose `items_before` are not too many slots.
+
+    A part has at most `NUMBERS_AT_ONCE` slots and scores, but always a row for each device. Where
+    one history is long, the parts of the other rows stay large.
+
+    Args:
+      lengths: Number of events of each history, longest first.
+      scores: Number of scores of a row that are in memory beside its seen items.
+      devices: Number of devices that share the rows of a part evenly, as those of the batch.
+    """
+    start = 0
+    while start < len(lengths):
+        fitting = NUMBERS_AT_ONCE // (seen_slots(int(lengths[start])) + scores)
+        end = start + max(fitting // devices, 1) * devices
+        yield slice(start, min(end, len(lengths)))
+        start = end
+
+
 def read_queries(
     encode: Encode,
     dataset: Dataset,
@@ -108,8 +145,25 @@ def items_before(
     dataset: Dataset, users: Int[np.ndarray, "B"], ends: Int[np.ndarray, "B"]
 ) -> Int[np.ndarray, "B S"]:
     """The items of each history, zero-padded to one of few widths (`visits.seen_slots`)."""
-    longest = int((ends - dataset.offsets[users]).max())
-    return np.asarray(gather_histories(dataset, users, ends, seen_slots(longest)).items)
+    starts = dataset.offsets[users]
+    seen = np.zeros((len(users), seen_slots(int((ends - starts).max()))), np.int32)
+    for own, start, end in zip(seen, starts, ends, strict=True):
+        own[: end - start] = dataset.items[start:end]
+    return seen
+
+
+def events_before(
+    starts: Int[np.ndarray, "B"], ends: Int[np.ndarray, "B"]
+) -> tuple[Int[np.ndarray, "E"], Int[np.ndarray, "E"]]:
+    """The row and the index of every event of some histories, one history after another.
+
+    Args:
+      starts: The absolute index of each history's first event.
+      ends: The absolute index of the first event after each history.
+    """
+    lengths = ends - starts
+    rows = np.repeat(np.arange(len(starts)), lengths)
+    return rows, np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(len(rows))
 
 
 @jax.jit

@@ -1,21 +1,17 @@
 """Checkpoints of a run: the best one and the latest two.
 
-A checkpoint contains the training state and the run's progress. Orbax writes it in the background
-and moves it to its place when it is complete. But Orbax does not detect later damage: it loads a
-file with a flipped byte without an error. `Checkpoints` therefore *seals* a checkpoint: it writes
-the digests of the checkpoint's files to `sha256/STEP.json` and checks them before it loads. A
-checkpoint is *sound* if its files match its digests. A checkpoint without digests is not sound: a
-process was killed before it could seal it, or somebody deleted them. Versions before the digests
-saved no `validated_step`; a checkpoint of theirs is sound without digests.
+A checkpoint contains the training state and the run's progress. Orbax writes it and moves it to its
+place when it is complete. `Checkpoints` then seals it with digests (`checkpoint_digests.py`), and
+checks them before it loads. A checkpoint without digests is not sound: a process was killed before
+it could seal it, or somebody deleted them.
 """
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,10 +22,15 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
-from linseqrec.errors import FileError, UserError
-from linseqrec.files import check_form, read_json, replacing, sha256_of_file
+from linseqrec.errors import UserError
+from linseqrec.files import check_form
 from linseqrec.sharding import parameter_path
-from linseqrec.training import distributed
+from linseqrec.training import (
+    checkpoint_arrays,
+    checkpoint_digests,
+    distributed,
+    earlier_checkpoints,
+)
 from linseqrec.training.item_rows import CatchUp
 from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
@@ -166,7 +167,7 @@ class Checkpoints:
     def _open(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
         """Orbax's manager of the folder; moves checkpoints away that keep it from opening."""
         handlers = {
-            "state": ocp.StandardCheckpointHandler(),
+            "state": checkpoint_arrays.handler(),
             "progress": ocp.JsonCheckpointHandler(),
         }
         open_folder = functools.partial(
@@ -177,20 +178,24 @@ class Checkpoints:
         except OSError:
             raise
         except Exception as error:  # Orbax's errors have no common class.
-            faults = {
-                step: each for step in saved_steps(self._folder) if (each := self.faults(step))
-            }
+            # Process 0 decides, so that all processes move away the same ones.
+            steps, faults = distributed.on_first(self._all_faults)
             if not faults:
                 raise
-            listed = "; ".join(f"{step}: {each[0]}" for step, each in faults.items())
+            listed = "; ".join(f"{step}: {each[0]}" for step, each in faults)
             message = f"damaged checkpoints in {self._folder}: {listed}"
             # If none is left, the run would train from the beginning.
-            if self._read_only or len(faults) == len(saved_steps(self._folder)):
+            if self._read_only or len(faults) == steps:
                 raise CheckpointError(f"{message}; move them elsewhere") from error
             print(message, file=sys.stderr, flush=True)
-            for step in faults:
+            for step, _ in faults:
                 distributed.on_first(functools.partial(self._move_away, step))
         return open_folder()
+
+    def _all_faults(self) -> tuple[int, list[tuple[int, list[str]]]]:
+        """The number of all checkpoints, and the damaged ones with what is wrong with each."""
+        steps = saved_steps(self._folder)
+        return len(steps), [(step, faults) for step in steps if (faults := self.faults(step))]
 
     def __enter__(self) -> Self:
         return self
@@ -208,14 +213,16 @@ class Checkpoints:
             self._close()
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Starts to save a checkpoint in the background; its number is the state's step.
+        """Saves a checkpoint; its number is the state's step.
+
+        The arrays of a small state are written in the background, its digests always.
 
         Args:
           state: The training state.
           progress: The run's progress; its best step is the checkpoint that is kept.
 
         Raises:
-          CheckpointError: The previous save failed.
+          CheckpointError: The save failed, or the previous one.
         """
         self.wait()
         self._preservation.best_step = progress.best_step
@@ -229,7 +236,7 @@ class Checkpoints:
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.PyTreeSave(state),
                     progress=ocp.args.JsonSave(
                         dataclasses.asdict(progress) | {"shapes": self._shapes}
                     ),
@@ -238,6 +245,8 @@ class Checkpoints:
             ),
             step,
         )
+        if not checkpoint_arrays.fits_background(state):
+            self._guard(self._manager.wait_until_finished, step)
         self._sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
         self._sealing.start()
 
@@ -267,20 +276,10 @@ class Checkpoints:
         try:
             self._guard(self._manager.wait_until_finished, step)
             if distributed.is_first():
-                self._guard(lambda: self._write_digests(step), step)
+                kept = self._manager.all_steps()
+                self._guard(lambda: checkpoint_digests.seal(self._folder, step, kept), step)
         except CheckpointError as error:
             self._failure = error
-
-    def _write_digests(self, step: int) -> None:
-        """Writes the digests of a checkpoint, and deletes those of deleted checkpoints."""
-        path = self._digests_path(step)
-        path.parent.mkdir(exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(_digests(self._folder / str(step))))
-        saved_steps = {str(step) for step in self._manager.all_steps()}
-        for other in path.parent.glob("*.json"):
-            if other.stem not in saved_steps and not other.is_dir():
-                other.unlink(missing_ok=True)
 
     def _guard(self, write: Callable[[], Any], step: int) -> None:
         """Calls a part of a save, and turns its errors into a `CheckpointError`."""
@@ -298,7 +297,7 @@ class Checkpoints:
             ) from error
 
     def _digests_path(self, step: int) -> Path:
-        return self._folder / "sha256" / f"{step}.json"
+        return checkpoint_digests.digests_path(self._folder, step)
 
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -308,27 +307,7 @@ class Checkpoints:
 
         Also for its file of digests, if that is missing or damaged.
         """
-        path = self._digests_path(step)
-        if not os.path.lexists(path) and self._precedes_digests(step):
-            return []
-        try:
-            saved = read_json(path, {str: str})
-        except FileError as error:
-            return [str(error)]
-        current = _digests(self._folder / str(step))
-        return [
-            f"{name} {'has changed' if name in current else 'is missing'}"
-            for name, digest in saved.items()
-            if current.get(name) != digest
-        ] + [f"{name} is not in {path}" for name in current if name not in saved]
-
-    def _precedes_digests(self, step: int) -> bool:
-        """Whether a version before the digests wrote a checkpoint."""
-        try:
-            progress = read_json(self._folder / str(step) / "progress" / "metadata", dict)
-        except FileError:
-            return False
-        return "validated_step" not in progress
+        return checkpoint_digests.faults(self._folder, step)
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest sound checkpoint.
@@ -337,10 +316,11 @@ class Checkpoints:
         none if the folder is open read-only.
 
         Args:
-          like: A training state of the run's configuration.
+          like: A training state (arrays or their shapes) of the run's configuration.
 
         Returns:
-          State and progress. None if the run has no checkpoint, or a kill left it with nothing but
+          State and progress, the state with the buffers of `like` if it is of a version that did
+          not save them. None if the run has no checkpoint, or a kill left it with nothing but
           its first one, before the digests were written.
 
         Raises:
@@ -508,17 +488,17 @@ class Checkpoints:
           CheckpointError: The checkpoint is damaged, or has other variables than the model; names
             them.
         """
-        part = {"params": model.initial_params, "buffers": model.initial_buffers}
+        part = dict(zip(("params", "buffers"), model.abstract, strict=True))
         self._check(step, part, "model")
         progress = self.progress(step)
         if not self._rows_may_wait(step, progress):
             restored = self._read(step, part)
-            return nnx.merge_state(restored["params"], restored["buffers"])
+            return nnx.merge_state(restored["params"], model.complete(restored["buffers"]))
         # Some item rows wait for updates that the optimizer's state holds.
         rate = learning_rate(optimizer, progress.num_steps, shorten_warmup=True)
         catch_up = CatchUp.of(optimizer, rate)
         states = States(model, make_optimizer(optimizer, rate), catch_up, by_rows=True)
-        state = self.restore(step, states.initial_state())
+        state = states.complete(self.restore(step, states.abstract_state))
         return states.up_to_date(state).variables
 
     def _rows_may_wait(self, step: int, progress: Progress) -> bool:
@@ -533,34 +513,20 @@ class Checkpoints:
             return TrainState(**self._read(step, vars(like)))
         # The steps of the run so far updated whole tables.
         state = TrainState(**self._read(step, vars(like) | {"row_steps": None}))
-        return dataclasses.replace(state, row_steps=jnp.full_like(like.row_steps, int(state.step)))
+        rows = like.row_steps
+        full = functools.partial(jnp.full, rows.shape, int(state.step), rows.dtype)
+        return dataclasses.replace(state, row_steps=jax.jit(full, out_shardings=rows.sharding)())
 
     def _read(self, step: int, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Parts of the training state in a checkpoint that has been checked, by field."""
-        params, buffers = parts["params"], parts["buffers"]
         names = _shapes(self._manager.item_metadata(step).state)
-        if old := _has_no_buffers(names):
-            in_params, not_saved = nnx.split_state(
-                buffers, lambda path, _: "/".join(["params", *map(str, path)]) in names, ...
-            )
-            params, buffers = nnx.merge_state(params, in_params), nnx.State({})
-        parts = {**parts, "params": params, "buffers": buffers}
+        parts, not_saved = earlier_checkpoints.as_saved(dict(parts), names)
         # A part without arrays may be missing in the checkpoint.
         saved = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
-        arguments = ocp.args.PyTreeRestore(
-            item=target,
-            # Not strict about shapes: they differ by padding, and the check has compared the rest.
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target, strict=False),
-            partial_restore=True,
-        )
         folder = self._folder.absolute() / str(step) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            restored = {**parts, **reader.restore(folder, args=arguments)}
-        if old:
-            params, buffers = nnx.split_state(restored["params"], nnx.Param, ...)
-            restored |= {"params": params, "buffers": nnx.merge_state(buffers, not_saved)}
-        return restored
+        restored = {**parts, **checkpoint_arrays.read(folder, target)}
+        return earlier_checkpoints.as_now(restored, not_saved)
 
     def _check(self, step: int, like: Any, what: str) -> None:
         """Raises an error if a checkpoint is damaged, or its arrays are not those of `like`."""
@@ -596,7 +562,9 @@ class Checkpoints:
         if "row_steps" not in _shapes(metadata):  # All rows are up to date.
             expected.pop("row_steps", None)
         parts = {name.split("/")[0] for name in expected}
-        saved = _with_buffers(_without_padding(_shapes(metadata), progress.shapes), expected)
+        saved = earlier_checkpoints.with_buffers(
+            _without_padding(_shapes(metadata), progress.shapes), expected
+        )
         saved = {name: saved[name] for name in saved if name.split("/")[0] in parts}
         if not saved:  # Without any array the checkpoint is damaged, not of another model.
             return ""
@@ -614,12 +582,6 @@ class Checkpoints:
         )
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each file in a folder, by its path in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
@@ -627,31 +589,6 @@ def _first_line(error: BaseException) -> str:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _has_no_buffers(names: Iterable[str]) -> bool:
-    """Whether a checkpoint has no buffers, or is of a version that saved them as parameters."""
-    return not any(name.startswith("buffers/") for name in names)
-
-
-def _with_buffers(
-    saved: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """The saved shapes as the present version names them.
-
-    Earlier versions saved SinkRec's buffer among the parameters, with moments of the optimizer. In
-    other models they took buffers for constants, and did not save them.
-    """
-    if not saved or not _has_no_buffers(saved):
-        return saved
-    present = dict(saved)
-    for name in (name for name in expected if name.startswith("buffers/")):
-        end = name.removeprefix("buffers")
-        present[name] = saved.get(f"params{end}", expected[name])
-        if f"params{end}" in saved:
-            moved = (f"params{end}", f"/mu{end}", f"/nu{end}")
-            present = {other: present[other] for other in present if not other.endswith(moved)}
-    return present
 
 
 def _without_padding(

@@ -79,12 +79,15 @@ def train(
             run = within_budget(run, folder, resumed=bool(checkpoints.steps()))
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         iterator = iter(run.batches.to_iter_dataset(reading))
-        state, progress = run.step.initial_state(), Progress(iterator.get_state())
-        if (restored := checkpoints.restore_latest(state)) is not None:
-            state, progress = restored
+        if (restored := checkpoints.restore_latest(run.step.abstract_state)) is not None:
+            state, progress = run.step.complete(restored[0]), restored[1]
             iterator.set_state(progress.iterator)
+        else:
+            state, progress = run.step.initial_state(), Progress(iterator.get_state())
         progress = dataclasses.replace(progress, num_steps=run.num_steps)
         step, updates = int(state.step), run.step.updates(state)
+        # The updates consume the state; these names would keep its arrays.
+        del state, restored
 
         # ---------------------------------------------------------------- what watches the loop
         log = stack.enter_context(
@@ -165,7 +168,11 @@ def train(
             raise Preempted(step) from None
 
         best = checkpoints.resolve("best")
-        state = updates.state if best == step else checkpoints.restore(best, updates.state)
+        if best == step:
+            return run.step.up_to_date(updates.state), best
+        # The state of the last step would take as much memory as the one that is read.
+        del updates
+        state = run.step.complete(checkpoints.restore(best, run.step.abstract_state))
         return run.step.up_to_date(state), best
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,36 +56,68 @@ def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.Stat
 class FunctionalModel:
     """A model, split into its structure and its variables: parameters and buffers.
 
+    It holds no variables itself, only their shapes: a large item table would stay in memory beside
+    the one that is trained.
+
     Attributes:
       graphdef: The structure.
-      initial_params: The fresh parameters; on a mesh divided over its devices.
-      initial_buffers: The variables that are no parameters, in the same way.
-      mesh: The devices that batches and item table are divided over; None for one device.
       shapes: The variables' shapes, `jax.ShapeDtypeStruct`, without the padding of the mesh.
+      mesh: The devices that batches and item table are divided over; None for one device.
+      build: Makes the model with fresh parameters.
     """
 
     graphdef: nnx.GraphDef
-    initial_params: nnx.State
-    initial_buffers: nnx.State
-    mesh: Mesh | None
     shapes: nnx.State
+    mesh: Mesh | None
+    build: Callable[[], SequenceModel]
 
     @classmethod
     def of(cls, experiment: Experiment, num_items: int, mesh: Mesh | None) -> "FunctionalModel":
-        """Builds an experiment's model, as `build_model`; then divides it over the mesh."""
+        """An experiment's model, as `build_model` makes it, divided over the mesh."""
+        build = functools.partial(build_model, experiment, num_items)
+        graphdef, params, buffers = split_model(nnx.eval_shape(build))
+        return cls(graphdef, nnx.merge_state(params, buffers), mesh, build)
+
+    def fresh(self) -> tuple[nnx.State, nnx.State]:
+        """New parameters and buffers, the same ones each time; on a mesh divided over devices."""
         # An item table that the mesh divides need not fit on one of its devices.
-        cpu = None if mesh is None else jax.local_devices(backend="cpu")[0]
+        cpu = None if self.mesh is None else jax.local_devices(backend="cpu")[0]
         with contextlib.nullcontext() if cpu is None else jax.default_device(cpu):
-            graphdef, params, buffers = split_model(build_model(experiment, num_items))
-        shapes = jax.eval_shape(lambda: nnx.merge_state(params, buffers))
-        if mesh is not None:
-            params, buffers = sharding.place((params, buffers), mesh)
-        return cls(graphdef, params, buffers, mesh, shapes)
+            _, params, buffers = split_model(self.build())
+        return (
+            (params, buffers) if self.mesh is None else sharding.place((params, buffers), self.mesh)
+        )
+
+    @functools.cached_property
+    def abstract(self) -> tuple[nnx.State, nnx.State]:
+        """Shapes, types and devices of what `fresh` gives."""
+        params, buffers = nnx.split_state(self.shapes, nnx.Param, ...)
+        return sharding.abstract((params, buffers), self.mesh)
+
+    def complete(self, buffers: nnx.State) -> nnx.State:
+        """Restored buffers; those that an earlier version did not save get their fresh values."""
+        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(buffers)):
+            return buffers
+        return jax.tree.map(
+            lambda own, fresh: fresh if isinstance(own, jax.ShapeDtypeStruct) else own,
+            buffers,
+            self.initial_buffers,
+        )
+
+    @property
+    def initial_params(self) -> nnx.State:
+        """Fresh parameters."""
+        return self.fresh()[0]
+
+    @property
+    def initial_buffers(self) -> nnx.State:
+        """Fresh variables that are no parameters."""
+        return self.fresh()[1]
 
     @property
     def initial_variables(self) -> nnx.State:
-        """The fresh parameters and buffers."""
-        return nnx.merge_state(self.initial_params, self.initial_buffers)
+        """Fresh parameters and buffers."""
+        return nnx.merge_state(*self.fresh())
 
     def merge(self, variables: nnx.State) -> SequenceModel:
         """The model with these variables."""

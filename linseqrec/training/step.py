@@ -258,15 +258,21 @@ class States:
 
     def initial_state(self) -> TrainState:
         """The training state before the first step."""
-
-        def make(params: nnx.State, buffers: nnx.State) -> TrainState:
-            # Copied: the step consumes its state, and the variables may be asked for again.
-            return self._init_state(*jax.tree.map(jnp.copy, (params, buffers)))
-
-        fresh = (self.model.initial_params, self.model.initial_buffers)
         if self.model.mesh is None:
-            return make(*fresh)
-        return jax.jit(make, out_shardings=self._shardings)(*fresh)
+            return self._init_state(*self.model.fresh())
+        return jax.jit(self._init_state, out_shardings=self._shardings)(*self.model.fresh())
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and devices of the arrays of `initial_state`."""
+        state = jax.eval_shape(
+            self._init_state, *nnx.split_state(self.model.shapes, nnx.Param, ...)
+        )
+        return sharding.abstract(state, self.model.mesh)
+
+    def complete(self, state: TrainState) -> TrainState:
+        """A restored state; buffers that an earlier version did not save get fresh values."""
+        return dataclasses.replace(state, buffers=self.model.complete(state.buffers))
 
     def up_to_date(self, state: TrainState) -> TrainState:
         """The state with all item rows as after its last step; it consumes the state.
@@ -300,9 +306,7 @@ class States:
     @functools.cached_property
     def _shardings(self) -> Any:
         assert self.model.mesh is not None
-        params, buffers = self.model.initial_params, self.model.initial_buffers
-        state = jax.eval_shape(self._init_state, params, buffers)
-        return sharding.state_shardings(state, self.model.mesh)
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     def _init_state(self, params: nnx.State, buffers: nnx.State) -> TrainState:
         return init_state(params, buffers, self.optimizer, by_rows=self.by_rows)

@@ -92,8 +92,9 @@ class Meter:
         self, config: ModelConfig, loss: LossConfig, model: FunctionalModel, progress: Progress
     ):
         """Starts the clock, and goes on from the sums that `progress` holds."""
-        self._per_event = flops_per_event(model.initial_params, config)
-        self._per_target = flops_per_target(model.item_table(model.initial_variables), loss)
+        self._per_event = flops_per_event(model.abstract[0], config)
+        table = jax.eval_shape(model.item_table, model.shapes)
+        self._per_target = flops_per_target(table, loss)
         self._peak = peak_flops(config.compute_dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)

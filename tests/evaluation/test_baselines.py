@@ -1,6 +1,7 @@
 """Baselines against loops over events, and against published ones on MovieLens-1M."""
 
 import gzip
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from linseqrec.evaluation.baselines import (
     Popularity,
     RecentPopularity,
     TimedMarkov,
+    fit_baselines,
     item_counts,
 )
 from linseqrec.evaluation.evaluator import Evaluator
@@ -237,6 +239,26 @@ def test_where_nobody_repeats_personal_markov_is_markov():
     plain = Markov(dataset, split)(users, positions)
     shares = plain / np.maximum(plain.sum(axis=1, keepdims=True), 1e-9)
     np.testing.assert_allclose(PersonalMarkov(dataset, split)(users, positions), shares)
+
+
+def test_the_memory_of_baselines_does_not_grow_with_users_times_items():
+    """Dense scores of 40 users and 400,000 items would take 128 MB."""
+    rng, items = np.random.default_rng(0), 400_000
+    offsets = np.concatenate([[0], np.cumsum(np.where(np.arange(40) == 7, 20_000, 50))])
+    events = rng.integers(1, items + 1, offsets[-1]).astype(np.int32)
+    dataset = Dataset.from_arrays(events, np.arange(len(events)), offsets, num_items=items)
+    split = leave_one_out(dataset)
+    evaluator = Evaluator(
+        dataset, split.test, max_length=200, batch_size=40, filter_seen=("none", "all")
+    )
+    tracemalloc.start()
+    baselines = fit_baselines(dataset, split, max_length=200, request_times=True)
+    for name, baseline in baselines.items():
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        evaluator.run_scores(baseline)
+        assert tracemalloc.get_traced_memory()[1] - before < 20e6, name
+    tracemalloc.stop()
 
 
 # HR@10 and NDCG@10 with seen items filtered, then not filtered. The published table breaks ties in

@@ -10,6 +10,7 @@ import pytest
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Targets, leave_one_out
 from linseqrec.evaluation import queries
+from linseqrec.evaluation.baselines import PersonalMarkov
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.metrics import rank_metrics
 from linseqrec.evaluation.ranks import NonFiniteScoreError
@@ -191,6 +192,59 @@ def test_the_filter_removes_the_first_item_of_a_long_history():
     scores = np.array([[0.0, 3, 2, 1]])
     result = evaluation.run_scores(lambda users, positions: scores.repeat(len(users), 0))
     assert (result.ranks["none"], result.ranks["all"]) == (3, 1)
+
+
+def make_long_dataset():
+    """40 short histories, and between them one of 3,000 events and one of 700."""
+    rng = np.random.default_rng(4)
+    lengths = rng.integers(3, 30, 42)
+    lengths[[7, 30]] = 3_000, 700
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = rng.integers(1, ITEMS + 1, offsets[-1]).astype(np.int32)
+    # 60 items only: else the user of the long history would have seen the whole catalogue.
+    items[offsets[7] : offsets[8] - 1] %= 60
+    items[offsets[7] : offsets[8] - 1] += 1
+    return Dataset.from_arrays(items, np.arange(offsets[-1]), offsets, num_items=ITEMS)
+
+
+@pytest.mark.parametrize("scorer", ["model", "function", "baseline"])
+def test_one_long_history_widens_no_batch(monkeypatch, scorer):
+    dataset = make_long_dataset()
+    targets = leave_one_out(dataset).test
+    table = np.random.default_rng(5).normal(size=TABLE.shape).astype(np.float32)
+    evaluation = Evaluator(
+        dataset, targets, max_length=20, batch_size=16, filter_seen=("none", "all"), auc=True
+    )
+    baseline = PersonalMarkov(dataset, leave_one_out(dataset))
+    scores = {"baseline": baseline, "function": lambda *arguments: baseline(*arguments)}
+
+    def run():
+        if scorer == "model":
+            return evaluation.run(encode, table)
+        return evaluation.run_scores(scores[scorer])
+
+    expected, sizes = run(), []
+    items_before, events_before = queries.items_before, queries.events_before
+
+    def padded(*arguments):
+        seen = items_before(*arguments)
+        sizes.append(seen.shape)
+        return seen
+
+    def counted(starts, ends):
+        sizes.append((len(starts), max(1, int((ends - starts).sum()) // len(starts))))
+        return events_before(starts, ends)
+
+    monkeypatch.setattr(queries, "items_before", padded)
+    monkeypatch.setattr(queries, "events_before", counted)
+    monkeypatch.setattr("linseqrec.evaluation.baselines.events_before", counted)
+    monkeypatch.setattr(queries, "NUMBERS_AT_ONCE", 2_000)
+    result = run()
+    assert max(rows for rows, _ in sizes) > 1
+    assert all(rows == 1 or rows * width <= 2_000 for rows, width in sizes), sizes
+    for name in ("none", "all"):
+        np.testing.assert_array_equal(result.ranks[name], expected.ranks[name])
+    assert result.metrics_by_filter == expected.metrics_by_filter
 
 
 def test_each_target_of_one_user_has_its_own_history():

@@ -6,6 +6,7 @@ import pytest
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import leave_one_out
+from linseqrec.evaluation import queries
 from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.lists import (
     Lists,
@@ -15,7 +16,14 @@ from linseqrec.evaluation.lists import (
 )
 from linseqrec.evaluation.metrics import rank_metrics
 from linseqrec.evaluation.ranks import NonFiniteScoreError
-from tests.evaluation.test_evaluator import ITEMS, TABLE, encode, make_dataset, slow_evaluation
+from tests.evaluation.test_evaluator import (
+    ITEMS,
+    TABLE,
+    encode,
+    make_dataset,
+    make_long_dataset,
+    slow_evaluation,
+)
 
 
 @pytest.mark.parametrize("filter_seen", [False, True], ids=["all items", "unseen items"])
@@ -92,6 +100,39 @@ def test_metrics_of_exported_lists_equal_those_of_the_ranks(filter_seen):
         assert result.metrics_by_filter[name][metric] == pytest.approx(value, abs=1e-12), metric
     ranks = exported.unique("user", maintain_order=True)["target_rank"].to_numpy()
     assert rank_metrics(ranks)[0]["HR@50"] == pytest.approx(by_membership["HR@50"])
+
+
+def test_one_long_history_widens_no_batch_of_lists(monkeypatch):
+    dataset = make_long_dataset()
+    targets = leave_one_out(dataset).test
+    items_before, shapes = queries.items_before, []
+
+    def record(*arguments):
+        seen = items_before(*arguments)
+        shapes.append(seen.shape)
+        return seen
+
+    def recommend():
+        return recommend_after(
+            dataset,
+            targets.users,
+            targets.positions,
+            encode,
+            TABLE,
+            top_k=20,
+            max_length=20,
+            batch_size=16,
+            filter_seen=True,
+            rank_next=True,
+        )
+
+    expected = recommend()
+    monkeypatch.setattr(queries, "items_before", record)
+    monkeypatch.setattr(queries, "NUMBERS_AT_ONCE", 2_000)
+    lists = recommend()
+    assert all(rows == 1 or rows * width <= 2_000 for rows, width in shapes), shapes
+    for field in ("items", "scores", "target_ranks"):
+        np.testing.assert_array_equal(getattr(lists, field), getattr(expected, field))
 
 
 def test_lists_after_all_events_have_no_target_rank():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.training import workdir
+from linseqrec.training import checkpoint_digests, workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints, Progress
 from linseqrec.training.loop import train
 
@@ -174,14 +174,14 @@ def test_a_failed_save_is_an_error_and_the_run_continues_from_the_save_before(
     run, tmp_path, monkeypatch
 ):
     folder, steps = tmp_path / "run", run.batches.steps_per_epoch
-    write_digests = Checkpoints._write_digests
+    seal = checkpoint_digests.seal
 
-    def fail_after_the_first_epoch(self, step):
+    def fail_after_the_first_epoch(folder, step, kept):
         if step > steps:
             raise OSError(28, "No space left on device")
-        write_digests(self, step)
+        seal(folder, step, kept)
 
-    monkeypatch.setattr(Checkpoints, "_write_digests", fail_after_the_first_epoch)
+    monkeypatch.setattr(checkpoint_digests, "seal", fail_after_the_first_epoch)
     message = rf"(?s)checkpoint {2 * steps} could not be saved.*No space left.*Sound.*{steps}"
     with pytest.raises(CheckpointError, match=message):
         train(run, folder)

@@ -1,0 +1,72 @@
+"""Digests of a checkpoint's files, by which damage is found.
+
+Orbax loads a file with a flipped byte without an error. A checkpoint is therefore *sealed*: the
+digests of its files are written to `sha256/STEP.json`. It is *sound* if its files match them.
+"""
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from linseqrec.errors import FileError
+from linseqrec.files import read_json, replacing, sha256_of_file
+from linseqrec.training import earlier_checkpoints
+
+
+def digests_path(folder: Path, step: int) -> Path:
+    """The file of a checkpoint's digests.
+
+    Args:
+      folder: The folder of the checkpoints.
+      step: The checkpoint.
+    """
+    return folder / "sha256" / f"{step}.json"
+
+
+def seal(folder: Path, step: int, kept: Collection[int]) -> None:
+    """Writes the digests of a checkpoint, and deletes those of deleted checkpoints.
+
+    Args:
+      folder: The folder of the checkpoints.
+      step: The checkpoint, complete on disk.
+      kept: The checkpoints whose digests stay.
+    """
+    path = digests_path(folder, step)
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_digests(folder / str(step))))
+    names = {str(step) for step in kept}
+    for other in path.parent.glob("*.json"):
+        if other.stem not in names and not other.is_dir():
+            other.unlink(missing_ok=True)
+
+
+def faults(folder: Path, step: int) -> list[str]:
+    """A message for each file of a checkpoint that is missing or has changed.
+
+    Also for its file of digests, if that is missing or damaged.
+
+    Args:
+      folder: The folder of the checkpoints.
+      step: The checkpoint.
+    """
+    path, checkpoint = digests_path(folder, step), folder / str(step)
+    if not os.path.lexists(path) and earlier_checkpoints.needs_no_digests(checkpoint):
+        return []
+    try:
+        saved = read_json(path, {str: str})
+    except FileError as error:
+        return [str(error)]
+    current = _digests(checkpoint)
+    return [
+        f"{name} {'has changed' if name in current else 'is missing'}"
+        for name, digest in saved.items()
+        if current.get(name) != digest
+    ] + [f"{name} is not in {path}" for name in current if name not in saved]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The sha256 of each file in a folder, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}

@@ -38,15 +38,29 @@ def experiment() -> Experiment:
     )
 
 
+@pytest.fixture(scope="module")
+def compiled() -> dict:
+    """The model and the step of each experiment, which are functions without a state."""
+    return {}
+
+
 @pytest.fixture
-def make_run(source):
-    """A run of an experiment with changed parts: make_run(experiment, training={"seed": 1})."""
+def make_run(source, compiled):
+    """A run of an experiment with changed parts: make_run(experiment, training={"seed": 1}).
+
+    Runs of one experiment have their own events and evaluators. They share the model and the step,
+    so that each is traced once.
+    """
 
     def make(experiment: Experiment, **changes: dict) -> Run:
         parts = {
             part: dataclasses.replace(getattr(experiment, part), **fields)
             for part, fields in changes.items()
         }
-        return Run.of(dataclasses.replace(experiment, **parts), source)
+        run = Run.of(dataclasses.replace(experiment, **parts), source)
+        model, step = compiled.setdefault(run.experiment, (run.model, run.step))
+        run = dataclasses.replace(run, model=model)
+        run.__dict__["step"] = step
+        return run
 
     return make

@@ -1,9 +1,9 @@
 """RecGRELA in float64 NumPy, written from the paper's equations and not from our code; and random
 parameters and events to compare the two on."""
 
+import functools
 import math
 import os
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,14 @@ from linseqrec.sharding import parameter_path
 
 def random_model(config, *, num_items=50, seed=0):
     """A model whose every parameter matters: (model, its arrays)."""
-    # Its first parameters would be drawn by dozens of small programs, for nothing.
-    model = nnx.eval_shape(lambda: config.build(num_items, rngs=nnx.Rngs(0)))
+    model = nnx.merge(*_structure(config, num_items), copy=True)
     return model, randomise(model, seed=seed)
+
+
+@functools.cache
+def _structure(config, num_items):
+    """A model without values: its first would be drawn by dozens of small programs, for nothing."""
+    return nnx.split(nnx.eval_shape(lambda: config.build(num_items, rngs=nnx.Rngs(0))))
 
 
 def randomise(model, *, seed=0):
@@ -75,7 +80,7 @@ def _apply(graphdef, params, events, state, dropout_key):
 
 # Half of these tests' time is compilation, and optimised code saves none of it.
 _OPTIONS = {"xla_backend_optimization_level": 0}
-jit = partial(jax.jit, compiler_options=_OPTIONS)
+jit = functools.partial(jax.jit, compiler_options=_OPTIONS)
 _apply = jit(_apply, static_argnums=0)
 
 

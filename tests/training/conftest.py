@@ -1,6 +1,8 @@
 """A small experiment on a small log, fast enough to be trained in a test."""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.training.model import FunctionalModel
 from linseqrec.training.run import Run
+from linseqrec.training.step import CompiledStep
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +43,18 @@ def experiment() -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict:
-    """The model and the step of each experiment, which are functions without a state."""
-    return {}
+def steps() -> Iterator[dict[Experiment, CompiledStep]]:
+    """The steps by experiment. Meanwhile, each experiment's model is built and traced once.
+
+    Both are functions without a state.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FunctionalModel, "of", functools.cache(FunctionalModel.of))
+        yield {}
 
 
 @pytest.fixture
-def make_run(source, compiled):
+def make_run(source, steps):
     """A run of an experiment with changed parts: make_run(experiment, training={"seed": 1}).
 
     Runs of one experiment have their own events and evaluators. They share the model and the step,
@@ -58,9 +67,7 @@ def make_run(source, compiled):
             for part, fields in changes.items()
         }
         run = Run.of(dataclasses.replace(experiment, **parts), source)
-        model, step = compiled.setdefault(run.experiment, (run.model, run.step))
-        run = dataclasses.replace(run, model=model)
-        run.__dict__["step"] = step
+        run.__dict__["step"] = steps.setdefault(run.experiment, run.step)
         return run
 
     return make

@@ -17,14 +17,33 @@ from linseqrec.sharding import parameter_path
 
 def random_model(config, *, num_items=50, seed=0):
     """A model whose every parameter matters: (model, its arrays)."""
-    model = nnx.merge(*_structure(config, num_items), copy=True)
+    model = abstract_model(config, num_items=num_items)
     return model, randomise(model, seed=seed)
 
 
+def abstract_model(config, *, num_items=50):
+    """A model whose variables have shapes and dtypes only."""
+    # The compute dtype may depend on the backend.
+    return nnx.merge(*_structure(config, num_items, jax.default_backend()), copy=True)
+
+
 @functools.cache
-def _structure(config, num_items):
-    """A model without values: its first would be drawn by dozens of small programs, for nothing."""
-    return nnx.split(nnx.eval_shape(lambda: config.build(num_items, rngs=nnx.Rngs(0))))
+def _structure(config, num_items, backend):
+    del backend
+
+    def build():
+        rngs = nnx.Rngs(0)
+        rngs.default = SameKey(0, tag="default")
+        return config.build(num_items, rngs=rngs)
+
+    return nnx.split(nnx.eval_shape(build))
+
+
+class SameKey(nnx.RngStream):
+    """Gives the same key each time: to count keys is half of the time of an abstract build."""
+
+    def __call__(self):
+        return self.key[...]
 
 
 def randomise(model, *, seed=0):

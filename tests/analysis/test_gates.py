@@ -20,6 +20,11 @@ EVENTS = Events(
 )
 
 
+@nnx.jit
+def trace(model, events):
+    return model.trace(events)
+
+
 def test_gates_are_what_the_rule_was_given():
     """By the equations: decays of the gap alone, writes of a constant, a coverage and a λ of one
     bias each, where all that the gates read is multiplied by zeros."""
@@ -33,7 +38,7 @@ def test_gates_are_what_the_rule_was_given():
     mixer.log_rate[...] = np.zeros(2, np.float32)
     mixer.step_bias[...] = np.full(2, np.log(np.e - 1), np.float32)  # softplus of it is 1
     mixer.log_horizon[...] = np.log(np.array([1.0, 2.0], np.float32))  # days
-    first, second = model.trace(EVENTS).values()
+    first, second = trace(model, EVENTS).values()
     days = np.array([0, 60, 89_940, 1]) / 86_400
     kept = np.exp(-1 - days[:, None] / [1.0, 2.0])
     for passed in (first, second):
@@ -46,7 +51,7 @@ def test_gates_are_what_the_rule_was_given():
 def test_gates_that_a_mixer_lacks_are_not_read():
     plain = SinkRecConfig(width=16, key_width=8, value_width=8, memory=False)
     model = plain.build(5, rngs=nnx.Rngs(0))
-    for passed in model.trace(EVENTS).values():
+    for passed in trace(model, EVENTS).values():
         assert set(passed.gates) == {"kept", "written"}
 
 
@@ -69,7 +74,7 @@ def test_what_hytrec_writes_is_told_from_what_it_erases(gate, written):
         mixer.spike_gate.kernel[...] = 0 * mixer.spike_gate.kernel[...]
         mixer.spike_gate.bias[...] = np.full(2, np.log(0.25), np.float32)
     one = jax.tree.map(lambda x: x[:, :1], EVENTS)
-    (traced,) = model.trace(one).values()
+    (traced,) = trace(model, one).values()
     np.testing.assert_allclose(traced.gates["written"], np.full((2, 1, 2), written), rtol=1e-5)
     if gate != "none":
         np.testing.assert_allclose(traced.gates["spike"], np.full((2, 1, 2), 0.2), rtol=1e-5)

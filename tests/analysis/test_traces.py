@@ -1,6 +1,5 @@
 """What a trace keeps is what the model used."""
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -73,19 +72,17 @@ MODELS = {
 }
 
 
+@nnx.jit
+def read(model, events):
+    return model(events), model.trace(events)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_memories_are_the_states_and_keys_what_wrote_them(name):
     config, names, memories = MODELS[name]
     model = config.build(5, rngs=nnx.Rngs(0))
     write_at_once(model)
-    graphdef, params = nnx.split(model)
-    read = jax.jit(
-        lambda params, events: (
-            nnx.merge(graphdef, params)(events),
-            nnx.merge(graphdef, params).trace(events),
-        )
-    )
-    encoding, traces = read(params, EVENTS)
+    encoding, traces = read(model, EVENTS)
     assert list(traces) == names
     for traced, memory in zip(traces.values(), memories(encoding.state), strict=True):
         np.testing.assert_array_equal(traced.memory, memory)
@@ -117,8 +114,8 @@ def test_shuffled_gaps_write_memories_though_none_is_carried():
     )
     model = config.build(5, rngs=nnx.Rngs(0))
     write_at_once(model)
-    assert model(EVENTS).state == NoState()
-    traces = model.trace(EVENTS)
+    encoding, traces = read(model, EVENTS)
+    assert encoding.state == NoState()
     assert list(traces) == ["long/0"]
     check_keys_wrote(traces["long/0"])
     assert all(is_recurrent(mixer) for _, mixer in linear_mixers(model))

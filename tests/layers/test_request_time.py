@@ -1,6 +1,7 @@
 """What is read of a request's time, against the calendar and float64; and fading until then."""
 
 import datetime
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +74,10 @@ def test_waits_are_the_days_until_the_request():
 
 
 def tadn(rngs):
-    mixer = TADN(8, 2, rngs=rngs)
-
-    def mix(x, ids, gaps, wait=None):
+    def mix(mixer, x, ids, gaps, wait=None):
         return mixer(x, Clock(ids, 0 * ids, gaps, 0 * gaps, wait), mixer.initial_state(len(x)))[0]
 
-    return mixer, mix
+    return TADN(8, 2, rngs=rngs), mix
 
 
 def tdgd(rngs):
@@ -94,7 +93,7 @@ def tdgd(rngs):
         rngs=rngs,
     )
 
-    def mix(x, ids, gaps, wait=None):
+    def mix(mixer, x, ids, gaps, wait=None):
         memory, _ = NoMemory()(x, ids, ())
         told = dict(gaps=gaps, gap_features=NoGapFeatures()(gaps), memory=memory, wait=wait)
         return mixer(x, ids, mixer.initial_state(len(x)), **told)[0]
@@ -106,6 +105,7 @@ def tdgd(rngs):
 def test_a_reading_fades_until_its_request(make):
     """Head by head: what each one adds to the output, times exp(-wait / T)."""
     mixer, mix = make(nnx.Rngs(0))
+    mix = functools.partial(nnx.jit(mix), mixer)
     randomise(mixer)
     mixer.log_horizon[...] = jnp.log(jnp.array([2.0, 30.0]))
     rng = np.random.default_rng(2)

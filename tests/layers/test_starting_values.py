@@ -1,5 +1,6 @@
 """What a fresh mixer does: it looks up what followed an item before, and says it as an item."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,5 +87,5 @@ def test_a_fresh_head_says_what_followed_the_item_before(name, shift):
         mixer.write_strength.kernel[...] = jnp.zeros_like(mixer.write_strength.kernel[...])
         mixer.output_gate = lambda x: jnp.ones((*x.shape[:2], 2 * width))
     history = HISTORY + [8] * shift
-    said = np.asarray(mixed_by(mixer, history))[0, -1]
+    said = np.asarray(jax.jit(lambda: mixed_by(mixer, history))())[0, -1]
     assert (ITEMS @ said).argmax() == [7, 10][shift]

@@ -26,7 +26,9 @@ VARIANTS = [
 
 
 def random_mixer(gate="write", time="gaps", **options):
-    mixer = TADN(WIDTH, HEADS, gate=gate, timed=time != "none", rngs=nnx.Rngs(0), **options)
+    mixer = nnx.eval_shape(
+        lambda: TADN(WIDTH, HEADS, gate=gate, timed=time != "none", rngs=nnx.Rngs(0), **options)
+    )
     return mixer, randomise(mixer)
 
 
@@ -36,9 +38,13 @@ def inputs(batch=1, time=TIME, seed=0):
     return x, np.ones((batch, time), np.int32), times
 
 
+@jit
+def _gaps(times, ids):
+    return gaps_in_days(times, ids, no_timestamp(len(ids)))[0]
+
+
 def days(times, ids, time="gaps"):
-    gaps, _ = gaps_in_days(times, ids, no_timestamp(len(ids)))
-    return np.asarray(gaps_taken(time, gaps, ids))
+    return np.asarray(gaps_taken(time, _gaps(times, ids), ids))
 
 
 _run = jit(lambda g, p, *rest, **asked: nnx.merge(g, p)(*rest, **asked), static_argnums=0)
@@ -150,9 +156,14 @@ def test_a_closed_gate_divides_by_no_zero_and_has_a_logarithm(gate):
 LATE = 5
 
 
-def ages(gaps, ids):
+@jit
+def _ages(gaps, ids):
     since = DaysSince(LATE)
-    return np.asarray(since(gaps, ids, since.initial_state(len(ids)))[0])
+    return since(gaps, ids, since.initial_state(len(ids)))[0]
+
+
+def ages(gaps, ids):
+    return np.asarray(_ages(gaps, ids))
 
 
 def test_each_event_weighs_what_the_time_up_to_now_leaves_of_it():
@@ -169,18 +180,17 @@ def test_each_event_weighs_what_the_time_up_to_now_leaves_of_it():
     load_parameters(mixer, {name: array.astype(np.float32) for name, array in arrays.items()})
     then = np.array([0, 1, 1.5, 40, 40, 40.25, 43, 50, 50, 51])  # days
     items = [0, 1, 2, 3, 3, 3, 3, 3, 3, 3]
-    x, ids = np.eye(4, dtype=np.float32)[items][None], np.ones((1, 10), np.int32)
-    gaps = np.diff(then, prepend=0)[None].astype(np.float32)
-    for now in range(10):
-        so_far = slice(now + 1)
-        memory = run(
-            mixer, x[:, so_far], ids[:, so_far], gaps[:, so_far], age=ages(gaps, ids)[:, so_far]
-        )[1].memory
+    # Row t ends after event t.
+    ids = np.tri(10, dtype=np.int32)
+    x, gaps = np.eye(4)[items], np.diff(then, prepend=0)
+    x, gaps = (np.stack([array] * 10).astype(np.float32) for array in (x, gaps))
+    memories = run(mixer, x, ids, gaps, age=ages(gaps, ids))[1].memory
+    for now, memory in enumerate(memories):
         expected = np.zeros((4, 4))
         for event in range(min(3, now + 1 - LATE)):
             # β is ½, a value 50.
             expected[event, event] = 25 * np.exp(-(then[now] - then[event]) / 2)
-        np.testing.assert_allclose(memory[0, 0, :3], expected[:3], rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(memory[0, :3], expected[:3], rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("gate, time", VARIANTS)
@@ -188,19 +198,20 @@ def test_a_late_memory_is_the_one_of_then_faded_until_now(gate, time):
     mixer, arrays = random_mixer(gate, time, delay=LATE)
     prompt, _ = random_mixer(gate, time)
     load_parameters(prompt, arrays)
-    x, ids, times = inputs()
-    gaps = days(times, ids, time)
-    for now in (LATE, 11, TIME - 1):
-        so_far, then = slice(now + 1), slice(now + 1 - LATE)
-        late = run(
-            mixer, x[:, so_far], ids[:, so_far], gaps[:, so_far], age=ages(gaps, ids)[:, so_far]
-        )[1]
-        early = run(prompt, x[:, then], ids[:, then], gaps[:, then])[1]
-        left = np.ones((HEADS, 1, 1))
-        if time != "none":
-            passed = gaps[0, now + 1 - LATE : now + 1].astype(np.float64).sum()
-            left = np.exp(-passed / np.exp(arrays["log_horizon"]))[:, None, None]
-        np.testing.assert_allclose(late.memory, left * early.memory, atol=1e-6, rtol=1e-5)
+    # One history, which ends after another event in each row.
+    ends = np.array([LATE, 11, TIME - 1]) + 1
+    x, _, times = (np.repeat(array, len(ends), axis=0) for array in inputs())
+    so_far, then = (
+        (np.arange(TIME) < end).astype(np.int32) for end in np.array([ends, ends - LATE])[..., None]
+    )
+    gaps = days(times, so_far, time)
+    late = run(mixer, x, so_far, gaps, age=ages(gaps, so_far))[1]
+    early = run(prompt, x, then, gaps * then)[1]
+    left = np.ones((len(ends), HEADS, 1, 1))
+    if time != "none":
+        passed = (gaps * (so_far - then)).astype(np.float64).sum(axis=1)
+        left = np.exp(-passed[:, None] / np.exp(arrays["log_horizon"]))[..., None, None]
+    np.testing.assert_allclose(late.memory, left * early.memory, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("gate, time", VARIANTS)

@@ -1,10 +1,14 @@
 """Gaps in days against a loop over events, and their shuffled control."""
 
+import jax
 import numpy as np
 import pytest
 
-from linseqrec.layers.time_gaps import DaysSince, gaps_in_days, no_timestamp, shuffled_gaps
+from linseqrec.layers import time_gaps
+from linseqrec.layers.time_gaps import DaysSince, no_timestamp, shuffled_gaps
 from tests.ops.layouts import LAYOUT
+
+gaps_in_days = jax.jit(time_gaps.gaps_in_days)
 
 DAY = 86_400
 
@@ -92,9 +96,9 @@ def test_shuffling_depends_on_positions_only():
 def test_days_since_an_earlier_event_are_differences_of_times(events):
     """In packed rows, in two parts of a history, and as exact behind years of others as alone."""
     times = random_times(LAYOUT)
-    gaps, _ = gaps_in_days(times, LAYOUT, no_timestamp(5))
-    since = DaysSince(events)
-    nothing = since.initial_state(5)
+    gaps = np.asarray(gaps_in_days(times, LAYOUT, no_timestamp(5))[0])
+    layer = DaysSince(events)
+    since, nothing = jax.jit(layer.__call__), layer.initial_state(5)
     days, recent = since(gaps, LAYOUT, nothing)
     expected = np.zeros(LAYOUT.shape)
     for b, ids in enumerate(LAYOUT):

@@ -4,6 +4,7 @@
 version control is the record of it.
 """
 
+import functools
 import json
 import pathlib
 import runpy
@@ -88,8 +89,9 @@ MODELS = {
 NUMBERS = ("loss", "gradient_norm", "update_norm")
 
 
+@functools.cache
 def small_run(name):
-    """A run of a small model on twenty histories."""
+    """A run of a small model on twenty histories; its step is traced once for all tests."""
     model, plan = MODELS[name]
     rng = np.random.default_rng(0)
     offsets = np.arange(0, 241, 12)
@@ -124,28 +126,33 @@ def resolved(name):
     return "".join(f"{key}: {value}\n" for key, value in values.items())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    """A model; each is done with before the next, so that one run is kept at a time."""
+    yield request.param
+    small_run.cache_clear()
+
+
 def test_the_first_steps_are_the_recorded_ones(name):
     recorded = json.loads((GOLDEN / "steps.json").read_text())[name]
     for step, expected in zip(first_steps(name), recorded, strict=True):
         assert step == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_the_step_lowers_for_accelerators(name):
     run = small_run(name)
-    traced = run.step.update.trace(jax.eval_shape(run.step.initial_state), run.batches[0])
-    for platform in ("cuda", "tpu"):
-        lowered = traced.lower(lowering_platforms=(platform,)).as_text()
-        # XLA's own operations alone: no library's solver, no callback.
-        assert "custom_call" not in lowered
+    traced = run.step.update.trace(run.step.initial_state(), run.batches[0])
+    # One program for both, which holds the operations of each.
+    lowered = traced.lower(lowering_platforms=("cuda", "tpu")).as_text()
+    # XLA's own operations alone: no library's solver, no callback.
+    assert "custom_call" not in lowered
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_resolves_to_its_record(name):
-    recorded = GOLDEN / "configs" / f"{name}.txt"
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_resolves_to_its_record(experiment):
+    recorded = GOLDEN / "configs" / f"{experiment}.txt"
     assert recorded.exists(), "no record: python -m tests.models.test_golden"
-    assert resolved(name).splitlines() == recorded.read_text().splitlines()
+    assert resolved(experiment).splitlines() == recorded.read_text().splitlines()
 
 
 def test_every_record_has_its_experiment():

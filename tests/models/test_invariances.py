@@ -196,12 +196,12 @@ def test_padding_changes_nothing(encode):
 
 
 def test_a_packed_row_equals_its_parts(encode):
-    parts = [history(length, length) for length in (7, 1, 12)]
+    parts = [history(length, length) for length in (4, 1, 10)]
     packed = encode(events([parts[0], None, parts[1], parts[2], None]))[0]
-    slots = ((0, 7), (8, 9), (9, 21))
+    slots = ((0, 4), (5, 6), (6, 16))
     for part, (start, end) in zip(parts, slots, strict=True):
         # Padded to the length of the row, so that all are one program: see the test above.
-        alone = encode(events([part, *[None] * (22 - len(part))]))[0, : len(part)]
+        alone = encode(events([part, *[None] * (17 - len(part))]))[0, : len(part)]
         np.testing.assert_allclose(packed[start:end], alone, atol=3e-5)
 
 

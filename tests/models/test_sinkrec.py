@@ -14,6 +14,7 @@ from linseqrec.layers.gated_delta import GatedDeltaMixer
 from linseqrec.layers.tdgd import TDGD
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models.reference import (
+    abstract_model,
     assert_states_equal,
     hidden_states,
     jit,
@@ -53,6 +54,13 @@ def logits(model, encoding):
 ONCE = dataclasses.replace(SMALL, loops=1)
 
 
+@functools.cache
+def full_model():
+    """The full model's arrays, and what its equations make of `ragged()`."""
+    _, arrays = random_model(ONCE)
+    return arrays, sinkrec(ONCE, arrays, ragged())
+
+
 @pytest.mark.parametrize("arm", ["full", *ARMS])
 def test_the_logits_and_losses_are_the_equations(arm):
     """And each arm's output is another than the full model's with the same parameters."""
@@ -71,12 +79,11 @@ def test_the_logits_and_losses_are_the_equations(arm):
     else:
         assert encoding.losses == encoding.metrics == {}
     if arm != "full":
-        _, full = random_model(ONCE)
+        full, (others, _, _) = full_model()
         same = {
             name: array for name, array in full.items() if array.shape == np.shape(arrays.get(name))
         }
         mine, _, _ = sinkrec(config, arrays | same, events)
-        others, _, _ = sinkrec(ONCE, full, events)
         assert np.abs(mine - others)[real].max() > 0.01
 
 
@@ -85,14 +92,14 @@ def test_loss_weights_and_no_reconstruction():
     model, arrays = random_model(ONCE)
     base = run(model, events)
     weighted = dataclasses.replace(ONCE, quantization_weight=0.3, reconstruction_weight=0.2)
-    twin = weighted.build(50, rngs=nnx.Rngs(0))
+    twin = abstract_model(weighted)
     load_parameters(twin, arrays)
     losses = run(twin, events).losses
     assert losses["vq"] == pytest.approx(3 * float(base.losses["vq"]), rel=1e-5)
     assert losses["reconstruction"] == pytest.approx(
         2 * float(base.losses["reconstruction"]), rel=1e-5
     )
-    bare = dataclasses.replace(ONCE, reconstruction_weight=0.0).build(50, rngs=nnx.Rngs(0))
+    bare = abstract_model(dataclasses.replace(ONCE, reconstruction_weight=0.0))
     kept = {name: a for name, a in arrays.items() if "decoders" not in name}
     load_parameters(bare, kept)
     assert set(run(bare, events).losses) == {"vq"}
@@ -163,9 +170,8 @@ def test_zero_gaps_equal_the_model_without_time():
     events = dataclasses.replace(ragged(), timestamps=np.zeros((4, 20), np.int32))
     model, arrays = random_model(ONCE)
     still = dataclasses.replace(ONCE, temporal_addressing=False, temporal_decay=False)
-    twin = still.build(50, rngs=nnx.Rngs(0))
-    names = parameter_arrays(twin)
-    load_parameters(twin, {name: array for name, array in arrays.items() if name in names})
+    twin, own = random_model(still)
+    load_parameters(twin, {name: array for name, array in arrays.items() if name in own})
     first, second = hidden_states(model, events), hidden_states(twin, events)
     np.testing.assert_allclose(first, second, atol=1e-6)
     moved = hidden_states(model, ragged())

@@ -17,7 +17,8 @@ from linseqrec.training import workdir
 from tests.training import conftest as training
 
 # For runs that are really trained.
-experiment, make_run, source = training.experiment, training.make_run, training.source
+experiment, make_run = training.experiment, training.make_run
+source, steps = training.source, training.steps
 
 TARGETS = 200
 EXPERIMENT = Experiment(

@@ -1,6 +1,8 @@
 """A small experiment on a small log, fast enough to be trained in a test."""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.training.model import FunctionalModel
 from linseqrec.training.run import Run
+from linseqrec.training.step import CompiledStep
 
 
 @pytest.fixture(scope="session")
@@ -38,15 +42,32 @@ def experiment() -> Experiment:
     )
 
 
+@pytest.fixture(scope="module")
+def steps() -> Iterator[dict[Experiment, CompiledStep]]:
+    """The steps by experiment. Meanwhile, each experiment's model is built and traced once.
+
+    Both are functions without a state.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FunctionalModel, "of", functools.cache(FunctionalModel.of))
+        yield {}
+
+
 @pytest.fixture
-def make_run(source):
-    """A run of an experiment with changed parts: make_run(experiment, training={"seed": 1})."""
+def make_run(source, steps):
+    """A run of an experiment with changed parts: make_run(experiment, training={"seed": 1}).
+
+    Runs of one experiment have their own events and evaluators. They share the model and the step,
+    so that each is traced once.
+    """
 
     def make(experiment: Experiment, **changes: dict) -> Run:
         parts = {
             part: dataclasses.replace(getattr(experiment, part), **fields)
             for part, fields in changes.items()
         }
-        return Run.of(dataclasses.replace(experiment, **parts), source)
+        run = Run.of(dataclasses.replace(experiment, **parts), source)
+        run.__dict__["step"] = steps.setdefault(run.experiment, run.step)
+        return run
 
     return make

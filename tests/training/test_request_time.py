@@ -17,6 +17,9 @@ from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.run import Run
 
+# Runs on several logs share a model.
+pytestmark = pytest.mark.usefixtures("steps")
+
 MODELS = {
     "gated deltanet": GatedDeltaNetConfig(
         width=16, heads=2, num_layers=1, key_width=8, value_width=8

@@ -13,7 +13,6 @@ parts of README.md and RESULTS.md that show studies are made anew.
 """
 
 import os
-import runpy
 import shlex
 import signal
 import subprocess
@@ -32,7 +31,7 @@ from linseqrec.files import replacing, write_json
 from linseqrec.runs.figures import save_figure
 from linseqrec.studies import pages
 from linseqrec.studies.record import make_record, read_record, run_keys
-from linseqrec.studies.study import Study, StudyError, StudyRun, study_runs
+from linseqrec.studies.study import Study, StudyError, StudyRun, load_study, study_runs
 from linseqrec.sweeps.local import Interrupted, run_local
 from linseqrec.sweeps.task import Task, train_task
 from linseqrec.training.preemption import EXIT_CODE
@@ -84,20 +83,6 @@ def main(argv: list[str]) -> None:
     _write_record(study, record, output)
     _write_pages(output)
     sys.exit(code)
-
-
-def load_study(file: str | Path) -> Study:
-    """The `STUDY` of a file.
-
-    Raises:
-      ConfigError: If there is no such file, or it defines no study.
-    """
-    if not Path(file).is_file():
-        raise ConfigError(f"no study {file}")
-    made = runpy.run_path(str(file)).get("STUDY")
-    if not isinstance(made, Study):
-        raise ConfigError(f"{file} defines no STUDY")
-    return made
 
 
 def _left(study: Study, runs: Sequence[StudyRun]) -> list[Task]:

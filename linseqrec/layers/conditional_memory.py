@@ -114,7 +114,7 @@ class ConditionalMemory(nnx.Module):
         self.frozen, self.held = frozen, jax.lax.stop_gradient if frozen else _learned
         code_width, count = width // 2, len(dilations)
 
-        def per_window(make: Callable[..., nnx.Module], *widths: int, **options: Any) -> nnx.List:
+        def per_window(make: Callable[..., nnx.Module], *widths: int, **options: Any) -> Any:
             return nnx.List([make(*widths, dtype=dtype, rngs=rngs, **options) for _ in dilations])
 
         self.encoders = per_window(Dense, window * width, code_width)

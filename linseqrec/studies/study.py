@@ -5,6 +5,7 @@ A study is data (`experiments/studies/`). `record` reads what its runs gave, and
 
 import dataclasses
 import itertools
+import runpy
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,20 @@ class Study:
                     raise StudyError(
                         f"claim {claim.text!r}: table {claim.table} has no arm {label!r}"
                     )
+
+
+def load_study(file: str | Path) -> Study:
+    """The `STUDY` of a file.
+
+    Raises:
+      StudyError: If there is no such file, or it defines no study.
+    """
+    if not Path(file).is_file():
+        raise StudyError(f"no study {file}")
+    made = runpy.run_path(str(file)).get("STUDY")
+    if not isinstance(made, Study):
+        raise StudyError(f"{file} defines no STUDY")
+    return made
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from launch.flags import load_experiment
-from launch.study import load_study
 from linseqrec.errors import FileError
 from linseqrec.files import write_json
 from linseqrec.studies.pages import (
@@ -19,7 +18,7 @@ from linseqrec.studies.pages import (
     with_blocks,
 )
 from linseqrec.studies.record import read_record
-from linseqrec.studies.study import StudyError, study_runs
+from linseqrec.studies.study import StudyError, load_study, study_runs
 
 ROOT = Path(__file__).parents[2]
 RECORDS = {path.stem: read_record(path) for path in sorted((ROOT / "results").glob("*.json"))}

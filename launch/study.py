@@ -27,7 +27,7 @@ from absl import flags
 from launch import flags as launch_flags
 from launch.program import run_program
 from linseqrec.config_fields import ConfigError, nearest
-from linseqrec.files import replacing, write_json
+from linseqrec.files import read_json, replacing, write_json
 from linseqrec.runs.figures import save_figure
 from linseqrec.studies import pages
 from linseqrec.studies.record import make_record, read_record, run_keys
@@ -168,9 +168,10 @@ def _write_pages(output: Path) -> None:
         with replacing(path.with_suffix(".md")) as partial:
             partial.write_text(pages.to_page(record))
     if output.resolve() == (_ROOT / "results").resolve():
+        cost = read_json(_ROOT / "docs" / "cost.json", dict)
         for name in _PAGES:
             page = _ROOT / name
-            page.write_text(pages.with_blocks(page.read_text(), records))
+            page.write_text(pages.with_blocks(page.read_text(), records, cost))
 
 
 if __name__ == "__main__":

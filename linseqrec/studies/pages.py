@@ -16,8 +16,8 @@ from linseqrec.studies.study import StudyError
 
 Record = Mapping[str, Any]
 
-# A part of a page that is made of the records: "<!-- study NAME TABLE FILTER -->" or
-# "<!-- study claims -->", up to "<!-- end of study -->".
+# A part of a page that is made of the records: "<!-- study NAME TABLE FILTER -->",
+# "<!-- study claims -->" or "<!-- study cost -->", up to "<!-- end of study -->".
 _BLOCK = re.compile(
     r"(<!-- study ([^>]*) -->\n)((?:(?!<!-- study).)*?)(<!-- end of study -->)", re.DOTALL
 )
@@ -248,12 +248,13 @@ def _text(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------- parts of other pages
-def with_blocks(page: str, records: Mapping[str, Record]) -> str:
+def with_blocks(page: str, records: Mapping[str, Record], cost: Record) -> str:
     """A page whose parts "<!-- study ... -->" are made anew.
 
     Args:
       page: Markdown.
       records: By the study's name.
+      cost: What `launch.benchmark --suite=models` wrote.
 
     Raises:
       StudyError: If a part names a study, table or filter that there is not.
@@ -261,12 +262,14 @@ def with_blocks(page: str, records: Mapping[str, Record]) -> str:
 
     def made(match: re.Match[str]) -> str:
         start, words, _, end = match.groups()
-        return f"{start}\n{_block(words.split(), records)}\n\n{end}"
+        return f"{start}\n{_block(words.split(), records, cost)}\n\n{end}"
 
     return _BLOCK.sub(made, page)
 
 
-def _block(words: Sequence[str], records: Mapping[str, Record]) -> str:
+def _block(words: Sequence[str], records: Mapping[str, Record], cost: Record) -> str:
+    if list(words) == ["cost"]:
+        return cost_table(cost)
     if list(words) == ["claims"]:
         return judged_claims(list(records.values()))
     try:
@@ -278,6 +281,27 @@ def _block(words: Sequence[str], records: Mapping[str, Record]) -> str:
         raise StudyError(
             f"<!-- study {' '.join(words)} -->: write STUDY TABLE FILTER, of a record in results/"
         ) from error
+
+
+def cost_table(cost: Record) -> str:
+    """How the cost of encoding a history grows with its length, by model."""
+    rows = [row for row in cost["suites"]["models"] if row["case"].startswith("forward, by length")]
+    columns = list(dict.fromkeys(name for row in rows for name in row["extra"]))
+    cells = [
+        [row["variant"], *(_cost(row["extra"].get(column, "")) for column in columns)]
+        for row in rows
+    ]
+    devices = ", ".join(dict.fromkeys(cost["devices"]))
+    return (
+        f"Forward, random histories of 100 to 12,000 events, width 64, four blocks; {devices}, "
+        f"{cost['processor']}, one core:\n\n{markdown_table(['', *columns], cells, text_columns=1)}"
+    )
+
+
+def _cost(value: float | int | str) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 # ---------------------------------------------------------------------------- figures

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from launch import benchmark
 from launch.flags import load_experiment
 from linseqrec.errors import FileError
-from linseqrec.files import write_json
+from linseqrec.files import read_json, write_json
 from linseqrec.studies.pages import (
     analysis_folder,
     has_figure,
@@ -22,8 +23,10 @@ from linseqrec.studies.study import StudyError, load_study, study_runs
 
 ROOT = Path(__file__).parents[2]
 RECORDS = {path.stem: read_record(path) for path in sorted((ROOT / "results").glob("*.json"))}
+COST = read_json(ROOT / "docs" / "cost.json", dict)
 STUDIES = sorted((ROOT / "experiments" / "studies").glob("[!_]*.py"))
 STATISTICS = {"mean": 0.3, "sd": 0.01, "error": 0.02, "by_seed": [0.29, 0.31]}
+COSTS = "<!-- study cost -->\n<!-- end of study -->\n"
 RUN = {"commit": "abc", "device": "1 x cpu", "cpu_count": 2, "packages": {"jax": "1"}}
 RECORD = {
     "name": "small",
@@ -140,7 +143,7 @@ def test_the_parts_of_a_page_are_made_anew():
         "before\n<!-- study small t none -->\nformer\n<!-- end of study -->\nbetween\n"
         "<!-- study claims -->\n<!-- end of study -->\nafter\n"
     )
-    made = with_blocks(page, {"small": RECORD})
+    made = with_blocks(page, {"small": RECORD}, COST)
     assert (
         "former" not in made
         and "**a log; split leave_one_out; synthetic data.** Test, 1,200" in made
@@ -148,13 +151,15 @@ def test_the_parts_of_a_page_are_made_anew():
     assert "| [small](results/small.md) |" in made and "| b is better" not in made
     assert "Claims that wait for runs: 1 of [small](results/small.md)." in made
     assert made.startswith("before\n") and made.endswith("\nafter\n") and "\nbetween\n" in made
-    assert with_blocks(made, {"small": RECORD}) == made
+    assert with_blocks(made, {"small": RECORD}, COST) == made
 
 
 def test_a_part_without_its_end_takes_no_other_text():
     part = "<!-- study small t none -->\n"
     page = f"{part}a chapter\n{part}<!-- end of study -->\n"
-    assert with_blocks(page, {"small": RECORD}).startswith(f"{part}a chapter\n{part}\n**a log")
+    assert with_blocks(page, {"small": RECORD}, COST).startswith(
+        f"{part}a chapter\n{part}\n**a log"
+    )
 
 
 def test_a_claim_is_shown_as_it_is_but_for_code():
@@ -199,7 +204,7 @@ def test_a_damaged_record_is_named(tmp_path, record, message):
 def test_a_part_of_no_record_is_refused(words):
     page = f"<!-- study {words} -->\n<!-- end of study -->\n"
     with pytest.raises(StudyError, match=f"<!-- study {words} -->: write STUDY TABLE FILTER"):
-        with_blocks(page, {"small": RECORD})
+        with_blocks(page, {"small": RECORD}, COST)
 
 
 # ---------------------------------------------------------------------------- the repository's
@@ -214,10 +219,22 @@ def test_a_page_of_the_repository_shows_its_record(name):
             ).exists()
 
 
+def test_the_table_of_costs_is_that_of_the_benchmark():
+    growth = [row for row in COST["suites"]["models"] if row["case"].startswith("forward, by")]
+    table = re.sub(" +", " ", with_blocks(COSTS, {}, COST))
+    for row in growth:
+        assert f"| {row['variant']} | {row['extra']['exponent of T']:.2f} |" in table
+    assert "| cheaper than HSTU from T |" in table and len(growth) > 10
+
+
+def test_the_page_of_costs_is_that_of_the_benchmark():
+    assert (ROOT / "docs" / "cost.md").read_text() == benchmark.page(COST)
+
+
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
 def test_the_repository_shows_its_records(page):
     text = (ROOT / page).read_text()
-    assert with_blocks(text, RECORDS) == text
+    assert with_blocks(text, RECORDS, COST) == text
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])

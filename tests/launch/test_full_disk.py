@@ -38,7 +38,7 @@ def test_a_run_continues_after_the_disk_was_full(prepared, tmp_path):
         )
         assert process.returncode == 1
         assert message in process.stderr
-        assert "Traceback" not in process.stderr
+        assert "Traceback" not in process.stderr, process.stderr
         assert sound_steps(tmp_path) == steps
     assert program("train", *arguments).returncode == 0
     assert sound_steps(tmp_path)[-1] > steps[-1]

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import threading
 
 import jax
 import pytest
@@ -57,3 +58,17 @@ def test_an_error_that_a_user_can_fix_is_one_line(error, line):
 def test_an_error_of_the_system_without_a_file_keeps_its_trace():
     with pytest.raises(ConnectionResetError):
         program._run(fail(ConnectionResetError(errno.ECONNRESET, "reset")), ["program"])
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [(RuntimeError("Event loop is closed"), False), (RuntimeError("something else"), True)],
+    ids=["of a failed save", "another"],
+)
+def test_late_errors_of_a_failed_save_are_not_printed(error, shown, capsys):
+    thread = threading.Thread(target=program.show_exception, args=(type(error), error, None))
+    thread.start()
+    thread.join()
+    assert (str(error) in capsys.readouterr().err) == shown
+    program.show_exception(type(error), error, None)
+    assert str(error) in capsys.readouterr().err

@@ -57,11 +57,6 @@ _LONG = (
 )
 
 
-def pytest_xdist_auto_num_workers(config):
-    """Workers of `-n auto`: one more than cores, for those that wait for programs of their own."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture
 def without_type_checks():
     """Lets wrong arguments through to the function under test, which must name what is wrong."""

@@ -8,11 +8,10 @@ import os
 import platform
 import re
 import sys
-import threading
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -37,24 +36,21 @@ def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = 
       keep_freed_memory: Whether glibc keeps freed memory, which makes training on a CPU faster.
         Has no effect on an accelerator.
     """
-    sys.excepthook = show_exception
+    sys.unraisablehook = show_unraisable
     _add_cpu_platform()
     if keep_freed_memory and _runs_on_cpu():
         _keep_freed_memory()
     app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
 
 
-def show_exception(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Prints an exception that nothing caught, but for TensorStore's of a save that has failed.
+def show_unraisable(unraisable: Any) -> None:
+    """Prints an exception that could not be raised, but for TensorStore's of a failed save.
 
     Writes of other arrays that end after the failure find Orbax's event loop closed. TensorStore
-    prints that from its own threads, for each of them, beside our error in one line.
+    would print that for each of them, beside our error in one line.
     """
-    of_main = threading.current_thread() is threading.main_thread()
-    if of_main or str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def cache_compilations() -> None:

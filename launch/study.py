@@ -162,7 +162,7 @@ def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> 
 
 def _write_pages(output: Path) -> None:
     records = {}
-    for path in pages.page_paths(output):
+    for path in sorted(output.glob("*.json")):
         record = read_record(path)
         records[record["name"]] = record
         with replacing(path.with_suffix(".md")) as partial:

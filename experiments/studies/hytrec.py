@@ -1,32 +1,29 @@
 """HyTRec's two branches against either alone, and the forms in which the present asks.
 
-python -m launch.study --study=experiments/studies/hytrec.py --workdir=runs/studies
+    python -m launch.study --study=experiments/studies/hytrec.py --workdir=runs/studies
+
+Results: results/hytrec.md.
 """
 
-from linseqrec.studies.study import Arm, Claim, Study, Table
+from typing import Any
 
-_LONG: dict[str, object] = {"model.branches": "long", "model.short_events": 0}
-_SHORT: dict[str, object] = {"model.branches": "short"}
-_TIMED: dict[str, object] = {"model.timed_attention": True}
+from linseqrec.studies.study import Claim, Study, Table, arms
 
-
-def _arms(config: str, *, forms: bool = False, **shared: object) -> tuple[Arm, ...]:
-    """Both branches and each alone, with attention that knows the time; and what they differ in."""
-    fields = {name.replace("__", "."): value for name, value in shared.items()}
-    made: dict[str, dict[str, object]] = {
-        "both branches": _TIMED,
-        "the long branch alone": _LONG | _TIMED,
-        "the short branch alone": _SHORT | _TIMED,
-        "both, softmax without time": {},
-        "the long branch alone, softmax without time": _LONG,
-    }
-    if forms:
-        made |= {
-            "both, the delayed answer": _TIMED | {"model.question": "delayed"},
-            "both, the short branch asks": _TIMED | {"model.question": "short"},
-        }
-    return tuple(Arm(label, config, fields | overrides) for label, overrides in made.items())
-
+_LONG: dict[str, Any] = {"model.branches": "long", "model.short_events": 0}
+_TIMED: dict[str, Any] = {"model.timed_attention": True}
+_BRANCHES = {
+    "both branches": _TIMED,
+    "the long branch alone": _LONG | _TIMED,
+    "the short branch alone": {"model.branches": "short"} | _TIMED,
+}
+_WITHOUT_TIME: dict[str, dict[str, Any]] = {
+    "both, softmax without time": {},
+    "the long branch alone, softmax without time": _LONG,
+}
+_FORMS = {
+    "both, the delayed answer": _TIMED | {"model.question": "delayed"},
+    "both, the short branch asks": _TIMED | {"model.question": "short"},
+}
 
 _CLAIM = "Two branches have over 8 % more hits than either alone (HyTRec)"
 
@@ -42,17 +39,21 @@ STUDY = Study(
         Table(
             "ultra_long",
             "Habits in histories of some 1,500 events.",
-            _arms("experiments/ultra_long.py:hytrec"),
+            arms("experiments/ultra_long.py:hytrec", _BRANCHES | _WITHOUT_TIME),
         ),
         Table(
             "drift",
             "Tastes drift while a user is away: 33 events span a median of 65 days.",
-            _arms("experiments/drift.py:hytrec", forms=True, training__num_epochs=5.0),
+            arms(
+                "experiments/drift.py:hytrec",
+                _BRANCHES | _WITHOUT_TIME | _FORMS,
+                shared={"training.num_epochs": 5.0},
+            ),
         ),
         Table(
             "completejourney",
             "Purchases of 2,449 households among 28,164 products.",
-            _arms("experiments/completejourney.py:hytrec")[:3],
+            arms("experiments/completejourney.py:hytrec", _BRANCHES),
             seeds=(0,),
         ),
     ),

@@ -1,7 +1,12 @@
 """How well every model predicts on real logs, with the request time hidden and known.
 
-python -m launch.study --study=experiments/studies/real_logs.py --workdir=runs/studies
+    python -m launch.study --study=experiments/studies/real_logs.py --workdir=runs/studies
+
+Results: results/real_logs.md.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table
 
@@ -19,13 +24,16 @@ MODELS = {
     "LinRec": "linrec",
 }
 OURS = ("RecGRELA", "HyTRec", "SinkRec")
+_WITH_TIME = ("Gated DeltaNet", "HSTU", "FuXi-Linear", *OURS)
+_KNOWN = {"data.request_time": "known"}
 
 
-def arms(log: str, *labels: str, **overrides: object) -> tuple[Arm, ...]:
-    """Models on a log by its recipe; without labels all of them."""
-    fields = {name.replace("__", "."): value for name, value in overrides.items()}
+def models(
+    log: str, labels: Iterable[str] = MODELS, overrides: Mapping[str, Any] | None = None
+) -> tuple[Arm, ...]:
+    """Models on a log, by its recipe but for the overrides."""
     return tuple(
-        Arm(label, f"experiments/{log}.py:{MODELS[label]}", fields) for label in labels or MODELS
+        Arm(label, f"experiments/{log}.py:{MODELS[label]}", overrides or {}) for label in labels
     )
 
 
@@ -43,7 +51,7 @@ STUDY = Study(
             "Check-ins in New York. 76 % are revisits, so seen items are not filtered. Gated "
             "DeltaNet has two blocks and keys of 128, which were chosen on this log. The others "
             "have their default sizes.",
-            arms("foursquare"),
+            models("foursquare"),
             analyses=("attention_rank", "state_sink", "insertion_probe", "buckets"),
         ),
         Table(
@@ -52,7 +60,7 @@ STUDY = Study(
             "LRURec, GRU4Rec and LinRec read the order of events alone; the others also read the "
             "timestamps.",
             (
-                *arms("ml1m"),
+                *models("ml1m"),
                 Arm(
                     "RecGRELA, 32 epochs",
                     "experiments/ml1m.py:recgrela",
@@ -64,31 +72,22 @@ STUDY = Study(
         Table(
             "ml1m_known",
             "The same log. The models know the time at which each prediction is asked for.",
-            arms(
-                "ml1m", "Gated DeltaNet", "HSTU", "FuXi-Linear", *OURS, data__request_time="known"
-            ),
+            models("ml1m", _WITH_TIME, _KNOWN),
             seeds=(0,),
         ),
         Table(
             "foursquare_known",
             "The same check-ins. The models know the time at which each prediction is asked for.",
-            arms(
-                "foursquare",
-                "Gated DeltaNet",
-                "HSTU",
-                "FuXi-Linear",
-                *OURS,
-                data__request_time="known",
-            ),
+            models("foursquare", _WITH_TIME, _KNOWN),
             seeds=(0,),
         ),
-        Table("ml100k", "Film ratings, a tenth as many.", arms("ml100k")),
-        Table("mllatest", "Film ratings of 610 users.", arms("mllatest")),
+        Table("ml100k", "Film ratings, a tenth as many.", models("ml100k")),
+        Table("mllatest", "Film ratings of 610 users.", models("mllatest")),
         Table(
             "completejourney",
             "Purchases of 2,449 households among 28,164 products, the longest histories here. The "
             "loss samples 2,048 products a step.",
-            arms("completejourney"),
+            models("completejourney"),
             seeds=(0,),
         ),
     ),

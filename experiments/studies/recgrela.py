@@ -1,11 +1,13 @@
 """RecGRELA's parts, taken out one at a time.
 
-python -m launch.study --study=experiments/studies/recgrela.py --workdir=runs/studies
+    python -m launch.study --study=experiments/studies/recgrela.py --workdir=runs/studies
+
+Results: results/recgrela.md.
 """
 
 from typing import Any
 
-from linseqrec.studies.study import Arm, Claim, Study, Table
+from linseqrec.studies.study import Claim, Study, Table, arms
 
 _ARMS: dict[str, dict[str, Any]] = {
     "RecGRELA": {},
@@ -29,18 +31,12 @@ STUDY = Study(
         Table(
             "ml100k",
             "Film ratings of 943 users.",
-            tuple(
-                Arm(label, "experiments/ml100k.py:recgrela", overrides)
-                for label, overrides in _ARMS.items()
-            ),
+            arms("experiments/ml100k.py:recgrela", _ARMS),
         ),
         Table(
             "foursquare",
             "Check-ins in New York, 76 % of them revisits.",
-            tuple(
-                Arm(label, "experiments/foursquare.py:recgrela", overrides)
-                for label, overrides in _ARMS.items()
-            ),
+            arms("experiments/foursquare.py:recgrela", _ARMS),
         ),
     ),
     claims=tuple(

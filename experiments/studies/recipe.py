@@ -1,11 +1,13 @@
 """What the training recipe, the rows, the size and the precision are worth.
 
-python -m launch.study --study=experiments/studies/recipe.py --workdir=runs/studies
+    python -m launch.study --study=experiments/studies/recipe.py --workdir=runs/studies
+
+Results: results/recipe.md.
 """
 
 from typing import Any
 
-from linseqrec.studies.study import Arm, Claim, Study, Table
+from linseqrec.studies.study import Claim, Study, Table, arms
 
 _SMALL: dict[str, Any] = {
     "model.width": 64,
@@ -37,19 +39,17 @@ STUDY = Study(
         Table(
             "repetition",
             "Habits (synthetic data).",
-            tuple(
-                Arm(label, "experiments/repetition.py:gated_deltanet", overrides)
-                for label, overrides in _REPETITION.items()
-            ),
+            arms("experiments/repetition.py:gated_deltanet", _REPETITION),
         ),
         Table(
             "ml1m",
             "Film ratings. Gated DeltaNet reads no timestamps.",
-            (
-                Arm("4 rows a batch: the experiment", "experiments/ml1m.py:gated_deltanet"),
-                Arm(
-                    "16 rows a batch", "experiments/ml1m.py:gated_deltanet", {"data.batch_size": 16}
-                ),
+            arms(
+                "experiments/ml1m.py:gated_deltanet",
+                {
+                    "4 rows a batch: the experiment": {},
+                    "16 rows a batch": {"data.batch_size": 16},
+                },
             ),
             seeds=(0,),
         ),

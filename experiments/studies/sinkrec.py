@@ -1,11 +1,13 @@
 """SinkRec's parts, taken out one at a time, beside Gated DeltaNet.
 
-python -m launch.study --study=experiments/studies/sinkrec.py --workdir=runs/studies
+    python -m launch.study --study=experiments/studies/sinkrec.py --workdir=runs/studies
+
+Results: results/sinkrec.md.
 """
 
 from typing import Any
 
-from linseqrec.studies.study import Arm, Claim, Study, Table
+from linseqrec.studies.study import Arm, Claim, Study, Table, arms
 
 _ARMS: dict[str, dict[str, Any]] = {
     "SinkRec": {},
@@ -15,17 +17,6 @@ _ARMS: dict[str, dict[str, Any]] = {
     "no reinjection": {"model.reinjection": False},
     "one pass": {"model.loops": 1},
 }
-
-
-def _arms(log: str, **shared: Any) -> tuple[Arm, ...]:
-    fields = {name.replace("__", "."): value for name, value in shared.items()}
-    return (
-        *(
-            Arm(label, f"experiments/{log}.py:sinkrec", fields | overrides)
-            for label, overrides in _ARMS.items()
-        ),
-        Arm("Gated DeltaNet", f"experiments/{log}.py:gated_deltanet"),
-    )
 
 
 STUDY = Study(
@@ -40,13 +31,19 @@ STUDY = Study(
             "repetition",
             "Habits (synthetic data): the recurrence has to recall. SinkRec has dropout .1, as "
             "Gated DeltaNet has.",
-            _arms("repetition", model__dropout=0.1),
+            (
+                *arms("experiments/repetition.py:sinkrec", _ARMS, shared={"model.dropout": 0.1}),
+                Arm("Gated DeltaNet", "experiments/repetition.py:gated_deltanet"),
+            ),
         ),
         Table(
             "foursquare",
             "Check-ins in New York, 76 % of them revisits. Gated DeltaNet has two blocks and keys "
             "of 128, which were chosen on this log; SinkRec has its default sizes.",
-            _arms("foursquare"),
+            (
+                *arms("experiments/foursquare.py:sinkrec", _ARMS),
+                Arm("Gated DeltaNet", "experiments/foursquare.py:gated_deltanet"),
+            ),
         ),
     ),
     claims=tuple(

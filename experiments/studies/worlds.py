@@ -1,9 +1,11 @@
 """How well every model predicts in generated worlds, beside counting and the best possible score.
 
-python -m launch.study --study=experiments/studies/worlds.py --workdir=runs/studies
+    python -m launch.study --study=experiments/studies/worlds.py --workdir=runs/studies
+
+Results: results/worlds.md.
 """
 
-from experiments.studies.real_logs import OURS, arms
+from experiments.studies.real_logs import OURS, models
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table
 
 _GATED_DELTANET = "experiments/repetition.py:gated_deltanet"
@@ -22,7 +24,7 @@ STUDY = Study(
             "Habits: over half of the events repeat earlier ones. To recall them is to look up "
             "what followed the present item before.",
             (
-                *arms("repetition"),
+                *models("repetition"),
                 Arm(
                     "SinkRec, one pass, dropout .1",
                     "experiments/repetition.py:sinkrec",
@@ -46,9 +48,9 @@ STUDY = Study(
             ),
             analyses=("buckets",),
         ),
-        Table("drift", "Tastes drift while a user is away.", arms("drift")),
-        Table("ultra_long", "Habits in histories of some 1,500 events.", arms("ultra_long")),
-        Table("quick", "The small world of the quick start.", arms("quick")),
+        Table("drift", "Tastes drift while a user is away.", models("drift")),
+        Table("ultra_long", "Habits in histories of some 1,500 events.", models("ultra_long")),
+        Table("quick", "The small world of the quick start.", models("quick")),
     ),
     claims=(
         Claim(

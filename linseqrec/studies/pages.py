@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -361,8 +360,3 @@ def to_figure(table: Record) -> Figure:
     axes.grid(axis="x", alpha=0.3)
     figure.suptitle(table["title"], fontsize="medium")
     return figure
-
-
-def page_paths(folder: Path) -> list[Path]:
-    """The records of a folder, in the order of their names."""
-    return sorted(folder.glob("*.json"))

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from flax import nnx
 from scipy.stats import t as student_t
 
 from linseqrec.config import Experiment
@@ -23,13 +23,11 @@ from linseqrec.runs.configurations import Configuration, differing_fields
 from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
 from linseqrec.studies.study import COUNTING, Claim, Study, StudyError, StudyRun, Table
 from linseqrec.training.checkpoint import saved_steps
-from linseqrec.training.model import build_model
+from linseqrec.training.model import FunctionalModel
 
 # A difference counts from so many standard errors on, and this is the normal distribution there.
 ERRORS = 2.0
 _COVERAGE = 0.97725
-# Where a data set lies, and a dtype that comes to the same on the run's device.
-_SAME = ("data.folder", "model.dtype")
 
 # What pages read of a record (`files.check_form`).
 _NULL = type(None)
@@ -167,15 +165,20 @@ def _configurations(table: Table, runs: Sequence[StudyRun]) -> dict[str, Configu
 
 def _check_same(run: StudyRun, opened: FinishedRun) -> None:
     differing = differing_fields([run.experiment, opened.experiment])
-    if others := [
-        f"{field}: {ours!r} in the study, {theirs!r} in the run"
-        for field, (ours, theirs) in differing.items()
-        if field not in _SAME
-    ]:
-        raise StudyError(
-            f"{run.folder} holds a run of another configuration: move it away\n  "
-            + "\n  ".join(others)
+    # Another folder may hold the same data: the runs of a table are compared by digests.
+    differing.pop("data.folder", None)
+    if "model.dtype" in differing:
+        # "auto" is what the run's device made of it.
+        on_cpu = str(opened.results["environment"].get("device")).endswith("cpu")
+        auto = "float32" if on_cpu else "bfloat16"
+        if len({auto if dtype == "auto" else dtype for dtype in differing["model.dtype"]}) == 1:
+            del differing["model.dtype"]
+    if differing:
+        listed = "".join(
+            f"\n  {field}: {ours!r} in the study, {theirs!r} in the run"
+            for field, (ours, theirs) in differing.items()
         )
+        raise StudyError(f"{run.folder} holds a run of another configuration: move it away{listed}")
 
 
 def _table(
@@ -297,12 +300,8 @@ def _minutes(folder: Path) -> float | None:
 
 
 def _num_parameters(experiment: Experiment, num_items: int) -> int:
-    model = nnx.eval_shape(lambda: build_model(experiment, num_items))
-    return sum(int(np.prod(leaf.shape)) for leaf in _leaves(nnx.state(model, nnx.Param)))
-
-
-def _leaves(state: nnx.State) -> list[Any]:
-    return [leaf.get_value() for leaf in nnx.to_flat_state(state).leaves]
+    params, _ = FunctionalModel.of(experiment, num_items, None).abstract
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 # ---------------------------------------------------------------------------- claims
@@ -319,7 +318,7 @@ class _System:
 
 
 def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[str, Any]:
-    """A claim with its effect, standard errors and verdict; all None where runs are missing.
+    """A claim with its effect, standard errors and verdict, or the reason why it has none.
 
     The effect is the first system's mean minus (1 + margin) times the second's.
     """

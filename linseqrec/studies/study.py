@@ -41,6 +41,19 @@ class Arm:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def arms(
+    config: str, changes: Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any] | None = None
+) -> tuple[Arm, ...]:
+    """Arms of one experiment.
+
+    Args:
+      config: The experiment, FILE:NAME.
+      changes: The overrides of each arm, by its label.
+      shared: Overrides of all arms.
+    """
+    return tuple(Arm(label, config, {**(shared or {}), **own}) for label, own in changes.items())
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Configurations that are trained on one data set and stand in one table.

@@ -21,6 +21,8 @@ def test_platforms_include_the_cpu_and_only_cpu_runs_keep_freed_memory(
     calls = []
     monkeypatch.setattr(program, "_keep_freed_memory", lambda: calls.append(True))
     monkeypatch.setattr(program.app, "run", lambda *_, **__: None)
+    # The program sets its own.
+    monkeypatch.setattr(program.sys, "unraisablehook", program.sys.unraisablehook)
     original = jax.config.jax_platforms
     jax.config.update("jax_platforms", configured)
     try:

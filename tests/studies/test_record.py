@@ -197,6 +197,25 @@ def test_a_commit_is_short_and_says_that_the_code_was_changed(described, commit)
     assert short_commit(described) == commit
 
 
+@pytest.mark.parametrize(
+    ("dtype", "refused"), [("float32", False), ("bfloat16", True)], ids=["the same", "another"]
+)
+def test_auto_is_the_dtype_of_the_device_that_the_run_was_on(make, tmp_path, dtype, refused):
+    """The study says "auto", and the runs were on a CPU."""
+    ranks = {"narrow": [hits(of=0.5, seed=1)]}
+    make(ranks)
+    path = tmp_path / "narrow" / "0" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["model"]["dtype"] == "auto"
+    config["model"]["dtype"] = dtype
+    write_json(path, config)
+    if refused:
+        with pytest.raises(StudyError, match=r"model\.dtype: 'auto' in the study, 'bfloat16'"):
+            make(ranks)
+    else:
+        assert make(ranks)["tables"][0]["models"]
+
+
 def test_a_run_of_another_configuration_is_refused(make, save_run, tmp_path):
     save_run("narrow/1", override(EXPERIMENT, {"training.seed": 1, "model.width": 16}))
     with pytest.raises(StudyError, match=r"model\.width: 64 in the study, 16 in the run"):

@@ -1,7 +1,7 @@
 """Trains a run over and over while it is killed, stopped, starved of disk and damaged.
 
     python -m tests.soak --minutes=120
-    python -m tests.soak --minutes=120 --items=1000000 --users=2000 --epochs=2 -- \\
+    python -m tests.soak --minutes=120 --items=1000000 --users=400 --events=200 --epochs=2 -- \\
         --config=experiments/own_log.py:recgrela --config.training.evaluate_every=0.2
 
 Each round trains one run undisturbed. It then starts the same run in another folder, and disturbs
@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,7 @@ def main() -> int:
                 for name, value in expected.items():
                     if found[name] != value:
                         raise LostError(f"{name} differs: {found[name][:200]}, not {value[:200]}")
+                shutil.rmtree(folder)
             except LostError as error:
                 losses += 1
                 kept = Path(tempfile.mkdtemp(prefix="linseqrec-soak-lost-"))

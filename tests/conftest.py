@@ -15,13 +15,15 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Compiling is most of the suite's time, and the workers compile much the same programs. Without the
 # two thresholds the cache would keep only the slowest.
 # Unoptimised code compiles in half the time, and the suite runs little of it for long. Tests marked
-# `optimized` also run at XLA's default, in a process of their own (`test_optimized.py`).
+# `optimized` run at XLA's default, in a process of their own (`test_optimized.py`).
 xla_flags = [os.environ.get("XLA_FLAGS", "")]
 if not os.environ.get("LINSEQREC_OPTIMIZED"):
     xla_flags.append("--xla_backend_optimization_level=0")
 if version("jax").startswith("0.10."):
     # And without these a large step takes a third of what is left. Later ones have no other.
     xla_flags.append("--xla_cpu_use_fusion_emitters=false")
+    # The workers keep the cores busy: parts of a program compiled in parallel take more in all.
+    xla_flags.append("--xla_cpu_parallel_codegen_split_count=1")
 os.environ["XLA_FLAGS"] = " ".join(xla_flags).strip()
 cache = pathlib.Path(tempfile.gettempdir()) / f"linseqrec-tests-jax-{version('jax')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
@@ -76,9 +78,13 @@ def forget_programs():
     jax.clear_caches()
 
 
-def pytest_collection_modifyitems(items):
-    """Puts the longest tests first."""
+def pytest_collection_modifyitems(config, items):
+    """Puts the longest tests first, and leaves to `test_optimized.py` what it runs."""
     items.sort(key=lambda item: item.path.name not in _LONG)
+    if any(item.path.name == "test_optimized.py" for item in items):
+        marked = [item for item in items if item.get_closest_marker("optimized")]
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
 
 
 # Simulated devices want a process of their own (`tests/test_multidevice.py` starts it).

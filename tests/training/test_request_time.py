@@ -30,7 +30,10 @@ MODELS = {
     ),
     "recgrela": RecGRELAConfig(width=16, heads=2, num_layers=1),
     "sasrec": SASRecConfig(width=16, num_layers=1),
-    "sinkrec": SinkRecConfig(width=16, levels=2, codes=8, attention_window=8),
+    # One window and one pass: compiling a step of more takes five times as long.
+    "sinkrec": SinkRecConfig(
+        width=16, levels=2, codes=8, attention_window=8, dilations=(1,), loops=1
+    ),
 }
 
 

@@ -5,7 +5,8 @@ r"""Trains what a study compares, and writes its record, page and figures.
 The runs come most wanted first: all configurations with one seed, then with the next. The same
 command goes on where it stopped and skips the runs that have finished. `--minutes` ends it in time.
 When it ends, `results/NAME.json` and `results/NAME.md` hold what has been measured so far, and the
-parts of README.md and RESULTS.md that show studies are made anew.
+parts of README.md and RESULTS.md that show studies are made anew. `results/runs` keeps the results
+and the ranks of each run: with them a study goes on where the workdirs are gone.
 
     python -m launch.study --render    # pages from the records, without a run
 
@@ -29,7 +30,7 @@ from launch.program import run_program
 from linseqrec.config_fields import ConfigError, nearest
 from linseqrec.files import read_json, replacing, write_json
 from linseqrec.runs.figures import save_figure
-from linseqrec.studies import pages
+from linseqrec.studies import archive, pages
 from linseqrec.studies.record import make_record, read_record, run_keys
 from linseqrec.studies.study import Study, StudyError, StudyRun, load_study, study_runs
 from linseqrec.sweeps.local import Interrupted, run_local
@@ -47,7 +48,7 @@ _MINUTES = flags.DEFINE_float("minutes", 0, "Stop the runs after so many minutes
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the runs that are left, and stop there.")
 _RENDER = flags.DEFINE_bool("render", False, "Train nothing; only write records and pages.")
 _ANALYSE = flags.DEFINE_bool("analyse", False, "Analyse the checkpoints of the tables as well.")
-_DROP = flags.DEFINE_bool("drop", False, "Let runs that --workdir lacks leave the record.")
+_DROP = flags.DEFINE_bool("drop", False, "Let runs whose results are gone leave the record.")
 
 _ROOT = Path(__file__).parents[1]
 # Pages of the repository that show its records.
@@ -63,7 +64,8 @@ def main(argv: list[str]) -> None:
         _write_pages(output)
         return
     study = load_study(_STUDY.value)
-    runs = list(study_runs(study, launch_flags.load_experiment, Path(_WORKDIR.value)))
+    places = Path(_WORKDIR.value), output / "runs"
+    runs = list(study_runs(study, launch_flags.load_experiment, *places))
     left = _left(study, runs)
     if not _RENDER.value:
         for task in left:
@@ -73,6 +75,9 @@ def main(argv: list[str]) -> None:
         return
     code = 0 if _RENDER.value or not left else _train(left)
     record = make_record(study, runs)
+    for run in runs:
+        if run.results == run.folder:
+            archive.keep(run.folder, run.kept)
     if _ANALYSE.value:
         _analyse(record, runs, output)
     for table in record["tables"]:
@@ -95,7 +100,7 @@ def _left(study: Study, runs: Sequence[StudyRun]) -> list[Task]:
             )
     left: dict[Path, Task] = {}
     for run in runs:
-        if not run.finished and run.table.name in (_TABLES.value or tables):
+        if not run.results and run.table.name in (_TABLES.value or tables):
             name = f"{run.table.name}: {run.arm.label}, seed {run.seed}"
             task = train_task(run.arm.config, run.overrides, [], run.folder, name=name)
             # Two tables may hold the same run.
@@ -129,8 +134,8 @@ def _write_record(study: Study, record: dict[str, Any], output: Path) -> None:
         held = run_keys(read_record(path))
         if lost := sorted(held - run_keys(record)):
             raise StudyError(
-                f"{path} holds runs that {_WORKDIR.value} does not: {'; '.join(lost)}. Give the "
-                "folder of all runs, or --drop to write the record without them"
+                f"{path} holds runs whose results are gone: {'; '.join(lost)}. Give the --workdir "
+                "that has them, or --drop to write the record without them"
             )
     output.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
@@ -149,7 +154,10 @@ def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> 
         folders = [
             run.folder
             for run in runs
-            if run.table.name == table["name"] and run.finished and run.seed == run.table.seeds[0]
+            if run.table.name == table["name"]
+            and run.seed == run.table.seeds[0]
+            # What is kept of a run has no checkpoint.
+            and run.results == run.folder
         ]
         if table["analyses"] and folders:
             to = output / pages.analysis_folder(record, table)

@@ -149,8 +149,8 @@ def _configurations(table: Table, runs: Sequence[StudyRun]) -> dict[str, Configu
     """The arms of a table that have finished runs, by label."""
     finished: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        if run.finished:
-            opened = FinishedRun.open(run.folder)
+        if run.results:
+            opened = FinishedRun.open(run.results)
             _check_same(run, opened)
             finished.setdefault(run.arm.label, []).append(opened)
     conditions = {str(run.folder): run.conditions for arm in finished.values() for run in arm}
@@ -178,7 +178,9 @@ def _check_same(run: StudyRun, opened: FinishedRun) -> None:
             f"\n  {field}: {ours!r} in the study, {theirs!r} in the run"
             for field, (ours, theirs) in differing.items()
         )
-        raise StudyError(f"{run.folder} holds a run of another configuration: move it away{listed}")
+        raise StudyError(
+            f"{opened.folder} holds a run of another configuration: move it away{listed}"
+        )
 
 
 def _table(
@@ -227,7 +229,7 @@ def _missing(runs: Sequence[StudyRun]) -> dict[str, list[int]]:
     """The seeds that have not finished, by arm."""
     missing: dict[str, list[int]] = {}
     for run in runs:
-        if not run.finished:
+        if not run.results:
             missing.setdefault(run.arm.label, []).append(run.seed)
     return missing
 

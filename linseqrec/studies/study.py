@@ -188,6 +188,7 @@ class StudyRun:
       overrides: Those of the arm, and the seed.
       experiment: Its configuration.
       folder: Its workdir. Studies that have a run in common share the folder.
+      kept: Where its results are kept without its workdir (`archive.keep`).
     """
 
     table: Table
@@ -196,15 +197,17 @@ class StudyRun:
     overrides: dict[str, Any]
     experiment: Experiment
     folder: Path
+    kept: Path
 
     @property
-    def finished(self) -> bool:
-        """Whether the run has results."""
-        return (self.folder / "results.json").exists()
+    def results(self) -> Path | None:
+        """The folder with its results; None: it has not finished."""
+        folders = (self.folder, self.kept)
+        return next((path for path in folders if (path / "results.json").exists()), None)
 
 
 def study_runs(
-    study: Study, load: Callable[[str], Experiment], workdir: Path
+    study: Study, load: Callable[[str], Experiment], workdir: Path, kept: Path
 ) -> Iterator[StudyRun]:
     """The runs of a study, most wanted first: all arms with their first seed, then the second.
 
@@ -212,6 +215,7 @@ def study_runs(
       study: The study.
       load: Makes the experiment of FILE:NAME.
       workdir: The folder of all studies' runs.
+      kept: The folder of all results that are kept.
 
     Raises:
       ConfigError: If an arm's configuration cannot be.
@@ -227,14 +231,13 @@ def study_runs(
                 raise StudyError(f"arm {arm.label!r}: {arm.config} has no field {unknown.pop()}")
             overrides = {field: values[field] for field in names if field in values}
             file, _, name = arm.config.partition(":")
+            folder = Path(Path(file).stem, name or "default", folder_name(overrides, names))
             yield StudyRun(
                 table=table,
                 arm=arm,
                 seed=seed,
                 overrides=overrides,
                 experiment=override(template, overrides),
-                folder=workdir
-                / Path(file).stem
-                / (name or "default")
-                / folder_name(overrides, names),
+                folder=workdir / folder,
+                kept=kept / folder,
             )

@@ -1,6 +1,7 @@
 """A study as a user runs it: trained, recorded, shown, gone on with."""
 
 import json
+import shutil
 
 import pytest
 
@@ -47,7 +48,11 @@ def test_a_study_trains_and_writes_its_record_and_page(studied):
     assert model["metrics"]["none"]["NDCG@10"]["mean"] == pytest.approx(expected)
     assert model["runs"][0]["minutes"] > 0 and table["missing"] == {}
     assert "generated world 'quick' (synthetic data)" in (folder / "results/tiny.md").read_text()
-    assert {path.name for path in (folder / "results").iterdir()} == {"tiny.json", "tiny.md"}
+    assert {path.name for path in (folder / "results").iterdir()} == {
+        "tiny.json",
+        "tiny.md",
+        "runs",
+    }
 
 
 def test_the_same_command_trains_what_is_left(studied):
@@ -61,8 +66,21 @@ def test_the_same_command_trains_what_is_left(studied):
     assert table["missing"] == {"SASRec": [1]}
 
 
+def test_a_study_goes_on_without_its_workdirs(studied):
+    folder, _ = studied
+    record = folder / "results" / "tiny.json"
+    before = record.read_text()
+    (folder / "runs").rename(folder / "elsewhere")
+    assert "2 runs, 1 to train" in study(folder, "--dry_run").stdout
+    done = study(folder, "--render", "--analyse")
+    assert done.returncode == 0, done.stderr
+    assert record.read_text() == before
+    (folder / "elsewhere").rename(folder / "runs")
+
+
 def test_a_record_does_not_lose_runs_unasked(studied):
     folder, _ = studied
+    shutil.rmtree(folder / "results" / "runs")
     (folder / "runs").rename(folder / "elsewhere")
     done = study(folder, "--render")
     assert done.returncode == 1 and "t, SASRec, seed 0" in done.stderr

@@ -241,4 +241,4 @@ def test_the_repository_shows_its_records(page):
 def test_a_study_of_the_repository_can_be_run(path):
     study = load_study(path)
     assert study.name == path.stem
-    assert list(study_runs(study, load_experiment, Path("runs")))
+    assert list(study_runs(study, load_experiment, Path("runs"), Path("kept")))

@@ -35,7 +35,7 @@ def make(save_run, tmp_path):
                 overrides = {**arm.overrides, "training.seed": seed}
                 experiment = override(EXPERIMENT, overrides)
                 folder = tmp_path / arm.label / str(seed)
-                planned.append(StudyRun(table, arm, seed, overrides, experiment, folder))
+                planned.append(StudyRun(table, arm, seed, overrides, experiment, folder, folder))
                 if seed < len(ranks.get(arm.label, [])) and not folder.exists():
                     of_filters = dict.fromkeys(("none", "all"), ranks[arm.label][seed])
                     save_run(f"{arm.label}/{seed}", experiment, of_filters, **saved)

@@ -15,7 +15,7 @@ STUDY = Study("name", "Title", "About.", TABLES)
 
 
 def test_the_first_seed_of_all_tables_comes_before_the_second(tmp_path):
-    runs = list(study_runs(STUDY, load_experiment, tmp_path))
+    runs = list(study_runs(STUDY, load_experiment, tmp_path, tmp_path))
     assert [(run.table.name, run.arm.label, run.seed) for run in runs] == [
         ("small", "SASRec", 3),
         ("small", "wide", 3),
@@ -27,7 +27,7 @@ def test_the_first_seed_of_all_tables_comes_before_the_second(tmp_path):
 
 
 def test_tables_share_the_folder_of_a_run_and_no_other(tmp_path):
-    runs = list(study_runs(STUDY, load_experiment, tmp_path))
+    runs = list(study_runs(STUDY, load_experiment, tmp_path, tmp_path))
     assert runs[0].folder == runs[2].folder == tmp_path / "quick" / "sasrec" / "seed=3"
     assert runs[1].folder == tmp_path / "quick" / "sasrec" / "width=32,seed=3"
     assert len({run.folder for run in runs}) == 4
@@ -37,7 +37,7 @@ def test_a_field_that_an_experiment_does_not_have_is_refused(tmp_path):
     arm = Arm("odd", "experiments/quick.py:sasrec", {"model.codes": 3})
     study = Study("name", "Title", "About.", (Table("t", "Why?", (arm,)),))
     with pytest.raises(StudyError, match=r"arm 'odd': .*sasrec has no field model\.codes"):
-        list(study_runs(study, load_experiment, tmp_path))
+        list(study_runs(study, load_experiment, tmp_path, tmp_path))
 
 
 @pytest.mark.parametrize(

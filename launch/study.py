@@ -6,7 +6,7 @@ The runs come most wanted first: all configurations with one seed, then with the
 command goes on where it stopped and skips the runs that have finished. `--minutes` ends it in time.
 When it ends, `results/NAME.json` and `results/NAME.md` hold what has been measured so far, and the
 parts of README.md and RESULTS.md that show studies are made anew. `results/runs` keeps the results
-and the ranks of the runs on generated worlds: with them a study goes on where the workdirs are gone.
+and the ranks of runs on generated worlds: with them a study goes on where the workdirs are gone.
 
     python -m launch.study --render    # pages from the records, without a run
 
@@ -76,9 +76,7 @@ def main(argv: list[str]) -> None:
     code = 0 if _RENDER.value or not left else _train(left)
     record = make_record(study, runs)
     for run in runs:
-        # Ranks stand beside users and targets: those of a log may not be passed on.
-        if run.results == run.folder and run.experiment.data.world:
-            archive.keep(run.folder, run.kept)
+        archive.keep(run)
     if _ANALYSE.value:
         _analyse(record, runs, output)
     for table in record["tables"]:

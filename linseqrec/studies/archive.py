@@ -1,27 +1,28 @@
 """Results of finished runs, kept so that a study goes on where the workdirs are gone."""
 
 import shutil
-from pathlib import Path
 
 from linseqrec.runs import best_baseline
+from linseqrec.studies.study import StudyRun
 from linseqrec.training.checkpoint import saved_steps
 
 # What a record reads of a run. `results.json` comes last: a folder that has it is whole.
 _FILES = ("config.json", "card.json", "ranks/test.npz", str(best_baseline.FILE), "results.json")
 
 
-def keep(workdir: Path, to: Path) -> None:
-    """Copies the results of a finished run, its ranks of each target, and its time of training.
+def keep(run: StudyRun) -> None:
+    """Copies the results of a run, its ranks of each target and its time of training to `run.kept`.
 
-    Args:
-      workdir: The run's workdir. It may lack checkpoints and the ranks of baselines.
-      to: The folder of the copies; one with results stays as it is.
+    Only of finished runs on generated worlds: ranks stand beside users and items, and those of a
+    log may not be passed on.
     """
-    if (to / "results.json").exists():
+    if run.results != run.folder or not run.experiment.data.world:
         return
-    newest = max(saved_steps(workdir / "checkpoints"), default=None)
+    newest = max(saved_steps(run.folder / "checkpoints"), default=None)
     progress = [] if newest is None else [f"checkpoints/{newest}/progress/metadata"]
     for name in (*progress, *_FILES):
-        if (workdir / name).exists():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(workdir / name, to / name)
+        source, copy = run.folder / name, run.kept / name
+        # Ranks of baselines, and checkpoints, may be missing.
+        if source.exists() and not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)

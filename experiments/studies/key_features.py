@@ -20,29 +20,16 @@ STUDY = Study(
     name="key_features",
     title="What products of features in keys are worth",
     about=(
-        "Gated DeltaNet and HyTRec with other keys and queries. Linear features of vectors of the "
-        "model's width keep at most so many keys apart, however large K is. Products of features "
-        "keep more apart (`feature_products`), by the feature map of DPFP (arXiv 2102.11174) "
-        "without its ReLU."
+        "Gated DeltaNet with other keys and queries. Linear features of vectors of the model's "
+        "width keep at most so many keys apart, however large K is. Products of features keep "
+        "more apart (`feature_products`), by the feature map of DPFP (arXiv 2102.11174) without "
+        "its ReLU."
     ),
     tables=(
         Table(
             "repetition",
             "Habits (synthetic data).",
             arms("experiments/repetition.py:gated_deltanet", _ARMS),
-        ),
-        Table(
-            "hytrec",
-            "Habits (synthetic data), recalled by HyTRec's long branch alone, one head of 80 "
-            "features.",
-            arms(
-                "experiments/repetition.py:hytrec",
-                {
-                    "linear features, K = 80": {},
-                    "4 products of 80 features, K = 320": {"model.feature_products": 4},
-                },
-                {"model.branches": "long", "model.short_events": 0, "model.short_layers": 2},
-            ),
         ),
         Table(
             "foursquare",
@@ -57,12 +44,6 @@ STUDY = Study(
                 ("repetition", (_LINEAR, "linear features, K = 256")),
                 ("foursquare", (_LINEAR,)),
             )
-        ),
-        Claim(
-            "Products are better than linear features in HyTRec's long branch, in `repetition`",
-            "hytrec",
-            "4 products of 80 features, K = 320",
-            ("linear features, K = 80",),
         ),
         Claim(
             "A linear memory with keys of products recalls habits better than counting",

@@ -61,7 +61,6 @@ class TDGD(GatedDelta):
         *,
         key_width: int,
         value_width: int,
-        feature_products: int = 0,
         kernel: int = 4,
         gap_features: int | None,
         temporal_decay: bool,
@@ -78,7 +77,6 @@ class TDGD(GatedDelta):
           heads: H.
           key_width: K, a head's.
           value_width: V, a head's.
-          feature_products: Of K features, in keys of K times so many (`products_of`); 0: none.
           kernel: Taps of the short convolution.
           gap_features: Width of φ; None: no temporal addressing.
           temporal_decay: Whether the gap decays the state.
@@ -93,7 +91,6 @@ class TDGD(GatedDelta):
             heads,
             key_width=key_width,
             value_width=value_width,
-            feature_products=feature_products,
             kernel=kernel,
             chunk_size=chunk_size,
             dtype=dtype,
@@ -101,11 +98,11 @@ class TDGD(GatedDelta):
         )
         # U = 0: gaps turn no query or key before training says how, and the lookup stands.
         self.address = (
-            Zeros(2 * heads * self.key_width)
+            Zeros(2 * heads * key_width)
             if gap_features is None
             else Dense(
                 gap_features,
-                2 * heads * self.key_width,
+                2 * heads * key_width,
                 bias=False,
                 deviation=0.0,
                 dtype=dtype,
@@ -117,9 +114,9 @@ class TDGD(GatedDelta):
         )
         sees_memory = write_gate == "memory"
         self.memory_key = (
-            Dense(width, heads * self.key_width, bias=False, dtype=dtype, rngs=rngs)
+            Dense(width, heads * key_width, bias=False, dtype=dtype, rngs=rngs)
             if sees_memory or read_removal
-            else Zeros(heads * self.key_width)
+            else Zeros(heads * key_width)
         )
         # Gates start nearly shut: as Gated DeltaNet, but for some fifth of each write (an eighth by
         # the bias, the rest by w_1 and w_2) and an eighth of what the memory's key reads.

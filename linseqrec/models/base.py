@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from linseqrec.config_fields import Config, require
+from linseqrec.config_fields import Config
 from linseqrec.events import Events
 from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.layers.states import MixerTrace, recording
@@ -218,14 +218,3 @@ class ModelConfig(Config):
           request_time: Whether the model reads `Events.request_times`.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement build")
-
-
-def check_products(features: int, count: int) -> None:
-    """Refuses products of a key's features that repeat (`layers.gated_delta.products_of`).
-
-    Raises:
-      ConfigError: If the field `feature_products` is above (features - 1) / 2.
-    """
-    most = (features - 1) // 2
-    want = f"at most {most}, or products of {features} features of a key repeat"
-    require(count <= max(most, 0), "feature_products", count, want)

@@ -26,19 +26,13 @@ import dataclasses
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from linseqrec.config_fields import Count, CountOrZero, Rate
+from linseqrec.config_fields import Count, CountOrZero, Rate, require
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, rms_norm, split_key
-from linseqrec.models.base import (
-    Dtype,
-    Encoding,
-    ModelConfig,
-    SequenceModel,
-    check_products,
-)
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +72,9 @@ class GatedDeltaNetConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_products(self.key_width, self.feature_products)
+        products, most = self.feature_products, (self.key_width - 1) // 2
+        want = f"at most {most}, or products of key_width {self.key_width} features repeat"
+        require(products <= most or not products, "feature_products", products, want)
 
     @property
     def splits_time(self) -> bool:

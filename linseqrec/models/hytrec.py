@@ -98,13 +98,7 @@ from linseqrec.layers.time_gaps import (
     no_timestamp,
     waits_in_days,
 )
-from linseqrec.models.base import (
-    Dtype,
-    Encoding,
-    ModelConfig,
-    SequenceModel,
-    check_products,
-)
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.recent import Recent, delayed
 
 # A block's: `TADNState` of TADN, `Recent` of softmax attention.
@@ -141,8 +135,6 @@ class HyTRecConfig(ModelConfig):
       timed_attention: Whether the softmax blocks' weights fade with that time, too (see
         `TimedRotaryAttention`). Without it the model knows of no time in the last K events.
       kernel: Taps of TADN's short convolution.
-      feature_products: Products that TADN's keys and queries hold for each feature; 0: the
-        features themselves (see `GatedDeltaNetConfig`).
       feed_forward: Width of SwiGLU's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixers' outputs and in the feed-forward halves.
       chunk_size: The most events that the memory takes at once; changes speed, not results.
@@ -162,7 +154,6 @@ class HyTRecConfig(ModelConfig):
     time: Time = "gaps"
     timed_attention: bool = False
     kernel: Count = 4
-    feature_products: CountOrZero = 0
     feed_forward: Count = 3
     dropout: Rate = 0.1
     chunk_size: Count = 64
@@ -177,7 +168,6 @@ class HyTRecConfig(ModelConfig):
                 f"width {self.width} must be a multiple of twice the heads, {self.heads}: rotary "
                 "positions pair up a head's features"
             )
-        check_products(self.width // self.heads, self.feature_products)
         period = len(self._period())
         if self.branches != "short" and self.num_layers % period:
             raise ConfigError(
@@ -494,7 +484,6 @@ def _mixer(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rn
         timed=config.time != "none",
         delay=delay,
         kernel=config.kernel,
-        feature_products=config.feature_products,
         chunk_size=config.chunk_size,
         dtype=dtype,
         rngs=rngs,

@@ -57,14 +57,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import (
-    ConfigError,
-    Count,
-    CountOrZero,
-    NotNegative,
-    Rate,
-    require,
-)
+from linseqrec.config_fields import ConfigError, Count, NotNegative, Rate, require
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading, NoMemory
@@ -89,13 +82,7 @@ from linseqrec.layers.time_gaps import (
     no_timestamp,
     waits_in_days,
 )
-from linseqrec.models.base import (
-    Dtype,
-    Encoding,
-    ModelConfig,
-    SequenceModel,
-    check_products,
-)
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +96,6 @@ class SinkRecConfig(ModelConfig):
       shared: Whether the passes share one block; else each has its own.
       key_width: Width of a recurrent head's keys and queries.
       value_width: Width of a recurrent head's values.
-      feature_products: Products that its keys and queries hold for each feature; 0: the features
-        themselves (see `GatedDeltaNetConfig`).
       kernel: Taps of the short convolutions.
       attention_window: Events that the softmax attention sees.
       attention_convolution: Whether its queries, keys and values go through a short convolution as
@@ -146,7 +131,6 @@ class SinkRecConfig(ModelConfig):
     shared: bool = True
     key_width: Count = 32
     value_width: Count = 32
-    feature_products: CountOrZero = 0
     kernel: Count = 4
     attention_window: Count = 128
     attention_convolution: bool = True
@@ -178,7 +162,6 @@ class SinkRecConfig(ModelConfig):
             raise ConfigError(
                 f"width {self.width} must be even and a multiple of heads {self.heads}"
             )
-        check_products(self.key_width, self.feature_products)
         dilations = self.dilations
         distinct = 0 < len(dilations) == len(set(dilations))
         require(distinct, "dilations", dilations, "one or more different whole numbers")
@@ -359,7 +342,6 @@ class SinkRecBlock(Block):
                 config.heads,
                 key_width=config.key_width,
                 value_width=config.value_width,
-                feature_products=config.feature_products,
                 kernel=config.kernel,
                 gap_features=config.gap_features if config.temporal_addressing else None,
                 temporal_decay=config.temporal_decay,

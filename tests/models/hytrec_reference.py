@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.models.reference import products, sigmoid, silu
+from tests.models.reference import sigmoid, silu
 
 DAY = 86_400
 
@@ -145,9 +145,8 @@ def temporal_delta(config, p, name, x, seconds, delay=0, question=None):
     output = np.zeros_like(x)
     for h, part in enumerate(np.split(np.arange(x.shape[1]), config.heads)):
         q, k, v = (array[:, part] for array in np.split(mixed, 3, axis=-1))
-        q, k = (products(y, config.feature_products) for y in (q, k))
         q, k = (y / np.sqrt((y**2).sum(-1, keepdims=True) + 1e-6) for y in (q, k))
-        memories, memory = [], np.zeros((k.shape[-1], len(part)))
+        memories, memory = [], np.zeros((len(part), len(part)))
         for t in range(len(x)):
             memory = memory * np.exp(log_decay[t, h])
             change = write[t, h] * v[t] - erase[t, h] * (memory.T @ k[t])
@@ -155,7 +154,7 @@ def temporal_delta(config, p, name, x, seconds, delay=0, question=None):
             memories.append(memory)
         for t in range(delay, len(x)):
             left = np.exp(fading[t - delay + 1 : t + 1, h].sum())
-            read = left * memories[t - delay].T @ q[t] / np.sqrt(k.shape[-1])
+            read = left * memories[t - delay].T @ q[t] / np.sqrt(len(part))
             output[t, part] = rms(p, f"{name}/norm", read, 1e-5)
     gated = output * silu(dense(p, f"{name}/output_gate", question))
     return dense(p, f"{name}/output", gated)

@@ -259,14 +259,3 @@ def elu_plus_one(x):
 
 def gelu(x):
     return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
-
-
-def products(features, count):
-    """Products of each feature in the last axis with the next `count` ones; of 0, the features."""
-    width = features.shape[-1]
-    columns = [
-        features[..., i] * features[..., (i + step) % width]
-        for step in range(1, count + 1)
-        for i in range(width)
-    ]
-    return np.stack(columns, axis=-1) if count else features

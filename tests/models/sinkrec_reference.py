@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.models.reference import gelu, layer_norm, products, sigmoid, silu
+from tests.models.reference import gelu, layer_norm, sigmoid, silu
 
 
 def sinkrec(config, arrays, events):
@@ -128,9 +128,6 @@ def tdgd(config, arrays, name, x, gaps, memory):
     heads, dk, dv = config.heads, config.key_width, config.value_width
     mixed = convolution(arrays, name, kernel(arrays, f"{name}/query_key_value", x))
     q, k, v = np.split(mixed, [heads * dk, 2 * heads * dk], axis=-1)
-    count = config.feature_products
-    q, k = (products(y.reshape(-1, heads, dk), count).reshape(len(x), -1) for y in (q, k))
-    dk *= max(count, 1)
     if config.temporal_addressing:
         u = np.log1p(gaps)[:, None] * 2.0 ** np.arange(8) * np.pi / np.log(3651)
         phi = np.hstack([np.sin(u), 1 - np.cos(u)]) @ arrays["gap_features/projection/kernel"]

@@ -13,7 +13,7 @@ from linseqrec.events import Events
 from linseqrec.layers.gated_delta import products_of
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
-from tests.models.reference import gelu, products, run, sigmoid, silu
+from tests.models.reference import gelu, run, sigmoid, silu
 
 CONFIG = GatedDeltaNetConfig(
     width=12, heads=3, num_layers=2, key_width=5, value_width=7, kernel=3, chunk_size=4
@@ -22,6 +22,17 @@ CONFIG = GatedDeltaNetConfig(
 
 def normed(x, scale, epsilon):
     return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + epsilon) * scale
+
+
+def products(features, count):
+    width = len(features)
+    return np.array(
+        [
+            features[i] * features[(i + step) % width]
+            for step in range(1, count + 1)
+            for i in range(width)
+        ]
+    )
 
 
 def mixed(x, p, name, config):
@@ -43,7 +54,8 @@ def mixed(x, p, name, config):
             q, k, v = (
                 part.reshape(config.heads, -1)[head] for part in np.split(row, [keys, 2 * keys])
             )
-            q, k = (products(features, config.feature_products) for features in (q, k))
+            if config.feature_products:
+                q, k = (products(features, config.feature_products) for features in (q, k))
             q = q / np.sqrt(q @ q + 1e-6) / np.sqrt(len(q))
             k = k / np.sqrt(k @ k + 1e-6)
             memory = decay[t, head] * memory
@@ -100,7 +112,7 @@ def test_the_hidden_states_are_the_equations(changes):
 
 
 def test_features_whose_products_would_repeat_are_refused():
-    match = "feature_products is 3: it must be at most 2, or products of 5 features of a key"
+    match = "feature_products is 3: it must be at most 2, or products of key_width 5 features"
     with pytest.raises(ConfigError, match=match):
         dataclasses.replace(CONFIG, feature_products=3)
 

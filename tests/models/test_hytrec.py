@@ -76,13 +76,12 @@ UNLIKE = dict(
         dict(question="present", time="positions", gate="erase", kernel=2, short_events=1),
         dict(question="present", dtype="bfloat16"),
         dict(question="short"),
-        dict(question="present", feature_products=1),
         dict(question="short", time="none", gate="beta", kernel=2, short_events=4),
         dict(question="short", dtype="bfloat16"),
     ],
     ids=["plain", "timed", "unlike", "bfloat16", "timed-bfloat16"]
     + ["present", "present-timed", "present-unlike", "present-bfloat16"]
-    + ["short", "present-products", "short-unlike", "short-bfloat16"],
+    + ["short", "short-unlike", "short-bfloat16"],
 )
 def test_the_hidden_states_are_the_equations(fields):
     """On packed rows, with histories shorter than K and of one event."""

@@ -49,7 +49,7 @@ MODELS = {
     "hytrec": DELAYED,
     "hytrec timed": dataclasses.replace(DELAYED, timed_attention=True),
     "hytrec asked by the present": dataclasses.replace(
-        DELAYED, question="present", timed_attention=True, gate="retention", feature_products=3
+        DELAYED, question="present", timed_attention=True, gate="retention"
     ),
     "hytrec asked by the short branch": dataclasses.replace(DELAYED, question="short"),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
@@ -58,14 +58,7 @@ MODELS = {
     "fuxi linear": FuXiLinearConfig(width=16, num_layers=2, chunk_size=8),
     "fuxi linear without times": FuXiLinearConfig(width=16, num_layers=2, temporal=False),
     "sinkrec": SinkRecConfig(
-        width=16,
-        heads=2,
-        feature_products=2,
-        dilations=(1, 3),
-        levels=2,
-        codes=8,
-        attention_window=6,
-        chunk_size=8,
+        width=16, heads=2, dilations=(1, 3), levels=2, codes=8, attention_window=6, chunk_size=8
     ),
     "mamba2": Mamba2Config(
         width=16, heads=2, num_layers=2, key_width=8, value_width=8, chunk_size=8

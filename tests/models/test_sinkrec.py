@@ -41,8 +41,6 @@ ARMS = {
     "neither": dict(write_gate="none", read_removal=False),
     "no temporal addressing": dict(temporal_addressing=False),
     "no temporal decay": dict(temporal_decay=False),
-    # Of four features there is one product each.
-    "products of features": dict(feature_products=1),
     "two loops": dict(loops=2),
     "three loops, unshared": dict(loops=3, shared=False),
 }

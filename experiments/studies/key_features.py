@@ -8,13 +8,8 @@ Results: results/key_features.md.
 from linseqrec.studies.study import COUNTING, Claim, Study, Table, arms
 
 _LINEAR = "linear features, K = 128"
-_FOUR, _EIGHT = "4 products of 64 features, K = 256", "8 products of 64 features, K = 512"
-_ARMS = {
-    _LINEAR: {},
-    "linear features, K = 256": {"model.key_width": 256},
-    _FOUR: {"model.key_width": 64, "model.feature_products": 4},
-    _EIGHT: {"model.key_width": 64, "model.feature_products": 8},
-}
+_PRODUCTS = "8 products of 64 features, K = 512"
+_ARMS = {_LINEAR: {}, _PRODUCTS: {"model.key_width": 64, "model.feature_products": 8}}
 
 STUDY = Study(
     name="key_features",
@@ -39,22 +34,18 @@ STUDY = Study(
     ),
     claims=(
         *(
-            Claim(f"Products are better than linear features, in `{table}`", table, _EIGHT, second)
-            for table, second in (
-                ("repetition", (_LINEAR, "linear features, K = 256")),
-                ("foursquare", (_LINEAR,)),
+            Claim(
+                f"Products of features in keys are better than linear features, in `{table}`",
+                table,
+                _PRODUCTS,
+                (_LINEAR,),
             )
+            for table in ("repetition", "foursquare")
         ),
         Claim(
             "A linear memory with keys of products recalls habits better than counting",
             "repetition",
-            _EIGHT,
-            COUNTING,
-        ),
-        Claim(
-            "Gated DeltaNet with keys of products is better than counting on check-ins",
-            "foursquare",
-            _EIGHT,
+            _PRODUCTS,
             COUNTING,
         ),
     ),

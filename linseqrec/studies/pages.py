@@ -137,10 +137,12 @@ def claims_table(record: Record) -> str:
 
 
 def judged_claims(records: Sequence[Record]) -> str:
-    """The claims of several studies that have been measured, with links to the studies' pages."""
+    """The claims of several studies that say something, with links to the studies' pages.
+
+    What is open after one seed waits for more runs, as what was not run does.
+    """
     left = {
-        record["name"]: sum(1 for claim in record["claims"] if claim["reason"])
-        for record in records
+        record["name"]: sum(1 for claim in record["claims"] if _waits(claim)) for record in records
     }
     listed = ", ".join(f"{count} of {_link(name)}" for name, count in left.items() if count)
     waiting = f"\n\nClaims that wait for runs: {listed}." if listed else ""
@@ -160,11 +162,15 @@ def _claims(records: Sequence[Record], *, judged: bool = False) -> str:
         ]
         for record in records
         for claim in record["claims"]
-        if not (judged and claim["reason"])
+        if not (judged and _waits(claim))
     ]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     lines.insert(1, "|" + "---|" * len(header))
     return "\n".join(lines)
+
+
+def _waits(claim: Record) -> bool:
+    return bool(claim["reason"]) or (claim["verdict"] == "open" and claim["seeds"] == 1)
 
 
 def _link(study: str) -> str:

@@ -154,6 +154,17 @@ def test_the_parts_of_a_page_are_made_anew():
     assert with_blocks(made, {"small": RECORD}, COST) == made
 
 
+@pytest.mark.parametrize(
+    ("verdict", "seeds", "shown"), [("open", 1, False), ("open", 3, True), ("holds", 1, True)]
+)
+def test_what_is_open_after_one_seed_waits(verdict, seeds, shown):
+    record = copy.deepcopy(RECORD)
+    record["claims"][0] |= {"verdict": verdict, "seeds": seeds}
+    made = with_blocks("<!-- study claims -->\n<!-- end of study -->\n", {"small": record}, COST)
+    assert (record["claims"][0]["text"] in made) == shown
+    assert f"wait for runs: {1 if shown else 2} of [small]" in made
+
+
 def test_a_part_without_its_end_takes_no_other_text():
     part = "<!-- study small t none -->\n"
     page = f"{part}a chapter\n{part}<!-- end of study -->\n"

@@ -35,7 +35,7 @@ import numpy as np
 
 from linseqrec.data.dataset import Dataset, write_dataset
 from linseqrec.training import workdir
-from linseqrec.training.checkpoint import CheckpointError, Checkpoints
+from linseqrec.training.checkpoint import CheckpointError, Checkpoints, saved_steps
 from linseqrec.training.preemption import EXIT_CODE
 from linseqrec.training.run import Run
 from tests.launch.programs import ROOT, TINY
@@ -170,12 +170,14 @@ def sound_steps(folder: Path) -> list[int]:
     """The steps of the sound checkpoints; none where there is no folder of checkpoints."""
     if not (folder / "checkpoints").is_dir():
         return []
+    # The next start puts these back where it finds no successor.
+    replaced = saved_steps(folder / "checkpoints" / "replaced")
     try:
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-            return checkpoints.sound_steps()
+            return sorted({*checkpoints.sound_steps(), *replaced})
     # Damage may keep Orbax from opening the folder; the next start sets it aside.
     except CheckpointError:
-        return []
+        return replaced
 
 
 def outcome(folder: Path) -> dict[str, str]:

@@ -151,6 +151,8 @@ class Checkpoints:
             or has no sound checkpoint.
         """
         self._preservation = _Preservation()
+        if not read_only:
+            distributed.on_first(lambda: checkpoint_digests.settle(folder))
         self._folder, self._read_only = folder, read_only
         self._shapes = {name: list(shape) for name, shape in (shapes or {}).items()}
         self._manager = self._open(
@@ -228,10 +230,9 @@ class Checkpoints:
         self._preservation.best_step = progress.best_step
         step = int(state.step)
         if step in self._steps():
-            # A preemption saved this step before its validation. A run that is killed between this
-            # deletion and the next save continues from the checkpoint before.
-            self._digests_path(step).unlink(missing_ok=True)
-            self._guard(lambda: self._manager.delete(step), step)
+            # A preemption saved this step before its validation.
+            distributed.on_first(lambda: checkpoint_digests.set_aside(self._folder, step))
+            self._manager.reload()
         self._guard(
             lambda: self._manager.save(
                 step,
@@ -276,10 +277,13 @@ class Checkpoints:
         try:
             self._guard(self._manager.wait_until_finished, step)
             if distributed.is_first():
-                kept = self._manager.all_steps()
-                self._guard(lambda: checkpoint_digests.seal(self._folder, step, kept), step)
+                self._guard(lambda: self._write_digests(step), step)
         except CheckpointError as error:
             self._failure = error
+
+    def _write_digests(self, step: int) -> None:
+        checkpoint_digests.seal(self._folder, step, self._manager.all_steps())
+        checkpoint_digests.settle(self._folder)
 
     def _guard(self, write: Callable[[], Any], step: int) -> None:
         """Calls a part of a save, and turns its errors into a `CheckpointError`."""
@@ -288,6 +292,8 @@ class Checkpoints:
         # Orbax passes on what its storage raises: OSError, ValueError, XlaRuntimeError.
         except Exception as error:
             self._failed = True
+            if distributed.is_first():
+                checkpoint_digests.settle(self._folder)
             self._manager.reload()
             sound = [other for other in self._steps() if not self.faults(other)]
             raise CheckpointError(

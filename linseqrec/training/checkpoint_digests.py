@@ -6,12 +6,16 @@ digests of its files are written to `sha256/STEP.json`. It is *sound* if its fil
 
 import json
 import os
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from linseqrec.errors import FileError
 from linseqrec.files import read_json, replacing, sha256_of_file
 from linseqrec.training import earlier_checkpoints
+
+# Holds a checkpoint until its successor of the same step is sealed.
+_REPLACED = "replaced"
 
 
 def digests_path(folder: Path, step: int) -> Path:
@@ -64,6 +68,39 @@ def faults(folder: Path, step: int) -> list[str]:
         for name, digest in saved.items()
         if current.get(name) != digest
     ] + [f"{name} is not in {path}" for name in current if name not in saved]
+
+
+# ---------------------------------------------------------------- a checkpoint that is saved again
+def set_aside(folder: Path, step: int) -> None:
+    """Moves a checkpoint to `replaced/`, so that another of the same step can be saved.
+
+    Args:
+      folder: The folder of the checkpoints.
+      step: The checkpoint.
+    """
+    (folder / _REPLACED).mkdir(exist_ok=True)
+    os.replace(folder / str(step), folder / _REPLACED / str(step))
+    if os.path.lexists(path := digests_path(folder, step)):
+        os.replace(path, folder / _REPLACED / path.name)
+
+
+def settle(folder: Path) -> None:
+    """Deletes the checkpoints in `replaced/` that have a sound successor, and puts the others back.
+
+    A kill at any moment, in this function too, leaves what the next call needs.
+
+    Args:
+      folder: The folder of the checkpoints.
+    """
+    formers = [path for path in (folder / _REPLACED).glob("*/") if path.name.isdecimal()]
+    for former in formers:
+        step, path = int(former.name), former.with_suffix(".json")
+        if faults(folder, step):
+            shutil.rmtree(folder / str(step), ignore_errors=True)
+            if path.exists():
+                os.replace(path, digests_path(folder, step))
+            os.replace(former, folder / str(step))
+    shutil.rmtree(folder / _REPLACED, ignore_errors=True)
 
 
 def _digests(folder: Path) -> dict[str, str]:

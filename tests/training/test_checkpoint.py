@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from linseqrec.training import checkpoint_digests, workdir
@@ -188,6 +190,79 @@ def test_a_failed_save_is_an_error_and_the_run_continues_from_the_save_before(
     monkeypatch.undo()
     train(run, folder)
     assert json.loads((folder / "checkpoints" / "sha256" / f"{3 * steps}.json").read_text())
+
+
+@pytest.fixture
+def saved_twice(run, tmp_path):
+    """A function that saves a step's checkpoint, and saves the same step with other progress."""
+    state, folder = run.step.initial_state(), tmp_path / "checkpoints"
+    first, second = Progress({}), Progress({"later": 1})
+
+    def save_twice(before_the_second):
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(state, first)
+            checkpoints.wait()
+            before_the_second()
+            checkpoints.save(state, second)
+
+    return folder, first, second, save_twice
+
+
+def test_a_save_of_the_same_step_replaces_the_checkpoint(saved_twice):
+    folder, _, second, save_twice = saved_twice
+    save_twice(lambda: None)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.sound_steps() == [0] and checkpoints.progress(0) == second
+    assert not (folder / "replaced").exists()
+
+
+@pytest.mark.parametrize("part", ["save", "wait_until_finished"])
+def test_a_failed_save_of_the_same_step_leaves_its_checkpoint(saved_twice, monkeypatch, part):
+    folder, first, _, save_twice = saved_twice
+
+    def fail(*arguments, **rest):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match=r"(?s)0 could not be saved.*Sound checkpoints: 0"):
+        save_twice(lambda: monkeypatch.setattr(ocp.CheckpointManager, part, fail))
+    monkeypatch.undo()
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.sound_steps() == [0] and checkpoints.progress(0) == first
+
+
+class Killed(BaseException):
+    """A kill."""
+
+
+@pytest.mark.parametrize("calls", range(1, 5))
+def test_a_kill_while_a_step_is_saved_again_loses_no_checkpoint(saved_twice, monkeypatch, calls):
+    """Before each renaming: two take the checkpoint aside, two put it back at the next start."""
+    folder, first, _, save_twice = saved_twice
+    left, replace = [calls], os.replace
+
+    def count(*paths):
+        if "replaced" in f"{paths}":
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+        replace(*paths)
+
+    def fail(*arguments, **rest):
+        raise Killed
+
+    def prepare():
+        monkeypatch.setattr(os, "replace", count)
+        monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+
+    with pytest.raises(Killed):
+        save_twice(prepare)
+    with contextlib.suppress(Killed), Checkpoints(folder):
+        pass
+    assert left[0] <= 0
+    monkeypatch.undo()
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.sound_steps() == [0] and checkpoints.progress(0) == first
+    assert not (folder / "replaced").exists()
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "no JSON", "a folder"])

@@ -16,7 +16,7 @@ def keep(run: StudyRun) -> None:
     Only of finished runs on generated worlds: ranks stand beside users and items, and those of a
     log may not be passed on.
     """
-    if run.results != run.folder or not run.experiment.data.world:
+    if run.results != run.folder or run.experiment.data.folder:
         return
     newest = max(saved_steps(run.folder / "checkpoints"), default=None)
     progress = [] if newest is None else [f"checkpoints/{newest}/progress/metadata"]

@@ -17,9 +17,9 @@ ARM = Arm("narrow", "x.py:sasrec")
 TABLE = Table("t", "Why?", (ARM,))
 
 
-@pytest.mark.parametrize("world", ["quick", ""], ids=["a world", "a log"])
+@pytest.mark.parametrize("world", [True, False], ids=["a world", "a log"])
 def test_results_are_kept_of_worlds_and_not_of_logs(save_run, tmp_path, world):
-    data = dataclasses.replace(EXPERIMENT.data, world=world, folder="" if world else "somewhere")
+    data = dataclasses.replace(EXPERIMENT.data, folder="" if world else "somewhere")
     experiment = dataclasses.replace(EXPERIMENT, data=data)
     run = StudyRun(TABLE, ARM, 0, {}, experiment, tmp_path / "run", tmp_path / "kept")
     archive.keep(run)

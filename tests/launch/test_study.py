@@ -68,6 +68,8 @@ def test_the_same_command_trains_what_is_left(studied):
 
 def test_a_study_goes_on_without_its_workdirs(studied):
     folder, _ = studied
+    (folder / "tiny.py").write_text(STUDY.replace("SEEDS", "(0, 1)"))
+    assert study(folder, "--render").returncode == 0
     record = folder / "results" / "tiny.json"
     before = record.read_text()
     (folder / "runs").rename(folder / "elsewhere")

@@ -36,6 +36,7 @@ import numpy as np
 from linseqrec.data.dataset import Dataset, write_dataset
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints, saved_steps
+from linseqrec.training.checkpoint_digests import REPLACED
 from linseqrec.training.preemption import EXIT_CODE
 from linseqrec.training.run import Run
 from tests.launch.programs import ROOT, TINY
@@ -171,7 +172,7 @@ def sound_steps(folder: Path) -> list[int]:
     if not (folder / "checkpoints").is_dir():
         return []
     # The next start puts these back where it finds no successor.
-    replaced = saved_steps(folder / "checkpoints" / "replaced")
+    replaced = saved_steps(folder / "checkpoints" / REPLACED)
     try:
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             return sorted({*checkpoints.sound_steps(), *replaced})

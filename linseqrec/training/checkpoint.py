@@ -86,7 +86,8 @@ _PROGRESS = {"iterator": dict, "best_step": int, "best_metric": float, "stale": 
 
 def ever_saved(folder: Path) -> bool:
     """Whether a folder of checkpoints has, or ever had, a checkpoint, sound or damaged."""
-    traces = (*folder.glob("sha256/*.json"), *folder.glob("damaged/*"), *folder.glob("*"))
+    places = ("sha256/*.json", "damaged/*", f"{checkpoint_digests.REPLACED}/*", "*")
+    traces = (path for place in places for path in folder.glob(place))
     return any(path.name.partition("-")[0].removesuffix(".json").isdigit() for path in traces)
 
 
@@ -152,7 +153,7 @@ class Checkpoints:
         """
         self._preservation = _Preservation()
         if not read_only:
-            distributed.on_first(lambda: checkpoint_digests.settle(folder))
+            distributed.on_first(lambda: checkpoint_digests.put_back(folder))
         self._folder, self._read_only = folder, read_only
         self._shapes = {name: list(shape) for name, shape in (shapes or {}).items()}
         self._manager = self._open(
@@ -277,13 +278,10 @@ class Checkpoints:
         try:
             self._guard(self._manager.wait_until_finished, step)
             if distributed.is_first():
-                self._guard(lambda: self._write_digests(step), step)
+                kept = self._manager.all_steps()
+                self._guard(lambda: checkpoint_digests.seal(self._folder, step, kept), step)
         except CheckpointError as error:
             self._failure = error
-
-    def _write_digests(self, step: int) -> None:
-        checkpoint_digests.seal(self._folder, step, self._manager.all_steps())
-        checkpoint_digests.settle(self._folder)
 
     def _guard(self, write: Callable[[], Any], step: int) -> None:
         """Calls a part of a save, and turns its errors into a `CheckpointError`."""
@@ -293,7 +291,7 @@ class Checkpoints:
         except Exception as error:
             self._failed = True
             if distributed.is_first():
-                checkpoint_digests.settle(self._folder)
+                checkpoint_digests.put_back(self._folder)
             self._manager.reload()
             sound = [other for other in self._steps() if not self.faults(other)]
             raise CheckpointError(

@@ -14,8 +14,8 @@ from linseqrec.errors import FileError
 from linseqrec.files import read_json, replacing, sha256_of_file
 from linseqrec.training import earlier_checkpoints
 
-# Holds a checkpoint until its successor of the same step is sealed.
-_REPLACED = "replaced"
+# The folder of a checkpoint whose step is saved again, until its successor is sealed.
+REPLACED = "replaced"
 
 
 def digests_path(folder: Path, step: int) -> Path:
@@ -29,7 +29,7 @@ def digests_path(folder: Path, step: int) -> Path:
 
 
 def seal(folder: Path, step: int, kept: Collection[int]) -> None:
-    """Writes the digests of a checkpoint, and deletes those of deleted checkpoints.
+    """Writes the digests of a checkpoint; deletes what it replaces, and digests without one.
 
     Args:
       folder: The folder of the checkpoints.
@@ -44,6 +44,7 @@ def seal(folder: Path, step: int, kept: Collection[int]) -> None:
     for other in path.parent.glob("*.json"):
         if other.stem not in names and not other.is_dir():
             other.unlink(missing_ok=True)
+    shutil.rmtree(folder / REPLACED, ignore_errors=True)
 
 
 def faults(folder: Path, step: int) -> list[str]:
@@ -78,21 +79,21 @@ def set_aside(folder: Path, step: int) -> None:
       folder: The folder of the checkpoints.
       step: The checkpoint.
     """
-    (folder / _REPLACED).mkdir(exist_ok=True)
-    os.replace(folder / str(step), folder / _REPLACED / str(step))
+    (folder / REPLACED).mkdir(exist_ok=True)
+    os.replace(folder / str(step), folder / REPLACED / str(step))
     if os.path.lexists(path := digests_path(folder, step)):
-        os.replace(path, folder / _REPLACED / path.name)
+        os.replace(path, folder / REPLACED / path.name)
 
 
-def settle(folder: Path) -> None:
-    """Deletes the checkpoints in `replaced/` that have a sound successor, and puts the others back.
+def put_back(folder: Path) -> None:
+    """Puts a checkpoint in `replaced/` back if it has no sound successor, or else deletes it.
 
     A kill at any moment, in this function too, leaves what the next call needs.
 
     Args:
       folder: The folder of the checkpoints.
     """
-    formers = [path for path in (folder / _REPLACED).glob("*/") if path.name.isdecimal()]
+    formers = [path for path in (folder / REPLACED).glob("*/") if path.name.isdecimal()]
     for former in formers:
         step, path = int(former.name), former.with_suffix(".json")
         if faults(folder, step):
@@ -100,7 +101,7 @@ def settle(folder: Path) -> None:
             if path.exists():
                 os.replace(path, digests_path(folder, step))
             os.replace(former, folder / str(step))
-    shutil.rmtree(folder / _REPLACED, ignore_errors=True)
+    shutil.rmtree(folder / REPLACED, ignore_errors=True)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -33,6 +33,7 @@ from linseqrec.files import (
     write_json,
 )
 from linseqrec.training.checkpoint import ever_saved, saved_steps
+from linseqrec.training.checkpoint_digests import REPLACED
 
 # Besides config.json and card.json, a run writes these before its first checkpoint.
 _RECORDS = (
@@ -181,7 +182,8 @@ def has_begun(workdir: Path) -> bool:
 def _check_checkpoints_exist(workdir: Path) -> None:
     """Refuses a run whose checkpoints were deleted: it would train again from the beginning."""
     folder = workdir / "checkpoints"
-    if saved_steps(folder):
+    # The next to open the folder puts a replaced one back.
+    if saved_steps(folder) or saved_steps(folder / REPLACED):
         return
     if (workdir / "results.json").exists():
         raise WorkdirError(

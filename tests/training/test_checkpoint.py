@@ -235,10 +235,17 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("calls", range(1, 5))
-def test_a_kill_while_a_step_is_saved_again_loses_no_checkpoint(saved_twice, monkeypatch, calls):
-    """Before each renaming: two take the checkpoint aside, two put it back at the next start."""
+def test_a_kill_while_a_step_is_saved_again_loses_no_checkpoint(
+    run, saved_twice, monkeypatch, calls
+):
+    """Before each renaming: two take the checkpoint aside, two put it back at the next start.
+
+    The checkpoint is the only one: the workdir must not take the run for one without checkpoints.
+    """
     folder, first, _, save_twice = saved_twice
     left, replace = [calls], os.replace
+    experiment, card = run.experiment, run.source.dataset.card
+    workdir.claim(folder.parent, experiment, card)
 
     def count(*paths):
         if "replaced" in f"{paths}":
@@ -260,6 +267,9 @@ def test_a_kill_while_a_step_is_saved_again_loses_no_checkpoint(saved_twice, mon
         pass
     assert left[0] <= 0
     monkeypatch.undo()
+    with pytest.raises(workdir.WorkdirError, match="other"):
+        workdir.claim(folder.parent, dataclasses.replace(experiment, name="other"), card)
+    workdir.claim(folder.parent, experiment, card)
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.sound_steps() == [0] and checkpoints.progress(0) == first
     assert not (folder / "replaced").exists()

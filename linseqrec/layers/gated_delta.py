@@ -65,7 +65,7 @@ class GatedDelta(nnx.Module):
 
     Source: arXiv 2412.06464. Ours: the starting values, a lookup (`layers/starting_values.py`).
     `negative_eigenvalues` doubles β, so that a write can turn over what its key recalls
-    (arXiv 2411.12537). `feature_products` puts products of features into q and k (`products_of`).
+    (arXiv 2411.12537).
     """
 
     def __init__(
@@ -77,16 +77,12 @@ class GatedDelta(nnx.Module):
         value_width: int,
         kernel: int = 4,
         negative_eigenvalues: bool = False,
-        feature_products: int = 0,
         chunk_size: int = 64,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Args: `key_width` and `value_width` are a head's; `kernel` the convolution's taps."""
-        self.heads, self.value_width = heads, value_width
-        # K: the keys that the memory sees are wider than what the projection gives.
-        self.key_width = key_width * max(feature_products, 1)
-        self.feature_products = feature_products
+        self.heads, self.key_width, self.value_width = heads, key_width, value_width
         self.beta_scale = 2.0 if negative_eigenvalues else 1.0
         self.chunk_size = chunk_size
         sizes = heads, key_width, value_width
@@ -123,8 +119,7 @@ class GatedDelta(nnx.Module):
 
         Queries are those of `question`; None: of x, as keys and values are.
         """
-        keys = self.heads * self.key_width // max(self.feature_products, 1)
-        mixed = self.query_key_value(x)
+        mixed, keys = self.query_key_value(x), self.heads * self.key_width
         if question is not None:
             asked = self.query_key_value(question)[..., :keys]
             mixed = jnp.concatenate([asked, mixed[..., keys:]], axis=-1)
@@ -133,7 +128,6 @@ class GatedDelta(nnx.Module):
             part.reshape(*x.shape[:2], self.heads, -1)
             for part in jnp.split(mixed, [keys, 2 * keys], axis=-1)
         )
-        query, key = (products_of(features, self.feature_products) for features in (query, key))
         return query, key, value, convolution
 
     def gates(
@@ -207,29 +201,6 @@ class GatedDeltaMixer(GatedDelta):
         output, memory = self.remember(inputs, segment_ids, state.memory)
         record(self, lambda: delta_trace(inputs, memory, inputs.beta))
         return self.emit(output, x), GatedDeltaState(memory, convolution)
-
-
-def products_of(features: Float[Array, "... F"], count: int) -> Float[Array, "... K"]:
-    """Products of each feature with the next `count` features; the features where it is 0.
-
-    Linear features of D-dimensional vectors keep at most D keys apart, however wide they are.
-    Products have a rank of up to F (F + 1) / 2, and those of unlike vectors are less alike: the
-    cosine of all products is the square of that of the features.
-
-    Args:
-      features: F a key.
-      count: N, at most (F - 1) / 2: beyond, the products repeat.
-
-    Returns:
-      x_i x_{i+1}, then x_i x_{i+2}, ... to x_i x_{i+N}, with i + n taken modulo F: K = F N.
-
-    Source: the feature map of arXiv 2102.11174 (DPFP) without its ReLU, whose keys all point to one
-    side.
-    """
-    if not count:
-        return features
-    shifted = [jnp.roll(features, -step, axis=-1) for step in range(1, count + 1)]
-    return jnp.concatenate([features * other for other in shifted], axis=-1)
 
 
 def delta_trace(

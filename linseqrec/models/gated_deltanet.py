@@ -26,7 +26,7 @@ import dataclasses
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from linseqrec.config_fields import Count, CountOrZero, Rate, require
+from linseqrec.config_fields import Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState
@@ -43,12 +43,10 @@ class GatedDeltaNetConfig(ModelConfig):
       width: D.
       heads: Memories a block.
       num_layers: Blocks.
-      key_width: Width of a head's keys and queries; with products, of the features in them.
+      key_width: Width of a head's keys and queries.
       value_width: Width of a head's values.
       kernel: Taps of the short convolution.
       negative_eigenvalues: Whether writes reach up to β = 2.
-      feature_products: Products that keys and queries hold for each feature; 0: the features
-        themselves. The memory's K is then key_width times so many, at most (key_width - 1) / 2.
       feed_forward: Width of the feed-forward half's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixer's output and the feed-forward half.
       chunk_size: The most events that the memory takes at once; changes speed, not results.
@@ -62,19 +60,12 @@ class GatedDeltaNetConfig(ModelConfig):
     value_width: Count = 32
     kernel: Count = 4
     negative_eigenvalues: bool = False
-    feature_products: CountOrZero = 0
     feed_forward: Count = 4
     dropout: Rate = 0.1
     chunk_size: Count = 64
     dtype: Dtype = "auto"
 
     reads_request_times = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        products, most = self.feature_products, (self.key_width - 1) // 2
-        want = f"at most {most}, or products of key_width {self.key_width} features repeat"
-        require(products <= most or not products, "feature_products", products, want)
 
     @property
     def splits_time(self) -> bool:
@@ -113,7 +104,6 @@ class GatedDeltaNet(SequenceModel):
                 value_width=config.value_width,
                 kernel=config.kernel,
                 negative_eigenvalues=config.negative_eigenvalues,
-                feature_products=config.feature_products,
                 chunk_size=config.chunk_size,
                 dtype=dtype,
                 rngs=rngs,

@@ -3,14 +3,11 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.config_fields import ConfigError
 from linseqrec.events import Events
-from linseqrec.layers.gated_delta import products_of
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from tests.models.reference import gelu, run, sigmoid, silu
@@ -22,17 +19,6 @@ CONFIG = GatedDeltaNetConfig(
 
 def normed(x, scale, epsilon):
     return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + epsilon) * scale
-
-
-def products(features, count):
-    width = len(features)
-    return np.array(
-        [
-            features[i] * features[(i + step) % width]
-            for step in range(1, count + 1)
-            for i in range(width)
-        ]
-    )
 
 
 def mixed(x, p, name, config):
@@ -49,14 +35,12 @@ def mixed(x, p, name, config):
     )
     beta = sigmoid(x @ p[f"{name}/write_strength/kernel"]) * (1 + config.negative_eigenvalues)
     for head in range(config.heads):
-        memory = np.zeros((config.key_width * max(config.feature_products, 1), config.value_width))
+        memory = np.zeros((config.key_width, config.value_width))
         for t, row in enumerate(rows):
             q, k, v = (
                 part.reshape(config.heads, -1)[head] for part in np.split(row, [keys, 2 * keys])
             )
-            if config.feature_products:
-                q, k = (products(features, config.feature_products) for features in (q, k))
-            q = q / np.sqrt(q @ q + 1e-6) / np.sqrt(len(q))
+            q = q / np.sqrt(q @ q + 1e-6) / np.sqrt(config.key_width)
             k = k / np.sqrt(k @ k + 1e-6)
             memory = decay[t, head] * memory
             memory = memory + np.outer(k, beta[t, head] * (v - memory.T @ k))
@@ -98,31 +82,13 @@ def row(items, start=0):
     return Events(items, np.zeros_like(items), np.ones_like(items), slots)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"negative_eigenvalues": True}, {"feature_products": 1}, {"feature_products": 2}],
-    ids=str,
-)
-def test_the_hidden_states_are_the_equations(changes):
-    config = dataclasses.replace(CONFIG, **changes)
+@pytest.mark.parametrize("negative_eigenvalues", [False, True])
+def test_the_hidden_states_are_the_equations(negative_eigenvalues):
+    config = dataclasses.replace(CONFIG, negative_eigenvalues=negative_eigenvalues)
     model, arrays = build(config)
     items = np.random.default_rng(0).integers(1, 31, 17)
     hidden = np.asarray(run(model, row(items)).hidden)[0]
     np.testing.assert_allclose(hidden, equations(arrays, items, config), atol=2e-5)
-
-
-def test_features_whose_products_would_repeat_are_refused():
-    match = "feature_products is 3: it must be at most 2, or products of key_width 5 features"
-    with pytest.raises(ConfigError, match=match):
-        dataclasses.replace(CONFIG, feature_products=3)
-
-
-def test_all_products_square_the_cosines_of_the_features():
-    # With the squares, which stand apart here.
-    features = np.random.default_rng(0).normal(size=(2, 7))
-    crossed = np.asarray(products_of(jnp.asarray(features), 3))
-    whole = np.concatenate([features**2, np.sqrt(2) * crossed], axis=1)
-    np.testing.assert_allclose(whole @ whole.T, (features @ features.T) ** 2, rtol=1e-5)
 
 
 def test_a_history_in_parts_equals_the_whole():

@@ -34,9 +34,6 @@ MODELS = {
     "gated deltanet": GatedDeltaNetConfig(
         width=16, heads=2, num_layers=2, key_width=8, value_width=8, chunk_size=8
     ),
-    "gated deltanet of products": GatedDeltaNetConfig(
-        width=16, num_layers=2, key_width=8, value_width=8, feature_products=3, chunk_size=8
-    ),
     "recgrela": RecGRELAConfig(width=16, heads=2, num_layers=2),
     "recgrela convex": RecGRELAConfig(width=16, heads=2, num_layers=2, selector="convex"),
     "recgrela fixed denominator": RecGRELAConfig(

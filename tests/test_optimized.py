@@ -1,4 +1,4 @@
-"""Runs the exactness tests once more as users run the code: at XLA's default optimisation."""
+"""Runs the exactness tests as users run the code: at XLA's default optimisation."""
 
 import os
 import pathlib

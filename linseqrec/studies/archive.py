@@ -2,6 +2,7 @@
 
 import shutil
 
+from linseqrec.files import replacing
 from linseqrec.runs import best_baseline
 from linseqrec.studies.study import StudyRun
 from linseqrec.training.checkpoint import saved_steps
@@ -25,4 +26,5 @@ def keep(run: StudyRun) -> None:
         # Ranks of baselines, and checkpoints, may be missing.
         if source.exists() and not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+            with replacing(copy) as partial:
+                shutil.copyfile(source, partial)

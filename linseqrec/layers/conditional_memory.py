@@ -1,7 +1,7 @@
 """SinkRec's conditional memory: recurring local patterns, quantised to codes (arXiv 2606.09888).
 
 That such a memory of contiguous and dilated windows is residually quantised, reinjected and shown
-to the attention is the paper's; its equations are not public, and those here are ours.
+to the attention is the paper's. We could not read its equations; those here are ours.
 """
 
 import dataclasses

@@ -39,7 +39,7 @@ class TDGD(GatedDelta):
     What the memory covers is written less, and what the state answers to the memory's key is taken
     out of the reading: Sᵀ(q − λ k^m) = Sᵀq − λ Sᵀk^m. No gate reads the state, so that the chunked
     form stays exact, and c = λ = Δ = 0 is Gated DeltaNet. Temporal addressing and decay, purified
-    writing and purified reading are the paper's; its equations are not public, and these are ours.
+    writing and purified reading are the paper's. We could not read its equations; these are ours.
 
     Where request times are known, the temporal decay runs on to the request: RMSNorm(o) is
     multiplied by exp(−(request − t) / T).

@@ -18,7 +18,7 @@ for what it does not cover.
 parameters; a conditional memory of contiguous and dilated windows, residually quantised, reinjected
 and shown to the attention as keys and values; a gated delta network with temporal addressing and
 decay whose writing and reading the memory purifies; the three losses.
-[O] Ours, since the paper's equations are not public: every equation above and in
+[O] Ours, since we could not read the paper's equations: every equation above and in
 `layers/{conditional_memory,memory_attention,tdgd,time_gaps}.py`, all sizes
 and initial values, how dead codes are replaced, and the frame of a recommender (tied table, norms,
 dropout). Positions are not encoded: the recurrence and the short convolutions know the order, the

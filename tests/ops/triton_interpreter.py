@@ -84,8 +84,9 @@ def _repair_interpreter():
         return rounded(x.data, 13) if str(precision).endswith(".TF32") else x.data
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-        product = np.matmul(operand(a, input_precision), operand(b, input_precision))
-        return handle(product + d.data, d.dtype.scalar)
+        # float32 would sum as the processor's BLAS does: another error on each processor.
+        wide = (operand(x, input_precision).astype(np.float64) for x in (a, b))
+        return handle((np.matmul(*wide) + d.data).astype(d.data.dtype), d.dtype.scalar)
 
     def cast_impl(self, src, dst_type):
         if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:

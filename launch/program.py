@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from filelock import FileLock
 
 from launch import sigterm
 from launch.flags import split_overrides
@@ -74,11 +75,27 @@ def cache_compilations() -> None:
             folder.chmod(0o700)  # fails if the folder belongs to another user
         except OSError:
             return
+        _delete_cut_programs(folder)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
     # By default JAX does not save programs that compile in under a second: most of a small run.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _delete_cut_programs(folder: Path) -> None:
+    """Deletes the compiled programs whose saving was cut short.
+
+    JAX writes a program's file, then the file of its last use. A kill or a full disk between the
+    two leaves a program without the second file, and JAX can save no program beside one.
+    """
+    try:
+        with FileLock(folder / ".lockfile", timeout=10):  # that of JAX
+            for program in folder.glob("*-cache"):
+                if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+                    program.unlink(missing_ok=True)
+    except OSError:
+        return
 
 
 def _add_cpu_platform() -> None:

@@ -106,7 +106,10 @@ class Soak:
     # ------------------------------------------------------------ damage while no program runs
 
     def damage_a_checkpoint(self, folder: Path) -> str:
-        """Changes a file of the newest checkpoint, of at least two sound ones."""
+        """Changes a file of the newest checkpoint, of at least two sound ones.
+
+        Not one that stands in `replaced/`: the next start has to judge its successor first.
+        """
         steps = sound_steps(folder)
         checkpoint = folder / "checkpoints" / str(steps[-1])
         files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
@@ -224,7 +227,8 @@ def disturb(soak: Soak, folder: Path, counts: collections.Counter[str]) -> None:
     for _ in range(DISTURBANCES):
         before = sound_steps(folder)
         kinds: list[Callable[[Path], str]] = [soak.kill, soak.terminate, soak.fill_the_disk]
-        if len(before) > 1:
+        replaced = saved_steps(folder / "checkpoints" / REPLACED)
+        if len(before) > 1 and before[-1] not in replaced:
             kinds.append(soak.damage_a_checkpoint)
         if all((folder / name).exists() for name in RECORDS):
             kinds.append(soak.damage_a_record)

@@ -7,6 +7,7 @@ command goes on where it stopped and skips the runs that have finished. `--minut
 When it ends, `results/NAME.json` and `results/NAME.md` hold what has been measured so far, and the
 parts of README.md and RESULTS.md that show studies are made anew. `results/runs` keeps the results
 and the ranks of runs on generated worlds: with them a study goes on where the workdirs are gone.
+A table of which no run is left stays as it is recorded.
 
     python -m launch.study --render    # pages from the records, without a run
 
@@ -19,7 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ from linseqrec.config_fields import ConfigError, nearest
 from linseqrec.files import read_json, replacing, write_json
 from linseqrec.runs.figures import save_figure
 from linseqrec.studies import archive, pages
-from linseqrec.studies.record import make_record, read_record, run_keys
+from linseqrec.studies.record import make_record, read_record, run_names
 from linseqrec.studies.study import Study, StudyError, StudyRun, load_study, study_runs
 from linseqrec.sweeps.local import Interrupted, run_local
-from linseqrec.sweeps.task import Task, train_task
+from linseqrec.sweeps.task import train_task
 from linseqrec.training.preemption import EXIT_CODE
 
 _STUDY = flags.DEFINE_string("study", "", "File of the study, in experiments/studies.")
@@ -48,7 +49,9 @@ _MINUTES = flags.DEFINE_float("minutes", 0, "Stop the runs after so many minutes
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the runs that are left, and stop there.")
 _RENDER = flags.DEFINE_bool("render", False, "Train nothing; only write records and pages.")
 _ANALYSE = flags.DEFINE_bool("analyse", False, "Analyse the checkpoints of the tables as well.")
-_DROP = flags.DEFINE_bool("drop", False, "Let runs whose results are gone leave the record.")
+_DROP = flags.DEFINE_bool(
+    "drop", False, "Let runs of these tables whose results are gone leave the record."
+)
 
 _ROOT = Path(__file__).parents[1]
 # Pages of the repository that show its records.
@@ -67,14 +70,20 @@ def main(argv: list[str]) -> None:
     places = Path(_WORKDIR.value), output / "runs"
     runs = list(study_runs(study, launch_flags.load_experiment, *places))
     left = _left(study, runs)
+    path = output / f"{study.name}.json"
+    earlier = _earlier(path, study)
     if not _RENDER.value:
-        for task in left:
-            print(f"{task.label}  {task.folder}")
+        for run in left:
+            print(f"{run.name}  {run.folder}")
         print(f"{len(runs)} runs, {len(left)} to train", flush=True)
     if _DRY_RUN.value:
         return
-    code = 0 if _RENDER.value or not left else _train(left)
-    record = make_record(study, runs)
+    code = 0
+    if left and not _RENDER.value:
+        _refuse_loss(path, run_names(earlier) & {run.name for run in left})
+        code = _train(left)
+    record = archive.with_earlier_tables(make_record(study, runs), earlier, runs)
+    _refuse_loss(path, run_names(earlier) - run_names(record))
     for run in runs:
         archive.keep(run)
     if _ANALYSE.value:
@@ -89,26 +98,49 @@ def main(argv: list[str]) -> None:
     sys.exit(code)
 
 
-def _left(study: Study, runs: Sequence[StudyRun]) -> list[Task]:
-    """The tasks of the runs that have not finished, in the tables asked for."""
+def _chosen(study: Study) -> list[str]:
+    """The names of the tables that --tables gives, or of all."""
     tables = [table.name for table in study.tables]
     for name in _TABLES.value:
         if name not in tables:
             raise ConfigError(
                 f"--tables={name}: {study.name} has {', '.join(tables)}{nearest(name, tables)}"
             )
-    left: dict[Path, Task] = {}
+    return _TABLES.value or tables
+
+
+def _left(study: Study, runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs of the chosen tables that have not finished. Two tables may hold the same run."""
+    chosen = _chosen(study)
+    left: dict[Path, StudyRun] = {}
     for run in runs:
-        if not run.results and run.table.name in (_TABLES.value or tables):
-            name = f"{run.table.name}: {run.arm.label}, seed {run.seed}"
-            task = train_task(run.arm.config, run.overrides, [], run.folder, name=name)
-            # Two tables may hold the same run.
-            left.setdefault(run.folder, task)
+        if not run.results and run.table.name in chosen:
+            left.setdefault(run.folder, run)
     return list(left.values())
 
 
-def _train(tasks: Sequence[Task]) -> int:
-    """Runs the tasks, for --minutes at most; the exit code of the program."""
+def _earlier(path: Path, study: Study) -> dict[str, Any]:
+    """The record as it is, without what may leave it."""
+    if not path.exists():
+        return {"tables": [], "claims": []}
+    record = read_record(path)
+    leave = _chosen(study) if _DROP.value else []
+    return record | {"tables": [each for each in record["tables"] if each["name"] not in leave]}
+
+
+def _refuse_loss(path: Path, lost: Set[str]) -> None:
+    if lost:
+        raise StudyError(
+            f"{path} holds runs whose results are gone: {'; '.join(sorted(lost))}. Give the "
+            "--workdir that has them, or --drop to let them leave the record"
+        )
+
+
+def _train(runs: Sequence[StudyRun]) -> int:
+    """Trains the runs, for --minutes at most; the exit code of the program."""
+    tasks = [
+        train_task(run.arm.config, run.overrides, [], run.folder, name=run.name) for run in runs
+    ]
     timer = threading.Timer(60 * _MINUTES.value, os.kill, (os.getpid(), signal.SIGTERM))
     # After `run_local` nothing is left to stop: a late signal would end this process alone.
     default = signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -129,13 +161,6 @@ def _train(tasks: Sequence[Task]) -> int:
 
 def _write_record(study: Study, record: dict[str, Any], output: Path) -> None:
     path = output / f"{study.name}.json"
-    if path.exists() and not _DROP.value:
-        held = run_keys(read_record(path))
-        if lost := sorted(held - run_keys(record)):
-            raise StudyError(
-                f"{path} holds runs whose results are gone: {'; '.join(lost)}. Give the --workdir "
-                "that has them, or --drop to write the record without them"
-            )
     output.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     print(path)

@@ -135,8 +135,8 @@ def make_record(study: Study, runs: Iterable[StudyRun]) -> dict[str, Any]:
     }
 
 
-def run_keys(record: Mapping[str, Any]) -> set[str]:
-    """The runs that a record holds, as "table, label, seed 0"."""
+def run_names(record: Mapping[str, Any]) -> set[str]:
+    """The names of the runs that a record holds (`StudyRun.name`)."""
     return {
         f"{table['name']}, {model['label']}, seed {run['seed']}"
         for table in record["tables"]

@@ -200,6 +200,11 @@ class StudyRun:
     kept: Path
 
     @property
+    def name(self) -> str:
+        """As "table, label, seed 0"."""
+        return f"{self.table.name}, {self.arm.label}, seed {self.seed}"
+
+    @property
     def results(self) -> Path | None:
         """The folder with its results; None: it has not finished."""
         folders = (self.folder, self.kept)

@@ -39,7 +39,7 @@ def study(folder, *flags):
 def test_a_study_trains_and_writes_its_record_and_page(studied):
     folder, done = studied
     assert done.returncode == 0, done.stderr
-    assert "1 runs, 1 to train" in done.stdout and "t: SASRec, seed 0: finished" in done.stdout
+    assert "1 runs, 1 to train" in done.stdout and "t, SASRec, seed 0: finished" in done.stdout
     (table,) = json.loads((folder / "results" / "tiny.json").read_text())["tables"]
     (model,) = table["models"]
     (run,) = (folder / "runs" / "quick" / "sasrec").iterdir()
@@ -59,7 +59,7 @@ def test_the_same_command_trains_what_is_left(studied):
     folder, _ = studied
     (folder / "tiny.py").write_text(STUDY.replace("SEEDS", "(0, 1)"))
     done = study(folder, "--dry_run")
-    assert "t: SASRec, seed 1" in done.stdout and "seed 0" not in done.stdout
+    assert "t, SASRec, seed 1" in done.stdout and "seed 0" not in done.stdout
     assert "2 runs, 1 to train" in done.stdout
     assert study(folder, "--render").returncode == 0
     (table,) = json.loads((folder / "results" / "tiny.json").read_text())["tables"]
@@ -80,14 +80,31 @@ def test_a_study_goes_on_without_its_workdirs(studied):
     (folder / "elsewhere").rename(folder / "runs")
 
 
-def test_a_record_does_not_lose_runs_unasked(studied):
+def test_a_table_whose_runs_are_gone_stays_as_recorded(studied):
     folder, _ = studied
+    record = folder / "results" / "tiny.json"
+    before = record.read_text()
     shutil.rmtree(folder / "results" / "runs")
     (folder / "runs").rename(folder / "elsewhere")
     done = study(folder, "--render")
-    assert done.returncode == 1 and "t, SASRec, seed 0" in done.stderr
-    assert "or --drop" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert record.read_text() == before
+    # Trained again, one by one, its runs would take the place of more.
+    done = study(folder)
+    assert done.returncode == 1 and "t, SASRec, seed 0. Give the --workdir" in done.stderr
+    assert study(folder, "--render", "--drop").returncode == 0
+    assert json.loads(record.read_text())["tables"][0]["models"] == []
     (folder / "elsewhere").rename(folder / "runs")
+    assert study(folder, "--render").returncode == 0
+    assert record.read_text() == before
+
+
+def test_a_record_does_not_lose_runs_unasked(studied):
+    folder, _ = studied
+    (folder / "tiny.py").write_text(STUDY.replace("SEEDS", "(0, 1)").replace('"SAS', '"Sas'))
+    done = study(folder, "--render")
+    assert done.returncode == 1 and "t, SASRec, seed 0. Give the --workdir" in done.stderr
+    assert "or --drop" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Records of studies: what the runs of a table give, and the verdicts on claims."""
 
+import dataclasses
 import json
 import math
+import shutil
 import statistics
 
 import jax
@@ -11,7 +13,8 @@ from flax import nnx
 
 from linseqrec.config_json import override
 from linseqrec.files import write_json
-from linseqrec.studies.record import make_record, run_keys, short_commit
+from linseqrec.studies.archive import with_earlier_tables
+from linseqrec.studies.record import make_record, run_names, short_commit
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, StudyError, StudyRun, Table
 from tests.runs import conftest as runs
 from tests.runs.conftest import EXPERIMENT, TARGETS
@@ -26,10 +29,10 @@ LENGTHS = np.random.default_rng(9).integers(1, 300, TARGETS)
 def make(save_run, tmp_path):
     """make({label: [ranks of seed 0, ...]}, claims): a record of runs with these ranks."""
 
-    def made(ranks, claims=(), **saved):
+    def made(ranks, claims=(), planned=None, **saved):
         table = Table("t", "Why?", ARMS, metrics=("HR@10", "NDCG@10"))
         study = Study("name", "Title", "About.", (table,), tuple(claims))
-        planned = []
+        planned = [] if planned is None else planned
         for arm in ARMS:
             for seed in table.seeds:
                 overrides = {**arm.overrides, "training.seed": seed}
@@ -86,7 +89,7 @@ def test_a_model_has_mean_deviation_and_error(make):
         "minutes": None,
     }
     assert record["tables"][0]["missing"] == {"wide": [0, 1, 2]}
-    assert run_keys(record) == {f"t, narrow, seed {seed}" for seed in range(3)}
+    assert run_names(record) == {f"t, narrow, seed {seed}" for seed in range(3)}
     assert [each["label"] for each in record["tables"][0]["baselines"]] == ["Markov"]
 
 
@@ -220,3 +223,31 @@ def test_a_run_of_another_configuration_is_refused(make, save_run, tmp_path):
     save_run("narrow/1", override(EXPERIMENT, {"training.seed": 1, "model.width": 16}))
     with pytest.raises(StudyError, match=r"model\.width: 64 in the study, 16 in the run"):
         make({"narrow": [hits(of=0.5, seed=1)]})
+
+
+def test_a_table_without_a_run_here_is_taken_from_the_earlier_record(make, tmp_path):
+    claim = Claim("wide is better", "t", "wide", ("narrow",), metric="HR@10")
+    ranks = {"narrow": [hits(of=0.3, seed=0)], "wide": [hits(of=0.5, seed=1), hits(of=0.5, seed=2)]}
+    earlier = make(ranks, [claim])
+    shutil.rmtree(tmp_path / "narrow")
+    shutil.rmtree(tmp_path / "wide")
+    planned = []
+    gone = make({}, [claim], planned=planned)
+    (taken,) = with_earlier_tables(gone, earlier, planned)["tables"]
+    assert taken == earlier["tables"][0]
+    assert taken["missing"] == {"narrow": [1, 2], "wide": [2]}
+    assert judged(with_earlier_tables(gone, earlier, planned)) == judged(earlier)
+    # Another claim of the same words, and a table with a run, are as they are here.
+    other = make({}, [dataclasses.replace(claim, metric="NDCG@10")])
+    assert judged(with_earlier_tables(other, earlier, planned))["reason"] == "not run"
+    here = make({"narrow": ranks["narrow"]}, [claim])
+    assert with_earlier_tables(here, earlier, planned) == here
+
+
+def test_a_table_whose_arms_have_changed_is_not_taken_from_the_earlier_record(make, tmp_path):
+    earlier = make({"wide": [hits(of=0.5, seed=1)]})
+    shutil.rmtree(tmp_path / "wide")
+    planned = []
+    gone = make({}, planned=planned)
+    earlier["tables"][0]["models"][0]["overrides"] = {"model.width": 48}
+    assert with_earlier_tables(gone, earlier, planned) == gone

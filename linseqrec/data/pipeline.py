@@ -72,6 +72,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         process_index: int,
         process_count: int,
         request_times: bool,
+        renamed: float,
     ):
         super().__init__()
         starts, ends = np.asarray(dataset.offsets[:-1]), np.asarray(split.train_end)
@@ -91,7 +92,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         lengths = self._pieces.lengths
         self._rows = pack(lengths, length) if plan == "packed" else one_piece_a_row(lengths)
         self._dataset, self._plan, self._stride = dataset, plan, stride
-        self._request_times = request_times
+        self._request_times, self._renamed = request_times, renamed
         self._seed = seed
         self._process_index = process_index
         self._rows_per_process = batch_size // process_count
@@ -115,7 +116,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         if index < 0:
             raise IndexError(f"step is {index}: it must be at least 0")
         pieces, members, counts = self._members(int(index))
-        return gather_rows(
+        batch = gather_rows(
             self._dataset,
             pieces,
             members,
@@ -124,6 +125,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
             last_only=self._plan == "prefixes",
             request_times=self._request_times,
         )
+        return self._rename(batch, int(index)) if self._renamed else batch
 
     def users(self, index: int) -> np.ndarray:
         """The users, by index, whose events are in the batch of step `index`."""
@@ -151,6 +153,22 @@ class TrainingBatches(grain.MapDataset[Batch]):
             epoch.firsts[rows] - places_before, places_in_row
         )
         return epoch.pieces, places if epoch.members is None else epoch.members[places], counts
+
+    def _rename(self, batch: Batch, index: int) -> Batch:
+        """A batch in which some of the rows have other items instead of their own."""
+        items: Any = np.array(batch.events.items)
+        targets: Any = np.array(batch.targets)
+        first_row = self._process_index * self._rows_per_process
+        for row, (inputs, outputs) in enumerate(zip(items, targets, strict=True)):
+            generator = np.random.default_rng((self._seed, index, first_row + row, 2))
+            if generator.random() >= self._renamed:
+                continue
+            own = np.setdiff1d(np.concatenate([inputs, outputs]), 0)
+            others = 1 + generator.choice(self._dataset.num_items, len(own), replace=False)
+            for ids in (inputs, outputs):
+                ids[ids > 0] = others[np.searchsorted(own, ids[ids > 0])]
+        events = dataclasses.replace(batch.events, items=items)
+        return dataclasses.replace(batch, events=events, targets=targets)
 
     def to_iter_dataset(
         self, read_options: grain.ReadOptions | None = None, *, allow_nones: bool = False
@@ -217,6 +235,7 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
     request_times: bool = False,
+    renamed: float = 0.0,
 ) -> TrainingBatches:
     """Batches of the training events of a split; each epoch has its own shuffle.
 
@@ -239,6 +258,8 @@ def training_batches(
       process_index: The slice of each global batch that this process reads, from 0.
       process_count: Number of equal slices of a global batch, one per process.
       request_times: Whether events carry request times (see `Events`).
+      renamed: Share of the rows in which other items, drawn anew for each row and step, stand for
+        the row's own. What is left to learn there is how the events of a row follow each other.
 
     Returns:
       The batches of steps 0, 1, 2, ... without end.
@@ -273,6 +294,8 @@ def training_batches(
             f"batch_size is {batch_size}: it must be a multiple of the number of processes, "
             f"{process_count}"
         )
+    if not 0 <= renamed <= 1:
+        raise ValueError(f"renamed is {renamed}: it must be a share, from 0 to 1")
     if len(split.train_end) != dataset.num_users:
         raise ValueError(
             f"the split has {len(split.train_end)} users, but the data set has "
@@ -290,4 +313,5 @@ def training_batches(
         process_index,
         process_count,
         request_times,
+        renamed,
     )

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from linseqrec.config_fields import Config, Count, CountOrZero, require
+from linseqrec.config_fields import Config, Count, CountOrZero, Probability, require
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
 from linseqrec.data.worlds import World, generate, resized, world_config
@@ -40,6 +40,9 @@ class DataConfig(Config):
         window are context only. None: `length`, disjoint windows.
       phase: Where to cut a history that is longer than a row: "fixed", at the same events in every
         epoch, or "random", at other events in each epoch.
+      renamed: Share of the training rows in which other items stand for the row's own, drawn anew
+        for each row and step. A model cannot learn such a row by heart: it learns there to look
+        things up in a history (ours).
       batch_size: Rows of a training step, over all devices and accumulation steps.
       request_time: "known" if a prediction may use the time of its request, "hidden" if not. The
         request time in training and evaluation is the time of the target.
@@ -59,6 +62,7 @@ class DataConfig(Config):
     length: int = 200
     stride: int | None = None
     phase: Literal["fixed", "random"] = "fixed"
+    renamed: Probability = 0.0
     batch_size: Count = 32
     request_time: Literal["hidden", "known"] = "hidden"
 

@@ -104,6 +104,7 @@ class Run:
             process_index=process_index,
             process_count=process_count,
             request_times=data.request_time == "known",
+            renamed=data.renamed,
         )
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
 

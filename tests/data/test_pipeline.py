@@ -343,6 +343,54 @@ def test_rows_of_padding_fill_the_last_batch_of_an_epoch(row_options):
     assert last.events.items[:-empty].any(axis=1).all()
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_renamed_rows_keep_how_their_events_follow_each_other(plan):
+    rng = np.random.default_rng(0)
+    offsets = np.arange(0, 601, 15)
+    # Users repeat items, and most items of the catalogue are not theirs.
+    items = rng.integers(1, 9, 600) + np.repeat(rng.integers(0, 20, 40), 15)
+    dataset = Dataset.from_arrays(items, np.arange(600), offsets, 500)
+    options = dict(plan=plan, length=20, batch_size=4, seed=0)
+    plain = training_batches(dataset, leave_one_out(dataset), **options)
+    renamed = training_batches(dataset, leave_one_out(dataset), **options, renamed=0.5)
+    changed = []
+    for step in range(2 * plain.steps_per_epoch):
+        old, new = plain[step], renamed[step]
+        for row in range(4):
+            before = np.concatenate([old.events.items[row], old.targets[row]])
+            after = np.concatenate([new.events.items[row], new.targets[row]])
+            pairs = set(zip(before.tolist(), after.tolist(), strict=True))
+            assert len(pairs) == len(set(before)) == len(set(after)), "an item has two names"
+            assert ((before == 0) == (after == 0)).all() and after.max() <= 500
+            if before.any():
+                changed.append((before != after).any())
+        events = dataclasses.replace(new.events, items=old.events.items)
+        assert equal(dataclasses.replace(new, events=events, targets=old.targets), old)
+    assert 0.3 < np.mean(changed) < 0.7
+
+    # The next epoch has the same rows in another order, and renames others, otherwise.
+    def rows(batches, epoch):
+        steps = [batches[epoch * plain.steps_per_epoch + i] for i in range(plain.steps_per_epoch)]
+        return {
+            (*batch.events.items[row], *batch.targets[row]) for batch in steps for row in range(4)
+        }
+
+    assert rows(renamed, 0) & rows(renamed, 1) <= rows(plain, 0) == rows(plain, 1)
+
+
+def test_processes_rename_as_one_does():
+    dataset, split = make([9, 30, 4])
+    options = dict(length=6, batch_size=4, seed=0, renamed=0.7)
+    whole = training_batches(dataset, split, **options)
+    halves = [
+        training_batches(dataset, split, **options, process_index=index, process_count=2)
+        for index in range(2)
+    ]
+    for step in range(2 * whole.steps_per_epoch):
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(b[step] for b in halves))
+        assert equal(joined, whole[step])
+
+
 @all_row_options
 def test_batches_of_memory_mapped_events_are_plain_arrays(row_options, tmp_path):
     dataset, split = make([9, 30, 4])
@@ -381,6 +429,7 @@ INVALID_ARGUMENTS = [
     ),
     (dict(process_count=0), "process_index is 0: it must be .*below process_count=0"),
     (dict(seed=-1), "seed is -1: it must be at least 0"),
+    (dict(renamed=1.5), "renamed is 1.5: it must be a share, from 0 to 1"),
 ]
 
 

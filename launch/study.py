@@ -5,9 +5,9 @@ r"""Trains what a study compares, and writes its record, page and figures.
 The runs come most wanted first: all configurations with one seed, then with the next. The same
 command goes on where it stopped and skips the runs that have finished. `--minutes` ends it in time.
 When it ends, `results/NAME.json` and `results/NAME.md` hold what has been measured so far, and the
-parts of README.md and RESULTS.md that show studies are made anew. `results/runs` keeps the results
-and the ranks of runs on generated worlds: with them a study goes on where the workdirs are gone.
-A table of which no run is left stays as it is recorded.
+parts of README.md and RESULTS.md that show studies are made anew. For tables that lack runs,
+`results/runs` keeps the results and the ranks of those on generated worlds: with them a study goes
+on where the workdirs are gone. A table of which no run is left stays as it is recorded.
 
     python -m launch.study --render    # pages from the records, without a run
 
@@ -84,8 +84,10 @@ def main(argv: list[str]) -> None:
         code = _train(left)
     record = archive.with_earlier_tables(make_record(study, runs), earlier, runs)
     _refuse_loss(path, run_names(earlier) - run_names(record))
+    unfinished = {table["name"] for table in record["tables"] if table["missing"]}
     for run in runs:
-        archive.keep(run)
+        if run.table.name in unfinished:
+            archive.keep(run)
     if _ANALYSE.value:
         _analyse(record, runs, output)
     for table in record["tables"]:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.launch.programs import program
+from tests.launch.programs import ROOT, program
 
 
 def tables(printed):
@@ -165,3 +165,17 @@ def test_data_that_are_gone_or_others_are_refused(forsaken, prepared, tmp_path):
     (other / "card.json").write_text(json.dumps(card))
     done = program("evaluate", f"--workdir={forsaken}", f"--data={other}")
     assert done.returncode == 1 and "on other data (user_ids differ)" in done.stderr
+
+
+def test_the_python_code_of_the_page_gives_the_metrics_of_the_run(trained, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "evaluate_checkpoints.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "clicks").symlink_to(trained[0])
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    results = json.loads((trained[0] / "results.json").read_text())
+    assert names["result"].metrics == pytest.approx(
+        results["test"]["RecGRELA"]["metrics"]["none"], rel=1e-5
+    )

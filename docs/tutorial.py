@@ -185,5 +185,5 @@ plt.show()
 # ## Next
 #
 # - [Train on your own log](train_on_your_log.md): splits, rows, and what to change first.
-# - [Models](models.md): the other four models and their options.
+# - [Models](models.md): the other models and their options.
 # - [Sweep and compare](sweep_and_compare.md): seeds, tables and what a difference is worth.

@@ -71,9 +71,11 @@ def _find_class(named: Any, hint: Any) -> type:
             importlib.import_module(module)
         cls = getattr(sys.modules[module], name)
     except KeyError:
+        # Python calls the experiment's file "<run_path>": no program can import that.
+        flag = f"--import={'MODULE' if module == '<run_path>' else module}"
         raise ConfigError(
             f"the class {named} cannot be found: put a model of your own into a module that the "
-            f"experiment's file imports, and give --import={module} to programs that open its runs"
+            f"experiment's file imports, and give {flag} to programs that open its runs"
         ) from None
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"the class {named} cannot be found: {error}") from error

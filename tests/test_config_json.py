@@ -57,7 +57,7 @@ class Effect:
     [
         (
             {"class": "<run_path>:Model"},
-            "class <run_path>:Model cannot be found: put a model of your",
+            "class <run_path>:Model cannot be found: put a model of your .* --import=MODULE to",
         ),
         ({"class": "linseqrec.config:Model"}, "has no attribute 'Model'"),
         ({"class": "linseqrec.models.none:Model"}, "cannot be found: No module named"),

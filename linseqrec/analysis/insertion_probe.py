@@ -157,7 +157,7 @@ def make_probes(
     if not long_enough.any():
         raise ConfigError(
             f"no user has the {config.context} events before its target that the probe needs as "
-            "context: lower it"
+            "context: set a smaller --context"
         )
     ends = ends[long_enough]
     slots = ends[:, None] - np.arange(config.context, 0, -1)

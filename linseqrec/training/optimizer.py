@@ -57,7 +57,9 @@ def learning_rate(
     if warmup_steps > num_steps:
         if not shorten_warmup:
             raise ValueError(
-                f"optimizer.warmup_steps {warmup_steps} exceeds the run's {num_steps} steps"
+                f"optimizer.warmup_steps {warmup_steps} exceeds the run's {num_steps} steps: set "
+                f"--config.optimizer.warmup_steps={num_steps // 10}, or train for more epochs with "
+                "--config.training.num_epochs"
             )
         warmup_steps = num_steps // 10
     if config.schedule == "constant":

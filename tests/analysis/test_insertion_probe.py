@@ -134,7 +134,7 @@ def test_the_pattern_that_recurs_is_found():
 
 def test_what_cannot_be_probed_is_refused(dataset, groups):
     users, ends, rng = np.arange(21), dataset.offsets[1:] - 1, np.random.default_rng(0)
-    with pytest.raises(ConfigError, match="no user has the 10 events before its target"):
+    with pytest.raises(ConfigError, match="no user has the 10 events .* set a smaller --context"):
         make_probes(dataset, users, ends, groups, ProbeConfig(context=10, shown=1), rng)
     with pytest.raises(ConfigError, match="60 items leave none that"):
         config = ProbeConfig(insertions=(0, 2_000), context=6, shown=1)

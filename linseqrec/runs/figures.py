@@ -310,6 +310,7 @@ def _draw_buckets(
         )
     layout = next(iter(layouts.values()))
     panel.set_xticks(np.arange(len(layout)), [f"{plain(name)}\n{n:,}" for name, n in layout])
+    panel.set_xlim(-0.6, len(layout) - 0.4)
     panel.set_ylim(bottom=0)
     dress(panel)
 

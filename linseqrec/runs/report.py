@@ -271,8 +271,8 @@ def _beats_counting(report: Report) -> str:
         counts = [f"{number} {verdict}" for verdict, number in verdicts.items()]
     return (
         f"**Does it beat counting?** {escape(first.first)} is {_verdict(first)} than "
-        f"{escape(first.second)}, the "
-        f"best counting baseline, {where}: {result.difference:+.4f}, {result.confidence:.0%} "
+        f"{escape(first.second)}, the best counting baseline by {SELECTION_METRIC}, "
+        f"{where}: {result.difference:+.4f}, {result.confidence:.0%} "
         f"interval {result.low:+.4f} to {result.high:+.4f}, p {first.p_holm:.4f}."
         + (f" Of {len(tests)} configurations: {', '.join(counts)}." if counts else "")
     )

@@ -277,8 +277,8 @@ def test_the_first_line_says_whether_a_model_beats_counting(save_run, tmp_path):
     text = to_markdown(report)
     first_line = text.split("\n\n")[1]
     assert first_line.startswith(
-        "**Does it beat counting?** Good is better than Markov, the best counting baseline, in "
-        f"test NDCG@10, seen items not filtered: {expected.mean():+.4f}, 95% interval "
+        "**Does it beat counting?** Good is better than Markov, the best counting baseline by "
+        f"NDCG@10, in test NDCG@10, seen items not filtered: {expected.mean():+.4f}, 95% interval "
     )
     assert first_line.endswith("Of 2 configurations: 1 better, 1 worse.")
     table = cells(text.split("## Against the best counting baseline")[1].split("##")[0])

@@ -113,7 +113,7 @@ class TrainingLog:
         }
         self._write(step, named)
         scores = ", ".join(
-            f"HR@10 {metrics['HR@10']:.4f} NDCG@10 {metrics['NDCG@10']:.4f} (seen: {name})"
+            f"HR@10 {metrics['HR@10']:.4f} NDCG@10 {metrics['NDCG@10']:.4f} (filter_seen={name})"
             for name, metrics in result.metrics_by_filter.items()
         )
         best = f"best step {progress.best_step} by {selected_by(tuple(result.metrics_by_filter))}"

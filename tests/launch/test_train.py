@@ -19,6 +19,7 @@ def test_a_run_leaves_what_is_promised(trained):
     results = json.loads((workdir / "results.json").read_text())
     hit_rate = results["test"]["RecGRELA"]["metrics"]["none"]["HR@10"]
     assert f"{hit_rate:.4f}" in printed
+    assert "(filter_seen=none), HR@10 " in printed and "(filter_seen=all); best step " in printed
     assert "60 targets, all 30 items ranked, seen items not filtered, mean ties" in printed
     for name in ("card.json", "config.json", "metrics.jsonl", "checkpoints", "ranks/test.npz"):
         assert (workdir / name).exists(), name

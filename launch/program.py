@@ -7,6 +7,8 @@ import importlib.util
 import os
 import platform
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -151,6 +153,12 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         sigterm.ignore()
     except _USER_ERRORS as error:
         sys.exit(f"error: {_printable(str(error))}")
+    except BrokenPipeError:
+        if _output_is_read():
+            raise  # another pipe broke
+        # The reader of the output, such as `head`, has ended. Python flushes the output at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno in _DISK_FULL:
             sys.exit(f"error: {error}; free some disk space and run the same command again")
@@ -166,6 +174,13 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
             # Python ends.
             os._exit(EXIT_CODE)
         sys.exit(EXIT_CODE)
+
+
+def _output_is_read() -> bool:
+    """Whether the standard output is no pipe, or a pipe whose reader has not ended."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _printable(text: str) -> str:

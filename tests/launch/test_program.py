@@ -2,6 +2,9 @@
 
 import errno
 import re
+import signal
+import subprocess
+import sys
 import types
 
 import jax
@@ -9,6 +12,7 @@ import pytest
 
 from launch import program
 from linseqrec.errors import UserError
+from tests.launch.programs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -58,8 +62,20 @@ def test_an_error_that_a_user_can_fix_is_one_line(error, line):
 
 
 def test_an_error_of_the_system_without_a_file_keeps_its_trace():
-    with pytest.raises(ConnectionResetError):
-        program._run(fail(ConnectionResetError(errno.ECONNRESET, "reset")), ["program"])
+    for error in (ConnectionResetError, BrokenPipeError):
+        with pytest.raises(error):
+            program._run(fail(error(errno.ECONNRESET, "reset")), ["program"])
+
+
+def test_output_that_nobody_reads_ends_the_program_without_a_trace(trained):
+    report = subprocess.Popen(
+        [sys.executable, "-m", "launch.report", f"--runs={trained[0]}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    report.stdout.close()
+    assert report.stderr.read() == b"" and report.wait() == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize(

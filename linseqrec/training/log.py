@@ -38,6 +38,7 @@ class TrainingLog:
         name: str,
         num_steps: int,
         steps_per_epoch: int,
+        validated: bool = True,
         wandb_project: str = "",
     ):
         """Opens the log.
@@ -48,6 +49,7 @@ class TrainingLog:
           name: The experiment's name, which stands before the bar.
           num_steps: Length of the run.
           steps_per_epoch: Steps of one pass over the training targets.
+          validated: Whether the validation of `step` is done, as in `MetricsLog`.
           wandb_project: The W&B project to mirror metrics to; empty for none.
 
         Raises:
@@ -58,7 +60,7 @@ class TrainingLog:
         self._records: MetricsLog | None = None
         if distributed.is_first():
             self._records = self._close.enter_context(
-                MetricsLog(folder, step, wandb_project=wandb_project)
+                MetricsLog(folder, step, validated=validated, wandb_project=wandb_project)
             )
         self._bar = self._close.enter_context(
             tqdm(
@@ -146,19 +148,24 @@ class MetricsLog:
     Opening the log at a step drops the records after that step: a resumed run writes them again.
     """
 
-    def __init__(self, workdir: Path, step: int, *, wandb_project: str = ""):
+    def __init__(
+        self, workdir: Path, step: int, *, validated: bool = True, wandb_project: str = ""
+    ):
         """Opens the log.
 
         Args:
           workdir: The run's folder; its name is the run's in W&B.
           step: Records after it are dropped.
+          validated: Whether the validation of `step` is done. If not, its record is dropped too: a
+            process logged the validation, and failed before it could save it.
           wandb_project: The project to mirror to; empty for none.
 
         Raises:
           WorkdirError: If W&B is asked for and not installed.
         """
         self._files = {
-            name: _reopen(workdir / f"{name}.jsonl", step) for name in ("metrics", "speed")
+            name: _reopen(workdir / f"{name}.jsonl", step, validated)
+            for name in ("metrics", "speed")
         }
         self._board = _TensorBoard(workdir / "tensorboard", first_step=step + 1)
         self._wandb: Any = None
@@ -250,15 +257,21 @@ def _wandb_id(workdir: Path) -> str:
     return read_json(path, str)
 
 
-def _reopen(path: Path, step: int) -> TextIO:
-    """Opens a log to append to, without its records after a step.
+def _reopen(path: Path, step: int, validated: bool) -> TextIO:
+    """Opens a log to append to, without the records that the run writes again (`MetricsLog`).
 
     A log with damaged lines is kept beside it, as `NAME.damaged.jsonl`.
     """
     all_records = list(read_records(path))
     if path.exists() and path.read_bytes().count(b"\n") > len(all_records):
         shutil.copyfile(path, path.with_suffix(".damaged.jsonl"))
-    records = [record for record in all_records if record["step"] <= step]
+
+    def comes_again(record: Mapping[str, float]) -> bool:
+        if record["step"] == step and not validated:
+            return any(name.startswith("validation/") for name in record)
+        return record["step"] > step
+
+    records = [record for record in all_records if not comes_again(record)]
     with replacing(path) as partial:
         partial.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path.open("a")

@@ -98,6 +98,7 @@ def train(
                 wandb_project=wandb_project,
                 num_steps=run.num_steps,
                 steps_per_epoch=run.batches.steps_per_epoch,
+                validated=progress.validated_step == step,
             )
         )
         profiler = stack.enter_context(Profiler(folder / "profile", profile_steps))

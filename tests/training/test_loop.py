@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints
 from linseqrec.training.loop import NonFiniteError, train
-from linseqrec.training.preemption import Preemption
+from linseqrec.training.preemption import Preempted, Preemption
+from linseqrec.training.run import Run
 from linseqrec.training.step import Updates
 
 
@@ -65,6 +67,22 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     assert resumed_best == best
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
+    assert records(tmp_path / "broken") == records(tmp_path / "whole")
+
+
+def test_a_validation_is_logged_once_even_if_its_save_failed(
+    experiment, make_run, tmp_path, monkeypatch
+):
+    train(make_run(experiment), tmp_path / "whole")
+    # SIGTERM interrupts the first validation, so its step is saved without it.
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(Run, "evaluate", Mock(side_effect=Preempted))
+        train(make_run(experiment), tmp_path / "broken")
+    # The next start logs the validation, and the disk is full.
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError):
+        patch.setattr(Checkpoints, "save", Mock(side_effect=CheckpointError))
+        train(make_run(experiment), tmp_path / "broken")
+    train(make_run(experiment), tmp_path / "broken")
     assert records(tmp_path / "broken") == records(tmp_path / "whole")
 
 

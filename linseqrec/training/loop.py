@@ -115,6 +115,7 @@ def train(
             while True:
                 # ------------------------------------------------------------ validate
                 if schedule.validates(step, progress):
+                    progress = meter.added_to(progress)
                     with meter.paused():
                         updates.catch_up()
                         with preemption.interruptible():
@@ -124,7 +125,7 @@ def train(
                                 between=schedule.between_batches,
                             )
                         score = result.metrics[SELECTION_METRIC]
-                        progress = meter.added_to(progress).after_validation(step, score)
+                        progress = progress.after_validation(step, score)
                         log.validation(step, result, progress)
                         checkpoints.save(updates.state, progress)
                         schedule.saved()

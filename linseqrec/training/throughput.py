@@ -112,8 +112,10 @@ class Meter:
     def paused(self) -> Iterator[None]:
         """Stops the clock inside."""
         self._stop()
-        yield
-        self._start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start = time.perf_counter()
 
     def read(self, metrics: dict[str, jax.Array]) -> tuple[dict[str, float], dict[str, float]]:
         """Reads what was counted since the last reading, and waits for the last step.
@@ -135,13 +137,16 @@ class Meter:
         }
         self._loss = self._targets = self._timed_events = self._timed_targets = 0.0
         self._unread_seconds = 0.0
-        self._start = time.perf_counter()
         return values, speed
 
     def added_to(self, progress: Progress) -> Progress:
-        """`progress` with the seconds since this was last asked, and the sums not yet read."""
-        seconds, self._unsaved_seconds = self._unsaved_seconds, 0.0
+        """`progress` with the seconds since this was last asked, and the sums not yet read.
+
+        Not to be called inside `paused`.
+        """
         self._gather()
+        self._stop()
+        seconds, self._unsaved_seconds = self._unsaved_seconds, 0.0
         sums = {"loss": self._loss, "targets": self._targets}
         return dataclasses.replace(progress, seconds=progress.seconds + seconds, unlogged=sums)
 
@@ -155,9 +160,10 @@ class Meter:
         self._steps = []
 
     def _stop(self) -> None:
-        elapsed = time.perf_counter() - self._start
-        self._unread_seconds += elapsed
-        self._unsaved_seconds += elapsed
+        now = time.perf_counter()
+        self._unread_seconds += now - self._start
+        self._unsaved_seconds += now - self._start
+        self._start = now
 
 
 class StepQueue:

@@ -1,5 +1,6 @@
 """FLOPs by the weights, against what the dense layers are in fact given."""
 
+import contextlib
 import dataclasses
 import time
 
@@ -11,8 +12,9 @@ from flax import nnx
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.training.checkpoint import Progress
 from linseqrec.training.loss import LossConfig
-from linseqrec.training.throughput import StepQueue, flops_per_event, flops_per_target
+from linseqrec.training.throughput import Meter, StepQueue, flops_per_event, flops_per_target
 from tests.models.reference import make_events, random_histories
 
 # Slots among the keys meet their kernel in the attention, and not in a dense layer's call.
@@ -50,6 +52,24 @@ def test_an_event_costs_what_the_dense_layers_multiply(name, monkeypatch):
 )
 def test_a_target_costs_its_scores(loss, candidates):
     assert flops_per_target(np.zeros((1_001, 8)), loss) == 6 * 8 * candidates
+
+
+def test_the_time_of_training_has_no_gaps(experiment, make_run, monkeypatch):
+    run, before = make_run(experiment), Progress({})
+    meter = Meter(experiment.model, run.step.prediction_loss.config, run.model, before)
+    now = time.perf_counter()
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    meter.added_to(before)
+    # Steps that are saved before their metrics are logged, here twice, and an interruption.
+    now += 1
+    progress = meter.added_to(before)
+    now += 2
+    progress = meter.added_to(progress)
+    with contextlib.suppress(InterruptedError), meter.paused():
+        now += 100
+        raise InterruptedError
+    now += 4
+    assert meter.added_to(progress).seconds == pytest.approx(1 + 2 + 4)
 
 
 class Device:

@@ -364,7 +364,7 @@ class Checkpoints:
         return None
 
     def _was_killed_in_its_first_save(self, damaged: Mapping[int, str]) -> bool:
-        sealed = any(self._digests_path(0).parent.glob("*.json"))
+        sealed = checkpoint_digests.ever_sealed(self._folder)
         return len(damaged) == 1 and not sealed and not self._read_only
 
     def _set_aside(self, steps: list[int]) -> None:

@@ -47,6 +47,16 @@ def seal(folder: Path, step: int, kept: Collection[int]) -> None:
     shutil.rmtree(folder / REPLACED, ignore_errors=True)
 
 
+def ever_sealed(folder: Path) -> bool:
+    """Whether there are digests of any checkpoint.
+
+    Args:
+      folder: The folder of the checkpoints.
+    """
+    # A kill in `seal` can leave a file "7.partial.json".
+    return any(path.stem.isdecimal() for path in (folder / "sha256").glob("*.json"))
+
+
 def faults(folder: Path, step: int) -> list[str]:
     """A message for each file of a checkpoint that is missing or has changed.
 

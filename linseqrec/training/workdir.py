@@ -33,7 +33,7 @@ from linseqrec.files import (
     write_json,
 )
 from linseqrec.training.checkpoint import ever_saved, saved_steps
-from linseqrec.training.checkpoint_digests import REPLACED
+from linseqrec.training.checkpoint_digests import REPLACED, ever_sealed
 
 # Besides config.json and card.json, a run writes these before its first checkpoint.
 _RECORDS = (
@@ -191,7 +191,7 @@ def _check_checkpoints_exist(workdir: Path) -> None:
             "or choose another --workdir to train again. launch.report and launch.figures need no "
             "checkpoint"
         )
-    if any(folder.glob("sha256/*.json")):
+    if ever_sealed(folder):
         raise WorkdirError(
             f"the run in {workdir} has saved checkpoints, but {folder} has none left: put them "
             "back, or choose another --workdir to train from the beginning"

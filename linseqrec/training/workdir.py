@@ -491,12 +491,11 @@ def environment(experiment: Experiment) -> dict[str, Any]:
 
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars")
     root = Path(__file__).parents[2]
-    revision = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        revision = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # Git is not installed.
+        revision = ""
     device = jax.devices()[0]
     return {
         "git": revision or None,

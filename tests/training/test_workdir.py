@@ -112,6 +112,12 @@ def test_the_environment_names_versions_device_and_compute_dtype(experiment, mon
     assert workdir.environment(experiment)["compute_dtype"] == "bfloat16"
 
 
+def test_a_machine_without_git_has_an_environment(experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    environment = workdir.environment(experiment)
+    assert environment["git"] is None and environment["packages"]["jax"] == jax.__version__
+
+
 def test_a_run_continues_whose_environment_lacks_the_compute_dtype(experiment, tmp_path, capsys):
     card = {"sha256": {"items": "1"}}
     earlier = workdir.environment(experiment)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from linseqrec.errors import SweepError
-from linseqrec.sweeps.ranges import Range
+from linseqrec.sweeps.ranges import SIGNIFICANT_DIGITS, Range
 
 Overrides = dict[str, Any]
 Axis = list[Overrides]
@@ -63,19 +63,23 @@ def draws(ranges: Mapping[str, Range], count: int, seed: int) -> Axis:
       SweepError: The ranges have fewer than `count` combinations.
     """
     size = math.prod(range_.size for range_ in ranges.values())
-    if count > size:
-        raise SweepError(
-            f"{count} draws are more than the {size:.0f} combinations in the ranges of "
-            f"{', '.join(ranges)}: draw fewer, or widen a range"
-        )
     # Each field has its own generator, so its draws do not depend on the other fields.
     generators = {
         field: np.random.default_rng([seed, zlib.crc32(field.encode())]) for field in ranges
     }
     axis: Axis = []
+    repeats = 0
     while len(axis) < count:
+        # Rounded numbers are few in a narrow range. So many repeats mean that none is left.
+        if len(axis) >= size or repeats > 1000 + 20 * len(axis):
+            raise SweepError(
+                f"{count} draws are more than the {len(axis)} combinations in the ranges of "
+                f"{', '.join(ranges)}, with {SIGNIFICANT_DIGITS} digits a number: draw fewer, or "
+                "widen a range"
+            )
         element = {field: ranges[field].at(generators[field].random()) for field in ranges}
-        if element not in axis:
+        repeats = repeats + 1 if element in axis else 0
+        if not repeats:
             axis.append(element)
     return axis
 

@@ -102,20 +102,22 @@ def measure(run: Run, seconds: float) -> Costs:
     state = run.step.initial_state()
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     with contextlib.closing(iter(run.batches.to_iter_dataset(reading))) as batches:
-        compiling = time.perf_counter()
-        # The second step may compile again, for the layouts of the first one's result.
-        for _ in range(2):
-            state, metrics = run.step.update(state, run.step.place(next(batches)))
+
+        def seconds_of(num_steps: int) -> float:
+            nonlocal state
+            start, queue = time.perf_counter(), StepQueue()
+            for _ in range(num_steps):
+                state, metrics = run.step.update(state, run.step.place(next(batches)))
+                queue.add(metrics)
             jax.block_until_ready(metrics)
-        start, queue, num_steps = time.perf_counter(), StepQueue(), 0
-        while num_steps < _TIMED_STEPS and (
-            not num_steps or time.perf_counter() - start < _TIMED_SHARE * seconds
-        ):
-            state, metrics = run.step.update(state, run.step.place(next(batches)))
-            queue.add(metrics)
-            num_steps += 1
-        jax.block_until_ready(metrics)
-        end = time.perf_counter()
+            return time.perf_counter() - start
+
+        # The second step may compile again, for the layouts of the first one's result.
+        compilation = seconds_of(2)
+        fitting = int(_TIMED_SHARE * seconds / seconds_of(1))
+        # Processes compute a step together: if one of them did more, it would wait for ever.
+        num_steps = distributed.on_first(lambda: min(max(fitting, 1), _TIMED_STEPS))
+        step = seconds_of(num_steps) / num_steps
     moments: list[float] = []
     run.evaluate(state.variables, "validation", between=lambda: moments.append(time.perf_counter()))
     moments.append(time.perf_counter())
@@ -123,8 +125,8 @@ def measure(run: Run, seconds: float) -> Costs:
     validation = float(np.median(np.diff(moments))) * (len(moments) - 1)
     return Costs(
         spent=time.perf_counter() - begun,
-        compilation=start - compiling,
-        step=(end - start) / num_steps,
+        compilation=compilation,
+        step=step,
         validation=validation,
     )
 

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.training import budget, workdir
+from linseqrec.training import budget, distributed, workdir
 from linseqrec.training.budget import Costs, measure
 from linseqrec.training.loop import train
 from linseqrec.training.optimizer import learning_rate
+from linseqrec.training.step import CompiledStep
 from linseqrec.training.workdir import WorkdirError
 from tests.training.test_loop import Stopped, records, stop_at
 
@@ -39,6 +40,17 @@ def test_the_steps_and_their_validations_fit(seconds, every):
 def test_the_costs_of_a_run_are_measured(experiment, make_run):
     costs = measure(make_run(experiment), seconds=10.0)
     assert 0 < costs.step < costs.compilation < costs.spent and 0 < costs.validation < costs.spent
+
+
+def test_the_first_process_decides_how_many_steps_are_timed(experiment, make_run, monkeypatch):
+    run, place, placed = make_run(experiment), CompiledStep.place, []
+    monkeypatch.setattr(
+        CompiledStep, "place", lambda step, batch: placed.append(batch) or place(step, batch)
+    )
+    monkeypatch.setattr(distributed, "on_first", lambda decide: 3)
+    measure(run, seconds=1e9)
+    # Two compile, and one tells the first process how many fit.
+    assert len(placed) == 2 + 1 + 3
 
 
 def test_the_schedule_ends_with_the_budget(experiment, make_run, tmp_path, costs, monkeypatch):

@@ -114,8 +114,8 @@ class Training:
         announcement = {signal.SIGUSR2}
         signal.pthread_sigmask(signal.SIG_BLOCK, announcement)
         process = self.task.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, announcement)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, announcement)
             code = process.wait()
         finally:
             # submitit raises an exception here to queue the job again. The training must have ended

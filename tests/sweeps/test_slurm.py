@@ -2,13 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 
 from linseqrec.errors import SweepError
-from linseqrec.sweeps.slurm import SlurmConfig, read_options, submit, wait_for
+from linseqrec.sweeps.slurm import SlurmConfig, Training, read_options, submit, wait_for
 from linseqrec.sweeps.task import Task
 
 pytest.importorskip("submitit")
@@ -127,6 +128,28 @@ signal.pause()
     log = (tmp_path / "interrupted" / "log.txt").read_text()
     assert "blocked: True\n" in log
     assert log.count("$ ") == 2 and log.endswith("went on\n")
+
+
+def test_a_notice_while_the_training_starts_ends_the_training(tmp_path, monkeypatch):
+    started = []
+
+    def start(task):
+        started.append(subprocess.Popen(["sleep", "60"]))
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return started[0]
+
+    def queue_again(number, frame):
+        raise InterruptedError
+
+    monkeypatch.setattr(Task, "start", start)
+    before = signal.signal(signal.SIGUSR2, queue_again)
+    try:
+        with pytest.raises(InterruptedError):
+            Training(Task(tmp_path, ()))()
+        assert started[0].poll() == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+        started[0].kill()
 
 
 def _descendants(pid):

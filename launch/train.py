@@ -116,7 +116,9 @@ def main(argv: list[str]) -> None:
 
 def _print_results(results: dict[str, Any], experiment: Experiment, workdir: Path) -> None:
     print(f"\n{results['title']}\nstep {results['step']}, epoch {results['epoch']:.1f}, ", end="")
-    print(f"selected by {selected_by(experiment.evaluation.filter_seen)}\n")
+    # Results of earlier versions do not say it.
+    by_validation = selected_by(experiment.evaluation.filter_seen)
+    print(f"selected by {results.get('selected_by', by_validation)}\n")
     print(results_table(results["test"]))
     print(f"written to {workdir}: results.json, metrics.jsonl, ranks/, figures/")
 

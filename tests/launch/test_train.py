@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from linseqrec.training.workdir import read_experiment, read_results, seal_results
 from tests.launch.programs import ROOT, SMALL, TINY, program
 
 
@@ -81,6 +82,15 @@ def test_the_same_command_prints_the_results_again(trained):
     assert done.returncode == 0, done.stderr
     assert done.stdout in printed
     assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_what_selected_the_checkpoint_is_printed_as_the_results_have_it(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    results = read_results(workdir) | {"selected_by": "no validation: it was damaged"}
+    sealed = seal_results(workdir, read_experiment(workdir), results)
+    (workdir / "results.json").write_text(json.dumps(sealed))
+    done = program("train", *trained[1], f"--workdir={workdir}")
+    assert "selected by no validation: it was damaged" in done.stdout, done.stderr
 
 
 def test_figures_of_runs_together(trained, tmp_path):

@@ -88,8 +88,8 @@ def main(argv: list[str]) -> None:
     for run in runs:
         if run.table.name in unfinished:
             archive.keep(run)
-    if _ANALYSE.value:
-        _analyse(record, runs, output)
+    if _ANALYSE.value and not _analyse(record, runs, output):
+        code = 1
     for table in record["tables"]:
         folder = output / pages.analysis_folder(record, table)
         table["analyses"] = [
@@ -174,8 +174,13 @@ def _write_record(study: Study, record: dict[str, Any], output: Path) -> None:
             picture.unlink(missing_ok=True)
 
 
-def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> None:
-    """Runs `launch.analyse` on the checkpoints of the tables, those with the first seed."""
+def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> bool:
+    """Runs `launch.analyse` on the checkpoints of the tables, those with the first seed.
+
+    Returns:
+      Whether all ended well.
+    """
+    ended_well = True
     for table in record["tables"]:
         folders = [
             run.folder
@@ -192,11 +197,15 @@ def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> 
             done = subprocess.run([*command, *(f"--workdir={folder}" for folder in folders)])
             if done.returncode:
                 print(f"{table['name']}: the analyses failed", file=sys.stderr)
+                ended_well = False
+    return ended_well
 
 
 def _write_pages(output: Path) -> None:
     records = {}
     for path in sorted(output.glob("*.json")):
+        if path.suffixes != [".json"]:
+            continue  # a kill left half of a record
         record = read_record(path)
         records[record["name"]] = record
         with replacing(path.with_suffix(".md")) as partial:
@@ -205,7 +214,9 @@ def _write_pages(output: Path) -> None:
         cost = read_json(_ROOT / "docs" / "cost.json", dict)
         for name in _PAGES:
             page = _ROOT / name
-            page.write_text(pages.with_blocks(page.read_text(), records, cost))
+            text = pages.with_blocks(page.read_text(), records, cost)
+            with replacing(page) as partial:
+                partial.write_text(text)
 
 
 if __name__ == "__main__":

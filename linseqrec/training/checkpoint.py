@@ -88,7 +88,7 @@ def ever_saved(folder: Path) -> bool:
     """Whether a folder of checkpoints has, or ever had, a checkpoint, sound or damaged."""
     places = ("sha256/*.json", "damaged/*", f"{checkpoint_digests.REPLACED}/*", "*")
     traces = (path for place in places for path in folder.glob(place))
-    return any(path.name.partition("-")[0].removesuffix(".json").isdigit() for path in traces)
+    return any(path.name.partition("-")[0].removesuffix(".json").isdecimal() for path in traces)
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -429,7 +429,7 @@ class Checkpoints:
                 flush=True,
             )
             return newest
-        if not str(checkpoint).isdigit() or int(checkpoint) not in steps:
+        if not str(checkpoint).isdecimal() or int(checkpoint) not in steps:
             raise CheckpointError(
                 f"no checkpoint {checkpoint!r} in {self._folder}: there are 'best', 'latest' and "
                 f"steps {', '.join(map(str, steps))}"

@@ -31,9 +31,13 @@ _REPETITION: dict[str, dict[str, Any]] = {
     "small, in bfloat16": _SMALL | {"model.dtype": "bfloat16"},
 }
 _EXPERIMENT = "experiments/repetition.py:gated_deltanet"
-_RENAMED = {
-    "24 epochs": {"training.num_epochs": 24.0},
-    "24 epochs, half of the rows renamed": {"training.num_epochs": 24.0, "data.renamed": 0.5},
+_WIDE = {"model.width": 128, "model.value_width": 128, "training.num_epochs": 20.0}
+_LONG = {"training.num_epochs": 24.0}
+_RENAMED: dict[str, dict[str, Any]] = {
+    "width 128, 20 epochs, 7 of 10 rows renamed": _WIDE | {"data.renamed": 0.7},
+    "width 128, 20 epochs": _WIDE,
+    "24 epochs, half of the rows renamed": _LONG | {"data.renamed": 0.5},
+    "24 epochs": _LONG,
 }
 
 STUDY = Study(
@@ -48,7 +52,7 @@ STUDY = Study(
         ),
         Table(
             "renamed",
-            "The same world, twice as long. In a renamed row other items stand for its own, drawn "
+            "The same world, trained for longer. In a renamed row other items stand for its own, drawn "
             "anew each time (`data.renamed`, ours). What is left to learn there is to look up what "
             "followed an item before in the same row.",
             arms(_EXPERIMENT, _RENAMED),
@@ -70,14 +74,14 @@ STUDY = Study(
         Claim(
             "A linear memory that trained on renamed rows recalls habits better than counting",
             "renamed",
-            "24 epochs, half of the rows renamed",
+            "width 128, 20 epochs, 7 of 10 rows renamed",
             COUNTING,
         ),
         Claim(
-            "To rename half of the rows is better than not to, in `repetition`",
+            "To rename most of the rows is better than not to, in `repetition`",
             "renamed",
-            "24 epochs, half of the rows renamed",
-            ("24 epochs",),
+            "width 128, 20 epochs, 7 of 10 rows renamed",
+            ("width 128, 20 epochs",),
         ),
         Claim(
             "More and smaller batches in the same epochs are better, on ML-1M",

@@ -52,9 +52,9 @@ STUDY = Study(
         ),
         Table(
             "renamed",
-            "The same world, trained for longer. In a renamed row other items stand for its own, drawn "
-            "anew each time (`data.renamed`, ours). What is left to learn there is to look up what "
-            "followed an item before in the same row.",
+            "The same world, trained for longer. In a renamed row other items stand for its own, "
+            "drawn anew each time (`data.renamed`, ours). What is left to learn there is to look "
+            "up what followed an item before in the same row.",
             arms(_EXPERIMENT, _RENAMED),
         ),
         Table(

@@ -293,9 +293,11 @@ def check_experiment(
         )
     forbidden = [line for field, line in changes.items() if field not in allowed_changes]
     if forbidden:
+        choices = "choose another --workdir, or set these fields back"
+        if not (workdir / "results.json").exists():
+            choices += ", or allow the change with --allow_config_change=FIELD,FIELD"
         raise WorkdirError(
-            f"{workdir} holds a run of another configuration: choose another --workdir, set these "
-            "fields back, or allow the change with --allow_config_change=FIELD,FIELD\n  "
+            f"{workdir} holds a run of another configuration: {choices}\n  "
             + "\n  ".join(forbidden)
         )
     return changes

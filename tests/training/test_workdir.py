@@ -209,6 +209,8 @@ def test_the_configuration_of_a_run_with_results_cannot_change(experiment, tmp_p
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     workdir.claim(tmp_path, experiment, card)
+    with pytest.raises(workdir.WorkdirError, match="or set these fields back\n  name"):
+        workdir.claim(tmp_path, renamed(experiment), card)
     with pytest.raises(workdir.WorkdirError, match="has ended and has results on the test split"):
         workdir.claim(tmp_path, renamed(experiment), card, allowed_changes=["name"])
 

@@ -254,8 +254,8 @@ def metric_by_bucket(
 ) -> Figure:
     """A metric by a value of the target's history, such as its length; one line a system.
 
-    Bars are one standard error over targets. A bucket without targets has no point. The numbers of
-    targets stand below the buckets.
+    Bars are one standard error over targets. A bucket without targets has no point, and is not
+    shown at either end. The numbers of targets stand below the buckets.
 
     Args:
       panels: What the buckets are of ("events before the target") to system name to bucket records
@@ -310,7 +310,8 @@ def _draw_buckets(
         )
     layout = next(iter(layouts.values()))
     panel.set_xticks(np.arange(len(layout)), [f"{plain(name)}\n{n:,}" for name, n in layout])
-    panel.set_xlim(-0.6, len(layout) - 0.4)
+    filled = [place for place, (_, targets) in enumerate(layout) if targets]
+    panel.set_xlim(filled[0] - 0.6, filled[-1] + 0.6)
     panel.set_ylim(bottom=0)
     dress(panel)
 

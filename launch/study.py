@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
         table["analyses"] = [
             name for name in table["analyses"] if (folder / f"{name}.png").exists()
         ]
-    _write_record(study, record, output)
+    _write_record(path, record)
     _write_pages(output)
     sys.exit(code)
 
@@ -161,8 +161,8 @@ def _train(runs: Sequence[StudyRun]) -> int:
     return 1 if failures else 0
 
 
-def _write_record(study: Study, record: dict[str, Any], output: Path) -> None:
-    path = output / f"{study.name}.json"
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    output = path.parent
     output.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     print(path)

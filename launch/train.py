@@ -6,8 +6,8 @@ Running the same command again goes on where the run stopped, however it was sto
 ended prints its results. SIGTERM saves and ends with code 75: nothing is wrong, run it again.
 
 One run on several hosts is this command on each of them, with `--coordinator=HOST:PORT
---process_count=N --process_id=0` to N - 1, or with `--distributed=auto` under a scheduler that JAX
-knows; the workdir is a folder that all of them see.
+--process_count=N --process_id=0` to N - 1. Under a scheduler that JAX knows, `--distributed=auto`
+takes the place of these three. The workdir is a folder that all hosts see.
 """
 
 from launch import sigterm

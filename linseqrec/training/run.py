@@ -72,8 +72,8 @@ class Run:
 
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
-          ConfigError: If the optimizer's settings do not fit the run's length; if there is no world
-            of that size; or if the model reads times of a log that has none, cannot be told known
+          ConfigError: If the optimizer's settings do not fit the run's length, or there is no world
+            of that size. Also if the model reads times of a log that has none, cannot be told known
             request times, or cannot take rows that are split over devices.
           DatasetError: If the folder is no dataset folder, or damaged.
           SplitError: If its events cannot be split so.

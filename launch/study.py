@@ -7,7 +7,7 @@ command goes on where it stopped and skips the runs that have finished. `--minut
 When it ends, `results/NAME.json` and `results/NAME.md` hold what has been measured so far, and the
 parts of README.md and RESULTS.md that show studies are made anew. For tables that lack runs,
 `results/runs` keeps the results and the ranks of those on generated worlds: with them a study goes
-on where the workdirs are gone. A table of which no run is left stays as it is recorded.
+on where the workdirs are gone. What is recorded of other runs stays, and runs here join it.
 
     python -m launch.study --render    # pages from the records, without a run
 
@@ -69,9 +69,10 @@ def main(argv: list[str]) -> None:
     study = load_study(_STUDY.value)
     places = Path(_WORKDIR.value), output / "runs"
     runs = list(study_runs(study, launch_flags.load_experiment, *places))
-    left = _left(study, runs)
     path = output / f"{study.name}.json"
     earlier = _earlier(path, study)
+    recorded = run_names(archive.with_earlier_runs(make_record(study, runs), earlier, study))
+    left = _left(study, runs, recorded)
     if not _RENDER.value:
         for run in left:
             print(f"{run.name}  {run.folder}")
@@ -80,9 +81,9 @@ def main(argv: list[str]) -> None:
         return
     code = 0
     if left and not _RENDER.value:
-        _refuse_loss(path, run_names(earlier) & {run.name for run in left})
+        _refuse_loss(path, run_names(earlier) - recorded)
         code = _train(left)
-    record = archive.with_earlier_tables(make_record(study, runs), earlier, runs)
+    record = archive.with_earlier_runs(make_record(study, runs), earlier, study)
     _refuse_loss(path, run_names(earlier) - run_names(record))
     unfinished = {table["name"] for table in record["tables"] if table["missing"]}
     for run in runs:
@@ -111,12 +112,12 @@ def _chosen(study: Study) -> list[str]:
     return _TABLES.value or tables
 
 
-def _left(study: Study, runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """The runs of the chosen tables that have not finished. Two tables may hold the same run."""
+def _left(study: Study, runs: Sequence[StudyRun], recorded: Set[str]) -> list[StudyRun]:
+    """The runs of the chosen tables that are not recorded. Two tables may hold the same run."""
     chosen = _chosen(study)
     left: dict[Path, StudyRun] = {}
     for run in runs:
-        if not run.results and run.table.name in chosen:
+        if run.name not in recorded and run.table.name in chosen:
             left.setdefault(run.folder, run)
     return list(left.values())
 

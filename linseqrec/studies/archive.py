@@ -1,17 +1,25 @@
 """How a study goes on where the workdirs of its runs are gone."""
 
+import math
 import shutil
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from linseqrec.config_json import to_json
 from linseqrec.files import replacing
 from linseqrec.runs import best_baseline
-from linseqrec.studies.study import Arm, StudyRun
+from linseqrec.studies.record import judged_apart
+from linseqrec.studies.study import Arm, Claim, Study, StudyError, StudyRun, Table
 from linseqrec.training.checkpoint import saved_steps
 
 # What a record reads of a run. `results.json` comes last: a folder that has it is whole.
 _FILES = ("config.json", "card.json", "ranks/test.npz", str(best_baseline.FILE), "results.json")
+
+# In which the recorded runs of a table must agree with those here.
+_PROTOCOL = ("title", "split", "targets", "num_items", "ties", "metrics", "filters")
+
+_Record = Mapping[str, Any]
 
 
 def keep(run: StudyRun) -> None:
@@ -33,63 +41,149 @@ def keep(run: StudyRun) -> None:
                 shutil.copyfile(source, partial)
 
 
-def with_earlier_tables(
-    record: Mapping[str, Any], earlier: Mapping[str, Any], runs: Iterable[StudyRun]
+def with_earlier_runs(
+    record: Mapping[str, Any], earlier: Mapping[str, Any], study: Study
 ) -> dict[str, Any]:
-    """A study's record, with the tables of an earlier record that no run fills here.
+    """A study's record, with the runs of an earlier record whose results are not here.
 
-    Such a table keeps its models, baselines and the verdicts of its claims if the study still has
-    its arms as they were.
+    A model keeps its recorded runs if the study still has its arm as it was. Runs of other seeds
+    join them.
 
     Args:
       record: The record of the runs here (`record.make_record`).
       earlier: The record that it replaces.
-      runs: The study's runs.
+      study: The study.
+
+    Raises:
+      StudyError: If runs of a table and its recorded runs were measured differently.
     """
-    arms = {(run.table.name, run.arm.label): _definition(run.arm) for run in runs}
-    former = {
-        table["name"]: table
-        for table in earlier["tables"]
-        if all(
-            arms.get((table["name"], model["label"])) == (model["config"], model["overrides"])
-            for model in table["models"]
-        )
+    former = {table["name"]: table for table in earlier["tables"]}
+    joined = [
+        _joined_table(own, former[own["name"]], table) if own["name"] in former else own
+        for own, table in zip(record["tables"], study.tables, strict=True)
+    ]
+    verdicts = {claim["text"]: claim for claim in earlier["claims"]}
+    tables = {
+        own["name"]: (both, own, former.get(own["name"]))
+        for both, own in zip(joined, record["tables"], strict=True)
     }
-    taken = {
-        table["name"]: _taken_over(former[table["name"]], table)
-        for table in record["tables"]
-        if table["name"] in former and not table["models"]
+    claims = [
+        _verdict(claim, judged, verdicts.get(claim.text), *tables[claim.table])
+        for claim, judged in zip(study.claims, record["claims"], strict=True)
+    ]
+    return {**record, "tables": joined, "claims": claims}
+
+
+def _joined_table(own: _Record, former: _Record, table: Table) -> _Record:
+    """A table of a record, with the models of the former one that have no such run here."""
+    here, recorded = _models(own), _models(former)
+    models = {}
+    for arm in table.arms:
+        ours, theirs = here.get(arm.label), recorded.get(arm.label)
+        if theirs and (theirs["config"], theirs["overrides"]) != _definition(arm):
+            theirs = None
+        if joined := _joined_model(ours, theirs):
+            models[arm.label] = joined
+    if models == here:
+        return own
+    if here:
+        _check_measured_alike(own, former)
+    protocol = own if here else former
+    held = {(label, run["seed"]) for label, model in models.items() for run in model["runs"]}
+    missing = {
+        label: [seed for seed in seeds if (label, seed) not in held]
+        for label, seeds in own["missing"].items()
     }
-    judged = {claim["text"]: claim for claim in earlier["claims"] if claim["table"] in taken}
     return {
-        **record,
-        "tables": [taken.get(table["name"], table) for table in record["tables"]],
-        "claims": [_verdict(claim, judged.get(claim["text"])) for claim in record["claims"]],
+        **protocol,
+        "caption": own["caption"],
+        "analyses": own["analyses"],
+        "missing": {label: seeds for label, seeds in missing.items() if seeds},
+        "models": list(models.values()),
     }
+
+
+def _models(table: _Record | None) -> dict[str, _Record]:
+    """The models of a record's table by label."""
+    return {model["label"]: model for model in table["models"]} if table else {}
 
 
 def _definition(arm: Arm) -> tuple[str, dict[str, Any]]:
     return arm.config, {field: to_json(value) for field, value in arm.overrides.items()}
 
 
-def _taken_over(former: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """A former table; what the study says of it is as today."""
-    held = {(model["label"], run["seed"]) for model in former["models"] for run in model["runs"]}
-    missing = {
-        label: [seed for seed in seeds if (label, seed) not in held]
-        for label, seeds in table["missing"].items()
+def _joined_model(own: _Record | None, former: _Record | None) -> _Record | None:
+    """A model with the runs of both. What does not fit those here is left out."""
+    if own is None or former is None:
+        return own or former
+    if len(own["runs"]) < len(former["runs"]) and all(run in former["runs"] for run in own["runs"]):
+        return former
+    runs = own["runs"] + former["runs"]
+    if len({run["seed"] for run in runs}) < len(runs) or own["parameters"] != former["parameters"]:
+        return own
+    by_seed = sorted(range(len(runs)), key=lambda place: runs[place]["seed"])
+    metrics = {
+        filter_seen: {
+            metric: _joined_statistics(values, former["metrics"][filter_seen][metric], by_seed)
+            for metric, values in of_filter.items()
+        }
+        for filter_seen, of_filter in own["metrics"].items()
     }
+    return {**own, "metrics": metrics, "runs": [runs[place] for place in by_seed]}
+
+
+def _joined_statistics(own: _Record, former: _Record, order: Sequence[int]) -> _Record:
+    values = own["by_seed"] + former["by_seed"]
+    values = [values[place] for place in order]
+    sides = (own, former)
     return {
-        **former,
-        "caption": table["caption"],
-        "analyses": table["analyses"],
-        "missing": {label: seeds for label, seeds in missing.items() if seeds},
+        "mean": statistics.fmean(values),
+        "sd": statistics.stdev(values),
+        # The error of a mean is at most the mean of the errors.
+        "error": sum(len(side["by_seed"]) * side["error"] for side in sides) / len(values),
+        "by_seed": values,
     }
 
 
-def _verdict(claim: Mapping[str, Any], former: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The former verdict on a claim, unless it was another claim then."""
+def _check_measured_alike(own: _Record, former: _Record) -> None:
+    """Refuses to join tables that differ in their protocol, or in what counting scores."""
+    differing = [name for name in _PROTOCOL if own[name] != former[name]]
+    scores = {each["label"]: each["metrics"] for each in former["baselines"]}
+    differing += [
+        each["label"]
+        for each in own["baselines"]
+        if each["label"] in scores
+        and not all(
+            math.isclose(value, scores[each["label"]][filter_seen][metric], rel_tol=1e-6)
+            for filter_seen, of_filter in each["metrics"].items()
+            for metric, value in of_filter.items()
+        )
+    ]
+    if differing:
+        raise StudyError(
+            f"table {own['name']}: the recorded runs were measured differently ("
+            f"{', '.join(differing)}): --drop lets them leave the record"
+        )
+
+
+def _verdict(
+    claim: Claim,
+    judged: _Record,
+    former: _Record | None,
+    joined: _Record,
+    own: _Record,
+    earlier: _Record | None,
+) -> _Record:
+    """The verdict on a claim by the runs here, by those recorded, or by both."""
+    labels = (claim.first, *(claim.second if isinstance(claim.second, tuple) else ()))
+    models = _models(joined)
+    if not all(label in models for label in labels):
+        return judged
+    both = {label: models[label] for label in labels}
+    if both == {label: _models(own).get(label) for label in labels}:
+        return judged
     asked = ("table", "first", "metric", "filter_seen", "margin", "min_events")
-    if former is None or any(former[name] != claim[name] for name in asked):
-        return claim
-    return former
+    unchanged = both == {label: _models(earlier).get(label) for label in labels}
+    if former and unchanged and all(former[name] == judged[name] for name in asked):
+        return former
+    return judged_apart(claim, joined)

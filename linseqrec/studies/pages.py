@@ -24,7 +24,9 @@ _HOW = (
     "A claim holds, or does not hold, by two standard errors; with few seeds by more, as Student's "
     "t says. ± is the standard error over users, then that over seeds. A single seed has none, so "
     "that its verdict is about users only. A difference is the first mean minus the second; with a "
-    "margin, minus the second times one plus the margin. Counting is the best baseline that counts."
+    "margin, minus the second times one plus the margin. It is not paired where the runs are of "
+    "several machines: their users count as different ones. Counting is the best baseline that "
+    "counts."
 )
 
 
@@ -207,7 +209,8 @@ def _effect(claim: Record) -> str:
     over_seeds = claim["error_over_seeds"]
     seeds = "" if over_seeds is None else f" ± {number(over_seeds)}"
     margin = f" (margin {claim['margin']:.0%})" if claim["margin"] else ""
-    return f"{number(claim['effect'])} ± {number(claim['error_over_users'])}{seeds}{margin}"
+    paired = "" if claim.get("paired", True) else " (not paired)"
+    return f"{number(claim['effect'])} ± {number(claim['error_over_users'])}{seeds}{margin}{paired}"
 
 
 def number(value: float) -> str:

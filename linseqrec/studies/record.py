@@ -324,7 +324,73 @@ def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[s
 
     The effect is the first system's mean minus (1 + margin) times the second's.
     """
-    written = {
+    if claim.first not in configurations:
+        return _open(claim, "not run")
+    runs = configurations[claim.first].runs
+    if claim.filter_seen not in runs[0].ranks:
+        raise StudyError(
+            f"claim {claim.text!r}: the runs have no filter {claim.filter_seen!r} of seen items"
+        )
+    kept = runs[0].lengths >= claim.min_events
+    if not kept.any():
+        return _open(claim, f"no target after {claim.min_events} events")
+    second = _second(claim, configurations, kept)
+    if second is None:
+        no_ranks = claim.second == COUNTING
+        return _open(claim, "the runs hold no ranks of baselines" if no_ranks else "not run")
+    first = _arm(claim, configurations[claim.first], kept)
+    differences = first.values - (1 + claim.margin) * second.values
+    return _asked(claim) | {
+        "second": second.label,
+        "first_mean": float(first.values.mean()),
+        "second_mean": float(second.values.mean()),
+        "targets": int(kept.sum()),
+        "paired": True,
+        **_verdict(
+            float(differences.mean()),
+            _clustered_error(differences, runs[0].users[kept]),
+            [(1.0, first.by_seed), (1 + claim.margin, second.by_seed)],
+        ),
+    }
+
+
+def judged_apart(claim: Claim, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A claim about models of a record's table whose runs are not here to be paired over users.
+
+    The errors of the two means add up as if their users were others. The same users make the error
+    of a difference smaller, as a rule.
+
+    Args:
+      claim: The claim; the table has all its arms.
+      table: Of a record.
+    """
+    if claim.min_events or claim.second == COUNTING:
+        return _open(claim, "runs of several machines cannot be paired")
+    sides: dict[str, Mapping[str, Any]] = {
+        model["label"]: model["metrics"][claim.filter_seen][claim.metric]
+        for model in table["models"]
+    }
+    sides["published"] = {"mean": claim.second, "error": 0.0, "by_seed": []}
+    others = claim.second if isinstance(claim.second, tuple) else ("published",)
+    label = max(others, key=lambda each: sides[each]["mean"])
+    first, second = sides[claim.first], sides[label]
+    scale = 1 + claim.margin
+    return _asked(claim) | {
+        "second": label,
+        "first_mean": first["mean"],
+        "second_mean": second["mean"],
+        "targets": table["targets"],
+        "paired": False,
+        **_verdict(
+            first["mean"] - scale * second["mean"],
+            math.hypot(first["error"], scale * second["error"]),
+            [(1.0, np.array(first["by_seed"])), (scale, np.array(second["by_seed"]))],
+        ),
+    }
+
+
+def _asked(claim: Claim) -> dict[str, Any]:
+    return {
         "text": claim.text,
         "table": claim.table,
         "first": claim.first,
@@ -333,50 +399,37 @@ def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[s
         "margin": claim.margin,
         "min_events": claim.min_events,
     }
-    unknown = {
-        "second": claim.second if isinstance(claim.second, str | float) else list(claim.second),
-        "verdict": "open",
-        "reason": "not run",
-    }
-    if claim.first not in configurations:
-        return written | unknown
-    runs = configurations[claim.first].runs
-    if claim.filter_seen not in runs[0].ranks:
-        raise StudyError(
-            f"claim {claim.text!r}: the runs have no filter {claim.filter_seen!r} of seen items"
-        )
-    kept = runs[0].lengths >= claim.min_events
-    if not kept.any():
-        return written | unknown | {"reason": f"no target after {claim.min_events} events"}
-    second = _second(claim, configurations, kept)
-    if second is None:
-        ranks = "the runs hold no ranks of baselines"
-        return written | unknown | ({"reason": ranks} if claim.second == COUNTING else {})
-    first = _arm(claim, configurations[claim.first], kept)
-    differences = first.values - (1 + claim.margin) * second.values
-    over_users = _clustered_error(differences, runs[0].users[kept])
+
+
+def _open(claim: Claim, reason: str) -> dict[str, Any]:
+    second = claim.second if isinstance(claim.second, str | float) else list(claim.second)
+    return _asked(claim) | {"second": second, "verdict": "open", "reason": reason}
+
+
+def _verdict(
+    effect: float, over_users: float, sides: Sequence[tuple[float, np.ndarray]]
+) -> dict[str, Any]:
+    """An effect with its standard errors and what they say.
+
+    Args:
+      effect: The difference of two means.
+      over_users: Its standard error over users.
+      sides: The factor of each mean, and the mean by seed; of a system without seeds, none.
+    """
+    sides = [(scale, means) for scale, means in sides if len(means)]
     over_seeds, counted = None, 0.0
-    sides = [(1.0, first.by_seed)]
-    if len(second.by_seed):
-        sides.append((1 + claim.margin, second.by_seed))
     if all(len(means) > 1 for _, means in sides):
         variances = (scale**2 * means.var(ddof=1) / len(means) for scale, means in sides)
         over_seeds = math.sqrt(sum(variances))
         freedom = sum(len(means) - 1 for _, means in sides)
         counted = over_seeds * float(student_t.ppf(_COVERAGE, freedom)) / ERRORS
-    effect = float(differences.mean())
-    error = math.hypot(over_users, counted)
     verdict = "open"
-    if abs(effect) > ERRORS * error:
+    if abs(effect) > ERRORS * math.hypot(over_users, counted):
         verdict = "holds" if effect > 0 else "does not hold"
-    return written | {
-        "second": second.label,
-        "first_mean": float(first.values.mean()),
-        "second_mean": float(second.values.mean()),
+    return {
         "effect": effect,
         "error_over_users": over_users,
         "error_over_seeds": over_seeds,
-        "targets": int(kept.sum()),
         "seeds": min(len(means) for _, means in sides),
         "verdict": verdict,
         "reason": "",

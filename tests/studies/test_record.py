@@ -13,7 +13,7 @@ from flax import nnx
 
 from linseqrec.config_json import override
 from linseqrec.files import write_json
-from linseqrec.studies.archive import with_earlier_tables
+from linseqrec.studies.archive import with_earlier_runs
 from linseqrec.studies.record import make_record, run_names, short_commit
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, StudyError, StudyRun, Table
 from tests.runs import conftest as runs
@@ -25,22 +25,27 @@ ARMS = (Arm("narrow", "x.py:sasrec"), Arm("wide", "x.py:sasrec", {"model.width":
 LENGTHS = np.random.default_rng(9).integers(1, 300, TARGETS)
 
 
+def study_of(claims=()):
+    table = Table("t", "Why?", ARMS, metrics=("HR@10", "NDCG@10"))
+    return Study("name", "Title", "About.", (table,), tuple(claims))
+
+
 @pytest.fixture
 def make(save_run, tmp_path):
     """make({label: [ranks of seed 0, ...]}, claims): a record of runs with these ranks."""
 
-    def made(ranks, claims=(), planned=None, **saved):
-        table = Table("t", "Why?", ARMS, metrics=("HR@10", "NDCG@10"))
-        study = Study("name", "Title", "About.", (table,), tuple(claims))
-        planned = [] if planned is None else planned
+    def made(ranks, claims=(), **saved):
+        study, planned = study_of(claims), []
+        (table,) = study.tables
         for arm in ARMS:
             for seed in table.seeds:
                 overrides = {**arm.overrides, "training.seed": seed}
                 experiment = override(EXPERIMENT, overrides)
                 folder = tmp_path / arm.label / str(seed)
                 planned.append(StudyRun(table, arm, seed, overrides, experiment, folder, folder))
-                if seed < len(ranks.get(arm.label, [])) and not folder.exists():
-                    of_filters = dict.fromkeys(("none", "all"), ranks[arm.label][seed])
+                own = dict(enumerate(ranks.get(arm.label, []))).get(seed)
+                if own is not None and not folder.exists():
+                    of_filters = dict.fromkeys(("none", "all"), own)
                     save_run(f"{arm.label}/{seed}", experiment, of_filters, **saved)
                     path = folder / "results.json"
                     results = json.loads(path.read_text())
@@ -225,29 +230,108 @@ def test_a_run_of_another_configuration_is_refused(make, save_run, tmp_path):
         make({"narrow": [hits(of=0.5, seed=1)]})
 
 
-def test_a_table_without_a_run_here_is_taken_from_the_earlier_record(make, tmp_path):
+@pytest.fixture
+def joined(make, tmp_path):
+    """joined(earlier, here, claims): the record of ranks here, and of a record or ranks before."""
+
+    def made(earlier, here, claims=(), **saved):
+        if "tables" not in earlier:
+            earlier = make(earlier, claims, **saved)
+            for arm in ARMS:
+                shutil.rmtree(tmp_path / arm.label, ignore_errors=True)
+        return with_earlier_runs(make(here, claims, **saved), earlier, study_of(claims))
+
+    return made
+
+
+def test_a_table_without_a_run_here_stays_as_recorded(make, joined, tmp_path):
     claim = Claim("wide is better", "t", "wide", ("narrow",), metric="HR@10")
     ranks = {"narrow": [hits(of=0.3, seed=0)], "wide": [hits(of=0.5, seed=1), hits(of=0.5, seed=2)]}
     earlier = make(ranks, [claim])
     shutil.rmtree(tmp_path / "narrow")
     shutil.rmtree(tmp_path / "wide")
-    planned = []
-    gone = make({}, [claim], planned=planned)
-    (taken,) = with_earlier_tables(gone, earlier, planned)["tables"]
-    assert taken == earlier["tables"][0]
-    assert taken["missing"] == {"narrow": [1, 2], "wide": [2]}
-    assert judged(with_earlier_tables(gone, earlier, planned)) == judged(earlier)
-    # Another claim of the same words, and a table with a run, are as they are here.
-    other = make({}, [dataclasses.replace(claim, metric="NDCG@10")])
-    assert judged(with_earlier_tables(other, earlier, planned))["reason"] == "not run"
-    here = make({"narrow": ranks["narrow"]}, [claim])
-    assert with_earlier_tables(here, earlier, planned) == here
+    assert joined(earlier, {}, [claim]) == earlier
+    assert earlier["tables"][0]["missing"] == {"narrow": [1, 2], "wide": [2]}
+    # Another claim of the same words is judged anew.
+    other = joined(earlier, {}, [dataclasses.replace(claim, metric="NDCG@10")])
+    assert judged(other)["metric"] == "NDCG@10" and not judged(other)["paired"]
 
 
-def test_a_table_whose_arms_have_changed_is_not_taken_from_the_earlier_record(make, tmp_path):
-    earlier = make({"wide": [hits(of=0.5, seed=1)]})
+def test_models_here_join_the_recorded_ones(joined):
+    claim = Claim("wide is better", "t", "wide", ("narrow",), metric="HR@10")
+    narrow, wide = hits(of=0.3, seed=0), hits(of=0.5, seed=1)
+    alone = Claim("wide is good", "t", "wide", 0.1, metric="HR@10")
+    record = joined({"narrow": [narrow]}, {"wide": [wide]}, [claim, alone])
+    (table,) = record["tables"]
+    assert [model["label"] for model in table["models"]] == ["narrow", "wide"]
+    assert table["missing"] == {"narrow": [1, 2], "wide": [1, 2]}
+    got, by_itself = record["claims"]
+    assert by_itself["paired"]
+    shares = [float((own <= 10).mean()) for own in (narrow, wide)]
+    assert got["verdict"] == "holds" and not got["paired"]
+    assert got["effect"] == pytest.approx(shares[1] - shares[0])
+    errors = [model["metrics"]["none"]["HR@10"]["error"] for model in table["models"]]
+    assert got["error_over_users"] == pytest.approx(math.hypot(*errors))
+    assert joined(record, {"wide": [wide]}, [claim, alone]) == record
+
+
+def test_seeds_here_join_the_recorded_ones(make, joined, tmp_path):
+    ranks = [hits(of=share, seed=seed) for seed, share in enumerate((0.2, 0.3, 0.4))]
+    errors = []
+    for part in ([None, ranks[1]], [ranks[0], None, ranks[2]]):
+        earlier = make({"narrow": part})
+        (model,) = earlier["tables"][0]["models"]
+        errors.append(model["metrics"]["all"]["HR@10"]["error"])
+        shutil.rmtree(tmp_path / "narrow")
+    record = joined(earlier, {"narrow": [None, ranks[1]]})
+    (table,) = record["tables"]
+    (model,) = table["models"]
+    got, means = model["metrics"]["all"]["HR@10"], [float((own <= 10).mean()) for own in ranks]
+    assert [run["seed"] for run in model["runs"]] == [0, 1, 2]
+    assert got["by_seed"] == pytest.approx(means)
+    assert got["mean"] == pytest.approx(statistics.fmean(means))
+    assert got["sd"] == pytest.approx(statistics.stdev(means))
+    assert got["error"] == pytest.approx((errors[0] + 2 * errors[1]) / 3)
+    assert joined(record, {"narrow": [None, ranks[1]]}) == record
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        (Claim("x", "t", "wide", ("narrow",), min_events=200), "cannot be paired"),
+        (Claim("x", "t", "narrow", COUNTING), "cannot be paired"),
+        (Claim("x", "t", "narrow", 0.9), ""),
+    ],
+    ids=["long histories", "counting", "a published figure"],
+)
+def test_what_a_record_does_not_hold_is_not_judged_by_it(joined, claim, reason):
+    """Seeds on two machines: a record has neither values by target nor errors of baselines."""
+    narrow = hits(of=0.3, seed=0)
+    ranks = {"narrow": [None, narrow], "wide": [narrow]}
+    counting = {"Markov": {"none": np.full(TARGETS, 50.0)}}
+    got = judged(joined({"narrow": [narrow]}, ranks, [claim], counting=counting))
+    assert reason in got["reason"] and (got["verdict"] == "open") == bool(reason)
+
+
+def test_a_model_whose_arm_has_changed_is_not_taken_from_the_earlier_record(make, joined, tmp_path):
+    earlier = make({"narrow": [hits(of=0.3, seed=0)], "wide": [hits(of=0.5, seed=1)]})
     shutil.rmtree(tmp_path / "wide")
-    planned = []
-    gone = make({}, planned=planned)
-    earlier["tables"][0]["models"][0]["overrides"] = {"model.width": 48}
-    assert with_earlier_tables(gone, earlier, planned) == gone
+    shutil.rmtree(tmp_path / "narrow")
+    earlier["tables"][0]["models"][1]["overrides"] = {"model.width": 48}
+    assert run_names(joined(earlier, {})) == {"t, narrow, seed 0"}
+
+
+def test_runs_that_were_measured_differently_do_not_join(make, joined, tmp_path):
+    saved = {"counting": {"Markov": {"none": hits(of=0.2, seed=5), "all": hits(of=0.2, seed=5)}}}
+    earlier = make({"narrow": [hits(of=0.3, seed=0)]}, **saved)
+    shutil.rmtree(tmp_path / "narrow")
+    wide = {"wide": [hits(of=0.5, seed=1)]}
+    (table,) = earlier["tables"]
+    assert len(joined(earlier, wide, **saved)["tables"][0]["models"]) == 2
+    (markov,) = [each for each in table["baselines"] if each["label"] == "Markov"]
+    markov["metrics"]["all"]["HR@10"] += 0.01
+    with pytest.raises(StudyError, match=r"measured differently \(Markov\): --drop"):
+        joined(earlier, wide, **saved)
+    table["targets"] += 1
+    with pytest.raises(StudyError, match=r"measured differently \(targets, Markov\)"):
+        joined(earlier, wide, **saved)

@@ -14,6 +14,7 @@ from linseqrec.config import Experiment
 from linseqrec.errors import FileError, RunsError, UserError
 from linseqrec.evaluation.metrics import METRIC_NAMES, make_buckets, per_target
 from linseqrec.evaluation.ranks import FilterSeen, Ties
+from linseqrec.evaluation.result import selected_by
 from linseqrec.files import check_form, parse_json, read_arrays
 from linseqrec.runs.comparable import Conditions, shared_title
 from linseqrec.training import workdir
@@ -104,6 +105,12 @@ class FinishedRun:
         return Conditions(
             self.protocol, self.results["split"], self.card, (self.users, self.targets)
         )
+
+    @property
+    def selected_by(self) -> str:
+        """What selected the checkpoint, in words; results of earlier versions do not say it."""
+        by_validation = selected_by(self.experiment.evaluation.filter_seen)
+        return str(self.results.get("selected_by", by_validation))
 
     def per_target(self, filter_seen: str, metric: str) -> np.ndarray:
         """A rank metric of each test target under a filter, float64 [M]."""
@@ -255,7 +262,11 @@ def _workdirs_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
     if folder.resolve() in visited:
         return
     visited.add(folder.resolve())
-    children = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    try:
+        children = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    except OSError:
+        yield folder  # What is wrong with it is said where it is opened.
+        return
     below = [run for path in children for run in _workdirs_below(path, visited)]
     if not below and (folder / LOG).exists():
         yield folder
@@ -264,6 +275,7 @@ def _workdirs_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
 
 def _stage(folder: Path, missing: Sequence[str]) -> str:
     if not any(os.path.lexists(folder / name) for name in _TRACES):
+        os.listdir(folder)  # Raises if the folder cannot be read.
         lines = (folder / LOG).read_text(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line), "nothing")
         return f"did not begin; its log ends in: {last}"

@@ -15,7 +15,6 @@ from linseqrec.evaluation.result import (
     SELECTION_METRIC,
     filter_in_words,
     filters_by_fit,
-    selected_by,
 )
 from linseqrec.files import replacing, spreadsheet_text
 from linseqrec.runs.best_baseline import ORACLE
@@ -218,8 +217,8 @@ def _selection(report: Report) -> str:
     """What selected the checkpoints, by configuration where it was not the same for all."""
     labels: dict[str, list[str]] = {}
     for configuration in report.configurations:
-        criterion = selected_by(configuration.experiment.evaluation.filter_seen)
-        labels.setdefault(criterion, []).append(escape(configuration.label))
+        for criterion in dict.fromkeys(run.selected_by for run in configuration.runs):
+            labels.setdefault(escape(criterion), []).append(escape(configuration.label))
     if len(labels) == 1:
         return f"Checkpoints are selected by {next(iter(labels))}."
     each = (f"{criterion} ({', '.join(own)})" for criterion, own in labels.items())

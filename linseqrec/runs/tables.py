@@ -44,8 +44,8 @@ def results_table(
             [name, *(f"{own['metrics'][filter_seen][metric]:.4f}" for metric in metrics)]
             for name, own in summaries.items()
         ]
-        parts.append(markdown_table(["system", *metrics], rows, text_columns=1) + "\n")
-    return "\n\n".join(parts)
+        parts.append(markdown_table(["system", *metrics], rows, text_columns=1))
+    return "\n\n".join(parts) + "\n"
 
 
 def escape(text: str) -> str:

@@ -1,3 +1,7 @@
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -51,6 +55,24 @@ def test_a_run_whose_model_is_gone_is_named_and_the_others_reported(save_run):
     assert f"{config}: the class <run_path>:SASRecConfig cannot be found" in stage
     with pytest.raises(RunsError, match="1 have begun\n.*b: cannot be read: .*cannot be found"):
         find_runs([gone])
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_others_reported(
+    save_run, tmp_path, monkeypatch
+):
+    first, closed = save_run("a"), tmp_path / "closed"
+    closed.mkdir()
+    listdir = os.listdir
+
+    def refusing(path="."):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refusing)
+    finished, unfinished = find_runs([tmp_path])
+    assert [run.folder for run in finished] == [first]
+    assert unfinished == {closed: f"cannot be read: {closed}: Permission denied"}
 
 
 def test_ranks_of_another_run_are_refused(save_run):

@@ -1,6 +1,7 @@
 import csv
 import io
 import itertools
+import json
 import re
 import shutil
 import statistics
@@ -88,6 +89,10 @@ def test_a_report_says_what_selected_and_what_orders(ranks, save_run, tmp_path):
     text = to_markdown(make_report([tmp_path / "sweep"]))
     assert "validation NDCG@10, seen items filtered (Other)" in text
     assert "validation NDCG@10, seen items not filtered (SASRec" in text
+    path = tmp_path / "sweep" / "other" / "results.json"
+    write_json(path, json.loads(path.read_text()) | {"selected_by": "no validation: damaged"})
+    text = to_markdown(make_report([tmp_path / "sweep"]))
+    assert "; no validation: damaged (Other)." in text
 
 
 def test_a_figure_draws_the_best_under_the_filter_that_it_names(save_run, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ Results: results/recipe.md.
 
 from typing import Any
 
-from linseqrec.studies.study import COUNTING, Claim, Study, Table, arms
+from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table, arms
 
 _SMALL: dict[str, Any] = {
     "model.width": 64,
@@ -32,18 +32,21 @@ _REPETITION: dict[str, dict[str, Any]] = {
 }
 _EXPERIMENT = "experiments/repetition.py:gated_deltanet"
 _WIDE = {"model.width": 128, "model.value_width": 128, "training.num_epochs": 20.0}
-_LONG = {"training.num_epochs": 24.0}
+_SHARE = {"data.renamed": 0.7}
 _RENAMED: dict[str, dict[str, Any]] = {
-    "width 128, 20 epochs, 7 of 10 rows renamed": _WIDE | {"data.renamed": 0.7},
+    "width 128, 20 epochs, 7 of 10 rows renamed": _WIDE | _SHARE,
     "width 128, 20 epochs": _WIDE,
-    "24 epochs, half of the rows renamed": _LONG | {"data.renamed": 0.5},
-    "24 epochs": _LONG,
+}
+_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "RecGRELA": ("recgrela", {}),
+    "HyTRec": ("hytrec", {}),
+    "SinkRec": ("sinkrec", {"model.loops": 1, "model.dropout": 0.1}),
 }
 
 STUDY = Study(
     name="recipe",
     title="What the recipe, the rows, the size and the precision are worth",
-    about="Gated DeltaNet, the plainest of the linear memories, trained in other ways.",
+    about="Mostly Gated DeltaNet, the plainest of the linear memories, trained in other ways.",
     tables=(
         Table(
             "repetition",
@@ -54,8 +57,19 @@ STUDY = Study(
             "renamed",
             "The same world, trained for longer. In a renamed row other items stand for its own, "
             "drawn anew each time (`data.renamed`, ours). What is left to learn there is to look "
-            "up what followed an item before in the same row.",
-            arms(_EXPERIMENT, _RENAMED),
+            "up what followed an item before in the same row. RecGRELA, HyTRec and SinkRec (one "
+            "pass, dropout .1) have the size of their experiments.",
+            (
+                *arms(_EXPERIMENT, _RENAMED),
+                *(
+                    Arm(
+                        f"{label}, 20 epochs, 7 of 10 rows renamed",
+                        f"experiments/repetition.py:{model}",
+                        {"training.num_epochs": 20.0, **_SHARE, **own},
+                    )
+                    for label, (model, own) in _OTHERS.items()
+                ),
+            ),
         ),
         Table(
             "ml1m",

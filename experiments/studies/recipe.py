@@ -72,6 +72,15 @@ STUDY = Study(
             ),
         ),
         Table(
+            "renamed_foursquare",
+            "Check-ins in New York, 76 % of them revisits, with renamed rows and without.",
+            arms(
+                "experiments/foursquare.py:gated_deltanet",
+                {"the experiment": {}, "half of the rows renamed": {"data.renamed": 0.5}},
+            ),
+            seeds=(0,),
+        ),
+        Table(
             "ml1m",
             "Film ratings. Gated DeltaNet reads no timestamps.",
             arms(
@@ -96,6 +105,12 @@ STUDY = Study(
             "renamed",
             "width 128, 20 epochs, 7 of 10 rows renamed",
             ("width 128, 20 epochs",),
+        ),
+        Claim(
+            "To rename half of the rows is better than not to, on check-ins",
+            "renamed_foursquare",
+            "half of the rows renamed",
+            ("the experiment",),
         ),
         Claim(
             "More and smaller batches in the same epochs are better, on ML-1M",

@@ -9,9 +9,8 @@ from typing import Any
 from absl import flags
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import ConfigError, nearest, parse, to_text
+from linseqrec.config_fields import ConfigError, assignment, field_names, nearest, parse, to_text
 from linseqrec.config_json import override
-from linseqrec.config_names import assignment, field_names
 
 # What is defined from here on belongs to the program that asked for it: its `--help` shows it.
 flags.disclaim_key_flags()

@@ -23,8 +23,7 @@ from absl import flags
 from launch import flags as launch_flags
 from launch.program import cache_compilations, run_program
 from linseqrec.config import Experiment
-from linseqrec.config_fields import ConfigError
-from linseqrec.config_names import field_names, flatten, resolve
+from linseqrec.config_fields import ConfigError, field_names, flatten, resolve
 from linseqrec.evaluation.result import selected_by
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import write_results

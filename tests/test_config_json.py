@@ -5,9 +5,8 @@ import sys
 import pytest
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import ConfigError
+from linseqrec.config_fields import ConfigError, differences
 from linseqrec.config_json import from_json, override, to_json
-from linseqrec.config_names import differences
 from linseqrec.models.base import ModelConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig

@@ -1,4 +1,4 @@
-"""The pre-norm block that all stacks are made of."""
+"""The blocks that stacks are made of: pre-norm, and post-norm for models released with it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +89,42 @@ class Block(nnx.Module):
         """The feed-forward half, with the keys of its dropouts."""
         fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
         return x + dropout(fed, self.rate, output_key)
+
+
+class PostNormBlock(Block):
+    """Two residual halves, each normed after: a mixer over time, then a feed-forward half.
+
+        H = N(H + Drop(Mixer(H)))
+        H = N(H + Drop(FeedForward(H)))
+
+    The parts are made and named as those of `Block`.
+    """
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        told: tuple[Any, ...],
+        state: Any,
+        *,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Takes a row's events through the block; see `Block`."""
+        mixer_key, *feed_keys = split_key(dropout_key, 3)
+        mixer, norm = getattr(self, self.name), getattr(self, f"{self.name}_norm")
+        mixed, state = mixer(x, *told, state)
+        x = norm(x + self.mixer_drop(mixed, self.mixer_rate, segment_ids, mixer_key))
+        return self.feed(x, *feed_keys), state
+
+    def feed(
+        self,
+        x: Float[Array, "B T D"],
+        hidden_key: PRNGKeyArray | None,
+        output_key: PRNGKeyArray | None,
+    ) -> Float[Array, "B T D"]:
+        """The feed-forward half, with the keys of its dropouts."""
+        fed = self.feed_forward(x, dropout_key=hidden_key)
+        return self.feed_forward_norm(x + dropout(fed, self.rate, output_key))
 
 
 def _drop_entries(

@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_fields import ConfigError, Count, Rate
 from linseqrec.events import Events
-from linseqrec.layers.post_norm import PostNormBlock
+from linseqrec.layers.block import PostNormBlock
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,

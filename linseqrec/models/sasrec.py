@@ -11,15 +11,17 @@ or `gbce` in the experiment gives the original and gSASRec (arXiv 2308.07192).
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_fields import ConfigError, Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.request_time import request_layer
-from linseqrec.layers.self_attention import SelfAttention
 from linseqrec.layers.standard import (
+    Dense,
     FeedForward,
     ItemEmbedding,
     PositionEmbedding,
@@ -28,6 +30,7 @@ from linseqrec.layers.standard import (
     split_key,
 )
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
+from linseqrec.ops.softmax_attention import softmax_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,33 @@ class SASRecConfig(ModelConfig):
     def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "SASRec":
         """Makes the model with fresh parameters; see `ModelConfig.build`."""
         return SASRec(self, num_items, request_time=request_time, rngs=rngs)
+
+
+class SelfAttention(nnx.Module):
+    """Causal multi-head attention within each segment: W_o softmax(q kᵀ / √K) v."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.heads = heads
+        self.query_key_value = Dense(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.output = Dense(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], state: tuple[()] = ()
+    ) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        """Mixes a row's events over time; 0 in `segment_ids` is padding; it carries no state."""
+        shape = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        query, key, value = (
+            part.reshape(shape) for part in jnp.split(self.query_key_value(x), 3, axis=-1)
+        )
+        mixed = softmax_attention(query, key, value, segment_ids=segment_ids)
+        return self.output(mixed.reshape(x.shape)), state
 
 
 class SASRec(SequenceModel):

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import to_text
-from linseqrec.config_names import flatten, short_name
+from linseqrec.config_fields import flatten, short_name, to_text
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import make_buckets
 from linseqrec.runs.finished import FinishedRun, distinct_folders

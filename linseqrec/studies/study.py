@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from linseqrec.config import Experiment
+from linseqrec.config_fields import field_names
 from linseqrec.config_json import override
-from linseqrec.config_names import field_names
 from linseqrec.errors import UserError
 from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.result import SELECTION_METRIC

@@ -5,8 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import parse
-from linseqrec.config_names import assignment, field_names
+from linseqrec.config_fields import assignment, field_names, parse
 from linseqrec.errors import SweepError
 from linseqrec.sweeps import algebra
 from linseqrec.sweeps.ranges import parse_range

@@ -5,8 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from linseqrec.config_fields import to_text
-from linseqrec.config_names import short_name
+from linseqrec.config_fields import short_name, to_text
 
 # File systems allow names of 255 bytes. A digest of 11 characters follows a name of this length.
 _MAX_LENGTH = 160

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import ConfigError, to_text
+from linseqrec.config_fields import ConfigError, field_names, to_text
 from linseqrec.config_json import override
-from linseqrec.config_names import field_names
 from linseqrec.data.source import DataConfig, load_source
 from linseqrec.errors import FileError, SweepError
 from linseqrec.sweeps.algebra import Axis

@@ -17,9 +17,8 @@ from typing import Any
 import jax
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import ConfigError
+from linseqrec.config_fields import ConfigError, differences, flatten
 from linseqrec.config_json import from_json, to_json
-from linseqrec.config_names import differences, flatten
 from linseqrec.data.card import differing_data
 from linseqrec.data.source import Source, load_source
 from linseqrec.errors import FileError, UserError

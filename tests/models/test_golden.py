@@ -15,7 +15,7 @@ import pytest
 
 from launch.flags import load_experiment
 from linseqrec.config import EvaluationConfig, Experiment
-from linseqrec.config_names import flatten
+from linseqrec.config_fields import flatten
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out

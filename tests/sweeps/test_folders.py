@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linseqrec.config import Experiment
-from linseqrec.config_names import field_names
+from linseqrec.config_fields import field_names
 from linseqrec.sweeps.folders import folder_name
 
 NAMES = field_names(Experiment())

@@ -66,6 +66,11 @@ STUDY = Study(
                     "experiments/ml1m.py:recgrela",
                     {"data.phase": "random", "training.num_epochs": 32.0},
                 ),
+                Arm(
+                    "FuXi-Linear, no times",
+                    "experiments/ml1m.py:fuxi_linear",
+                    {"model.temporal": False},
+                ),
             ),
             seeds=(0,),
         ),

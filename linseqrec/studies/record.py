@@ -364,7 +364,8 @@ def judged_apart(claim: Claim, table: Mapping[str, Any]) -> dict[str, Any]:
       claim: The claim; the table has all its arms.
       table: Of a record.
     """
-    if claim.min_events or claim.second == COUNTING:
+    recorded = claim.metric in table["metrics"] and claim.filter_seen in table["filters"]
+    if claim.min_events or claim.second == COUNTING or not recorded:
         return _open(claim, "runs of several machines cannot be paired")
     sides: dict[str, Mapping[str, Any]] = {
         model["label"]: model["metrics"][claim.filter_seen][claim.metric]

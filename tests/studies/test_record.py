@@ -300,9 +300,10 @@ def test_seeds_here_join_the_recorded_ones(make, joined, tmp_path):
     [
         (Claim("x", "t", "wide", ("narrow",), min_events=200), "cannot be paired"),
         (Claim("x", "t", "narrow", COUNTING), "cannot be paired"),
+        (Claim("x", "t", "wide", ("narrow",), metric="MRR@10"), "cannot be paired"),
         (Claim("x", "t", "narrow", 0.9), ""),
     ],
-    ids=["long histories", "counting", "a published figure"],
+    ids=["long histories", "counting", "another metric", "a published figure"],
 )
 def test_what_a_record_does_not_hold_is_not_judged_by_it(joined, claim, reason):
     """Seeds on two machines: a record has neither values by target nor errors of baselines."""

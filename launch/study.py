@@ -71,8 +71,8 @@ def main(argv: list[str]) -> None:
     runs = list(study_runs(study, launch_flags.load_experiment, *places))
     path = output / f"{study.name}.json"
     earlier = _earlier(path, study)
-    recorded = run_names(archive.with_earlier_runs(make_record(study, runs), earlier, study))
-    left = _left(study, runs, recorded)
+    record = _make_record(study, runs, earlier, path)
+    left = _left(study, runs, run_names(record))
     if not _RENDER.value:
         for run in left:
             print(f"{run.name}  {run.folder}")
@@ -81,10 +81,8 @@ def main(argv: list[str]) -> None:
         return
     code = 0
     if left and not _RENDER.value:
-        _refuse_loss(path, run_names(earlier) - recorded)
         code = _train(left)
-    record = archive.with_earlier_runs(make_record(study, runs), earlier, study)
-    _refuse_loss(path, run_names(earlier) - run_names(record))
+        record = _make_record(study, runs, earlier, path)
     unfinished = {table["name"] for table in record["tables"] if table["missing"]}
     for run in runs:
         if run.table.name in unfinished:
@@ -131,12 +129,17 @@ def _earlier(path: Path, study: Study) -> dict[str, Any]:
     return record | {"tables": [each for each in record["tables"] if each["name"] not in leave]}
 
 
-def _refuse_loss(path: Path, lost: Set[str]) -> None:
-    if lost:
+def _make_record(
+    study: Study, runs: Sequence[StudyRun], earlier: dict[str, Any], path: Path
+) -> dict[str, Any]:
+    """The record of the runs here, and of those in the earlier one; refuses to lose a run."""
+    record = archive.with_earlier_runs(make_record(study, runs), earlier, study)
+    if lost := run_names(earlier) - run_names(record):
         raise StudyError(
             f"{path} holds runs whose results are gone: {'; '.join(sorted(lost))}. Give the "
             "--workdir that has them, or --drop to let them leave the record"
         )
+    return record
 
 
 def _train(runs: Sequence[StudyRun]) -> int:

@@ -76,9 +76,9 @@ class Block(nnx.Module):
         """
         mixer_key, *feed_keys = split_key(dropout_key, 3)
         mixer, norm = getattr(self, self.name), getattr(self, f"{self.name}_norm")
-        mixed, state = mixer(norm(x), *told, state)
-        x = x + self.mixer_drop(mixed, self.mixer_rate, segment_ids, mixer_key)
-        return self.feed(x, *feed_keys), state
+        mixed, state = mixer(self.before_half(norm, x), *told, state)
+        mixed = self.mixer_drop(mixed, self.mixer_rate, segment_ids, mixer_key)
+        return self.feed(self.after_half(norm, x + mixed), *feed_keys), state
 
     def feed(
         self,
@@ -87,8 +87,18 @@ class Block(nnx.Module):
         output_key: PRNGKeyArray | None,
     ) -> Float[Array, "B T D"]:
         """The feed-forward half, with the keys of its dropouts."""
-        fed = self.feed_forward(self.feed_forward_norm(x), dropout_key=hidden_key)
-        return x + dropout(fed, self.rate, output_key)
+        norm = self.feed_forward_norm
+        fed = self.feed_forward(self.before_half(norm, x), dropout_key=hidden_key)
+        return self.after_half(norm, x + dropout(fed, self.rate, output_key))
+
+    def before_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What a half reads of the residual stream: it normed."""
+        return norm(x)
+
+    def after_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The residual stream after a half, given the sum: as it is."""
+        del norm
+        return x
 
 
 class PostNormBlock(Block):
@@ -100,31 +110,14 @@ class PostNormBlock(Block):
     The parts are made and named as those of `Block`.
     """
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"],
-        told: tuple[Any, ...],
-        state: Any,
-        *,
-        dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """Takes a row's events through the block; see `Block`."""
-        mixer_key, *feed_keys = split_key(dropout_key, 3)
-        mixer, norm = getattr(self, self.name), getattr(self, f"{self.name}_norm")
-        mixed, state = mixer(x, *told, state)
-        x = norm(x + self.mixer_drop(mixed, self.mixer_rate, segment_ids, mixer_key))
-        return self.feed(x, *feed_keys), state
+    def before_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What a half reads of the residual stream: it as it is."""
+        del norm
+        return x
 
-    def feed(
-        self,
-        x: Float[Array, "B T D"],
-        hidden_key: PRNGKeyArray | None,
-        output_key: PRNGKeyArray | None,
-    ) -> Float[Array, "B T D"]:
-        """The feed-forward half, with the keys of its dropouts."""
-        fed = self.feed_forward(x, dropout_key=hidden_key)
-        return self.feed_forward_norm(x + dropout(fed, self.rate, output_key))
+    def after_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The residual stream after a half, given the sum: it normed."""
+        return norm(x)
 
 
 def _drop_entries(

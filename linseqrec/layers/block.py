@@ -92,11 +92,11 @@ class Block(nnx.Module):
         return self.after_half(norm, x + dropout(fed, self.rate, output_key))
 
     def before_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What a half reads of the residual stream: it normed."""
+        """What a half reads: here the normed stream."""
         return norm(x)
 
     def after_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The residual stream after a half, given the sum: as it is."""
+        """The stream after a half, from its sum with the half's output: here the sum itself."""
         del norm
         return x
 
@@ -111,12 +111,12 @@ class PostNormBlock(Block):
     """
 
     def before_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What a half reads of the residual stream: it as it is."""
+        """What a half reads: the stream itself."""
         del norm
         return x
 
     def after_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The residual stream after a half, given the sum: it normed."""
+        """The stream after a half, from its sum with the half's output: the normed sum."""
         return norm(x)
 
 

@@ -113,9 +113,19 @@ class Training:
         # would kill the training, and the job would look like a failure.
         announcement = {signal.SIGUSR2}
         signal.pthread_sigmask(signal.SIG_BLOCK, announcement)
-        process = self.task.start()
+        # The mask is this thread's. If another takes the signal, Python calls the handler here.
+        early: list[int] = []
+        handler = signal.signal(signal.SIGUSR2, lambda number, frame: early.append(number))
         try:
+            process = self.task.start()
+        except BaseException:
+            signal.signal(signal.SIGUSR2, handler)
+            raise
+        try:
+            signal.signal(signal.SIGUSR2, handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, announcement)
+            if early:
+                signal.raise_signal(signal.SIGUSR2)
             code = process.wait()
         finally:
             # submitit raises an exception here to queue the job again. The training must have ended

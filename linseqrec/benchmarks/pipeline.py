@@ -27,7 +27,7 @@ from linseqrec.data.splits import Split, leave_one_out
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.training.loop import train
 from linseqrec.training.run import Run
-from linseqrec.training.step import TrainState
+from linseqrec.training.step import StepRunner, TrainState
 
 _PLANS: tuple[tuple[Plan, int, int], ...] = (
     ("windows", 200, 128),
@@ -134,12 +134,12 @@ def loop(num_users: int, num_steps: int = _LOOP_STEPS) -> Iterator[measuring.Row
     vars(run.step)["place"] = timed_place
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         train(run, pathlib.Path(folder))
-    updates, batches = run.step.updates(run.step.initial_state()), iter(run.batches)
+    runner, batches = StepRunner(run.step, run.step.initial_state()), iter(run.batches)
     batch = next(batches)
     case = "the training loop, one step, 16 rows of 200"
     for name, moments in (
         ("loop", in_loop),
-        ("of it: the step's call", _moments(lambda: updates.apply(batch), num_steps)),
+        ("of it: the step's call", _moments(lambda: runner.step(batch), num_steps)),
         ("beside it: making a batch", _moments(lambda: next(batches), num_steps)),
     ):
         # The first step compiles.

@@ -16,7 +16,7 @@ class Decayed(nnx.Param):
 
 
 class ItemRows(nnx.Param):
-    """A table with a row an item, of which a step may update those rows alone that it reads."""
+    """A table with one row per item. A training step may update only the rows that it reads."""
 
 
 class Dense(nnx.Linear):

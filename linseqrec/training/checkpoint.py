@@ -31,7 +31,7 @@ from linseqrec.training import (
     distributed,
     earlier_checkpoints,
 )
-from linseqrec.training.item_rows import CatchUp
+from linseqrec.training.item_rows import CatchUpRule
 from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from linseqrec.training.step import States, TrainState
@@ -500,7 +500,7 @@ class Checkpoints:
             return nnx.merge_state(restored["params"], model.complete(restored["buffers"]))
         # Some item rows wait for updates that the optimizer's state holds.
         rate = learning_rate(optimizer, progress.num_steps, shorten_warmup=True)
-        catch_up = CatchUp.of(optimizer, rate)
+        catch_up = CatchUpRule.of(optimizer, rate)
         states = States(model, make_optimizer(optimizer, rate), catch_up, by_rows=True)
         state = states.complete(self.restore(step, states.abstract_state))
         return states.up_to_date(state).variables

@@ -34,7 +34,7 @@ from linseqrec.training.optimizer import OptimizerConfig
 
 # Terms of the sum below this are left out; the first is about 1.
 _SMALLEST_TERM = 1e-9
-# Terms of sums that `everywhere` computes at a time: 64 MB.
+# Terms of sums that `catch_up_all_rows` computes at a time: 64 MB.
 _TERMS_AT_ONCE = 2**24
 
 # `TrainState` of `step.py`, which builds on this module.
@@ -42,7 +42,7 @@ State = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class CatchUp:
+class CatchUpRule:
     """What Adam does to a row in updates in which its gradient is zero.
 
     Attributes:
@@ -58,11 +58,11 @@ class CatchUp:
     epsilon: float
 
     @classmethod
-    def of(cls, config: OptimizerConfig, rate: optax.Schedule) -> "CatchUp":
-        """That of the optimizer that `make_optimizer` makes of the same arguments."""
+    def of(cls, config: OptimizerConfig, rate: optax.Schedule) -> "CatchUpRule":
+        """The rule for the optimizer of `make_optimizer(config, rate)`."""
         return cls(rate, config.b1, config.b2, config.epsilon)
 
-    def read(self, state: State, rows: Int[Array, "U"]) -> State:
+    def read_rows(self, state: State, rows: Int[Array, "U"]) -> State:
         """A training state of these item rows only, each up to date.
 
         Args:
@@ -91,7 +91,7 @@ class CatchUp:
         optimizer = optax.tree.set(optimizer, mu=mu, nu=nu)
         return dataclasses.replace(state, params=params, optimizer=optimizer, row_steps=None)
 
-    def everywhere(self, state: State) -> State:
+    def catch_up_all_rows(self, state: State) -> State:
         """The training state with all item rows up to date."""
         total = len(state.row_steps)
         size = min(total, max(1, _TERMS_AT_ONCE // self._terms))
@@ -99,11 +99,11 @@ class CatchUp:
         def next_block(block: Int[Array, ""], state: State) -> State:
             # The last block begins earlier, so as to be whole; rows that are up to date stay.
             rows = jnp.minimum(block * size, total - size) + jnp.arange(size)
-            return write(state, self.read(state, rows), rows)
+            return write_rows(state, self.read_rows(state, rows), rows)
 
         return jax.lax.fori_loop(0, -(-total // size), next_block, state)
 
-    def fits(self, variables: nnx.State) -> bool:
+    def supports(self, variables: nnx.State) -> bool:
         """Whether a step may update single item rows of a model.
 
         The terms of the sum must shrink. And all arrays with a row an item must be `ItemRows`: a
@@ -160,13 +160,13 @@ def of_rows(function: Callable[..., Array], tree: Any, *others: Any) -> Any:
     return jax.tree.map(changed, tree, *others, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
-def number(params: Any) -> int:
+def num_table_rows(params: Any) -> int:
     """N1, the rows of the item tables among the parameters."""
     leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, ItemRows))
     return next(len(leaf[...]) for leaf in leaves if isinstance(leaf, ItemRows))
 
 
-def touched(ids: Sequence[Int[Array, "..."]], num_rows: int) -> Int[Array, "U"]:
+def rows_of_ids(ids: Sequence[Int[Array, "..."]], num_rows: int) -> Int[Array, "U"]:
     """The item rows that a step reads, ascending, the padding item's row 0 first.
 
     Args:
@@ -182,17 +182,17 @@ def touched(ids: Sequence[Int[Array, "..."]], num_rows: int) -> Int[Array, "U"]:
     return jnp.unique(every, size=size, fill_value=num_rows)
 
 
-def places(ids: Int[Array, "..."], rows: Int[Array, "U"]) -> Int[Array, "..."]:
-    """Where item ids stand in the rows that `touched` gave."""
+def row_numbers(ids: Int[Array, "..."], rows: Int[Array, "U"]) -> Int[Array, "..."]:
+    """Where item ids stand in the rows that `rows_of_ids` returned."""
     return jnp.searchsorted(rows, ids).astype(jnp.int32)
 
 
-def write(state: State, own: State, rows: Int[Array, "U"]) -> State:
-    """A training state that takes its item rows `rows` from `own`, and all else as well."""
+def write_rows(state: State, row_state: State, rows: Int[Array, "U"]) -> State:
+    """A training state that takes its item rows `rows` from `row_state`, and all else as well."""
     merged = of_rows(
         lambda part, table: table.at[rows].set(part, mode="drop"),
-        dataclasses.replace(own, row_steps=None),
+        dataclasses.replace(row_state, row_steps=None),
         dataclasses.replace(state, row_steps=None),
     )
-    row_steps = state.row_steps.at[rows].set(own.step, mode="drop")
+    row_steps = state.row_steps.at[rows].set(row_state.step, mode="drop")
     return dataclasses.replace(merged, row_steps=row_steps)

@@ -18,7 +18,7 @@ from linseqrec.training.checkpoint import Checkpoints, Progress
 from linseqrec.training.log import TrainingLog
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
-from linseqrec.training.step import TrainState
+from linseqrec.training.step import StepRunner, TrainState
 from linseqrec.training.throughput import Meter, Profiler, StepQueue
 
 
@@ -85,8 +85,8 @@ def train(
         else:
             state, progress = run.step.initial_state(), Progress(iterator.get_state())
         progress = dataclasses.replace(progress, num_steps=run.num_steps)
-        step, updates = int(state.step), run.step.updates(state)
-        # The updates consume the state; these names would keep its arrays.
+        step, runner = int(state.step), StepRunner(run.step, state)
+        # The runner consumes the state; these names would keep its arrays.
         del state, restored
 
         # ---------------------------------------------------------------- what watches the loop
@@ -117,17 +117,17 @@ def train(
                 if schedule.validates(step, progress):
                     progress = meter.added_to(progress)
                     with meter.paused():
-                        updates.catch_up()
+                        runner.catch_up()
                         with preemption.interruptible():
                             result = run.evaluate(
-                                updates.state.variables,
+                                runner.state.variables,
                                 "validation",
                                 between=schedule.between_batches,
                             )
                         score = result.metrics[SELECTION_METRIC]
                         progress = progress.after_validation(step, score)
                         log.validation(step, result, progress)
-                        checkpoints.save(updates.state, progress)
+                        checkpoints.save(runner.state, progress)
                         schedule.saved()
                 if schedule.finished(progress):
                     if step < run.num_steps:
@@ -136,9 +136,9 @@ def train(
 
                 # ------------------------------------------------------------ save
                 if schedule.saves:
-                    _check_finite(run, updates.state, checkpoints)
+                    _check_finite(run, runner.state, checkpoints)
                     progress = meter.added_to(progress)
-                    checkpoints.save(updates.state, progress)
+                    checkpoints.save(runner.state, progress)
                     schedule.saved()
 
                 # ------------------------------------------------------------ fetch
@@ -146,7 +146,7 @@ def train(
                     batch = run.step.place(next(iterator))
 
                 # ------------------------------------------------------------ step
-                metrics = updates.apply(batch)
+                metrics = runner.step(batch)
                 step += 1
                 progress = dataclasses.replace(progress, iterator=iterator.get_state())
                 profiler.step(metrics)
@@ -156,24 +156,24 @@ def train(
 
                 # ------------------------------------------------------------ log
                 if schedule.logs(step):
-                    _check_finite(run, updates.state, checkpoints)
+                    _check_finite(run, runner.state, checkpoints)
                     log.training(step, *meter.read(metrics))
 
                 # ------------------------------------------------------------ stop?
                 schedule.after_step()
         except Preempted:
-            _check_finite(run, updates.state, checkpoints)
+            _check_finite(run, runner.state, checkpoints)
             # A batch or a validation that was interrupted is repeated by the next start.
             if step not in checkpoints.steps():
-                checkpoints.save(updates.state, meter.added_to(progress))
+                checkpoints.save(runner.state, meter.added_to(progress))
             checkpoints.wait()
             raise Preempted(step) from None
 
         best = checkpoints.resolve("best")
         if best == step:
-            return run.step.up_to_date(updates.state), best
+            return run.step.up_to_date(runner.state), best
         # The state of the last step would take as much memory as the one that is read.
-        del updates
+        del runner
         state = run.step.complete(checkpoints.restore(best, run.step.abstract_state))
         return run.step.up_to_date(state), best
 

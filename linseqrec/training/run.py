@@ -23,7 +23,7 @@ from linseqrec.evaluation.evaluator import Evaluator
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.events import Events
 from linseqrec.sharding import DATA, SEQUENCE
-from linseqrec.training.item_rows import CatchUp
+from linseqrec.training.item_rows import CatchUpRule
 from linseqrec.training.loss import make_loss
 from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import learning_rate, make_optimizer
@@ -140,12 +140,12 @@ class Run:
         """The training step, and the state that it starts from."""
         training, mesh = self.experiment.training, self.model.mesh
         loss = make_loss(self.experiment.loss, self.item_counts, mesh)
-        catch_up = CatchUp.of(self.experiment.optimizer, self.learning_rate)
+        catch_up = CatchUpRule.of(self.experiment.optimizer, self.learning_rate)
         return CompiledStep(
             self.model,
             self.optimizer,
             catch_up,
-            by_rows=loss.proposal is not None and catch_up.fits(self.model.shapes),
+            by_rows=loss.proposal is not None and catch_up.supports(self.model.shapes),
             prediction_loss=loss,
             seed=training.seed,
             accumulation_steps=training.accumulation_steps,

@@ -20,20 +20,20 @@ from linseqrec.training import item_rows
 from linseqrec.training.loss import PredictionLoss
 from linseqrec.training.model import FunctionalModel
 
-# Folded into a step's key: beyond the number of any key that it is split into.
+# `fold_in` index of the key of `after_step`; no other key of a step uses it.
 _AFTER_STEP = 2**31 - 1
 
 
-class _Reading(NamedTuple):
-    """What a part of a batch gave beside its gradient; the parts' add up to the batch's."""
+class _MicrobatchResult(NamedTuple):
+    """Losses, metrics and counts of a microbatch; their sums over microbatches are the batch's."""
 
     losses: dict[str, Float[Array, ""]]
     metrics: dict[str, Float[Array, ""]]
     counts: Any
 
 
-class _Part(NamedTuple):
-    """A part of a batch with what is drawn for it."""
+class _Microbatch(NamedTuple):
+    """Rows of a batch, with the randomness that is drawn for them."""
 
     batch: Batch
     negatives: Int[Array, "..."]
@@ -90,7 +90,7 @@ def init_state(
         buffers=buffers,
         optimizer=optimizer.init(params),
         halted=jnp.zeros((), jnp.bool_),
-        row_steps=jnp.zeros(item_rows.number(params), jnp.int32) if by_rows else None,
+        row_steps=jnp.zeros(item_rows.num_table_rows(params), jnp.int32) if by_rows else None,
     )
 
 
@@ -102,21 +102,21 @@ def make_train_step(
     seed: int,
     accumulation_steps: int = 1,
     mesh: Mesh | None = None,
-    catch_up: item_rows.CatchUp | None = None,
+    catch_up: item_rows.CatchUpRule | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the step.
 
     Randomness is folded from the seed and the step's number, so a resumed run repeats it; one that
     is resumed on another kind of device draws other numbers. With accumulation the batch is split
-    into parts of rows; the prediction loss's gradient is the whole batch's, weighted by target, up
-    to rounding. An auxiliary loss, like a model's metric, is the mean of the parts' own.
+    into microbatches; the prediction loss's gradient is the whole batch's, weighted by target, up
+    to rounding. An auxiliary loss, like a model's metric, is the mean over the microbatches.
 
     Args:
       graphdef: The model's structure (`split_model`).
       optimizer: The Optax chain.
       prediction_loss: The objective (`make_loss`).
       seed: Of the keys of dropout and of drawn negatives.
-      accumulation_steps: Parts a batch is split into.
+      accumulation_steps: Microbatches that a batch is split into.
       mesh: Where the batch is divided (`linseqrec.sharding`); None for one device.
       catch_up: What brings item rows up to date, for states with `row_steps`: a step then reads and
         writes only the rows that its batch and its negatives name.
@@ -132,13 +132,13 @@ def make_train_step(
     on_one = jax.default_backend() != "cpu" and mesh is None
     generator = "rbg" if on_one else "threefry2x32"
 
-    def part_loss(
+    def microbatch_loss(
         params: nnx.State,
         buffers: nnx.State,
-        part: _Part,
+        part: _Microbatch,
         total: Float[Array, ""],
         rows: Int[Array, "U"] | None,
-    ) -> tuple[Float[Array, ""], _Reading]:
+    ) -> tuple[Float[Array, ""], _MicrobatchResult]:
         # Copies of the buffers: what the model writes here is not the state's.
         model = nnx.merge(graphdef, params, buffers, copy=True)
         with while_tracing(mesh):
@@ -149,94 +149,98 @@ def make_train_step(
         loss = summed / total
         losses = {"loss": loss} | {f"loss/{name}": value for name, value in auxiliary.items()}
         metrics = {name: value / accumulation_steps for name, value in encoding.metrics.items()}
-        return loss + sum(auxiliary.values()), _Reading(losses, metrics, encoding.counts)
+        return loss + sum(auxiliary.values()), _MicrobatchResult(losses, metrics, encoding.counts)
 
-    def divide(x: Array) -> Array:
+    def split_rows(x: Array) -> Array:
         x = x.reshape(accumulation_steps, -1, *x.shape[1:])
         if mesh is None:
             return x
-        # Each part is divided over the devices, not the parts among them.
+        # Each microbatch is divided over the devices.
         spec = PartitionSpec(None, *sharding.batch_spec(x.shape[1:]))
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
-    def draw(batch: Batch, key: Array) -> _Part:
+    def with_randomness(batch: Batch, key: Array) -> _Microbatch:
         dropout_key, loss_key = jax.random.split(key)
-        return _Part(batch, prediction_loss.draw(loss_key, batch.targets.shape), dropout_key)
+        return _Microbatch(batch, prediction_loss.draw(loss_key, batch.targets.shape), dropout_key)
 
-    def drawn(batch: Batch, key: Array) -> _Part:
-        """The parts of a batch, on a leading axis where they are several, and what each draws."""
+    def split_batch(batch: Batch, key: Array) -> _Microbatch:
+        """The microbatches; if there are several, arrays have a leading axis over them."""
         if accumulation_steps == 1:
-            return draw(batch, key)
+            return with_randomness(batch, key)
         keys = jax.random.split(key, accumulation_steps)
-        return jax.lax.map(lambda part: draw(*part), (jax.tree.map(divide, batch), keys))
+        return jax.lax.map(
+            lambda part: with_randomness(*part), (jax.tree.map(split_rows, batch), keys)
+        )
 
     def gradient(
-        params: nnx.State, buffers: nnx.State, parts: _Part, rows: Int[Array, "U"] | None
-    ) -> tuple[nnx.State, _Reading]:
+        params: nnx.State, buffers: nnx.State, parts: _Microbatch, rows: Int[Array, "U"] | None
+    ) -> tuple[nnx.State, _MicrobatchResult]:
         total = jnp.maximum(parts.batch.weights.sum(), 1.0)
-        grad = jax.grad(part_loss, has_aux=True)
+        grad = jax.grad(microbatch_loss, has_aux=True)
         if accumulation_steps == 1:
             return grad(params, buffers, parts, total, rows)
 
-        def accumulate(sums: Any, part: _Part) -> tuple[Any, None]:
-            read = grad(params, buffers, part, total, rows)
-            return jax.tree.map(jnp.add, sums, read), None
+        def accumulate(sums: Any, part: _Microbatch) -> tuple[Any, None]:
+            result = grad(params, buffers, part, total, rows)
+            return jax.tree.map(jnp.add, sums, result), None
 
         first = grad(params, buffers, jax.tree.map(lambda x: x[0], parts), total, rows)
         return jax.lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], parts))[0]
 
-    def advance(
+    def apply_update(
         state: TrainState,
         events: Events,
-        parts: _Part,
+        parts: _Microbatch,
         key: Array,
         rows: Int[Array, "U"] | None = None,
     ) -> tuple[TrainState, dict[str, Array]]:
-        grads, read = gradient(state.params, state.buffers, parts, rows)
+        grads, result = gradient(state.params, state.buffers, parts, rows)
         norm = optax.tree.norm(grads)
-        halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(read.losses.values())))
+        halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(result.losses.values())))
         updates, after = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         # Copied: the state keeps its buffers if the step is not applied.
         model = nnx.merge(graphdef, params, state.buffers, copy=True)
-        model.after_step(events, read.counts, jax.random.fold_in(key, _AFTER_STEP))
+        model.after_step(events, result.counts, jax.random.fold_in(key, _AFTER_STEP))
         params, buffers = nnx.state(model, nnx.Param, ...)
         advanced = TrainState(state.step + 1, params, buffers, after, halted)
-        kept = dataclasses.replace(state, halted=halted)
-        state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, kept)
+        unchanged = dataclasses.replace(state, halted=halted)
+        state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, unchanged)
         norms = {"gradient_norm": norm, "update_norm": optax.tree.norm(updates)}
-        return state, read.losses | read.metrics | norms
+        return state, result.losses | result.metrics | norms
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
         key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
-        parts = drawn(batch, key)
+        parts = split_batch(batch, key)
         if state.row_steps is None or catch_up is None:
-            state, metrics = advance(state, batch.events, parts, key)
+            state, metrics = apply_update(state, batch.events, parts, key)
             return state, metrics | counts
         # ------------------------------------------------- the rows that the batch names
         ids = (batch.events.items, batch.targets, parts.negatives)
-        rows = item_rows.touched(ids, len(state.row_steps))
-        own = catch_up.read(state, rows)
+        rows = item_rows.rows_of_ids(ids, len(state.row_steps))
+        row_state = catch_up.read_rows(state, rows)
         # ------------------------------------------------- the update, of these rows only
-        events, parts = _numbered_events(batch.events, rows), _numbered(parts, rows)
-        own, metrics = advance(own, events, parts, key, rows)
+        events, parts = _events_with_row_numbers(batch.events, rows), _with_row_numbers(parts, rows)
+        row_state, metrics = apply_update(row_state, events, parts, key, rows)
         # ------------------------------------------------- back into the table
-        return item_rows.write(state, own, rows), metrics | counts
+        return item_rows.write_rows(state, row_state, rows), metrics | counts
 
     return step
 
 
-def _numbered(part: _Part, rows: Int[Array, "U"]) -> _Part:
-    """The part with places in `rows` for item ids."""
-    batch, negatives = part.batch, item_rows.places(part.negatives, rows)
-    targets = item_rows.places(batch.targets, rows)
-    batch = dataclasses.replace(batch, events=_numbered_events(batch.events, rows), targets=targets)
+def _with_row_numbers(part: _Microbatch, rows: Int[Array, "U"]) -> _Microbatch:
+    """The microbatch with row numbers, places in `rows`, for item ids."""
+    batch, negatives = part.batch, item_rows.row_numbers(part.negatives, rows)
+    targets = item_rows.row_numbers(batch.targets, rows)
+    batch = dataclasses.replace(
+        batch, events=_events_with_row_numbers(batch.events, rows), targets=targets
+    )
     return part._replace(batch=batch, negatives=negatives)
 
 
-def _numbered_events(events: Events, rows: Int[Array, "U"]) -> Events:
-    return dataclasses.replace(events, items=item_rows.places(events.items, rows))
+def _events_with_row_numbers(events: Events, rows: Int[Array, "U"]) -> Events:
+    return dataclasses.replace(events, items=item_rows.row_numbers(events.items, rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +256,7 @@ class States:
 
     model: FunctionalModel
     optimizer: optax.GradientTransformation
-    catch_up: item_rows.CatchUp
+    catch_up: item_rows.CatchUpRule
     _: dataclasses.KW_ONLY
     by_rows: bool
 
@@ -284,11 +288,11 @@ class States:
 
     @functools.cached_property
     def _catch_up_all(self) -> Any:
-        everywhere = self.catch_up.everywhere
+        catch_up = self.catch_up.catch_up_all_rows
         if self.model.mesh is None:
-            return jax.jit(everywhere, donate_argnums=0)
+            return jax.jit(catch_up, donate_argnums=0)
         return jax.jit(
-            everywhere,
+            catch_up,
             donate_argnums=0,
             in_shardings=(self._shardings,),
             out_shardings=self._shardings,
@@ -319,7 +323,7 @@ class CompiledStep(States):
     Attributes:
       prediction_loss: The objective (`make_loss`).
       seed: The seed of dropout and drawn negatives.
-      accumulation_steps: Parts a batch is split into.
+      accumulation_steps: Microbatches that a batch is split into.
     """
 
     prediction_loss: PredictionLoss
@@ -347,24 +351,20 @@ class CompiledStep(States):
             out_shardings=(self._shardings, sharding.replicated(self.model.mesh)),
         )
 
-    def updates(self, state: TrainState) -> "Updates":
-        """Begins to update a state, which it consumes."""
-        return Updates(self, state)
-
     def place(self, batch: Batch) -> Batch:
         """This process's rows of a batch on the devices: all rows of all processes together."""
         return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
 
 
-class Updates:
-    """A training state that is updated step by step, and is plain arrays in between.
+class StepRunner:
+    """Runs the compiled step on a training state, which is plain arrays between the steps.
 
     Flax's variables are objects of Python. To take 190 of them apart and to put them together again
     costs a step .9 ms, which a GPU would wait for.
     """
 
     def __init__(self, compiled: CompiledStep, state: TrainState):
-        """Args: `compiled` is the step, and `state` the state to begin with."""
+        """Args: `compiled` is the step; `state` is the state to begin with, which it consumes."""
         self._compiled, update = compiled, compiled.update
         self._arrays, structure = jax.tree.flatten(state)
         self._structure = structure
@@ -375,14 +375,14 @@ class Updates:
 
         self._step = jax.jit(step, donate_argnums=0)
 
-    def apply(self, batch: Batch) -> dict[str, Array]:
+    def step(self, batch: Batch) -> dict[str, Array]:
         """Updates the state by a batch, and returns the step's metrics."""
         self._arrays, metrics = self._step(self._arrays, batch)
         return metrics
 
     @property
     def state(self) -> TrainState:
-        """The state as it is now. The next update consumes it."""
+        """The state as it is now. The next step consumes it."""
         return jax.tree.unflatten(self._structure, self._arrays)
 
     def catch_up(self) -> None:

@@ -15,6 +15,7 @@ from linseqrec.sharding import MeshConfig, MeshError, make_mesh
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints, Progress
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.run import Run
+from linseqrec.training.step import StepRunner
 from tests.training.conftest import source  # noqa: F401  a fixture
 
 # 24 items and the padding row: 25 rows divide over neither 2 nor 4 devices.
@@ -42,11 +43,11 @@ def trained(source):  # noqa: F811
                 training=dataclasses.replace(EXPERIMENT.training, accumulation_steps=parts),
             )
             run = Run.of(experiment, source, make_mesh(mesh))
-            updates, losses = run.step.updates(run.step.initial_state()), []
+            runner, losses = StepRunner(run.step, run.step.initial_state()), []
             for step in range(STEPS):
-                metrics = updates.apply(run.step.place(run.batches[step]))
+                metrics = runner.step(run.step.place(run.batches[step]))
                 losses.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
-            made[mesh, kind, parts] = run, updates.state, losses
+            made[mesh, kind, parts] = run, runner.state, losses
         return made[mesh, kind, parts]
 
     return train

@@ -12,7 +12,7 @@ import pytest
 from linseqrec.training import checkpoint_arrays
 from linseqrec.training.checkpoint import Checkpoints, Progress
 from linseqrec.training.loop import train
-from linseqrec.training.step import Updates
+from linseqrec.training.step import StepRunner
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_few_large_arrays_are_read_at_once(run, tmp_path, monkeypatch):
 
 def test_the_item_table_is_in_memory_once(run, tmp_path, monkeypatch):
     """Beside its two moments, when a run begins and when it goes on."""
-    apply, numbers = Updates.apply, []
+    apply, numbers = StepRunner.step, []
 
     def tables():
         """The number of tables in memory; several arrays may share one."""
@@ -78,7 +78,7 @@ def test_the_item_table_is_in_memory_once(run, tmp_path, monkeypatch):
         numbers.append(tables())
         return metrics
 
-    monkeypatch.setattr(Updates, "apply", count)
+    monkeypatch.setattr(StepRunner, "step", count)
     # Else a save in the background holds the arrays, and the next step copies them.
     monkeypatch.setattr(checkpoint_arrays, "_BACKGROUND_BYTES", 0)
     before = tables()

@@ -25,7 +25,7 @@ from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
-from linseqrec.training.step import Updates, init_state, make_train_step
+from linseqrec.training.step import StepRunner, init_state, make_train_step
 
 ROWS, WIDTH, STEPS = 60, 3, 400
 
@@ -64,7 +64,7 @@ def gradients():
 )
 def test_rows_that_wait_end_as_in_dense_adam(config):
     rate = learning_rate(config, STEPS)
-    optimizer, catch_up = make_optimizer(config, rate), item_rows.CatchUp.of(config, rate)
+    optimizer, catch_up = make_optimizer(config, rate), item_rows.CatchUpRule.of(config, rate)
     dense, lazy = make_state(optimizer, by_rows=False), make_state(optimizer, by_rows=True)
 
     @jax.jit
@@ -76,8 +76,8 @@ def test_rows_that_wait_end_as_in_dense_adam(config):
 
     @jax.jit
     def update_rows(state, rows, gradient, bias):
-        own = update(catch_up.read(state, rows), gradient, bias)
-        return item_rows.write(state, own, rows)
+        own = update(catch_up.read_rows(state, rows), gradient, bias)
+        return item_rows.write_rows(state, own, rows)
 
     for rows, gradient in gradients():
         whole = np.zeros((ROWS, WIDTH), np.float32)
@@ -85,13 +85,13 @@ def test_rows_that_wait_end_as_in_dense_adam(config):
         bias = gradient[0].astype(np.float32)
         dense = update(dense, whole, bias)
         # Ids repeat and stand in any order; what is left of U is filled up.
-        touched = item_rows.touched([np.array([*rows[::-1], *rows], np.int32)], ROWS)
+        touched = item_rows.rows_of_ids([np.array([*rows[::-1], *rows], np.int32)], ROWS)
         own = np.concatenate([whole, np.zeros((1, WIDTH), np.float32)])[np.asarray(touched)]
         lazy = update_rows(lazy, touched, own, bias)
 
     behind = np.asarray(lazy.row_steps)
     assert (behind < STEPS - 50).sum() > ROWS / 4 and (behind == STEPS).any()
-    lazy = jax.jit(catch_up.everywhere)(lazy)
+    lazy = jax.jit(catch_up.catch_up_all_rows)(lazy)
     assert (np.asarray(lazy.row_steps) == STEPS).all()
     np.testing.assert_allclose(lazy.params["bias"][...], dense.params["bias"][...], rtol=1e-6)
     for name in ("mu", "nu"):
@@ -173,14 +173,14 @@ def test_the_variables_of_a_checkpoint_are_up_to_date(sparse_run, tmp_path, monk
     rate = learning_rate(run.experiment.optimizer, 20)
     short = dataclasses.replace(run, num_steps=20, learning_rate=rate)
     monkeypatch.setattr("linseqrec.training.loop.within_budget", lambda *_, **given: short)
-    preemption, apply, steps = Preemption(), Updates.apply, []
+    preemption, apply, steps = Preemption(), StepRunner.step, []
 
     def request_a_stop(self, batch):
         steps.append(1)
         preemption.requested = len(steps) == 12
         return apply(self, batch)
 
-    monkeypatch.setattr(Updates, "apply", request_a_stop)
+    monkeypatch.setattr(StepRunner, "step", request_a_stop)
     with pytest.raises(Preempted):
         train(run, tmp_path, preemption=preemption)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:

@@ -15,7 +15,7 @@ from linseqrec.training.checkpoint import CheckpointError, Checkpoints
 from linseqrec.training.loop import NonFiniteError, train
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
-from linseqrec.training.step import Updates
+from linseqrec.training.step import StepRunner
 
 
 def records(folder):
@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 def stop_at(monkeypatch, step):
     """Makes the next run's step raise before `step`, as a kill would."""
-    original, calls = Updates.apply, []
+    original, calls = StepRunner.step, []
 
     def stopping(self, batch):
         calls.append(1)
@@ -36,7 +36,7 @@ def stop_at(monkeypatch, step):
             raise Stopped
         return original(self, batch)
 
-    monkeypatch.setattr(Updates, "apply", stopping)
+    monkeypatch.setattr(StepRunner, "step", stopping)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_non_finite_loss_stops_the_run_with_its_step(
     """The halted state is seen before it is logged or saved: no checkpoint holds it."""
     run, preemption = make_run(experiment, training=training), Preemption()
     assert run.batches.steps_per_epoch == 4
-    original, calls = Updates.apply, []
+    original, calls = StepRunner.step, []
 
     def poisoned(self, batch):
         calls.append(1)
@@ -190,7 +190,7 @@ def test_non_finite_loss_stops_the_run_with_its_step(
             preemption.requested = sigterm
         return original(self, batch)
 
-    monkeypatch.setattr(Updates, "apply", poisoned)
+    monkeypatch.setattr(StepRunner, "step", poisoned)
     message = f"step 6 is not finite.* last good checkpoint is {last_good}"
     with pytest.raises(NonFiniteError, match=message):
         train(run, tmp_path, preemption=preemption)

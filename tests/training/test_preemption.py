@@ -14,7 +14,7 @@ import pytest
 from linseqrec.training import workdir
 from linseqrec.training.loop import train
 from linseqrec.training.preemption import EXIT_CODE, Preempted, Preemption
-from linseqrec.training.step import Updates
+from linseqrec.training.step import StepRunner
 
 
 def send_sigterm():
@@ -24,7 +24,7 @@ def send_sigterm():
 def in_a_step(run, monkeypatch, step):
     """Makes the run receive a SIGTERM in a step."""
     del run
-    apply, calls = Updates.apply, []
+    apply, calls = StepRunner.step, []
 
     def apply_or_terminate(self, batch):
         calls.append(1)
@@ -32,7 +32,7 @@ def in_a_step(run, monkeypatch, step):
             send_sigterm()
         return apply(self, batch)
 
-    monkeypatch.setattr(Updates, "apply", apply_or_terminate)
+    monkeypatch.setattr(StepRunner, "step", apply_or_terminate)
 
 
 def in_validation(run, monkeypatch, step):

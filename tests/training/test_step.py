@@ -12,7 +12,7 @@ from linseqrec.models.base import Encoding, SequenceModel
 from linseqrec.sharding import DATA, MODEL, SEQUENCE
 from linseqrec.training.loss import LossConfig, make_loss
 from linseqrec.training.model import split_model
-from linseqrec.training.step import init_state, make_train_step
+from linseqrec.training.step import StepRunner, init_state, make_train_step
 
 
 def leaves(tree):
@@ -194,12 +194,12 @@ def test_updates_in_a_row_are_the_compiled_steps_and_their_state_can_be_read_bet
     experiment, make_run
 ):
     run = make_run(experiment)
-    state, updates = run.step.initial_state(), run.step.updates(run.step.initial_state())
+    state, runner = run.step.initial_state(), StepRunner(run.step, run.step.initial_state())
     for index in range(2):
         state, expected = run.step.update(state, run.batches[index])
-        metrics = updates.apply(run.batches[index])
+        metrics = runner.step(run.batches[index])
         assert metrics.keys() == expected.keys() and metrics["loss"] == expected["loss"]
-        between = updates.state
+        between = runner.state
         assert jax.tree.structure(between) == jax.tree.structure(state)
         for one, other in zip(leaves(between), leaves(state), strict=True):
             np.testing.assert_array_equal(one, other)

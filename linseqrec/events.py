@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from linseqrec.ops.rows import at_last_event
+from linseqrec.ops.segments import at_last_event
 
 SECONDS_PER_DAY = 86_400
 

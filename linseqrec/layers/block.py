@@ -34,7 +34,8 @@ class Block(nnx.Module):
         """Makes the parts, in the order in which events go through them.
 
         Args:
-          mixer: Makes a mixer, called as `mixer(x, *told, state)`; it returns outputs and state.
+          mixer: Makes a mixer, called as `mixer(x, *mixer_inputs, state)`. It returns its outputs
+            and its state.
           feed_forward: Makes the feed-forward half, called as `feed_forward(x, dropout_key=key)`.
           norm: Makes a norm.
           rate: Of dropout on each half's output.
@@ -57,7 +58,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        told: tuple[Any, ...],
+        mixer_inputs: tuple[Any, ...],
         state: Any,
         *,
         dropout_key: PRNGKeyArray | None,
@@ -67,7 +68,7 @@ class Block(nnx.Module):
         Args:
           x: The residual stream.
           segment_ids: One id from 1 per history; 0 is padding.
-          told: What the mixer reads beside x.
+          mixer_inputs: Arguments of the mixer between x and the state.
           state: The mixer's past of each row's first segment.
           dropout_key: Randomness of dropout; None is evaluation.
 
@@ -76,7 +77,7 @@ class Block(nnx.Module):
         """
         mixer_key, *feed_keys = split_key(dropout_key, 3)
         mixer, norm = getattr(self, self.name), getattr(self, f"{self.name}_norm")
-        mixed, state = mixer(self.before_half(norm, x), *told, state)
+        mixed, state = mixer(self.before_half(norm, x), *mixer_inputs, state)
         mixed = self.mixer_drop(mixed, self.mixer_rate, segment_ids, mixer_key)
         return self.feed(self.after_half(norm, x + mixed), *feed_keys), state
 

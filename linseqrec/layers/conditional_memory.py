@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from linseqrec.layers.standard import Dense, exact_gelu, layer_norm
-from linseqrec.layers.states import Stateless, carried, empty, empty_recent
+from linseqrec.layers.states import Stateless, empty, empty_recent, past_or_none
 from linseqrec.ops.quantization import (
     code_counts,
     masked_mean,
@@ -27,7 +27,7 @@ from linseqrec.ops.quantization import (
     straight_through,
 )
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
-from linseqrec.ops.rows import keep
+from linseqrec.ops.segments import keep
 
 # A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead. A
 # new code has 46 steps to be used: at first the encoders still move, away from codes just seeded.
@@ -253,7 +253,7 @@ class ConditionalMemory(nnx.Module):
         past: Recent,
     ) -> tuple[list[tuple[Float[Array, "B T W D"], Bool[Array, "B T W"]]], Recent]:
         """Each dilation's taps, the current event first, and which are events; the new past."""
-        extended, ids = after_recent(embeddings, segment_ids, carried(past), self.reach)
+        extended, ids = after_recent(embeddings, segment_ids, past_or_none(past), self.reach)
         windows = []
         for dilation in self.dilations:
             steps = range(0, self.window * dilation, dilation)

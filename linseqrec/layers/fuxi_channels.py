@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.events import SECONDS_PER_DAY, Events
 from linseqrec.layers.standard import Dense, sinusoidal_positions
-from linseqrec.layers.states import carried, empty
+from linseqrec.layers.states import empty, past_or_none
 from linseqrec.layers.time_gaps import times_asked, waits_in_days
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 
@@ -105,8 +105,8 @@ class NoPhases(nnx.Module):
         return Phases(none, none, none[..., 0])
 
 
-class Told(NamedTuple):
-    """What the channels are told beside the events' vectors.
+class MixerInputs(NamedTuple):
+    """What the channels read beside the events' vectors.
 
     Attributes:
       segment_ids: One id from 1 per history; 0 is padding.
@@ -145,7 +145,7 @@ class Retention(nnx.Module):
         query: Float[Array, "B T D"],
         key: Float[Array, "B T D"],
         value: Float[Array, "B T D"],
-        told: Told,
+        inputs: MixerInputs,
         state: Float[Array, "B H K K"],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B H K K"]]:
         """Reads the memory at each event; and the memory after each row's last segment."""
@@ -157,8 +157,8 @@ class Retention(nnx.Module):
             key.reshape(shape),
             value.reshape(shape),
             jnp.broadcast_to(log_decay, shape[:3]),
-            segment_ids=told.segment_ids,
-            initial_state=carried(state),
+            segment_ids=inputs.segment_ids,
+            initial_state=past_or_none(state),
             chunk_size=self.chunk_size,
         )
         return read.reshape(query.shape), state
@@ -187,17 +187,17 @@ class TemporalChannel(nnx.Module):
         return empty(batch_size, self.heads, 2, self.value_width)
 
     def __call__(
-        self, x: Float[Array, "B T D"], told: Told, state: Float[Array, "B P2 2 V"]
+        self, x: Float[Array, "B T D"], inputs: MixerInputs, state: Float[Array, "B P2 2 V"]
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B P2 2 V"]]:
         """Reads the memory at each request; and the memory after each row's last segment."""
         value = self.value(x).reshape(*x.shape[:2], self.heads, self.value_width)
         read, state = decayed_linear_attention(
-            told.phases.query,
-            told.phases.key,
+            inputs.phases.query,
+            inputs.phases.key,
             value,
-            told.phases.log_decay,
-            segment_ids=told.segment_ids,
-            initial_state=carried(state),
+            inputs.phases.log_decay,
+            segment_ids=inputs.segment_ids,
+            initial_state=past_or_none(state),
             chunk_size=self.chunk_size,
         )
         past, current = (share[...][:, None].astype(x.dtype) for share in (self.past, self.current))
@@ -237,18 +237,18 @@ class PositionalChannel(nnx.Module):
         return empty(batch_size, 1, self.position_width, self.width)
 
     def __call__(
-        self, x: Float[Array, "B T D"], told: Told, state: Float[Array, "B 1 E D"]
+        self, x: Float[Array, "B T D"], inputs: MixerInputs, state: Float[Array, "B 1 E D"]
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B 1 E D"]]:
         """Reads the memory at each position; and the memory after each row's last segment."""
         value = self.value(x)
-        place = jnp.take(self.table[...], told.positions, axis=0)[:, :, None]
+        place = jnp.take(self.table[...], inputs.positions, axis=0)[:, :, None]
         read, state = decayed_linear_attention(
             place,
             place / (self.position_width // 2),
             value[:, :, None],
             jnp.zeros(place.shape[:3]),
-            segment_ids=told.segment_ids,
-            initial_state=carried(state),
+            segment_ids=inputs.segment_ids,
+            initial_state=past_or_none(state),
             chunk_size=self.chunk_size,
         )
         past, current = (share[...].astype(x.dtype) for share in (self.past, self.current))

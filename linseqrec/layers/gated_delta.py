@@ -19,7 +19,7 @@ from linseqrec.layers.starting_values import (
     lookup_kernel,
     lookup_taps,
 )
-from linseqrec.layers.states import MixerTrace, carried, empty, record
+from linseqrec.layers.states import MixerTrace, empty, past_or_none, record
 from linseqrec.layers.unit_norm import unit_length
 from linseqrec.ops.gated_delta_rule import gated_delta_rule, sequence_parallel_gated_delta_rule
 from linseqrec.sharding import DATA, SEQUENCE, time_is_split
@@ -145,7 +145,7 @@ class GatedDelta(nnx.Module):
         memory: Float[Array, "B H K V"],
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
         """Takes the memory through a row's events: what each reads, and the memory after them."""
-        before = carried(memory)
+        before = past_or_none(memory)
         if time_is_split():
             return _remember_split(inputs, segment_ids, before, self.chunk_size)
         return gated_delta_rule(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.short_convolution import NoConvolution, ShortConvolution
 from linseqrec.layers.standard import Dense, Gate, Identity
-from linseqrec.layers.states import MixerTrace, PartState, carried, empty, record
+from linseqrec.layers.states import MixerTrace, PartState, empty, past_or_none, record
 from linseqrec.ops.convolution import short_convolution
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.rotary import rotary
@@ -146,7 +146,7 @@ class RELA(nnx.Module):
             causal=self.causal,
             segment_ids=segment_ids,
             epsilon=self.epsilon * slots + self.unfilled(query, positions),
-            initial_state=carried(state.attention),
+            initial_state=past_or_none(state.attention),
         )
         attended = attended.reshape(x.shape)
         local, convolution = self.shortcut(mixed, segment_ids, state.convolution)
@@ -242,7 +242,7 @@ class LookupRELA(RELA):
             mixed,
             self.key_taps[...].astype(mixed.dtype),
             segment_ids=segment_ids,
-            state=carried(previous),
+            state=past_or_none(previous),
         )
         query, _ = jnp.split(jax.nn.elu(self.query_key(mixed)) + 1, 2, axis=-1)
         _, key = jnp.split(jax.nn.elu(self.query_key(keyed)) + 1, 2, axis=-1)

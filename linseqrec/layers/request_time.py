@@ -47,7 +47,7 @@ class RequestTime(nnx.Module):
             for outputs in (width, 2 * width)
         )
 
-    def told(self, events: Events) -> Events:
+    def visible_events(self, events: Events) -> Events:
         """The events as the model's other layers may read them: with their request times."""
         return events
 
@@ -79,7 +79,7 @@ class RequestTime(nnx.Module):
 class HiddenRequestTime(nnx.Module):
     """Stands for `RequestTime` where request times are hidden: tells a model nothing."""
 
-    def told(self, events: Events) -> Events:
+    def visible_events(self, events: Events) -> Events:
         """The events without request times, should they carry some."""
         return dataclasses.replace(events, request_times=None)
 

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from linseqrec.layers.states import Stateless, carried, empty
+from linseqrec.layers.states import Stateless, empty, past_or_none
 from linseqrec.ops.convolution import sequence_parallel_short_convolution, short_convolution
 from linseqrec.sharding import DATA, SEQUENCE, time_is_split
 
@@ -49,10 +49,10 @@ class ShortConvolution(nnx.Module):
         if time_is_split():
             if segment_ids is None:
                 segment_ids = jnp.ones(x.shape[:2], jnp.int32)
-            mixed, state = _split(x, weight, bias, segment_ids, carried(state))
+            mixed, state = _split(x, weight, bias, segment_ids, past_or_none(state))
         else:
             mixed, state = short_convolution(
-                x, weight, bias, segment_ids=segment_ids, state=carried(state)
+                x, weight, bias, segment_ids=segment_ids, state=past_or_none(state)
             )
         return jax.nn.silu(mixed), state
 

@@ -1,10 +1,10 @@
 """States of layers: before any event, what operations make of them, and traces for analyses.
 
-A layer always gets a state. Before any event its arrays are NumPy zeros (`empty`). As such they are
-known while a program is traced, and `carried` tells the operations that there is no past. Training
-and evaluation thus do no work for it: no attention behind an empty cache, and no gradient of a
-write of zeros. A program that takes states as arguments, as serving does, makes them arrays of JAX:
-the same values, in the general program.
+A layer always gets a state. Before any event its arrays are NumPy zeros (`empty`), which JAX treats
+as constants while it traces. `past_or_none` returns None for such a state, and the operation then
+compiles no code for a past. So training and evaluation do no work for it. A program that takes
+states as arguments, as serving does, makes them arrays of JAX: the same values, in the general
+program.
 
 A linear mixer reports what it holds while it reads a batch by `record`; see `SequenceModel.trace`.
 """
@@ -46,7 +46,7 @@ def empty_recent(batch_size: int, values: Any) -> Recent:
     return Recent(values, empty(batch_size, dtype=np.int32))
 
 
-def carried(state: State) -> State | None:
+def past_or_none(state: State) -> State | None:
     """The state as operations take it: None where it is known to be empty."""
     leaves = jax.tree.leaves(state)
     if all(isinstance(leaf, np.ndarray) and not leaf.any() for leaf in leaves):
@@ -69,7 +69,7 @@ def behind_recent(
       The longer rows [B, S + T, ...] and their segment ids, or the rows as they were where no past
       is carried; and the last slots of the row's last segment.
     """
-    past = carried(recent)
+    past = past_or_none(recent)
     longer, ids = after_recent(values, segment_ids, past, slots)
     after = last_slots(longer, ids, slots)
     return (values, segment_ids, after) if past is None else (longer, ids, after)

@@ -18,9 +18,9 @@ from linseqrec.layers.states import (
     MixerTrace,
     PartState,
     Stateless,
-    carried,
     empty,
     empty_recent,
+    past_or_none,
     record,
 )
 from linseqrec.layers.time_gaps import (
@@ -241,7 +241,7 @@ class SpikeGate(GateLogits):
         state: LinearAttentionState,
     ) -> tuple[Float[Array, "B T H"], LinearAttentionState]:
         """What s is the sigmoid of, and the sums that the next call's mean goes on from."""
-        mean, state = running_mean(x, segment_ids=segment_ids, initial_state=carried(state))
+        mean, state = running_mean(x, segment_ids=segment_ids, initial_state=past_or_none(state))
         return super().__call__(jnp.concatenate([x, x - mean], axis=-1)), state
 
 
@@ -276,7 +276,7 @@ class Delay(nnx.Module):
         self, write: Write, segment_ids: Int[Array, "B T"], pending: Recent
     ) -> tuple[Write, Recent]:
         """The writes of so many events before, 0 where there are none; and the last ones."""
-        return delayed(write, self.events, segment_ids=segment_ids, recent=carried(pending))
+        return delayed(write, self.events, segment_ids=segment_ids, recent=past_or_none(pending))
 
     def fade(
         self,

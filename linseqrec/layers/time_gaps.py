@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.events import SECONDS_PER_DAY, Events
 from linseqrec.layers.standard import Dense
-from linseqrec.layers.states import Stateless, carried, empty, empty_recent
+from linseqrec.layers.states import Stateless, empty, empty_recent, past_or_none
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
-from linseqrec.ops.rows import at_last_event, keep, segment_runs
+from linseqrec.ops.segments import at_last_event, keep, segment_runs
 
 # What stands for the time before an event: the days since the one before; the same in another order
 # or 1, its controls; or nothing.
@@ -163,7 +163,7 @@ class DaysSince(nnx.Module):
           float32 [B, T], 0 where a history is younger and at padding; and the last `events` gaps of
           the row's last segment.
         """
-        longer, ids = after_recent(gaps, segment_ids, carried(state), self.events)
+        longer, ids = after_recent(gaps, segment_ids, past_or_none(state), self.events)
         _, same = slots_back(longer, ids, segment_ids, [self.events])
         window = (1, self.events)
         sums = jax.lax.reduce_window(longer, 0.0, jax.lax.add, window, (1, 1), "valid")[:, 1:]

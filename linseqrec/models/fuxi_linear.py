@@ -56,12 +56,12 @@ from linseqrec.config_fields import ConfigError, Count, Positive, Rate, require
 from linseqrec.events import Events
 from linseqrec.layers.fuxi_channels import (
     LONGEST_PERIOD,
+    MixerInputs,
     NoPhases,
     PositionalChannel,
     Retention,
     TemporalChannel,
     TemporalPhases,
-    Told,
 )
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
@@ -211,7 +211,7 @@ class FuXiLinearBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        told: Told,
+        inputs: MixerInputs,
         state: BlockState,
         *,
         dropout_key: PRNGKeyArray | None,
@@ -221,10 +221,10 @@ class FuXiLinearBlock(nnx.Module):
         normed = self.input_norm(x)
         projected = jax.nn.silu(self.project(normed))
         gate, query, key, value = jnp.split(projected, self.cuts, axis=-1)
-        read, memory = self.retention(query, key, value, told, state["retention"])
+        read, memory = self.retention(query, key, value, inputs, state["retention"])
         reads, after = [self.read_norm(read)], {"retention": memory}
         for name in self.channels:
-            read, after[name] = getattr(self, name)(normed, told, state[name])
+            read, after[name] = getattr(self, name)(normed, inputs, state[name])
             reads.append(self.read_norm(read))
         mixed = gate * jnp.concatenate(reads, axis=-1)
         x = x + self.output(dropout(mixed, self.rate, output_key))
@@ -278,7 +278,7 @@ class FuXiLinear(SequenceModel):
         Raises:
           ValueError: If the row is longer than `max_length`.
         """
-        events, ids = self.request_time.told(events), events.segment_ids
+        events, ids = self.request_time.visible_events(events), events.segment_ids
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
         x = self.embedding(events.items) * self.config.width**0.5
         x = self.positions(x, events.positions)
@@ -286,9 +286,9 @@ class FuXiLinear(SequenceModel):
         x = dropout(x, self.config.dropout, embedding_key)
 
         gaps, last_timestamp = gaps_in_days(events.timestamps, ids, state.last_timestamp)
-        told, after = Told(ids, events.positions, self.phases(events, gaps)), []
+        inputs, after = MixerInputs(ids, events.positions, self.phases(events, gaps)), []
         for block, before, key in zip(self.blocks, state.blocks, block_keys, strict=True):
-            x, memories = block(x, told, before, dropout_key=key)
+            x, memories = block(x, inputs, before, dropout_key=key)
             after.append(memories)
         hidden = self.request_time.leave(self.norm(x), events)
         return Encoding(hidden, state=FuXiLinearState(after, last_timestamp))

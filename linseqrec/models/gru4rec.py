@@ -41,7 +41,7 @@ from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import Dense, ItemEmbedding, dropout, split_key
 from linseqrec.layers.states import empty
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
-from linseqrec.ops.rows import keep, segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -136,7 +136,7 @@ class HSTU(SequenceModel):
         Raises:
           ValueError: If the row is longer than `max_length`.
         """
-        events = self.request_time.told(events)
+        events = self.request_time.visible_events(events)
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
         x = self.embedding(events.items) * self.config.width**0.5
         x = self.positions(x, events.positions)

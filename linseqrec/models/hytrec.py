@@ -86,7 +86,7 @@ from linseqrec.layers.standard import (
     rms_norm,
     split_key,
 )
-from linseqrec.layers.states import PartState, Stateless, carried, empty, empty_recent
+from linseqrec.layers.states import PartState, Stateless, empty, empty_recent, past_or_none
 from linseqrec.layers.tadn import TADN, GateKind, TADNState
 from linseqrec.layers.time_gaps import (
     Clock,
@@ -329,7 +329,7 @@ class HyTRec(SequenceModel):
 
         The positions of a carried history go on from `state.length`.
         """
-        events, ids = self.request_time.told(events), events.segment_ids
+        events, ids = self.request_time.visible_events(events), events.segment_ids
         embedding_key, long_key, short_key, reading_key = split_key(dropout_key, 4)
         x = self.embedding(events.items) * self.config.width**0.5
         x = self.request_time.enter(x, events)
@@ -396,7 +396,8 @@ class Late(nnx.Module):
         state: Recent,
     ) -> tuple[Float[Array, "B T D"], Recent]:
         """The output, the null vector where t < K, and the last K outputs."""
-        return delayed(long, self.events, null[...], segment_ids=segment_ids, recent=carried(state))
+        past = past_or_none(state)
+        return delayed(long, self.events, null[...], segment_ids=segment_ids, recent=past)
 
 
 class InTime(Stateless):

@@ -50,7 +50,7 @@ from linseqrec.layers.standard import (
     layer_norm,
     split_key,
 )
-from linseqrec.layers.states import MixerTrace, carried, empty, record
+from linseqrec.layers.states import MixerTrace, empty, past_or_none, record
 from linseqrec.layers.unit_norm import unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
@@ -155,7 +155,7 @@ class LinRecAttention(nnx.Module):
         square, squares = running_mean(
             jnp.square(key.astype(jnp.float32)),
             segment_ids=segment_ids,
-            initial_state=carried(state.squares),
+            initial_state=past_or_none(state.squares),
         )
         shape = (*x.shape[:2], self.heads, self.width // self.heads)
         query, key, value, square = (part.reshape(shape) for part in (query, key, value, square))
@@ -171,7 +171,7 @@ class LinRecAttention(nnx.Module):
             denominator_key=ones,
             segment_ids=segment_ids,
             epsilon=0.0,
-            initial_state=carried(state.attention),
+            initial_state=past_or_none(state.attention),
         )
         record(self, lambda: MixerTrace(key, attention.key_value))
         return self.output(output.reshape(x.shape)), LinRecState(attention, squares)

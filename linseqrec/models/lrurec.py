@@ -48,7 +48,7 @@ from linseqrec.layers.standard import (
     layer_norm,
     split_key,
 )
-from linseqrec.layers.states import carried, empty
+from linseqrec.layers.states import empty, past_or_none
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.diagonal_recurrence import diagonal_recurrence
 
@@ -126,7 +126,7 @@ class LinearRecurrentUnit(nnx.Module):
           The mixed values, and the state after each row's last segment.
         """
         real, imaginary = jnp.split(self.input(x).astype(jnp.float32), 2, axis=-1)
-        gain, before = jnp.exp(self.log_gain[...]), carried(state)
+        gain, before = jnp.exp(self.log_gain[...]), past_or_none(state)
         multiplier = jnp.exp(
             jax.lax.complex(-jnp.exp(self.log_rate[...]), jnp.exp(self.log_angle[...]))
         )

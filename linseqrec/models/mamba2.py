@@ -51,7 +51,7 @@ from linseqrec.layers.standard import (
     rms_norm,
     split_key,
 )
-from linseqrec.layers.states import MixerTrace, carried, empty, record
+from linseqrec.layers.states import MixerTrace, empty, past_or_none, record
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 
@@ -193,7 +193,7 @@ class Mamba2Mixer(nnx.Module):
             (steps[..., None] * value).astype(value.dtype),
             log_decay,
             segment_ids=segment_ids,
-            initial_state=carried(state.memory),
+            initial_state=past_or_none(state.memory),
             chunk_size=self.chunk_size,
         )
         record(self, lambda: MixerTrace(key, memory))

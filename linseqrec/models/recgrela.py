@@ -241,18 +241,17 @@ class RecGRELA(SequenceModel):
         In the causal form a carried history's positions go on from `state.length`.
         """
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
-        told = (events.segment_ids, events.positions) if self.config.causal else _slots(events)
-        x = self.positions(self.embedding(events.items), told[1])
+        segment_ids, positions = events.segment_ids, events.positions
+        if not self.config.causal:
+            # The released form takes every slot for an event, and the slot's number for a position.
+            slots = jnp.arange(positions.shape[1])
+            segment_ids, positions = None, jnp.broadcast_to(slots, positions.shape)
+        x = self.positions(self.embedding(events.items), positions)
         x = self.norm(dropout(x, self.config.dropout, embedding_key))
         x = self.request_time.enter(x, events)
-        layers = []
+        mixer_inputs, layers = (segment_ids, positions), []
         for block, before, key in zip(self.blocks, state.layers, block_keys, strict=True):
-            x, after = block(x, events.segment_ids, told, before, dropout_key=key)
+            x, after = block(x, events.segment_ids, mixer_inputs, before, dropout_key=key)
             layers.append(after)
         state = RecGRELAState(layers, history_lengths(events, state.length))
         return Encoding(self.request_time.leave(x, events), state=state)
-
-
-def _slots(events: Events) -> tuple[None, Int[Array, "B T"]]:
-    """What RELA is told in the released form: no segments, and the slots for positions."""
-    return None, jnp.broadcast_to(jnp.arange(events.items.shape[1]), events.items.shape)

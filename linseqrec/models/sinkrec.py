@@ -263,20 +263,20 @@ class SinkRec(SequenceModel):
         self, events: Events, state: SinkRecState, *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
         """Returns hidden states [B, T, D], the weighted losses, the memory's metrics, the state."""
-        config, events = self.config, self.request_time.told(events)
+        config, events = self.config, self.request_time.visible_events(events)
         embedding_key, *loop_keys = split_key(dropout_key, 1 + config.loops)
         embedded, ids = self._embed(events), events.segment_ids
         gaps, last_timestamp = gaps_in_days(events.timestamps, ids, state.last_timestamp)
         memory, embeddings = self.memory(embedded, ids, state.embeddings)
-        told = Told(ids, gaps, self.gap_features(gaps), memory, waits_in_days(events))
+        inputs = MixerInputs(ids, gaps, self.gap_features(gaps), memory, waits_in_days(events))
 
-        # The memory's codes are of items, whenever they come: it is not told of request times.
+        # The memory's codes are of items, whenever they come: it reads no request times.
         x = self.request_time.enter(embedded, events)
         x = dropout(x, config.dropout, embedding_key)
         loops = []
         for loop, (before, key) in enumerate(zip(state.loops, loop_keys, strict=True)):
             x = x + self.loops[loop].astype(x.dtype)
-            x, after = self._block(loop)(x, told, before, dropout_key=key)
+            x, after = self._block(loop)(x, inputs, before, dropout_key=key)
             loops.append(after)
 
         weights = {"vq": config.quantization_weight, "reconstruction": config.reconstruction_weight}
@@ -299,7 +299,7 @@ class SinkRec(SequenceModel):
         return self.embedding(events.items) * self.config.width**0.5
 
 
-class Told(NamedTuple):
+class MixerInputs(NamedTuple):
     """What a block reads of the events beside its input: see `TDGD` and `MemoryAttention`."""
 
     segment_ids: Int[Array, "B T"]
@@ -369,26 +369,26 @@ class SinkRecBlock(Block):
     def __call__(  # type: ignore[override]
         self,
         x: Float[Array, "B T D"],
-        told: Told,
+        inputs: MixerInputs,
         state: LoopState,
         *,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B T D"], LoopState]:
         """Returns the block's output, and the state of its attention and recurrence."""
         attention_key, mixer_key, *feed_keys = split_key(dropout_key, 4)
-        x = x + self.reinjection(x, told.memory.vector)
+        x = x + self.reinjection(x, inputs.memory.vector)
         attended, attention = self.attention(
-            self.attention_norm(x), told.segment_ids, state.attention, slots=told.memory.slots
+            self.attention_norm(x), inputs.segment_ids, state.attention, slots=inputs.memory.slots
         )
         x = x + dropout(attended, self.rate, attention_key)
         mixed, mixer = self.mixer(
             self.mixer_norm(x),
-            told.segment_ids,
+            inputs.segment_ids,
             state.mixer,
-            gaps=told.gaps,
-            gap_features=told.gap_features,
-            memory=told.memory,
-            wait=told.wait,
+            gaps=inputs.gaps,
+            gap_features=inputs.gap_features,
+            memory=inputs.memory,
+            wait=inputs.wait,
         )
         x = x + dropout(mixed, self.rate, mixer_key)
         return self.feed(x, *feed_keys), LoopState(attention, mixer)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.rows import keep, segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 
 def short_convolution(

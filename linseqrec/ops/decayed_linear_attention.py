@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.ops.gated_delta_rule_parts import chunk_decays, einsum, einsum_for
-from linseqrec.ops.rows import cut, fill, from_chunks, keep, segment_runs, to_chunks
+from linseqrec.ops.segments import cut, fill, from_chunks, keep, segment_runs, to_chunks
 
 Implementation = Literal["recurrent", "chunked"]
 

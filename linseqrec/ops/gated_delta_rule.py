@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from linseqrec.ops import gated_delta_rule_triton, triton_check, triton_launch
 from linseqrec.ops.gated_delta_rule_associative import associative
 from linseqrec.ops.gated_delta_rule_parts import Inputs, chunk_terms, einsum, einsum_for, widen
-from linseqrec.ops.rows import cut, fill, keep, segment_runs
+from linseqrec.ops.segments import cut, fill, keep, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 
 Implementation = Literal["recurrent", "chunked", "associative", "triton"]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from linseqrec.ops.gated_delta_rule_parts import Inputs, chunk_terms, einsum, einsum_for, widen
-from linseqrec.ops.rows import from_chunks, runs_to_chunks, to_chunks
+from linseqrec.ops.segments import from_chunks, runs_to_chunks, to_chunks
 from linseqrec.ops.triangular import inverse_unit_lower
 
 

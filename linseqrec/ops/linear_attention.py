@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.ops import linear_attention_triton, triton_check, triton_launch
-from linseqrec.ops.rows import cut, fill, from_chunks, keep, runs_to_chunks, segment_runs, to_chunks
+from linseqrec.ops.segments import (
+    cut,
+    fill,
+    from_chunks,
+    keep,
+    runs_to_chunks,
+    segment_runs,
+    to_chunks,
+)
 
 Implementation = Literal["recurrent", "chunked", "associative", "triton", "full"]
 

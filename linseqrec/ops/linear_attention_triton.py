@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from linseqrec.ops import triton_launch
-from linseqrec.ops.rows import keep, segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 from linseqrec.ops.triton_launch import (
     CHUNK,
     Launch,

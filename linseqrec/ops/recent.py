@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops.rows import keep, segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.rows import from_chunks, keep, segment_runs, to_chunks
+from linseqrec.ops.segments import from_chunks, keep, segment_runs, to_chunks
 
 # A bucket spans a factor of e^0.301 = 1.35 in time: 3.3 a factor of e, 7.6 a factor of 10.
 _LOG_STEP = 0.301

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from linseqrec.ops import softmax_attention_triton, triton_check, triton_launch
-from linseqrec.ops.rows import keep, segment_runs
+from linseqrec.ops.segments import keep, segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense", "triton"]
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from linseqrec.ops import triton_launch
-from linseqrec.ops.rows import segment_runs
+from linseqrec.ops.segments import segment_runs
 from linseqrec.ops.triton_launch import (
     Launch,
     Shape,

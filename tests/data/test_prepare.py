@@ -713,7 +713,7 @@ def test_paths_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypat
         raise PermissionError(13, "Permission denied", str(path))
 
     # The tests may run as root, for whom every file can be read.
-    monkeypatch.setattr("linseqrec.data.readers.source.open_bytes", refuse)
+    monkeypatch.setattr("linseqrec.data.readers.raw_lines.open_bytes", refuse)
     with pytest.raises(LogError, match="log.csv: cannot be read: Permission denied"):
         prepare(tmp_path / "log.csv", tmp_path / "set")
 

@@ -227,7 +227,7 @@ def test_the_check_of_lines_does_not_depend_on_the_block_size(tmp_path, monkeypa
     path = tmp_path / "log.csv"
     lines = [f"u{number},i,{number}" for number in range(40)]
     for block in (1, 7, 64):
-        monkeypatch.setattr("linseqrec.data.readers.source._BLOCK", block)
+        monkeypatch.setattr("linseqrec.data.readers.raw_lines._BLOCK", block)
         path.write_text("\n".join(["user,item,timestamp", *lines]))
         assert len(events(read_file(path))) == 40
         path.write_text("\n".join(["user,item,timestamp", *lines[:30], "u,i", *lines[30:]]))
@@ -239,7 +239,7 @@ def test_the_check_of_lines_does_not_depend_on_the_block_size(tmp_path, monkeypa
 
 
 def test_a_zero_byte_after_the_head_is_named_with_its_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("linseqrec.data.readers.source._HEAD_BYTES", 64)
+    monkeypatch.setattr("linseqrec.data.readers.raw_lines._HEAD_BYTES", 64)
     path = tmp_path / "log.csv"
     path.write_bytes(b"user,item,timestamp\n" + b"u,i,5\n" * 40 + bytes(8))
     with pytest.raises(LogError, match="line 42: the line has a zero byte. The file is damaged"):

@@ -9,19 +9,19 @@ from flax import nnx
 from linseqrec.layers.states import (
     MixerTrace,
     behind_recent,
-    carried,
     empty,
     empty_recent,
+    past_or_none,
     record,
     recording,
 )
 
 
 def test_only_zeros_of_numpy_are_known_to_be_no_past():
-    assert carried((empty(2, 3), empty(2, dtype=np.int32))) is None
-    assert carried(()) is None
+    assert past_or_none((empty(2, 3), empty(2, dtype=np.int32))) is None
+    assert past_or_none(()) is None
     for past in (jnp.zeros((2, 3)), np.ones((2, 3)), (empty(2), jnp.zeros(2))):
-        assert carried(past) is past
+        assert past_or_none(past) is past
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 
 from linseqrec.ops import decayed_linear_attention as op
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
-from linseqrec.ops.rows import Cut
+from linseqrec.ops.segments import Cut
 from tests.ops.closeness import projected, relative_rms
 from tests.ops.layouts import LAYOUT, packed, segment_layouts
 

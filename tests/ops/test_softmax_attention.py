@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from linseqrec.ops import softmax_attention_triton, triton_launch
-from linseqrec.ops.rows import keep
+from linseqrec.ops.segments import keep
 from linseqrec.ops.softmax_attention import Fading, MemorySlots, softmax_attention
 from tests.ops.closeness import assert_close
 from tests.ops.layouts import LAYOUT, packed, segment_layouts

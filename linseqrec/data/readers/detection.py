@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from linseqrec.data.readers.formats import COMMON_NAMES, FORMATS, Format
-from linseqrec.data.readers.source import Head
+from linseqrec.data.readers.raw_lines import Head
 from linseqrec.data.readers.times import ISO
 from linseqrec.errors import LogError
 

@@ -9,7 +9,7 @@ from typing import Any
 import narwhals as nw
 import polars as pl
 
-from linseqrec.data.readers import detection, source, spark, times
+from linseqrec.data.readers import detection, raw_lines, spark, times
 from linseqrec.data.readers.formats import Format
 from linseqrec.data.readers.frames import read_frame
 from linseqrec.data.readers.log import REQUIRED, WRITTEN, Log, check_arguments, find_columns
@@ -52,12 +52,12 @@ def read_file(
             str(path),
             "the column role row is for frames, but a file has its own order: leave it out.",
         )
-    files = source.parquet_files(path)
-    head = source.read_head(files[0] if files else path)
+    files = raw_lines.parquet_files(path)
+    head = raw_lines.read_head(files[0] if files else path)
     log_format = detection.choose_format(head, format, columns, separator)
     unit = time_unit or log_format.time_unit
     if session is not None:
-        spark.check_readable(path, log_format, is_gzip=source.is_gzip(head.path))
+        spark.check_readable(path, log_format, is_gzip=raw_lines.is_gzip(head.path))
     if log_format.kind == "parquet":
         return _read_parquet(path, files or [path], columns, time_unit, session)
     if log_format.kind == "json":
@@ -74,7 +74,7 @@ def _read_parquet(
     time_unit: str | None,
     session: Any,
 ) -> Log:
-    digest = source.sha256_of_files(files)
+    digest = raw_lines.sha256_of_files(files)
     engine_errors: tuple[type[Exception], ...] = (nw.exceptions.NarwhalsError, *spark.errors())
     try:
         if session is None:
@@ -94,7 +94,7 @@ def _read_parquet(
 
 
 def _read_text(
-    head: source.Head,
+    head: raw_lines.Head,
     log_format: Format,
     columns: dict[str, str | int],
     unit: str | None,
@@ -116,7 +116,7 @@ def _read_text(
         positions = _find_positions(where, {**log_format.columns, **columns}, num_fields, unit)
         column_of = {**positions}
         names = [str(position) for position in range(num_fields)]
-    shape = source.check_shape(head.path, log_format, num_fields)
+    shape = raw_lines.check_shape(head.path, log_format, num_fields)
     exact = False
     if "timestamp" in positions:
         first_time = _first_time(head, log_format, positions["timestamp"])
@@ -130,7 +130,7 @@ def _read_text(
         frame = _parse_columns(scan, name_of, unit, exact=exact)
     else:
         if shape.quotes:  # Polars refuses wrong quotes; Spark would read them as something else
-            source.check_quotes(head.path, log_format.separator)
+            raw_lines.check_quotes(head.path, log_format.separator)
         frame = spark.scan_text(
             session,
             head.path,
@@ -195,7 +195,7 @@ def _finish_times(frame: nw.LazyFrame[Any], unit: str | None, *, exact: bool) ->
     return frame
 
 
-def _first_time(head: source.Head, log_format: Format, position: int) -> str:
+def _first_time(head: raw_lines.Head, log_format: Format, position: int) -> str:
     """The first time of the log's first lines that is not empty; "" without one."""
     lines = head.lines[1:] if log_format.header else head.lines
     fields = (detection.split_fields(line, log_format) for line in lines)
@@ -249,7 +249,7 @@ def _parse_columns(
 
 
 def _read_json(
-    head: source.Head, log_format: Format, columns: dict[str, str | int], unit: str | None
+    head: raw_lines.Head, log_format: Format, columns: dict[str, str | int], unit: str | None
 ) -> Log:
     where = str(head.path)
     try:
@@ -264,7 +264,7 @@ def _read_json(
     exact = times.needs_exact(str(first_time))
     if unit is None and isinstance(first_time, str) and not times.is_number(first_time):
         unit = "iso"
-    shape = source.check_shape(head.path, log_format, 0)
+    shape = raw_lines.check_shape(head.path, log_format, 0)
     numbers = {names[role] for role in ("timestamp", "rating") if role in names}
     # A number in a column of text keeps all its digits.
     if exact or isinstance(first_time, str) or unit == "iso":
@@ -284,7 +284,7 @@ def _read_json(
     )
 
 
-def _first_json_value(head: source.Head, name: str | None) -> Any:
+def _first_json_value(head: raw_lines.Head, name: str | None) -> Any:
     """The first value of a key in the log's first lines that is not null; None without one."""
     for line in head.lines:
         try:

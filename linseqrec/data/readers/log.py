@@ -7,7 +7,7 @@ from typing import Any
 
 import narwhals as nw
 
-from linseqrec.data.readers import detection, source
+from linseqrec.data.readers import detection, raw_lines
 from linseqrec.data.readers.formats import FORMATS, ROLES, TIME_UNITS
 from linseqrec.errors import LogError
 
@@ -61,7 +61,7 @@ class Log:
         if row is None or self.first_line is None:
             return LogError(self.where, reason, row=row)
         line = row + self.first_line
-        text = source.read_line(Path(self.where), line)
+        text = raw_lines.read_line(Path(self.where), line)
         return LogError(self.where, f"{reason} The line: {text!r}.", line=line)
 
     def written_time(self, row: int) -> Any:
@@ -76,7 +76,7 @@ class Log:
           role: "user" or "item".
         """
         if self._kind == "json":
-            source.check_json(Path(self.where), set(), {str(self.columns[role])})
+            raw_lines.check_json(Path(self.where), set(), {str(self.columns[role])})
 
     @property
     def _kind(self) -> str | None:
@@ -95,7 +95,7 @@ class Log:
           LogError: A line has wrong quotes or is not a JSON object; names the line.
         """
         if self._kind == "text":
-            source.check_quotes(Path(self.where), self.separator)
+            raw_lines.check_quotes(Path(self.where), self.separator)
         if self._kind == "json":
             numeric = {"rating": True, "timestamp": False}
             if "timestamp" in self.columns:
@@ -103,8 +103,8 @@ class Log:
             numbers = {
                 str(column) for role, column in self.columns.items() if numeric.get(role, False)
             }
-            source.check_json(Path(self.where), numbers, set())
-        if self._kind in ("text", "json") and source.is_gzip(Path(self.where)):
+            raw_lines.check_json(Path(self.where), numbers, set())
+        if self._kind in ("text", "json") and raw_lines.is_gzip(Path(self.where)):
             return LogError(
                 self.where,
                 f"the engine cannot read the gzip file ({str(error).splitlines()[0]}), although it "

@@ -29,7 +29,6 @@ from linseqrec.training import (
     checkpoint_arrays,
     checkpoint_digests,
     distributed,
-    earlier_checkpoints,
 )
 from linseqrec.training.item_rows import CatchUpRule
 from linseqrec.training.model import FunctionalModel
@@ -497,12 +496,12 @@ class Checkpoints:
         progress = self.progress(step)
         if not self._rows_may_wait(step, progress):
             restored = self._read(step, part)
-            return nnx.merge_state(restored["params"], model.complete(restored["buffers"]))
+            return nnx.merge_state(restored["params"], restored["buffers"])
         # Some item rows wait for updates that the optimizer's state holds.
         rate = learning_rate(optimizer, progress.num_steps, shorten_warmup=True)
         catch_up = CatchUpRule.of(optimizer, rate)
         states = States(model, make_optimizer(optimizer, rate), catch_up, by_rows=True)
-        state = states.complete(self.restore(step, states.abstract_state))
+        state = self.restore(step, states.abstract_state)
         return states.up_to_date(state).variables
 
     def _rows_may_wait(self, step: int, progress: Progress) -> bool:
@@ -523,14 +522,11 @@ class Checkpoints:
 
     def _read(self, step: int, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Parts of the training state in a checkpoint that has been checked, by field."""
-        names = _shapes(self._manager.item_metadata(step).state)
-        parts, not_saved = earlier_checkpoints.as_saved(dict(parts), names)
         # A part without arrays may be missing in the checkpoint.
         saved = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
         folder = self._folder.absolute() / str(step) / "state"
-        restored = {**parts, **checkpoint_arrays.read(folder, target)}
-        return earlier_checkpoints.as_now(restored, not_saved)
+        return {**parts, **checkpoint_arrays.read(folder, target)}
 
     def _check(self, step: int, like: Any, what: str) -> None:
         """Raises an error if a checkpoint is damaged, or its arrays are not those of `like`."""
@@ -566,9 +562,7 @@ class Checkpoints:
         if "row_steps" not in _shapes(metadata):  # All rows are up to date.
             expected.pop("row_steps", None)
         parts = {name.split("/")[0] for name in expected}
-        saved = earlier_checkpoints.with_buffers(
-            _without_padding(_shapes(metadata), progress.shapes), expected
-        )
+        saved = _without_padding(_shapes(metadata), progress.shapes)
         saved = {name: saved[name] for name in saved if name.split("/")[0] in parts}
         if not saved:  # Without any array the checkpoint is damaged, not of another model.
             return ""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from linseqrec.errors import FileError
 from linseqrec.files import read_json, replacing, sha256_of_file
-from linseqrec.training import earlier_checkpoints
 
 # The folder of a checkpoint whose step is saved again, until its successor is sealed.
 REPLACED = "replaced"
@@ -66,14 +65,12 @@ def faults(folder: Path, step: int) -> list[str]:
       folder: The folder of the checkpoints.
       step: The checkpoint.
     """
-    path, checkpoint = digests_path(folder, step), folder / str(step)
-    if not os.path.lexists(path) and earlier_checkpoints.needs_no_digests(checkpoint):
-        return []
+    path = digests_path(folder, step)
     try:
         saved = read_json(path, {str: str})
     except FileError as error:
         return [str(error)]
-    current = _digests(checkpoint)
+    current = _digests(folder / str(step))
     return [
         f"{name} {'has changed' if name in current else 'is missing'}"
         for name, digest in saved.items()

@@ -80,7 +80,7 @@ def train(
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         iterator = iter(run.batches.to_iter_dataset(reading))
         if (restored := checkpoints.restore_latest(run.step.abstract_state)) is not None:
-            state, progress = run.step.complete(restored[0]), restored[1]
+            state, progress = restored
             iterator.set_state(progress.iterator)
         else:
             state, progress = run.step.initial_state(), Progress(iterator.get_state())
@@ -174,7 +174,7 @@ def train(
             return run.step.up_to_date(runner.state), best
         # The state of the last step would take as much memory as the one that is read.
         del runner
-        state = run.step.complete(checkpoints.restore(best, run.step.abstract_state))
+        state = checkpoints.restore(best, run.step.abstract_state)
         return run.step.up_to_date(state), best
 
 

@@ -94,31 +94,6 @@ class FunctionalModel:
         params, buffers = nnx.split_state(self.shapes, nnx.Param, ...)
         return sharding.abstract((params, buffers), self.mesh)
 
-    def complete(self, buffers: nnx.State) -> nnx.State:
-        """Restored buffers; those that an earlier version did not save get their fresh values."""
-        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(buffers)):
-            return buffers
-        return jax.tree.map(
-            lambda own, fresh: fresh if isinstance(own, jax.ShapeDtypeStruct) else own,
-            buffers,
-            self.initial_buffers,
-        )
-
-    @property
-    def initial_params(self) -> nnx.State:
-        """Fresh parameters."""
-        return self.fresh()[0]
-
-    @property
-    def initial_buffers(self) -> nnx.State:
-        """Fresh variables that are no parameters."""
-        return self.fresh()[1]
-
-    @property
-    def initial_variables(self) -> nnx.State:
-        """Fresh parameters and buffers."""
-        return nnx.merge_state(*self.fresh())
-
     def merge(self, variables: nnx.State) -> SequenceModel:
         """The model with these variables."""
         return nnx.merge(self.graphdef, variables)

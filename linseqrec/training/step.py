@@ -274,10 +274,6 @@ class States:
         )
         return sharding.abstract(state, self.model.mesh)
 
-    def complete(self, state: TrainState) -> TrainState:
-        """A restored state; buffers that an earlier version did not save get fresh values."""
-        return dataclasses.replace(state, buffers=self.model.complete(state.buffers))
-
     def up_to_date(self, state: TrainState) -> TrainState:
         """The state with all item rows as after its last step; it consumes the state.
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from linseqrec.analysis import analyses
 from linseqrec.analysis.groups import item_groups, most_frequent_groups
@@ -40,7 +41,7 @@ def subject(name, dataset=LOG, split=leave_one_out, experiment=EXPERIMENT, **par
     }
     source = Source(dataset, split(dataset), None)
     run = Run.of(dataclasses.replace(experiment, **changes), source)
-    return Subject(name, run, run.model.initial_variables, 0)
+    return Subject(name, run, nnx.merge_state(*run.model.fresh()), 0)
 
 
 def check(*subjects):

@@ -19,7 +19,7 @@ from tests.ops.closeness import assert_close
 
 def test_a_step_seeds_the_codebooks_and_counts_their_use():
     made = small_run()
-    before = by_name(made, made.model.initial_variables)
+    before = by_name(made, nnx.merge_state(*made.model.fresh()))
     state, metrics = made.step.update(made.step.initial_state(), made.batches[0])
     after = by_name(made, state.variables)
     assert (after["memory/codebooks"] != before["memory/codebooks"]).all()

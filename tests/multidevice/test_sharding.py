@@ -106,7 +106,7 @@ def test_a_checkpoint_fits_every_mesh(trained, source, tmp_path):  # noqa: F811
         np.testing.assert_array_equal(table(other, restored), table(run, state))
         assert jax.tree.structure(variables) == jax.tree.structure(restored.variables)
         assert restored.params["embedding"]["table"][...].sharding == (
-            other.model.initial_params["embedding"]["table"][...].sharding
+            other.model.fresh()[0]["embedding"]["table"][...].sharding
         )
         following = (other.step.place(other.batches[STEPS]), run.step.place(run.batches[STEPS]))
         moments = jax.tree.map(np.asarray, restored.optimizer)

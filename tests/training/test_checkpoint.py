@@ -294,19 +294,6 @@ def test_a_damaged_file_of_digests_is_a_damaged_checkpoint(
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_checkpoint_from_before_the_digests_needs_none(run, run_copy):
-    folder, steps = run_copy
-    shutil.rmtree(folder / "checkpoints" / "sha256")
-    for step in steps:
-        path = folder / "checkpoints" / str(step) / "progress" / "metadata"
-        progress = json.loads(path.read_text())
-        del progress["validated_step"]
-        path.write_text(json.dumps(progress))
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.sound_steps() == steps
-        assert checkpoints.restore_latest(run.step.initial_state())[0].step == steps[-1]
-
-
 def test_a_run_that_was_killed_in_its_first_save_begins_anew(run, run_copy, capfd):
     folder, steps = run_copy
     checkpoints = folder / "checkpoints"

@@ -136,7 +136,7 @@ def test_a_step_by_rows_is_the_dense_step(sparse_run, loss, parts):
     )
     made = run.step
     state, update = made.initial_state(), made.update
-    dense = init_state(run.model.initial_params, run.model.initial_buffers, run.optimizer)
+    dense = init_state(*run.model.fresh(), run.optimizer)
     dense_step = jax.jit(
         make_train_step(
             run.model.graphdef,

@@ -100,7 +100,7 @@ def test_decay_reaches_the_model(experiment, make_run):
     """With a zero gradient Adam stands still, and what moves is what decays."""
     run = make_run(experiment)
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), optax.constant_schedule(0.1))
-    params = run.model.initial_params
+    params = run.model.fresh()[0]
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     attention = updates["blocks"][0]["attention"]

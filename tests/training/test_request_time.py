@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from linseqrec.config_fields import ConfigError
 from linseqrec.data.dataset import Dataset
@@ -59,7 +60,7 @@ def wide(params):
 
 
 def ranks(run, split):
-    return run.evaluate(wide(run.model.initial_variables), split).ranks["none"]
+    return run.evaluate(wide(nnx.merge_state(*run.model.fresh())), split).ranks["none"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -81,16 +82,16 @@ def test_hidden_times_of_targets_change_nothing(experiment, source, model):
 def test_a_model_that_knows_starts_as_one_that_is_told_nothing(experiment, source, model):
     hidden, known = (make(experiment, source, model, each) for each in ("hidden", "known"))
     # The parameters of request times aside, the two start the same.
-    start = dict(jax.tree_util.tree_leaves_with_path(known.model.initial_params))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(hidden.model.initial_params):
+    start = dict(jax.tree_util.tree_leaves_with_path(known.model.fresh()[0]))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(hidden.model.fresh()[0]):
         np.testing.assert_array_equal(leaf, start[path])
     events = known.batches[0].events
     bare = dataclasses.replace(events, request_times=None)
     # At once after each event: a memory that fades does not fade until the request.
     at_once = dataclasses.replace(events, request_times=events.timestamps)
     np.testing.assert_allclose(
-        known.model.encode(known.model.initial_variables, at_once),
-        hidden.model.encode(hidden.model.initial_variables, bare),
+        known.model.encode(nnx.merge_state(*known.model.fresh()), at_once),
+        hidden.model.encode(nnx.merge_state(*hidden.model.fresh()), bare),
         atol=1e-6,
     )
 
@@ -106,7 +107,7 @@ def test_known_times_of_targets_are_read(experiment, source, model):
 def test_the_maps_of_request_times_learn_in_the_first_step(experiment, source, model):
     """One layer holds them in every model. HyTRec also asks its long branch by them."""
     run = make(experiment, source, model, "known")
-    start = run.model.initial_params
+    start = run.model.fresh()[0]
     state, _ = run.step.update(run.step.initial_state(), run.batches[0])
     moved = {
         jax.tree_util.keystr(path)
@@ -150,4 +151,4 @@ def test_events_without_request_times_are_refused_by_a_model_that_reads_them(exp
     known = make(experiment, source, "recgrela", "known")
     bare = dataclasses.replace(known.batches[0].events, request_times=None)
     with pytest.raises(ValueError, match="the events carry none: set request_times"):
-        known.model.encode(known.model.initial_variables, bare)
+        known.model.encode(nnx.merge_state(*known.model.fresh()), bare)

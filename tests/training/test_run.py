@@ -34,7 +34,7 @@ def test_a_run_evaluates_long_histories_in_smaller_batches_with_the_same_result(
 ):
     def evaluate():
         run, shapes = make_run(experiment), set()
-        params = run.model.initial_params
+        params = run.model.fresh()[0]
 
         def encode(events):
             shapes.add(events.items.shape)
@@ -65,7 +65,7 @@ def test_whole_histories_are_read_whole(make_run, experiment, source):
     short = make_run(experiment, data=data | {"length": 4})
     # Fresh parameters are small, and the context hardly matters.
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), whole.model.initial_params)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), whole.model.fresh()[0])
     ranks = {
         name: run.evaluate(params, "test").ranks["none"]
         for name, run in {"whole": whole, "long": long, "short": short}.items()

@@ -30,13 +30,13 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
         make_loss(LossConfig(), run.item_counts),
         seed=0,
     )
-    state = init_state(run.model.initial_params, run.model.initial_buffers, optimizer)
+    state = init_state(*run.model.fresh(), optimizer)
     after, metrics = jax.jit(step)(state, batch)
 
-    encoding = run.model.encode(run.model.initial_params, batch.events)
+    encoding = run.model.encode(run.model.fresh()[0], batch.events)
     logits = (
         np.asarray(encoding, np.float64)
-        @ np.asarray(run.model.item_table(run.model.initial_params), np.float64).T
+        @ np.asarray(run.model.item_table(run.model.fresh()[0]), np.float64).T
     )
     logits = logits[..., 1:]
     nll = (
@@ -50,9 +50,9 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
 
     # Along the gradient the loss falls by |gradient|² per unit of step, to first order.
     small = jax.tree.map(
-        lambda new, old: old + 1e-3 * (new - old), after.params, run.model.initial_params
+        lambda new, old: old + 1e-3 * (new - old), after.params, run.model.fresh()[0]
     )
-    _, again = jax.jit(step)(init_state(small, run.model.initial_buffers, optimizer), batch)
+    _, again = jax.jit(step)(init_state(small, run.model.fresh()[1], optimizer), batch)
     slope = (float(metrics["loss"]) - float(again["loss"])) / 1e-3
     assert slope == pytest.approx(float(metrics["gradient_norm"]) ** 2, rel=2e-2)
 
@@ -65,7 +65,7 @@ def test_an_accelerator_draws_its_own_bits_alone(experiment, make_run, monkeypat
         optax.sgd(1.0),
         make_loss(LossConfig(), run.item_counts),
     )
-    state = init_state(run.model.initial_params, run.model.initial_buffers, arguments[1])
+    state = init_state(*run.model.fresh(), arguments[1])
     batch = run.batches[0]
 
     def program(mesh=None):

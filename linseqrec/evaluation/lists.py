@@ -1,6 +1,7 @@
 """Lists of recommended items after given histories, for any model."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -40,6 +41,7 @@ def recommend_after(
     *,
     top_k: int,
     max_length: int,
+    padded_lengths: Sequence[int] | None = None,
     batch_size: int = 128,
     filter_seen: bool = False,
     rank_next: bool = False,
@@ -58,6 +60,7 @@ def recommend_after(
       table: Item vectors by id; row 0 is padding.
       top_k: K, from 1 to N.
       max_length: T, the number of last events that the model reads of each history.
+      padded_lengths: Widths of the batches, as `Evaluator` takes them.
       batch_size: Histories per batch; changes no result.
       filter_seen: Whether to leave the items of the whole history out of the list.
       rank_next: Whether to rank the item of the event at each end, as the evaluator does. With
@@ -76,7 +79,9 @@ def recommend_after(
             f"items needs {dataset.num_items + 1}"
         )
     lengths = ends - dataset.offsets[users]
-    widths = np.array(queries.worthwhile_widths(lengths, max_length))
+    if padded_lengths is None:
+        padded_lengths = queries.worthwhile_widths(lengths, max_length)
+    widths = np.array(padded_lengths)
     items = np.zeros((len(users), top_k), np.int32)
     scores = np.zeros((len(users), top_k), np.float32)
     target_ranks = np.zeros(len(users)) if rank_next else None

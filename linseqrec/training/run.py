@@ -155,6 +155,15 @@ class Run:
     def _evaluators(self) -> dict[str, Evaluator]:
         return {}
 
+    @property
+    def row_widths(self) -> list[int] | None:
+        """Widths of the rows that an evaluation reads; None leaves the choice to the evaluation.
+
+        A model that is not causal may read padding, as the released RecGRELA does. Its rows are
+        then as wide as in training, whatever the histories.
+        """
+        return None if self.experiment.model.causal else [self.batches.length]
+
     def evaluator(self, split: SplitName) -> Evaluator:
         """The evaluator of the validation or test targets, made when first asked for."""
         if split not in self._evaluators:
@@ -169,6 +178,7 @@ class Run:
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,
+                padded_lengths=self.row_widths,
                 width_multiple=axes.get(SEQUENCE, 1),
                 item_counts=self.item_counts,
                 request_times=self.experiment.data.request_time == "known",

@@ -51,6 +51,36 @@ def test_a_run_evaluates_long_histories_in_smaller_batches_with_the_same_result(
         np.testing.assert_array_equal(ranks, parts.ranks[name])
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_narrow_rows_change_no_rank_of_a_model_that_reads_padding(
+    make_run, experiment, monkeypatch, causal
+):
+    """Evaluation narrows rows of short histories, but not those of the released RecGRELA."""
+    model = dataclasses.replace(experiment.model, causal=causal)
+    data = dataclasses.replace(experiment.data, plan="packed" if causal else "prefixes")
+    changed = dataclasses.replace(experiment, model=model, data=data)
+    rng = np.random.default_rng(0)
+
+    def ranks(worth):
+        monkeypatch.setattr(queries, "SLOTS_WORTH_A_COMPILATION", worth)
+        run, widths = make_run(changed), set()
+        params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), run.model.fresh()[0])
+
+        def encode(events):
+            widths.add(events.items.shape[1])
+            return run.model.encode(params, events)
+
+        result = run.evaluator("test").run(encode, run.model.item_table(params))
+        return result.ranks["none"], widths
+
+    wide, widths = ranks(10_000)
+    assert widths == {16}
+    rng = np.random.default_rng(0)
+    narrow, widths = ranks(1)
+    assert (len(widths) > 1) == causal
+    np.testing.assert_array_equal(narrow, wide)
+
+
 def test_whole_histories_are_read_whole(make_run, experiment, source):
     """`length=0` evaluates as a length does that holds every history, from the first event on."""
     data = {"batch_size": 2}

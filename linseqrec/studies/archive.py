@@ -183,8 +183,8 @@ def _verdict(
     both = {label: models[label] for label in labels}
     if both == {label: _models(own).get(label) for label in labels}:
         return judged
-    asked = ("table", "first", "metric", "filter_seen", "margin", "min_events")
+    asked = ("table", "first", "against", "metric", "filter_seen", "margin", "min_events")
     unchanged = both == {label: _models(earlier).get(label) for label in labels}
-    if former and unchanged and all(former[name] == judged[name] for name in asked):
+    if former and unchanged and all(former.get(name) == judged[name] for name in asked):
         return former
     return judged_apart(claim, joined)

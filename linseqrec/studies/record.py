@@ -391,10 +391,12 @@ def judged_apart(claim: Claim, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _asked(claim: Claim) -> dict[str, Any]:
+    second = claim.second if isinstance(claim.second, str | float) else list(claim.second)
     return {
         "text": claim.text,
         "table": claim.table,
         "first": claim.first,
+        "against": second,
         "metric": claim.metric,
         "filter_seen": claim.filter_seen,
         "margin": claim.margin,
@@ -403,8 +405,7 @@ def _asked(claim: Claim) -> dict[str, Any]:
 
 
 def _open(claim: Claim, reason: str) -> dict[str, Any]:
-    second = claim.second if isinstance(claim.second, str | float) else list(claim.second)
-    return _asked(claim) | {"second": second, "verdict": "open", "reason": reason}
+    return _asked(claim) | {"verdict": "open", "reason": reason}
 
 
 def _verdict(
@@ -416,21 +417,25 @@ def _verdict(
       effect: The difference of two means.
       over_users: Its standard error over users.
       sides: The factor of each mean, and the mean by seed; of a system without seeds, none.
+
+    A single seed has no error. If one side has only one, the verdict counts the other side's.
     """
     sides = [(scale, means) for scale, means in sides if len(means)]
-    over_seeds, counted = None, 0.0
-    if all(len(means) > 1 for _, means in sides):
-        variances = (scale**2 * means.var(ddof=1) / len(means) for scale, means in sides)
-        over_seeds = math.sqrt(sum(variances))
-        freedom = sum(len(means) - 1 for _, means in sides)
-        counted = over_seeds * float(student_t.ppf(_COVERAGE, freedom)) / ERRORS
+    several = [(scale, means) for scale, means in sides if len(means) > 1]
+    variances = np.array([scale**2 * means.var(ddof=1) / len(means) for scale, means in several])
+    seeds_error, counted = math.sqrt(variances.sum()), 0.0
+    if seeds_error > 0:
+        # Welch-Satterthwaite: the two sides need not vary alike.
+        freedom = np.array([len(means) - 1 for _, means in several])
+        freedom = variances.sum() ** 2 / (variances**2 / freedom).sum()
+        counted = seeds_error * float(student_t.ppf(_COVERAGE, freedom)) / ERRORS
     verdict = "open"
     if abs(effect) > ERRORS * math.hypot(over_users, counted):
         verdict = "holds" if effect > 0 else "does not hold"
     return {
         "effect": effect,
         "error_over_users": over_users,
-        "error_over_seeds": over_seeds,
+        "error_over_seeds": seeds_error if sides and len(several) == len(sides) else None,
         "seeds": min(len(means) for _, means in sides),
         "verdict": verdict,
         "reason": "",

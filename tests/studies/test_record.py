@@ -190,6 +190,22 @@ def test_few_seeds_count_for_more(make):
     assert got["verdict"] == "open"
 
 
+def test_seeds_that_vary_on_one_side_only_count_as_few(make):
+    """One of the two sides varies over its two seeds: one degree of freedom (Welch), not two."""
+    steady, varying = hits(of=0.9, seed=1), [hits(of=0.5, seed=1), hits(of=0.6, seed=1)]
+    claim = Claim("x", "t", "wide", ("narrow",))
+    got = judged(make({"narrow": varying, "wide": [steady, steady]}, [claim]))
+    assert 4.53 < got["effect"] / got["error_over_seeds"] < 13.97
+    assert got["verdict"] == "open"
+
+
+def test_the_seeds_of_one_side_count_beside_a_single_seed_of_the_other(make):
+    ranks = {"narrow": [hits(of=0.5, seed=1), hits(of=0.6, seed=1)], "wide": [hits(of=0.9, seed=1)]}
+    got = judged(make(ranks, [Claim("x", "t", "wide", ("narrow",))]))
+    assert got["effect"] > 2 * got["error_over_users"] and got["error_over_seeds"] is None
+    assert (got["verdict"], got["seeds"]) == ("open", 1)
+
+
 @pytest.mark.parametrize(
     ("described", "commit"),
     [
@@ -255,6 +271,8 @@ def test_a_table_without_a_run_here_stays_as_recorded(make, joined, tmp_path):
     # Another claim of the same words is judged anew.
     other = joined(earlier, {}, [dataclasses.replace(claim, metric="NDCG@10")])
     assert judged(other)["metric"] == "NDCG@10" and not judged(other)["paired"]
+    other = joined(earlier, {}, [dataclasses.replace(claim, second=0.9)])
+    assert (judged(other)["second"], judged(other)["verdict"]) == ("published", "does not hold")
 
 
 def test_models_here_join_the_recorded_ones(joined):

@@ -70,9 +70,13 @@ def analyse_state_sink(subjects: Sequence[Subject], settings: Settings) -> Resul
         rng = np.random.default_rng(0)
         by_mixer: dict[str, list[StateSink]] = {}
         for events, traces in subject.traces(*subject.histories(settings.split, settings.users)):
-            event_groups = np.where(events.segment_ids > 0, groups[events.items], -1)
-            frequent, others = most_frequent_groups(event_groups, _FREQUENT_GROUPS, rng)
+            real = events.segment_ids > 0
+            event_groups = np.where(real, groups[events.items], -1)
+            by_event = most_frequent_groups(event_groups, _FREQUENT_GROUPS, rng)
             for name, traced in traces.items():
+                frequent, others = (
+                    real[:, None] & traced.of_written(members, False) for members in by_event
+                )
                 measured = state_sink(
                     np.asarray(traced.memory), np.asarray(traced.keys), frequent, others
                 )
@@ -92,7 +96,9 @@ def analyse_gates(subjects: Sequence[Subject], settings: Settings) -> Result:
         for events, traces in subject.traces(*subject.histories(settings.split, settings.users)):
             for name, traced in traces.items():
                 if traced.gates:
-                    by_mixer.setdefault(name, []).append((traced.gates, events.segment_ids > 0))
+                    real = events.segment_ids > 0
+                    written = real & traced.of_written(real, False)
+                    by_mixer.setdefault(name, []).append((traced.gates, written))
         numbers[subject.name] = {
             name: gates.summarise(batches) for name, batches in by_mixer.items()
         }
@@ -244,7 +250,7 @@ ANALYSES = {
     "gates": Analysis(
         analyse_gates, "gated delta memory", lambda mixer: isinstance(mixer, GatedDelta)
     ),
-    "insertion_probe": Analysis(analyse_insertion_probe, "recurrent state", is_recurrent),
+    "insertion_probe": Analysis(analyse_insertion_probe),
     "attention_rank": Analysis(
         analyse_attention_rank, "RELA attention", lambda mixer: isinstance(mixer, RELA)
     ),

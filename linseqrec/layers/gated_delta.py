@@ -207,6 +207,8 @@ def delta_trace(
     inputs: DeltaInputs,
     memory: Float[Array, "B H K V"],
     written: Float[Array, "B T H"],
+    *,
+    delay: int = 0,
     **gates: Float[Array, "B T H"],
 ) -> MixerTrace:
     """The trace of a pass through a gated delta memory.
@@ -215,10 +217,12 @@ def delta_trace(
       inputs: What went into the rule.
       memory: What came out of it.
       written: How much of its value an event writes.
+      delay: See `MixerTrace`.
       **gates: The mixer's other gates by name.
     """
     kept = jnp.exp(inputs.log_decay)
-    return MixerTrace(inputs.key, memory, gates={"kept": kept, "written": written, **gates})
+    gates = {"kept": kept, "written": written, **gates}
+    return MixerTrace(inputs.key, memory, gates=gates, delay=delay)
 
 
 def _remember_split(

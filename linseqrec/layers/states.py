@@ -91,11 +91,12 @@ class MixerTrace:
         sum over all of the row's slots, padding included.
       gates: Of a gated delta memory, float32 by name: "kept", α; "written", how much of its value
         an event writes, gates and all; and where the mixer has them "spike", TADN's σ(W_s ..),
-        "coverage", c, and "removal", λ. Of a late memory they are those of the event
-        that it takes, 0 where none is, but for the gap in α, the present event's. Of other mixers
-        empty.
+        "coverage", c, and "removal", λ. Of a late memory they are those of the event that it
+        takes, but for the gap in α, the present event's. Of other mixers empty.
       attended: What RecGRELA's linear attention read, heads side by side; None of other mixers.
       augmented: The same once its local branch has joined; None of other mixers, or without it.
+      delay: How many events late the memory is: slot t writes event t - delay of its history, and
+        the first `delay` slots write nothing.
     """
 
     keys: Float[Array, "B T H K"]
@@ -103,6 +104,18 @@ class MixerTrace:
     gates: dict[str, Float[Array, "B T H"]] = dataclasses.field(default_factory=dict)
     attended: Float[Array, "B T D"] | None = None
     augmented: Float[Array, "B T D"] | None = None
+    delay: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def of_written(self, values: np.ndarray, nothing: Any) -> np.ndarray:
+        """What belongs to the event that each slot writes.
+
+        Args:
+          values: [..., T], of each slot's own event; one history a row, from slot 0.
+          nothing: For slots that write no event.
+        """
+        late, kept = np.full_like(values, nothing), max(values.shape[-1] - self.delay, 0)
+        late[..., values.shape[-1] - kept :] = values[..., :kept]
+        return late
 
 
 @contextlib.contextmanager

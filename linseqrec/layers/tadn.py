@@ -208,14 +208,15 @@ class TADN(GatedDelta):
     def _trace(
         self, inputs: DeltaInputs, memory: Float[Array, "B H K V"], write: Write
     ) -> MixerTrace:
+        delay = self.late.events
         if self.gate == "none":
-            return delta_trace(inputs, memory, inputs.beta)
+            return delta_trace(inputs, memory, inputs.beta, delay=delay)
         share = jax.nn.sigmoid(write.spike)
         written = {
             "write": lambda: share * inputs.beta,
             "erase": lambda: inputs.beta / _erase_share(share),
         }.get(self.gate, lambda: inputs.beta)
-        return delta_trace(inputs, memory, written(), spike=share)
+        return delta_trace(inputs, memory, written(), delay=delay, spike=share)
 
 
 class SpikeGate(GateLogits):
@@ -291,6 +292,8 @@ class Delay(nnx.Module):
 
 class NoDelay(nnx.Module):
     """Stands for `Delay` where an event is written at once."""
+
+    events = 0
 
     def initial_state(self, batch_size: int, slot: Write) -> tuple[()]:
         """Nothing."""

@@ -21,6 +21,7 @@ from linseqrec.data.splits import global_temporal, leave_one_out
 from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
+from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.runs.comparable import Conditions, check_comparable
 from linseqrec.training.run import Run
@@ -88,8 +89,8 @@ def test_the_released_recgrela_has_a_rank_and_no_state():
     both = [released, causal]
     assert analyses.ANALYSES["attention_rank"].applicable(both) == both
     assert analyses.ANALYSES["buckets"].applicable(both) == both
-    for name in ("state_sink", "insertion_probe"):
-        assert analyses.ANALYSES[name].applicable(both) == [causal]
+    assert analyses.ANALYSES["insertion_probe"].applicable(both) == both
+    assert analyses.ANALYSES["state_sink"].applicable(both) == [causal]
     numbers, figure = analyses.analyse_attention_rank(both, analyses.Settings(users=4))
     (panel,) = figure.axes
     assert panel.get_title() == "blocks/0"
@@ -128,6 +129,20 @@ def test_seeds_are_one_system_and_a_mixer_is_named_once():
     for panel in figure.axes:
         assert [label.get_text() for label in panel.get_xticklabels()] == ["blocks/0", "blocks/1"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gated"]
+
+
+def test_gates_of_a_late_memory_are_those_of_the_events_that_it_has_written():
+    """A memory eight events late has written none of a history of eight."""
+    model = HyTRecConfig(width=8, heads=2, num_layers=1, ratio="1:0", short_layers=1)
+    users = {}
+    for delay in (1, 8):
+        late = dataclasses.replace(model, short_events=delay)
+        experiment = dataclasses.replace(EXPERIMENT, name="late", model=late)
+        numbers, _ = analyses.analyse_gates(
+            [subject("late", experiment=experiment)], analyses.Settings(users=4)
+        )
+        users[delay] = numbers["late"]["long/0"]["written"]["users"]
+    assert users == {1: 4, 8: 0}
 
 
 def test_buckets_are_drawn_of_the_mean_over_seeds():

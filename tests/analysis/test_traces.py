@@ -121,6 +121,29 @@ def test_shuffled_gaps_write_memories_though_none_is_carried():
     assert all(is_recurrent(mixer) for _, mixer in linear_mixers(model))
 
 
+@pytest.mark.parametrize("delay", [1, 3, 5])
+def test_a_late_memory_names_the_events_that_it_writes(delay):
+    """Its keys are those of the memory in time, so many slots later."""
+    late, in_time = (
+        HyTRecConfig(
+            width=16,
+            short_layers=1,
+            num_layers=1,
+            ratio="1:0",
+            short_events=delay,
+            question=question,
+        ).build(5, rngs=nnx.Rngs(0))
+        for question in ("present", "delayed")
+    )
+    (traced,), (expected,) = (model.trace(EVENTS).values() for model in (late, in_time))
+    assert (traced.delay, expected.delay) == (delay, 0)
+    for row, events in ((0, 3), (1, 2)):
+        for head in range(traced.keys.shape[2]):
+            keys = np.asarray(expected.keys)[row, :, head, 0]
+            written = traced.of_written(keys, 0.0)[:events]
+            np.testing.assert_allclose(written, traced.keys[row, :events, head, 0], atol=1e-6)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_both_branches_of_recgrela_are_kept(causal):
     config = RecGRELAConfig(width=16, heads=2, num_layers=1, causal=causal)

@@ -207,8 +207,6 @@ def delta_trace(
     inputs: DeltaInputs,
     memory: Float[Array, "B H K V"],
     written: Float[Array, "B T H"],
-    *,
-    delay: int = 0,
     **gates: Float[Array, "B T H"],
 ) -> MixerTrace:
     """The trace of a pass through a gated delta memory.
@@ -217,12 +215,10 @@ def delta_trace(
       inputs: What went into the rule.
       memory: What came out of it.
       written: How much of its value an event writes.
-      delay: See `MixerTrace`.
       **gates: The mixer's other gates by name.
     """
     kept = jnp.exp(inputs.log_decay)
-    gates = {"kept": kept, "written": written, **gates}
-    return MixerTrace(inputs.key, memory, gates=gates, delay=delay)
+    return MixerTrace(inputs.key, memory, gates={"kept": kept, "written": written, **gates})
 
 
 def _remember_split(

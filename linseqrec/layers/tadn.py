@@ -200,7 +200,10 @@ class TADN(GatedDelta):
             beta,
         )
         output, memory = self.remember(inputs, ids, state.memory)
-        record(self, lambda: self._trace(inputs, memory, write))
+        record(
+            self,
+            lambda: dataclasses.replace(self._trace(inputs, memory, write), delay=self.late.events),
+        )
         left = left_at_request(clock.wait, self.log_horizon)
         mixed = self.emit(output, x if question is None else question, left)
         return mixed, TADNState(memory, convolution, mean, pending)
@@ -208,15 +211,14 @@ class TADN(GatedDelta):
     def _trace(
         self, inputs: DeltaInputs, memory: Float[Array, "B H K V"], write: Write
     ) -> MixerTrace:
-        delay = self.late.events
         if self.gate == "none":
-            return delta_trace(inputs, memory, inputs.beta, delay=delay)
+            return delta_trace(inputs, memory, inputs.beta)
         share = jax.nn.sigmoid(write.spike)
         written = {
             "write": lambda: share * inputs.beta,
             "erase": lambda: inputs.beta / _erase_share(share),
         }.get(self.gate, lambda: inputs.beta)
-        return delta_trace(inputs, memory, written(), delay=delay, spike=share)
+        return delta_trace(inputs, memory, written(), spike=share)
 
 
 class SpikeGate(GateLogits):

@@ -205,7 +205,10 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Result:
         ranks = subject.run.evaluate(subject.variables, split).ranks
         gains = {name: metrics.per_target(own) for name, own in ranks.items()}
         numbers[subject.name] = {
-            name: {key: [bucket.record(own) for bucket in buckets[key]] for key in buckets}
+            name: {
+                key: [bucket.record(own, evaluator.users) for bucket in buckets[key]]
+                for key in buckets
+            }
             for name, own in gains.items()
         }
         seeds.setdefault(systems[subject.name], []).append(gains[filter_seen][metric])
@@ -215,7 +218,7 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Result:
         title += "; means over seeds"
     panels = {
         label: {
-            system: [bucket.record(mean) for bucket in buckets[key]]
+            system: [bucket.record(mean, evaluator.users) for bucket in buckets[key]]
             for system, mean in means.items()
         }
         for key, label in labels.items()

@@ -351,7 +351,9 @@ class Evaluator:
             buckets={},
         )
         for name in self.filters:
-            means, errors = metrics.rank_metrics(result.ranks[name], self._cutoffs)
+            means, errors = metrics.rank_metrics(
+                result.ranks[name], self._cutoffs, users=self.users
+            )
             num_removed = np.asarray(counts.seen) if name == "all" else np.zeros(len(self.targets))
             means["GAUC"] = metrics.group_auc(counts.ranks(name, "mean"), num_items - num_removed)
             if name in pooled:
@@ -362,7 +364,11 @@ class Evaluator:
             result.metrics_by_filter[name] = means
             result.standard_errors[name] = errors
             result.buckets[name] = metrics.bucket_metrics(
-                result.ranks[name], self.lengths, self._bucket_edges, self._cutoffs
+                result.ranks[name],
+                self.lengths,
+                self._bucket_edges,
+                self._cutoffs,
+                users=self.users,
             )
         return result
 

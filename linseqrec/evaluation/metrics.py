@@ -58,14 +58,25 @@ def check_metric(metric: str) -> None:
         raise MetricError(f"no metric {metric!r}; there are {', '.join(METRIC_NAMES)}")
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean of independent values, and its standard error: sample deviation / sqrt(M).
+def mean_and_error(values: np.ndarray, users: np.ndarray | None = None) -> tuple[float, float]:
+    """The mean of values over targets, and its standard error.
+
+    Users are independent, and drawn with all their targets. Where each has one, the error is the
+    sample deviation over sqrt(M).
 
     Args:
-      values: [M]. A single value has no standard error (NaN).
+      values: [M].
+      users: [M], the user of each target; None if each is another's. A single user has no standard
+        error (NaN).
+
+    Source: the linearised variance of a ratio of sums (Cochran, 1977, section 2.11).
     """
-    spread = values.std(ddof=1) if len(values) > 1 else np.nan
-    return float(values.mean()), float(spread / np.sqrt(len(values)))
+    mean, sums = values.mean(), values - values.mean()
+    if users is not None:
+        sums = np.bincount(np.unique(users, return_inverse=True)[1], sums)
+    count = len(sums)
+    spread = count / (count - 1) * np.square(sums).sum() if count > 1 else np.nan
+    return float(mean), float(np.sqrt(spread) / len(values))
 
 
 def summarise_users(values: np.ndarray) -> dict[str, float | int]:
@@ -83,30 +94,27 @@ def summarise_users(values: np.ndarray) -> dict[str, float | int]:
 
 
 def rank_metrics(
-    ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS
+    ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS, *, users: np.ndarray | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Means and standard errors of the metrics over the targets, by name.
-
-    The standard error (sample deviation over sqrt(M)) assumes independent targets. It is NaN for a
-    single target. If users have several targets each, it is too small: bootstrap over users
-    (`significance.py`).
+    """Means and standard errors (`mean_and_error`) of the metrics over the targets, by name.
 
     Args:
       ranks: [M], from 1.
       cutoffs: The cut-offs k.
+      users: [M], the user of each target; None if each is another's.
 
     Raises:
       ValueError: There are no targets.
     """
     if len(ranks) == 0:
         raise ValueError("there are no targets: a metric needs at least one")
-    return _means_and_errors(per_target(ranks, cutoffs))
+    return _means_and_errors(per_target(ranks, cutoffs), users)
 
 
 def _means_and_errors(
-    values: Mapping[str, np.ndarray],
+    values: Mapping[str, np.ndarray], users: np.ndarray | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    both = {name: mean_and_error(own) for name, own in values.items()}
+    both = {name: mean_and_error(own, users) for name, own in values.items()}
     return {name: mean for name, (mean, _) in both.items()}, {
         name: error for name, (_, error) in both.items()
     }
@@ -191,11 +199,14 @@ class Bucket:
     high: float | None
     inside: np.ndarray
 
-    def record(self, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def record(
+        self, values: Mapping[str, np.ndarray], users: np.ndarray | None = None
+    ) -> dict[str, Any]:
         """The bucket's metrics, ready for JSON.
 
         Args:
           values: Metric name to its value for each target, [M].
+          users: [M], the user of each target; None if each is another's.
 
         Returns:
           `name`, `low`, `high`, `targets`, `metrics` and `standard_errors`; the last two are empty
@@ -203,7 +214,7 @@ class Bucket:
         """
         targets = int(self.inside.sum())
         own = {name: of_all[self.inside] for name, of_all in values.items()} if targets else {}
-        means, errors = _means_and_errors(own)
+        means, errors = _means_and_errors(own, None if users is None else users[self.inside])
         return {
             "name": self.name,
             "low": self.low,
@@ -273,6 +284,8 @@ def bucket_metrics(
     values: np.ndarray,
     edges: Sequence[float] = BUCKET_EDGES,
     cutoffs: Sequence[int] = CUTOFFS,
+    *,
+    users: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """The rank metrics in buckets of events, one `Bucket.record` each, lowest first.
 
@@ -281,6 +294,7 @@ def bucket_metrics(
       values: [M], as in `make_buckets`.
       edges: As in `make_buckets`.
       cutoffs: The ks.
+      users: As in `rank_metrics`.
     """
     gains = per_target(ranks, cutoffs)
-    return [bucket.record(gains) for bucket in make_buckets(values, edges)]
+    return [bucket.record(gains, users) for bucket in make_buckets(values, edges)]

@@ -90,7 +90,7 @@ class EvaluationResult:
       ranks: Filter to float64 [M], the targets' ranks. Under the filter "all" a seen target has an
         infinite rank, because no filtered list can hold it.
       metrics_by_filter: Filter to metric name to value.
-      standard_errors: Filter to metric name to the standard error over targets.
+      standard_errors: Filter to metric name to the standard error over users.
       buckets: Filter to one record a length bucket (`metrics.bucket_metrics`).
     """
 

@@ -71,8 +71,8 @@ class Configuration:
           edges: Lower bounds of the buckets.
         """
         values = {metric: self.per_target(filter_seen, metric)}
-        buckets = make_buckets(self.runs[0].lengths, edges)
-        return [bucket.record(values) for bucket in buckets]
+        first = self.runs[0]
+        return [bucket.record(values, first.users) for bucket in make_buckets(first.lengths, edges)]
 
     def logs(self) -> list[list[dict[str, float]]]:
         """The records of `metrics.jsonl`, a list for each seed.

@@ -254,7 +254,7 @@ def metric_by_bucket(
 ) -> Figure:
     """A metric by a value of the target's history, such as its length; one line a system.
 
-    Bars are one standard error over targets. A bucket without targets has no point, and is not
+    Bars are one standard error over users. A bucket without targets has no point, and is not
     shown at either end. The numbers of targets stand below the buckets.
 
     Args:

@@ -14,7 +14,7 @@ from scipy.stats import t as student_t
 from linseqrec.config import Experiment
 from linseqrec.config_json import to_json
 from linseqrec.errors import FileError
-from linseqrec.evaluation.metrics import per_target
+from linseqrec.evaluation.metrics import mean_and_error, per_target
 from linseqrec.evaluation.result import SELECTION_METRIC, filter_in_words, filters_by_fit
 from linseqrec.files import check_form, read_json
 from linseqrec.runs.best_baseline import ORACLE, best_baseline
@@ -266,7 +266,7 @@ def _statistics(
     return {
         "mean": float(by_seed.mean()),
         "sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
-        "error": _clustered_error(values, configuration.runs[0].users),
+        "error": mean_and_error(values, configuration.runs[0].users)[1],
         "by_seed": by_seed.tolist(),
     }
 
@@ -348,7 +348,7 @@ def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[s
         "paired": True,
         **_verdict(
             float(differences.mean()),
-            _clustered_error(differences, runs[0].users[kept]),
+            mean_and_error(differences, runs[0].users[kept])[1],
             [(1.0, first.by_seed), (1 + claim.margin, second.by_seed)],
         ),
     }
@@ -464,14 +464,3 @@ def _second(
         return None
     arms = [_arm(claim, configurations[label], kept) for label in claim.second]
     return max(arms, key=lambda arm: arm.values.mean())
-
-
-def _clustered_error(values: np.ndarray, users: np.ndarray) -> float:
-    """The standard error of a mean over targets, users drawn with all their targets.
-
-    Source: the linearised variance of a ratio of sums (Cochran, 1977, section 2.11).
-    """
-    _, user_of = np.unique(users, return_inverse=True)
-    sums = np.bincount(user_of, values - values.mean())
-    count = len(sums)
-    return math.sqrt(count / max(count - 1, 1) * np.square(sums).sum()) / len(values)

@@ -31,6 +31,21 @@ def test_metrics_and_standard_errors_equal_their_definitions():
     assert math.isnan(metrics.rank_metrics(np.array([1.0]))[1]["HR@1"])
 
 
+def test_users_with_several_targets_are_drawn_with_all_of_them():
+    """The error is that of the mean over users where all have as many targets, which are alike."""
+    by_user = np.array([1.0, 4.0, 20.0, 7.0, 300.0])
+    users = np.array([3, 0, 7, 2, 9])
+    means, errors = metrics.rank_metrics(by_user)
+    order = np.random.default_rng(0).permutation(20)
+    ranks, owners = np.repeat(by_user, 4)[order], np.repeat(users, 4)[order]
+    same, clustered = metrics.rank_metrics(ranks, users=owners)
+    assert same == pytest.approx(means) and clustered == pytest.approx(errors)
+    assert metrics.rank_metrics(ranks)[1]["HR@10"] < 0.6 * errors["HR@10"]
+    (bucket,) = metrics.bucket_metrics(ranks, np.zeros(20), (0,), users=owners)
+    assert bucket["standard_errors"] == pytest.approx(errors)
+    assert math.isnan(metrics.mean_and_error(np.arange(3.0), np.ones(3))[1])
+
+
 def test_group_auc_is_the_mean_share_of_candidates_below_the_target():
     rng = np.random.default_rng(0)
     shares, ranks, sizes = [], [], []

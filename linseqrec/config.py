@@ -20,7 +20,8 @@ from linseqrec.sharding import MeshConfig
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
-_SEEDS = Limit("at least 0 and below 2^63", lambda value: 0 <= value < 2**63)
+# JAX makes keys of 32 bits: greater seeds would repeat the parameters of others.
+_SEEDS = Limit("at least 0 and below 2^32", lambda value: 0 <= value < 2**32)
 
 
 @dataclasses.dataclass(frozen=True)

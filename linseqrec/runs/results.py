@@ -1,5 +1,6 @@
 """A trained model's results: its test split, read once, beside the baselines."""
 
+import functools
 import typing
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,17 @@ def evaluate_baselines(run: Run, split: SplitName) -> dict[str, EvaluationResult
       Name to result; "Oracle" is the best score.
     """
     evaluator, length = run.evaluator(split), run.batches.length
+    request_time = run.experiment.data.request_time
     scorers: dict[str, Any] = fit_baselines(
         run.source.dataset,
         run.source.split,
         max_length=length if (evaluator.lengths > length).any() else None,
-        request_times=run.experiment.data.request_time == "known",
+        request_times=request_time == "known",
     )
     if run.source.world is not None:
-        scorers[ORACLE] = run.source.world.oracle_scores
+        scorers[ORACLE] = functools.partial(
+            run.source.world.oracle_scores, request_time=request_time
+        )
     return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}
 
 

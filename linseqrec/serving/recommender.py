@@ -33,6 +33,9 @@ from linseqrec.training.model import FunctionalModel, split_model
 Tree = TypeVar("Tree")
 
 _LAST_SECOND = np.iinfo(np.int32).max
+# The year 2000. Of a log that begins later, a time as great as its origin is one of the log's own
+# clock: in seconds since the first event it would lie 30 years ahead.
+_LATE_ORIGIN = 946_684_800
 # What a run's card must hold.
 _CARD = {"counts": {"items": int}, "time": {"first": int}}
 
@@ -89,6 +92,9 @@ class Recommender:
         self._graphdef, self._params, self._rest = split_model(model)
         self._table = model.item_table()
         self.num_items, self.origin = self._table.shape[0] - 1, origin
+        self._last_second = (
+            min(_LAST_SECOND, origin - 1) if origin >= _LATE_ORIGIN else _LAST_SECOND
+        )
         self._chunk_length, self._item_block = chunk_length, item_block
         self._initial_states = jax.jit(self._before_any_event, static_argnums=1)
         self._advance = jax.jit(
@@ -150,15 +156,17 @@ class Recommender:
             (item 0), also in a log that begins after 0.
 
         Raises:
-          ServingError: A time is before the data set's first event, or more than 68 years after it.
+          ServingError: A time is before the data set's first event, or far after it: 68 years, or
+            in a log that begins after 2000 as long as that log's clock has run before it.
         """
         times = _integers("times", times)
         since_origin = np.where(times == 0, max(-self.origin, 0), times - self.origin)
-        bad = since_origin[(since_origin < 0) | (since_origin > _LAST_SECOND)]
+        bad = since_origin[(since_origin < 0) | (since_origin > self._last_second)]
         if bad.size:
             raise ServingError(
-                f"time {int(bad[0]) + self.origin} is not within 2^31 s after {self.origin}, the "
-                "time of the data set's first event: give whole seconds on the log's own clock"
+                f"time {int(bad[0]) + self.origin} is not within {self._last_second:,} s after "
+                f"{self.origin}, the time of the data set's first event: give whole seconds on the "
+                "log's own clock"
             )
         return since_origin.astype(np.int32)
 
@@ -404,13 +412,13 @@ class Recommender:
             )
         times = np.broadcast_to(times, states.num_users)
         last = np.asarray(states.last_timestamp)
-        bad = np.flatnonzero((times < last) | (times > _LAST_SECOND))
+        bad = np.flatnonzero((times < last) | (times > self._last_second))
         if bad.size:
             row = bad[0]
             raise ServingError(
                 f"row {row}: now is {times[row]}, but must be at least {last[row]}, the time of "
-                f"the user's last event, and at most {_LAST_SECOND}, in seconds since the data "
-                "set's first event"
+                f"the user's last event, and at most {self._last_second}, in seconds since the "
+                "data set's first event: convert the log's own times with Recommender.seconds"
             )
         return times.astype(np.int32)
 
@@ -419,13 +427,13 @@ class Recommender:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Items and timestamps [B, T], checked, as int32; 0 at padding."""
         self._check_items(items)
-        bad = (items > 0) & ((timestamps < 0) | (timestamps > _LAST_SECOND))
+        bad = (items > 0) & ((timestamps < 0) | (timestamps > self._last_second))
         if bad.any():
             row, slot = np.argwhere(bad)[0]
             raise ServingError(
-                f"row {row}: timestamp {timestamps[row, slot]} is not from 0 to {_LAST_SECOND} "
-                "seconds since the data set's first event: convert the log's own times with "
-                "Recommender.seconds"
+                f"row {row}: timestamp {timestamps[row, slot]} is not from 0 to "
+                f"{self._last_second} seconds since the data set's first event: convert the "
+                "log's own times with Recommender.seconds"
             )
         timestamps = np.where(items > 0, timestamps, 0)
         return items.astype(np.int32), timestamps.astype(np.int32)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import Config, Count
+from linseqrec.config_fields import Config, ConfigError, Count, Probability
 from linseqrec.data.rows import Batch
 from linseqrec.ops.cross_entropy import catalogue_cross_entropy
 from linseqrec.ops.negatives import Proposal, draw_negatives, popularity_proposal
@@ -41,7 +41,7 @@ class LossConfig(Config):
     kind: Literal["full", "sampled", "bce", "gbce", "auto"] = "full"
     negatives: Count = 256
     popularity_power: float = 0.0
-    calibration: float = 0.75
+    calibration: Probability = 0.75
 
     def for_catalogue(self, num_items: int) -> "LossConfig":
         """The configuration with the kind that "auto" means for a catalogue of `num_items`."""
@@ -126,9 +126,17 @@ def make_loss(
       item_counts: [N + 1], number of training events of each item.
       mesh: The mesh that splits the batch and the table (`linseqrec.sharding`); None for one
         device.
+
+    Raises:
+      ConfigError: "gbce" draws more negatives than there are other items.
     """
     num_items = len(item_counts) - 1
     config = config.for_catalogue(num_items)
+    if config.kind == "gbce" and config.negatives > num_items - 1:
+        raise ConfigError(
+            f"loss.negatives is {config.negatives}: loss.kind=gbce takes at most {num_items - 1} "
+            f"of a catalogue of {num_items:,} items"
+        )
     if config.kind == "full":
         split = catalogue_cross_entropy if mesh is None else _split_cross_entropy(mesh, num_items)
         return PredictionLoss(config, num_items, None, split)

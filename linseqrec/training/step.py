@@ -109,7 +109,8 @@ def make_train_step(
     Randomness is folded from the seed and the step's number, so a resumed run repeats it; one that
     is resumed on another kind of device draws other numbers. With accumulation the batch is split
     into microbatches; the prediction loss's gradient is the whole batch's, weighted by target, up
-    to rounding. An auxiliary loss, like a model's metric, is the mean over the microbatches.
+    to rounding. An auxiliary loss, like a model's metric, is the microbatches' mean, weighted by
+    their events.
 
     Args:
       graphdef: The model's structure (`split_model`).
@@ -136,7 +137,8 @@ def make_train_step(
         params: nnx.State,
         buffers: nnx.State,
         part: _Microbatch,
-        total: Float[Array, ""],
+        num_targets: Float[Array, ""],
+        num_events: Float[Array, ""],
         rows: Int[Array, "U"] | None,
     ) -> tuple[Float[Array, ""], _MicrobatchResult]:
         # Copies of the buffers: what the model writes here is not the state's.
@@ -145,10 +147,12 @@ def make_train_step(
             encoding = model(part.batch.events, dropout_key=part.dropout_key)
         table = model.item_table()
         summed = prediction_loss(encoding.hidden, table, part.batch, part.negatives, rows)
-        auxiliary = {name: loss / accumulation_steps for name, loss in encoding.losses.items()}
-        loss = summed / total
+        # The model's own losses and metrics are means over events.
+        share = _num_events(part.batch) / num_events
+        auxiliary = {name: share * loss for name, loss in encoding.losses.items()}
+        loss = summed / num_targets
         losses = {"loss": loss} | {f"loss/{name}": value for name, value in auxiliary.items()}
-        metrics = {name: value / accumulation_steps for name, value in encoding.metrics.items()}
+        metrics = {name: share * value for name, value in encoding.metrics.items()}
         return loss + sum(auxiliary.values()), _MicrobatchResult(losses, metrics, encoding.counts)
 
     def split_rows(x: Array) -> Array:
@@ -175,16 +179,19 @@ def make_train_step(
     def gradient(
         params: nnx.State, buffers: nnx.State, parts: _Microbatch, rows: Int[Array, "U"] | None
     ) -> tuple[nnx.State, _MicrobatchResult]:
-        total = jnp.maximum(parts.batch.weights.sum(), 1.0)
+        num_targets = jnp.maximum(parts.batch.weights.sum(), 1.0)
+        num_events = jnp.maximum(_num_events(parts.batch), 1.0)
         grad = jax.grad(microbatch_loss, has_aux=True)
         if accumulation_steps == 1:
-            return grad(params, buffers, parts, total, rows)
+            return grad(params, buffers, parts, num_targets, num_events, rows)
 
         def accumulate(sums: Any, part: _Microbatch) -> tuple[Any, None]:
-            result = grad(params, buffers, part, total, rows)
+            result = grad(params, buffers, part, num_targets, num_events, rows)
             return jax.tree.map(jnp.add, sums, result), None
 
-        first = grad(params, buffers, jax.tree.map(lambda x: x[0], parts), total, rows)
+        first = grad(
+            params, buffers, jax.tree.map(lambda x: x[0], parts), num_targets, num_events, rows
+        )
         return jax.lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], parts))[0]
 
     def apply_update(
@@ -210,7 +217,7 @@ def make_train_step(
         return state, result.losses | result.metrics | norms
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        counts = {"targets": batch.weights.sum(), "events": (batch.events.items > 0).sum()}
+        counts = {"targets": batch.weights.sum(), "events": _num_events(batch)}
         key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
         parts = split_batch(batch, key)
         if state.row_steps is None or catch_up is None:
@@ -227,6 +234,10 @@ def make_train_step(
         return item_rows.write_rows(state, row_state, rows), metrics | counts
 
     return step
+
+
+def _num_events(batch: Batch) -> Int[Array, ""]:
+    return (batch.events.items > 0).sum()
 
 
 def _with_row_numbers(part: _Microbatch, rows: Int[Array, "U"]) -> _Microbatch:

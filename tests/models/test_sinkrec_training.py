@@ -35,9 +35,8 @@ def test_a_step_seeds_the_codebooks_and_counts_their_use():
     assert (again["memory/usage"] != 0.25).all()
 
 
-def test_accumulation_takes_means_of_losses_and_metrics_and_adds_counts_up():
-    """By what the parts give before the update; they hold unlike numbers of events, so that a mean
-    of shares would not do."""
+def test_accumulation_takes_means_over_events_and_adds_counts_up():
+    """By what the parts give before the update; they hold unlike numbers of events."""
     made = small_run(parts=2)
     state, _ = made.step.update(made.step.initial_state(), made.batches[0])
     params = jax.tree.map(jnp.copy, state.variables)
@@ -54,11 +53,24 @@ def test_accumulation_takes_means_of_losses_and_metrics_and_adds_counts_up():
     shares = counts / counts.sum(-1, keepdims=True) * SMALL.codes
     usage = by_name(made, state.variables)["memory/usage"]
     assert_close(usage, 0.98 * 0.25 + 0.02 * shares, 1e-6)
+    events = [(batch.events.items[half] > 0).sum() for half in (slice(0, 4), slice(4, 8))]
     for name in halves[0].losses:
-        mean = np.mean([half.losses[name] for half in halves])
+        mean = np.average([half.losses[name] for half in halves], weights=events)
         assert_close(metrics[f"loss/{name}"], mean, 1e-5)
     for name in halves[0].metrics:
-        assert_close(metrics[name], np.mean([half.metrics[name] for half in halves]), 1e-5)
+        mean = np.average([half.metrics[name] for half in halves], weights=events)
+        assert_close(metrics[name], mean, 1e-5)
+
+
+def test_a_part_of_padding_does_not_thin_the_losses_of_the_others():
+    whole, split = small_run(), small_run(parts=4)
+    batch = whole.batches[0]
+    padding = np.arange(len(batch.weights)) >= 2  # All of three parts.
+    batch = jax.tree.map(lambda x: np.where(padding[:, None], 0, x), batch)
+    _, one = whole.step.update(whole.step.initial_state(), batch)
+    _, many = split.step.update(split.step.initial_state(), batch)
+    for name in ("loss", "loss/vq", "loss/reconstruction"):
+        assert_close(many[name], one[name], 1e-5)
 
 
 def test_frozen_codebooks_are_never_seeded():

@@ -21,7 +21,7 @@ from linseqrec.training.model import split_model
 from linseqrec.training.run import Run
 
 NUM_ITEMS = 40
-ORIGIN = 1_000_000_000
+ORIGIN = 900_000_000
 
 
 def make_model(config, seed=0, **settings):
@@ -312,6 +312,18 @@ def test_seconds_count_from_the_first_event_of_the_data_set(recommender):
         recommender.seconds([1e9])
 
 
+def test_times_of_the_log_itself_are_refused_where_they_can_be_told(model):
+    """Of a log that begins in 2020, seconds since its first event are not seconds since 1970."""
+    late, early = Recommender(model, origin=1_600_000_000), Recommender(model)
+    history, time = cut(histories([2]), 0, 1), 1_600_000_060
+    with pytest.raises(ServingError, match="1600000060 is not from 0 to 1599999999 seconds since"):
+        late.update(late.start(history), np.array([1]), np.array([time]))
+    converted = late.seconds([time + 10**8])
+    assert late.update(late.start(history), np.array([1]), converted).last_timestamp == converted
+    states = early.update(early.start(history), np.array([1]), np.array([time]))
+    assert states.last_timestamp == time
+
+
 @pytest.mark.parametrize(
     ("field", "slot", "value", "message"),
     [
@@ -349,7 +361,7 @@ def test_histories_without_a_slot_are_errors(recommender):
     ("items", "times", "message"),
     [
         ([1, -1], [0, 0], "row 1: item -1 is not in the catalogue"),
-        ([1, 2], [0, ORIGIN * 3], "row 1: timestamp 3000000000 .*Recommender.seconds"),
+        ([1, 2], [0, ORIGIN * 3], "row 1: timestamp 2700000000 .*Recommender.seconds"),
         ([1], [0], r"of 2 users, but items have shape \(1,\)"),
         ([1.0, 2.0], [0, 0], "items must be integers, got float64"),
     ],

@@ -11,10 +11,9 @@ from flax import nnx
 
 from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.models.base import Encoding, ModelConfig, SequenceModel
-from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.models.weights import load_parameters, parameter_arrays
 from linseqrec.training.budget import measure
-from linseqrec.training.checkpoint import Checkpoints, Progress
+from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.loop import train
 from linseqrec.training.model import build_model
 from linseqrec.training.run import Run
@@ -111,80 +110,3 @@ def test_weights_by_name_hold_the_buffers(centered_run):
     other = build_model(run.experiment, 24)
     load_parameters(other, arrays)
     np.testing.assert_array_equal(other.mean[...], state.buffers["mean"][...])
-
-
-# --------------------------------------------------------- checkpoints without a part for buffers
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StateOfOldVersion:
-    """`TrainState` as it was when SinkRec's usage counts were a parameter."""
-
-    step: jax.Array
-    params: nnx.State
-    optimizer: optax.OptState
-    halted: jax.Array
-
-
-def old_state(run, *, usage_is_a_parameter):
-    """A state of random arrays in the old form."""
-    rng, fresh = np.random.default_rng(0), run.step.initial_state()
-    buffers = jax.tree.map(
-        lambda buffer: nnx.Param(buffer[...]),
-        fresh.buffers,
-        is_leaf=lambda node: isinstance(node, nnx.Variable),
-    )
-    params = nnx.merge_state(fresh.params, buffers) if usage_is_a_parameter else fresh.params
-    state = StateOfOldVersion(jnp.int32(7), params, run.optimizer.init(params), jnp.bool_(False))
-    return jax.tree.map(
-        lambda leaf: (
-            jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
-            if leaf.dtype == jnp.float32
-            else leaf
-        ),
-        state,
-    )
-
-
-def test_a_checkpoint_with_usage_counts_as_parameters_is_restored(experiment, source, tmp_path):
-    model = SinkRecConfig(width=8, heads=2, dilations=(1,), levels=2, codes=4, loops=1)
-    run = Run.of(dataclasses.replace(experiment, model=model), source)
-    saved, fresh = old_state(run, usage_is_a_parameter=True), run.step.initial_state()
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(saved, Progress({}))
-        checkpoints.wait()
-        restored, _ = checkpoints.restore_latest(fresh)
-        again = checkpoints.restore(7, fresh)
-        variables = checkpoints.restore_variables(7, run.model, run.experiment.optimizer)
-    assert jax.tree.structure(restored) == jax.tree.structure(fresh)
-    usage = np.asarray(saved.params["memory"]["usage"][...])
-    assert usage.any()
-    for buffers in (restored.buffers, again.buffers, variables):
-        np.testing.assert_array_equal(buffers["memory"]["usage"][...], usage)
-    for part in (restored.params, again.params, variables):
-        assert type(part["memory"]["codebooks"]) is nnx.Param
-        np.testing.assert_array_equal(
-            part["memory"]["codebooks"][...], saved.params["memory"]["codebooks"][...]
-        )
-    for moment in ("mu", "nu"):
-        before, after = (optax.tree.get(state.optimizer, moment) for state in (saved, restored))
-        assert "usage" in before["memory"] and "usage" not in after["memory"]
-        np.testing.assert_array_equal(
-            after["memory"]["codebooks"][...], before["memory"]["codebooks"][...]
-        )
-    # The restored state trains, and its next checkpoint has the present form.
-    state, metrics = run.step.update(restored, run.batches[0])
-    assert state.step == 8 and np.isfinite(metrics["loss"])
-
-
-def test_constants_of_a_model_that_no_version_saved_keep_their_fresh_values(centered_run, tmp_path):
-    run = centered_run()
-    saved = old_state(run, usage_is_a_parameter=False)
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(saved, Progress({}))
-        checkpoints.wait()
-        restored, _ = checkpoints.restore_latest(run.step.initial_state())
-    np.testing.assert_array_equal(restored.buffers["mean"][...], 0)
-    table = saved.params["embedding"]["table"][...]
-    np.testing.assert_array_equal(restored.params["embedding"]["table"][...], table)

@@ -92,8 +92,10 @@ def _joined_table(own: _Record, former: _Record, table: Table) -> _Record:
     protocol = own if here else former
     held = {(label, run["seed"]) for label, model in models.items() for run in model["runs"]}
     missing = {
-        label: [seed for seed in seeds if (label, seed) not in held]
-        for label, seeds in own["missing"].items()
+        arm.label: [
+            seed for seed in own["missing"].get(arm.label, []) if (arm.label, seed) not in held
+        ]
+        for arm in table.arms
     }
     return {
         **protocol,
@@ -107,6 +109,12 @@ def _joined_table(own: _Record, former: _Record, table: Table) -> _Record:
 def _models(table: _Record | None) -> dict[str, _Record]:
     """The models of a record's table by label."""
     return {model["label"]: model for model in table["models"]} if table else {}
+
+
+def _measured(table: _Record | None, labels: Sequence[str]) -> list[Any]:
+    """What the models of some labels scored; it is the same if a run is repeated on its machine."""
+    models = _models(table)
+    return [models[label]["metrics"] if label in models else None for label in labels]
 
 
 def _definition(arm: Arm) -> tuple[str, dict[str, Any]]:
@@ -180,11 +188,11 @@ def _verdict(
     models = _models(joined)
     if not all(label in models for label in labels):
         return judged
-    both = {label: models[label] for label in labels}
-    if both == {label: _models(own).get(label) for label in labels}:
+    both = _measured(joined, labels)
+    if both == _measured(own, labels):
         return judged
     asked = ("table", "first", "against", "metric", "filter_seen", "margin", "min_events")
-    unchanged = both == {label: _models(earlier).get(label) for label in labels}
+    unchanged = both == _measured(earlier, labels)
     if former and unchanged and all(former.get(name) == judged[name] for name in asked):
         return former
     return judged_apart(claim, joined)

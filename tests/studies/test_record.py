@@ -275,6 +275,21 @@ def test_a_table_without_a_run_here_stays_as_recorded(make, joined, tmp_path):
     assert (judged(other)["second"], judged(other)["verdict"]) == ("published", "does not hold")
 
 
+def test_a_recorded_run_that_is_repeated_here_keeps_its_verdict(make, joined, tmp_path):
+    """The same ranks by another commit: the claim stays judged over pairs of users."""
+    claim = Claim("wide is better", "t", "wide", ("narrow",), metric="HR@10")
+    narrow, wide = hits(of=0.3, seed=0), hits(of=0.5, seed=1)
+    earlier = make({"narrow": [narrow], "wide": [wide]}, [claim])
+    (recorded,) = earlier["tables"][0]["models"][1]["runs"]
+    recorded["commit"] = "1234567"
+    shutil.rmtree(tmp_path / "narrow")
+    again = joined(earlier, {"wide": [wide]}, [claim])
+    assert again["claims"] == earlier["claims"]
+    assert again["tables"][0]["models"][1]["runs"] != [recorded]
+    shutil.rmtree(tmp_path / "wide")
+    assert not judged(joined(earlier, {"wide": [hits(of=0.6, seed=1)]}, [claim]))["paired"]
+
+
 def test_models_here_join_the_recorded_ones(joined):
     claim = Claim("wide is better", "t", "wide", ("narrow",), metric="HR@10")
     narrow, wide = hits(of=0.3, seed=0), hits(of=0.5, seed=1)

@@ -31,7 +31,7 @@ def define_overrides(help_string: str) -> None:
 
 
 def split_overrides(argv: list[str]) -> list[str]:
-    """The arguments with `--config.FIELD=seed=1` for `--config.seed=1`: one flag, for all fields.
+    """Rewrites each `--config.seed=1` as `--config.FIELD=seed=1`, one flag of absl for all fields.
 
     Like any flag of absl, an override may also be written `--config.seed 1`, and that of a bool
     `--config.model.gate` or `--noconfig.model.gate`.

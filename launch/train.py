@@ -62,8 +62,8 @@ flags.register_multi_flags_validator(
 )
 
 
-def meet() -> None:
-    """Waits for the run's other processes, if the flags speak of any."""
+def connect_processes() -> None:
+    """Connects this process with the run's others, if the flags name any."""
     address, numbers = _COORDINATOR.value, (_PROCESS_COUNT.value, _PROCESS_ID.value)
     if _DISTRIBUTED.value == "auto":
         if address is not None:
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         return
     workdir = Path(_WORKDIR.value)
     with Preemption(_GRACE.value) as preemption:
-        meet()
+        connect_processes()
         cache_compilations()
         with preemption.interruptible():
             run = Run.of(experiment, mesh=make_mesh(experiment.mesh))

@@ -3,8 +3,8 @@
 A field holds values of its type, within the limits that the type declares. A text stands for a
 value wherever a field is set: "3", "1e-3", "true", "none"; "all,none" or "[all,none]" for a list.
 
-A field's name is dotted ("training.seed"). An end of it ("seed") means the field if it is the end
-of no other field's name.
+A field's name is dotted ("training.seed"). A suffix of it ("seed") names the field if no other
+field's name ends in it.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from linseqrec.errors import UserError
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be: the message names the field and the values it takes."""
+    """An invalid configuration. The message names the field and the values that it takes."""
 
 
 class Limit(NamedTuple):

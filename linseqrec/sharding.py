@@ -126,8 +126,8 @@ def check_slots(mesh: Mesh | None, slots: int) -> None:
     parts = 1 if mesh is None else mesh.shape[SEQUENCE]
     if slots % parts:
         raise MeshError(
-            f"mesh.sequence={parts} does not divide rows of {slots} slots; set "
-            f"--config.data.length={-(-slots // parts) * parts}"
+            f"mesh.sequence={parts} does not divide rows of {slots} slots; set mesh.sequence to a "
+            f"divisor of {slots}, or train with --config.data.length={-(-slots // parts) * parts}"
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from linseqrec.benchmarks import measuring
 from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.pipeline import Plan, TrainingBatches, training_batches
+from linseqrec.data.pipeline import Plan, TrainingBatches
 from linseqrec.data.rows import cut_windows, pack
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import Split, leave_one_out
@@ -48,7 +48,7 @@ def rows(repeats: int, num_users: int = 6_000) -> Iterator[measuring.Row]:
     split = leave_one_out(dataset)
     epochs, counts = {}, {}
     for plan, length, batch_size in _PLANS:
-        batches = training_batches(
+        batches = TrainingBatches(
             dataset, split, plan=plan, length=length, batch_size=batch_size, seed=0
         )
         name = f"{plan}, T {length:,}, {batch_size} rows"

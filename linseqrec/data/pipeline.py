@@ -15,7 +15,7 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.rows import (
     Batch,
     Pieces,
-    cut_in_line,
+    cut_at_random,
     cut_windows,
     every_prefix,
     gather_rows,
@@ -26,6 +26,8 @@ from linseqrec.data.splits import Split
 
 Plan = Literal["packed", "windows", "prefixes"]
 Phase = Literal["fixed", "random"]
+# What the training loop reads ahead, so that the host makes a batch while the devices step.
+READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +48,11 @@ class _Epoch:
 
 
 class TrainingBatches(grain.MapDataset[Batch]):
-    """Training batches by step number, without end; call `training_batches` to make one.
+    """Batches of the training events of a split by step number, without end.
 
-    Each target occurs once in an epoch. Rows of padding fill the last batch of an epoch. Iterators
-    of `to_iter_dataset` save the step in `get_state` and restore it in `set_state`.
+    Each epoch has its own shuffle, and each target occurs once in it. Rows of padding fill the last
+    batch of an epoch. Iterators of `to_iter_dataset` save the step in `get_state` and restore it in
+    `set_state`.
 
     Attributes:
       length: T, slots in a row.
@@ -63,18 +66,82 @@ class TrainingBatches(grain.MapDataset[Batch]):
         self,
         dataset: Dataset,
         split: Split,
-        plan: Plan,
+        *,
+        plan: Plan = "packed",
         length: int,
-        stride: int | None,
-        phase: Phase,
         batch_size: int,
         seed: int,
-        process_index: int,
-        process_count: int,
-        request_times: bool,
-        renamed: float,
+        stride: int | None = None,
+        phase: Phase = "fixed",
+        process_index: int = 0,
+        process_count: int = 1,
+        request_times: bool = False,
+        renamed: float = 0.0,
     ):
+        """Cuts the training events of a split into rows.
+
+        Args:
+          dataset: The events.
+          split: A split of `dataset`; it says where each user's training events end.
+          plan: How training events become rows.
+            "packed": a row holds windows of several users. The loss equals the loss of "windows".
+            "windows": a row holds one window.
+            "prefixes": a row holds one target, predicted from up to T events before it at the last
+            slot. This is the training mode of the released RecGRELA.
+          length: T, slots in a row.
+          batch_size: Rows in a global batch.
+          seed: Seed of the shuffles, at least 0.
+          stride: Distance between windows (see `cut_windows`). None: disjoint windows.
+          phase: Where to cut a history that is longer than a row. "fixed": at the same events in
+            every epoch, counted from the last one. "random": at other events in each epoch (see
+            `cut_at_random`), so that the context of a target changes. Both have the same number of
+            steps in every epoch.
+          process_index: The slice of each global batch that this process reads, from 0.
+          process_count: Number of equal slices of a global batch, one per process.
+          request_times: Whether events carry request times (see `Events`).
+          renamed: Share of the rows in which other items, drawn anew for each row and step, stand
+            for the row's own. What is left to learn there is how the events of a row follow each
+            other.
+
+        Raises:
+          ValueError: An argument is out of range, the split is not of `dataset`, or no user has two
+            training events.
+        """
         super().__init__()
+        if plan not in ("packed", "windows", "prefixes"):
+            raise ValueError(f'plan is {plan!r}: it must be "packed", "windows" or "prefixes"')
+        if stride is not None and plan == "prefixes":
+            raise ValueError(
+                f'stride is {stride}, but plan "prefixes" makes a row of every prefix: set '
+                "stride=None"
+            )
+        if phase not in ("fixed", "random"):
+            raise ValueError(f'phase is {phase!r}: it must be "fixed" or "random"')
+        if phase == "random" and plan == "prefixes":
+            raise ValueError(
+                'phase is "random", but plan "prefixes" cuts no history: set phase="fixed"'
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}: it must be at least 0")
+        if not 0 <= process_index < process_count:
+            raise ValueError(
+                f"process_index is {process_index}: it must be at least 0 and below "
+                f"process_count={process_count}"
+            )
+        if batch_size % process_count:
+            raise ValueError(
+                f"batch_size is {batch_size}: it must be a multiple of the number of processes, "
+                f"{process_count}"
+            )
+        if not 0 <= renamed <= 1:
+            raise ValueError(f"renamed is {renamed}: it must be a share, from 0 to 1")
+        if len(split.train_end) != dataset.num_users:
+            raise ValueError(
+                f"the split has {len(split.train_end)} users, but the data set has "
+                f"{dataset.num_users}: make the split from this data set"
+            )
         starts, ends = np.asarray(dataset.offsets[:-1]), np.asarray(split.train_end)
         inputs = ends - starts - 1
         if not (inputs > 0).any():
@@ -176,8 +243,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         """The batches as a data set to iterate over, without threads by default.
 
         Grain's default reads 500 elements ahead with 16 threads. Here an element is a whole batch:
-        making one takes less time than passing it between threads. If the training step keeps the
-        host busy, `grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)` reads ahead.
+        making one takes less time than passing it between threads. Training reads `READ_AHEAD`.
         """
         if read_options is None:
             read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -202,7 +268,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
                 self._pieces, order.pieces, rows.firsts[order.rows], rows.counts[order.rows]
             )
         generator = np.random.default_rng((self._seed, number, 1))
-        pieces, counts = cut_in_line(starts, ends, self.length, self._stride, generator)
+        pieces, counts = cut_at_random(starts, ends, self.length, self._stride, generator)
         firsts = np.cumsum(counts) - counts
         if self._plan == "windows":
             # One row per piece. There is one piece less for each cut that falls between two users.
@@ -220,98 +286,3 @@ class TrainingBatches(grain.MapDataset[Batch]):
         return _Epoch(
             self._pieces.followed_by(pieces), members, firsts[row_order], counts[row_order]
         )
-
-
-def training_batches(
-    dataset: Dataset,
-    split: Split,
-    *,
-    plan: Plan = "packed",
-    length: int,
-    batch_size: int,
-    seed: int,
-    stride: int | None = None,
-    phase: Phase = "fixed",
-    process_index: int = 0,
-    process_count: int = 1,
-    request_times: bool = False,
-    renamed: float = 0.0,
-) -> TrainingBatches:
-    """Batches of the training events of a split; each epoch has its own shuffle.
-
-    Args:
-      dataset: The events.
-      split: A split of `dataset`; it says where each user's training events end.
-      plan: How training events become rows.
-        "packed": a row holds windows of several users. The loss equals the loss of "windows".
-        "windows": a row holds one window.
-        "prefixes": a row holds one target, predicted from up to T events before it at the last
-        slot. This is the training mode of the released RecGRELA.
-      length: T, slots in a row.
-      batch_size: Rows in a global batch.
-      seed: Seed of the shuffles, at least 0.
-      stride: Distance between windows (see `cut_windows`). None: disjoint windows.
-      phase: Where to cut a history that is longer than a row. "fixed": at the same events in every
-        epoch, counted from the last one. "random": at other events in each epoch (see
-        `cut_in_line`), so that the context of a target changes. Both have the same number of steps
-        in every epoch.
-      process_index: The slice of each global batch that this process reads, from 0.
-      process_count: Number of equal slices of a global batch, one per process.
-      request_times: Whether events carry request times (see `Events`).
-      renamed: Share of the rows in which other items, drawn anew for each row and step, stand for
-        the row's own. What is left to learn there is how the events of a row follow each other.
-
-    Returns:
-      The batches of steps 0, 1, 2, ... without end.
-
-    Raises:
-      ValueError: An argument is out of range, the split is not of `dataset`, or no user has two
-        training events.
-    """
-    if plan not in ("packed", "windows", "prefixes"):
-        raise ValueError(f'plan is {plan!r}: it must be "packed", "windows" or "prefixes"')
-    if stride is not None and plan == "prefixes":
-        raise ValueError(
-            f'stride is {stride}, but plan "prefixes" makes a row of every prefix: set stride=None'
-        )
-    if phase not in ("fixed", "random"):
-        raise ValueError(f'phase is {phase!r}: it must be "fixed" or "random"')
-    if phase == "random" and plan == "prefixes":
-        raise ValueError(
-            'phase is "random", but plan "prefixes" cuts no history: set phase="fixed"'
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}: it must be at least 0")
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index is {process_index}: it must be at least 0 and below "
-            f"process_count={process_count}"
-        )
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size is {batch_size}: it must be a multiple of the number of processes, "
-            f"{process_count}"
-        )
-    if not 0 <= renamed <= 1:
-        raise ValueError(f"renamed is {renamed}: it must be a share, from 0 to 1")
-    if len(split.train_end) != dataset.num_users:
-        raise ValueError(
-            f"the split has {len(split.train_end)} users, but the data set has "
-            f"{dataset.num_users}: make the split from this data set"
-        )
-    return TrainingBatches(
-        dataset,
-        split,
-        plan,
-        length,
-        stride,
-        phase,
-        batch_size,
-        seed,
-        process_index,
-        process_count,
-        request_times,
-        renamed,
-    )

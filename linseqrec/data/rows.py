@@ -91,7 +91,7 @@ def cut_windows(
     return Pieces(starts[users] + begin, (end - begin).astype(np.int32), skips.astype(np.int32))
 
 
-def cut_in_line(
+def cut_at_random(
     starts: np.ndarray,
     ends: np.ndarray,
     length: int,
@@ -182,8 +182,8 @@ _MAX_GROUPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Epoch:
-    """The shuffle of one epoch.
+class Shuffle:
+    """The order of rows and pieces in one epoch.
 
     Attributes:
       rows: int64 [R], the rows in their order in the epoch.
@@ -214,16 +214,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.firsts)
 
-    def shuffled(self, seed: int, epoch: int) -> Epoch:
+    def shuffled(self, seed: int, epoch: int) -> Shuffle:
         """The shuffle of one epoch; it depends on `seed` and `epoch` alone."""
         generator = np.random.default_rng((seed, epoch))
         rows = generator.permutation(len(self))
         if self.ranks is None:
-            return Epoch(rows, None)
+            return Shuffle(rows, None)
         pieces = generator.permutation(len(self.lengths))
         # The stable sort keeps the random order of pieces of equal length.
         longest_first = pieces[np.argsort(-self.lengths[pieces], kind="stable")]
-        return Epoch(rows, longest_first[self.ranks])
+        return Shuffle(rows, longest_first[self.ranks])
 
 
 def one_piece_a_row(lengths: np.ndarray) -> Rows:

@@ -32,7 +32,7 @@ class RELAState:
 
     Attributes:
       attention: Sums over the past: Σ k vᵀ [B, H, K, V] and Σ φ(k) [B, H, K], float32.
-      convolution: The last `kernel - 1` inputs of the local branch, [B, W - 1, D]; () without it.
+      convolution: The last 3 inputs of the local branch, [B, 3, D]; () without it.
       previous: The last event's X, [B, 1, D], for the next key of a `LookupRELA`; else ().
     """
 
@@ -55,8 +55,8 @@ class RELA(nnx.Module):
     gate g = σ(W_s x + b_s) first: g ⊙ o + (1 − g) ⊙ S.
 
     The released form sums the denominator over all N slots of a row. A past event therefore weighs
-    about 1/N, however short the history is, and o says how often something happened. The causal
-    form sums over the events up to m: o is a running mean, which says how large a share it had.
+    about 1/N, however short the history is, and o grows with the number of events that match q. The
+    causal form sums over the events up to m: o is a mean, and depends on their share instead.
     `denominator_events=N` (ours) gives the causal form the released denominator. It counts the
     N − m slots that the history has not filled yet, each with the features φ(0) = 1:
 
@@ -78,16 +78,17 @@ class RELA(nnx.Module):
         shortcut: bool = True,
         rotation: bool = True,
         value_projection: bool = False,
-        kernel: int = 4,
         denominator_events: int | None = None,
         epsilon: float = 1e-6,
         deviation: float | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args: `deviation` is that of fresh kernels (see `dense`)."""
+        """Args: `deviation` is that of fresh kernels (see `Dense`)."""
         self.width, self.heads, self.causal, self.epsilon = width, heads, causal, epsilon
-        self.unfilled = NoSlots() if denominator_events is None else Unfilled(denominator_events)
+        self.empty_slots = (
+            NoEmptySlots() if denominator_events is None else EmptySlots(denominator_events)
+        )
         self.rotate = rotary if rotation else _unrotated
         options: dict[str, Any] = dict(deviation=deviation, dtype=dtype, rngs=rngs)
         self.gate = OutputGate(width, width, **options) if gate else NoGate()
@@ -100,7 +101,7 @@ class RELA(nnx.Module):
             if selector == "convex"
             else (Sum() if shortcut else AttendedAlone())
         )
-        self.shortcut = ShortConvolution(width, kernel, rngs=rngs) if shortcut else NoConvolution()
+        self.shortcut = ShortConvolution(width, 4, rngs=rngs) if shortcut else NoConvolution()
 
     def initial_state(self, batch_size: int) -> RELAState:
         """The state before any event."""
@@ -145,7 +146,7 @@ class RELA(nnx.Module):
             denominator_key=key,
             causal=self.causal,
             segment_ids=segment_ids,
-            epsilon=self.epsilon * slots + self.unfilled(query, positions),
+            epsilon=self.epsilon * slots + self.empty_slots(query, positions),
             initial_state=past_or_none(state.attention),
         )
         attended = attended.reshape(x.shape)
@@ -310,7 +311,7 @@ class AttendedAlone(nnx.Module):
         return attended
 
 
-class Unfilled(nnx.Module):
+class EmptySlots(nnx.Module):
     """The released form's denominator over the slots that a history has not filled yet."""
 
     def __init__(self, events: int):
@@ -324,11 +325,11 @@ class Unfilled(nnx.Module):
         return unfilled[..., None] * jnp.sum(query, axis=-1, dtype=jnp.float32)
 
 
-class NoSlots(nnx.Module):
-    """Stands for `Unfilled` where the denominator counts the events so far."""
+class NoEmptySlots(nnx.Module):
+    """Stands for `EmptySlots` where the denominator counts the events so far."""
 
     def __call__(self, query: Float[Array, "B T H K"], positions: Int[Array, "B T"]) -> float:
-        """Nothing."""
+        """Returns 0."""
         del query, positions
         return 0.0
 

@@ -83,8 +83,8 @@ class RecGRELAConfig(ModelConfig):
       lookup: Whether the causal form's heads start as "what followed this item before" (ours, see
         `LookupRELA`), for logs in which people repeat themselves. It needs positions="none". One
         head of the full width finds single events best.
-      epsilon: Of the attention's denominator, and, `norm_epsilon`, of the layer norms.
-      norm_epsilon: See `epsilon`.
+      epsilon: Added to the attention's denominator.
+      norm_epsilon: Added to the variance in the layer norms.
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 

@@ -117,12 +117,15 @@ def results_block(table: Record, filter_seen: str, *, short: bool = False) -> st
         for metric in table["metrics"]
     }
     listed = ", ".join(f"{metric} {number(error)}" for metric, error in errors.items())
+    run = {model["label"] for model in table["models"]}
+    waiting = [label for label in table["missing"] if label not in run]
     return (
         f"{table['split'].capitalize()}, {table['targets']:,} targets, all {table['num_items']:,} "
         f"items ranked, seen items {escape(table['filters'][filter_seen])}, {table['ties']} ties:"
         f"\n\n{markdown_table(header, rows, text_columns=1)}\n\n"
         f"Standard errors over users, at most: {listed}."
         + (" ± is the standard deviation over seeds." if several else " One seed.")
+        + (f" Not run yet: {', '.join(waiting)}." if short and waiting else "")
     )
 
 

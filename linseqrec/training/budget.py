@@ -9,10 +9,10 @@ import dataclasses
 import time
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 
+from linseqrec.data.pipeline import READ_AHEAD
 from linseqrec.errors import FileError
 from linseqrec.files import read_json, write_json
 from linseqrec.training import distributed
@@ -100,8 +100,7 @@ def measure(run: Run, seconds: float) -> Costs:
     """
     begun = time.perf_counter()
     state = run.step.initial_state()
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    with contextlib.closing(iter(run.batches.to_iter_dataset(reading))) as batches:
+    with contextlib.closing(iter(run.batches.to_iter_dataset(READ_AHEAD))) as batches:
 
         def seconds_of(num_steps: int) -> float:
             nonlocal state

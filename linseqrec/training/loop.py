@@ -6,9 +6,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-import grain
-
 from linseqrec.config import TrainingConfig
+from linseqrec.data.pipeline import READ_AHEAD
 from linseqrec.data.requests import original_ids
 from linseqrec.errors import UserError
 from linseqrec.evaluation.result import SELECTION_METRIC
@@ -37,7 +36,7 @@ def train(
 ) -> tuple[TrainState, int]:
     """Trains a run to its end in `folder`, or goes on from its latest sound checkpoint there.
 
-    A run that was killed, however often, ends as one that never was: on a CPU bit for bit.
+    A killed run ends with the same result as an uninterrupted one; on a CPU, bit for bit.
     Validation selects the best checkpoint, by NDCG@10 under the first filter. The test split is not
     read here.
 
@@ -77,8 +76,7 @@ def train(
         )
         with preemption.interruptible():
             run = within_budget(run, folder, resumed=bool(checkpoints.steps()))
-        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        iterator = iter(run.batches.to_iter_dataset(reading))
+        iterator = iter(run.batches.to_iter_dataset(READ_AHEAD))
         if (restored := checkpoints.restore_latest(run.step.abstract_state)) is not None:
             state, progress = restored
             iterator.set_state(progress.iterator)

@@ -92,15 +92,15 @@ class PredictionLoss:
         negatives: Int[Array, "..."],
         rows: Int[Array, "U"] | None = None,
     ) -> Float[Array, ""]:
-        """The sum of weight x loss over the targets; divide by the weights' for the mean.
+        """The sum of weight x loss over the targets; divided by the sum of weights, their mean.
 
         Args:
           hidden: The model's output.
           table: The item vectors; on a mesh it may end in rows of padding.
           batch: The targets and their weights.
           negatives: What `draw` gave.
-          rows: Where the table holds a part of the catalogue only, the items of its rows: targets
-            and negatives are then numbers of rows.
+          rows: The item of each row, if the table holds a part of the catalogue; targets and
+            negatives are then row numbers. None: the table holds the whole catalogue.
         """
         arrays = (_at_targets(hidden, batch), table, batch.targets, batch.weights)
         if self.proposal is None:

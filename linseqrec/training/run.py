@@ -15,7 +15,7 @@ from jaxtyping import Array
 from linseqrec import sharding
 from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError
-from linseqrec.data.pipeline import TrainingBatches, training_batches
+from linseqrec.data.pipeline import TrainingBatches
 from linseqrec.data.source import Source, load_source
 from linseqrec.data.splits import item_counts
 from linseqrec.evaluation import queries
@@ -92,7 +92,7 @@ class Run:
         sharding.check_slots(mesh, length)
         if trains and source.dataset.card["time"]["order_only"]:
             _check_reads_no_time(experiment)
-        batches = training_batches(
+        batches = TrainingBatches(
             source.dataset,
             source.split,
             plan=data.plan,
@@ -222,7 +222,7 @@ def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
 def _check_reads_no_time(experiment: Experiment) -> None:
     """Refuses models that read times, of a log without times.
 
-    They would take the places of the events for seconds, and seem to need no time.
+    Such a log's timestamps only count the events, and the model would read them as seconds.
     """
     if experiment.data.request_time == "known":
         raise ConfigError(

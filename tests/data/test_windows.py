@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linseqrec.data.rows import cut_in_line, cut_windows, every_prefix
+from linseqrec.data.rows import cut_at_random, cut_windows, every_prefix
 
 
 def predictions(pieces):
@@ -79,7 +79,7 @@ long_users = st.integers(1, 9).flatmap(
 def test_random_cuts_predict_every_event_once_in_full_rows(case, seed):
     length, stride, counts = case
     starts, ends = bounds(counts)
-    pieces, pieces_in_row = cut_in_line(starts, ends, length, stride, np.random.default_rng(seed))
+    pieces, pieces_in_row = cut_at_random(starts, ends, length, stride, np.random.default_rng(seed))
     found = predictions(pieces)
     expected = [
         (start, target)
@@ -105,7 +105,7 @@ def test_random_cuts_predict_every_event_once_in_full_rows(case, seed):
 def test_random_cuts_of_a_single_user_differ_between_draws():
     cuts = set()
     for draw in range(100):
-        pieces, pieces_in_row = cut_in_line(
+        pieces, pieces_in_row = cut_at_random(
             np.array([5]), np.array([26]), 6, None, np.random.default_rng(draw)
         )
         cuts.add(tuple(sorted(pieces.starts)))
@@ -122,7 +122,7 @@ def test_random_cuts_are_uniform_and_independent_between_users():
     phases = np.zeros((draws, 2), int)
     for draw in range(draws):
         generator = np.random.default_rng((7, draw))
-        pieces, _ = cut_in_line(starts, ends, length, None, generator)
+        pieces, _ = cut_at_random(starts, ends, length, None, generator)
         for user in range(2):
             # The user at the first cut of the circle may be cut once more there.
             inside = (pieces.starts > starts[user]) & (pieces.starts < ends[user])

@@ -108,6 +108,13 @@ def test_a_page_says_what_was_measured_and_what_was_not():
     assert "| b is better | open: not run | | |" in page
 
 
+def test_a_short_table_names_the_models_that_were_not_run():
+    table = copy.deepcopy(RECORD["tables"][0])
+    table["missing"] = {"a|b": [2], "b": [0, 1], "c": [0]}
+    assert results_block(table, "none", short=True).endswith(" Not run yet: b, c.")
+    assert "Not run yet" not in results_block(table, "none")
+
+
 def test_a_figure_has_the_best_model_on_top_and_the_best_baseline():
     table = copy.deepcopy(RECORD["tables"][0])
     other = copy.deepcopy(table["models"][0])

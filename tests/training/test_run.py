@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.pipeline import training_batches
+from linseqrec.data.pipeline import TrainingBatches
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.evaluation import queries
@@ -110,7 +110,7 @@ def test_whole_histories_are_read_whole(make_run, experiment, source):
 )
 def test_rows_are_made_as_the_configuration_says(make_run, experiment, source, options):
     run = make_run(experiment, data={"length": 6, **options})
-    expected = training_batches(
+    expected = TrainingBatches(
         source.dataset, source.split, length=6, batch_size=8, seed=0, **options
     )
     assert run.batches.steps_per_epoch == expected.steps_per_epoch

@@ -21,12 +21,12 @@ _BLOCK = re.compile(
     r"(<!-- study ([^>]*) -->\n)((?:(?!<!-- study).)*?)(<!-- end of study -->)", re.DOTALL
 )
 _HOW = (
-    "A claim holds, or does not hold, by two standard errors; with few seeds by more, as Student's "
-    "t says. ± is the standard error over users, then that over seeds. A single seed has none, so "
-    "that its verdict is about users only. A difference is the first mean minus the second; with a "
-    "margin, minus the second times one plus the margin. It is not paired where the runs are of "
-    "several machines: their users count as different ones. Counting is the best baseline that "
-    "counts."
+    'A claim that ends in "(MODEL)" is that of its paper; the others are ours. A claim holds, or '
+    "does not hold, by two standard errors; with few seeds by more, as Student's t says. ± is the "
+    "standard error over users, then that over seeds, which a single seed does not have. A "
+    "difference is the first mean minus the second; with a margin, minus the second times one plus "
+    "the margin. It is not paired where the runs are of several machines: their users count as "
+    "different ones. Counting is the best baseline that counts."
 )
 
 
@@ -150,7 +150,7 @@ def judged_claims(records: Sequence[Record]) -> str:
         record["name"]: sum(1 for claim in record["claims"] if _waits(claim)) for record in records
     }
     listed = ", ".join(f"{count} of {_link(name)}" for name, count in left.items() if count)
-    waiting = f"\n\nClaims that wait for runs: {listed}." if listed else ""
+    waiting = f" Claims that wait for runs: {listed}." if listed else ""
     return f"{_claims(records, judged=True)}\n\n{_HOW}{waiting}"
 
 
@@ -298,14 +298,22 @@ def cost_table(cost: Record) -> str:
     """How the cost of encoding a history grows with its length, by model."""
     rows = [row for row in cost["suites"]["models"] if row["case"].startswith("forward, by length")]
     columns = list(dict.fromkeys(name for row in rows for name in row["extra"]))
+    # SASRec and HSTU, which the others are compared with, have an exponent alone.
+    references = [row for row in rows if len(row["extra"]) == 1]
+    exponents = ", ".join(
+        f"{row['variant']} {_cost(row['extra'][columns[0]])}" for row in references
+    )
     cells = [
         [row["variant"], *(_cost(row["extra"].get(column, "")) for column in columns)]
         for row in rows
+        if row not in references
     ]
     devices = ", ".join(dict.fromkeys(cost["devices"]))
     return (
         f"Forward, random histories of 100 to 12,000 events, width 64, four blocks; {devices}, "
-        f"{cost['processor']}, one core:\n\n{markdown_table(['', *columns], cells, text_columns=1)}"
+        f"{cost['processor']}, one core. An exponent of 1 is linear, 2 quadratic; {exponents}. "
+        "[All times](docs/cost.md):\n\n"
+        f"{markdown_table(['', *columns], cells, text_columns=1)}"
     )
 
 

@@ -14,6 +14,7 @@ from linseqrec.studies.pages import (
     analysis_folder,
     has_figure,
     number,
+    results_block,
     to_figure,
     to_page,
     with_blocks,

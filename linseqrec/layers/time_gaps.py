@@ -237,6 +237,10 @@ def initial_log_horizon(heads: int, *, rngs: nnx.Rngs) -> Float[Array, "H"]:
     return jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high)
 
 
+# j runs over so many waves.
+_WAVES = 8
+
+
 class GapFeatures(nnx.Module):
     """φ = W_φ [sin(ω_j u), 1 − cos(ω_j u)],  u = log(1 + Δ),  ω_j = 2^j π / log(1 + 3650).
 
@@ -244,15 +248,13 @@ class GapFeatures(nnx.Module):
     hours. φ(0) = 0: without gaps nothing is added anywhere. Ours.
     """
 
-    def __init__(
-        self, features: int, *, waves: int = 8, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
-        self.waves, self.dtype = waves, dtype
-        self.projection = Dense(2 * waves, features, bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, features: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.projection = Dense(2 * _WAVES, features, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, gaps: Float[Array, "B T"]) -> Float[Array, "B T F"]:
         """The features of gaps in days."""
-        rates = 2.0 ** jnp.arange(self.waves) * (math.pi / math.log1p(MOST_DAYS))
+        rates = 2.0 ** jnp.arange(_WAVES) * (math.pi / math.log1p(MOST_DAYS))
         angles = jnp.log1p(gaps)[..., None] * rates
         features = jnp.concatenate([jnp.sin(angles), 1 - jnp.cos(angles)], axis=-1)
         return self.projection(features.astype(self.dtype))

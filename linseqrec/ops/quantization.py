@@ -104,10 +104,8 @@ def straight_through(
     return x + jax.lax.stop_gradient(replacement - x)
 
 
-def quantization_loss(
-    quantized: Quantization, real: Bool[Array, "..."], *, commitment: float = 0.25
-) -> Float[Array, ""]:
-    """Σ_l (‖sg(res_{l−1}) − C_l[c_l]‖² + commitment · ‖res_{l−1} − sg(C_l[c_l])‖²) / D.
+def quantization_loss(quantized: Quantization, real: Bool[Array, "..."]) -> Float[Array, ""]:
+    """Σ_l (‖sg(res_{l−1}) − C_l[c_l]‖² + ¼ ‖res_{l−1} − sg(C_l[c_l])‖²) / D.
 
     The first term draws the codes to what they stand for, the second what they stand for to the
     codes. Source: VQ-VAE (arXiv 1711.00937), once a level. A mean over the features, as losses of
@@ -117,7 +115,6 @@ def quantization_loss(
     Args:
       quantized: The quantisation of [...] vectors.
       real: [...], which of them count.
-      commitment: Weight of the second term.
 
     Returns:
       The mean over the vectors that count, float32; 0 where none does.
@@ -126,7 +123,7 @@ def quantization_loss(
     square = lambda missed: jnp.sum(jnp.mean(jnp.square(missed), axis=-1), axis=-1)  # noqa: E731
     codebook = square(jax.lax.stop_gradient(residuals) - retrieved)
     commit = square(residuals - jax.lax.stop_gradient(retrieved))
-    return masked_mean(codebook + commitment * commit, real)
+    return masked_mean(codebook + 0.25 * commit, real)
 
 
 def relative_error(quantized: Quantization) -> Float[Array, "..."]:

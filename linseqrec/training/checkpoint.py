@@ -152,7 +152,7 @@ class Checkpoints:
         """
         self._preservation = _Preservation()
         if not read_only:
-            distributed.on_first(lambda: checkpoint_digests.put_back(folder))
+            distributed.on_first(lambda: checkpoint_digests.restore_replaced(folder))
         self._folder, self._read_only = folder, read_only
         self._shapes = {name: list(shape) for name, shape in (shapes or {}).items()}
         self._manager = self._open(
@@ -231,7 +231,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._steps():
             # A preemption saved this step before its validation.
-            distributed.on_first(lambda: checkpoint_digests.set_aside(self._folder, step))
+            distributed.on_first(lambda: checkpoint_digests.move_to_replaced(self._folder, step))
             self._manager.reload()
         self._guard(
             lambda: self._manager.save(
@@ -290,7 +290,7 @@ class Checkpoints:
         except Exception as error:
             self._failed = True
             if distributed.is_first():
-                checkpoint_digests.put_back(self._folder)
+                checkpoint_digests.restore_replaced(self._folder)
             self._manager.reload()
             sound = [other for other in self._steps() if not self.faults(other)]
             raise CheckpointError(
@@ -344,13 +344,13 @@ class Checkpoints:
                         raise
                     faults = [_first_line(error)]
                 else:
-                    self._set_aside(list(damaged))
+                    self._move_damaged(list(damaged))
                     return restored
             damaged[step] = f"checkpoint {step} is damaged: {'; '.join(faults[:3])}"
             print(damaged[step], file=sys.stderr, flush=True)
         if distributed.on_first(functools.partial(self._was_killed_in_its_first_save, damaged)):
             print("the run begins anew: it was killed in its first save", file=sys.stderr)
-            self._set_aside(list(damaged))
+            self._move_damaged(list(damaged))
             return None
         if damaged:
             # The damaged checkpoints stay in place: otherwise the next start would train from the
@@ -366,7 +366,7 @@ class Checkpoints:
         sealed = checkpoint_digests.ever_sealed(self._folder)
         return len(damaged) == 1 and not sealed and not self._read_only
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def _move_damaged(self, steps: list[int]) -> None:
         """Moves damaged checkpoints to another folder, so that the run can save their steps."""
         if steps and not self._read_only:
             for step in steps:

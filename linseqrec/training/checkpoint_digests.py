@@ -79,7 +79,7 @@ def faults(folder: Path, step: int) -> list[str]:
 
 
 # ---------------------------------------------------------------- a checkpoint that is saved again
-def set_aside(folder: Path, step: int) -> None:
+def move_to_replaced(folder: Path, step: int) -> None:
     """Moves a checkpoint to `replaced/`, so that another of the same step can be saved.
 
     Args:
@@ -92,7 +92,7 @@ def set_aside(folder: Path, step: int) -> None:
         os.replace(path, folder / REPLACED / path.name)
 
 
-def put_back(folder: Path) -> None:
+def restore_replaced(folder: Path) -> None:
     """Puts a checkpoint in `replaced/` back if it has no sound successor, or else deletes it.
 
     A kill at any moment, in this function too, leaves what the next call needs.

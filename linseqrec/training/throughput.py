@@ -174,15 +174,11 @@ class StepQueue:
     a device busy while the host reads a batch.
     """
 
-    _MAX_STEPS = 8
+    # The work that may be unfinished; a step that takes longer is waited for.
+    _SECONDS, _MAX_STEPS = 1.0, 8
 
-    def __init__(self, seconds: float = 1.0):
-        """Makes an empty queue.
-
-        Args:
-          seconds: The work that may be unfinished. A step that takes longer is waited for.
-        """
-        self._seconds = seconds
+    def __init__(self) -> None:
+        """Makes an empty queue."""
         self._outputs: collections.deque[Any] = collections.deque()
         self._num_allowed = 0
         self._finished_at = time.perf_counter()
@@ -199,7 +195,7 @@ class StepQueue:
             # While the device is busy, a step's time lies between the ends of two steps.
             now = time.perf_counter()
             step_seconds = max(now - self._finished_at, 1e-6)
-            self._num_allowed = min(int(self._seconds / step_seconds), self._MAX_STEPS)
+            self._num_allowed = min(int(self._SECONDS / step_seconds), self._MAX_STEPS)
             self._finished_at = now
 
 

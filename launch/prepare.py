@@ -36,8 +36,8 @@ _FORMAT = flags.DEFINE_enum(
 _COLUMNS = flags.DEFINE_list(
     "columns",
     [],
-    "Column of each role: user=..,item=..,timestamp=..,rating=..,fold=... A column is a name, or "
-    "a position from 0 in a file without header.",
+    "Column of each role: user=..,item=..,timestamp=..,rating=..,behaviour=..,fold=... A column "
+    "is a name, or a position from 0 in a file without header.",
 )
 _TIME_UNIT = flags.DEFINE_enum(
     "time_unit",
@@ -60,6 +60,9 @@ _TIME_RANGE = flags.DEFINE_list(
     "time_range", [], "FIRST,END: keep events with FIRST <= time < END, in seconds."
 )
 _MIN_RATING = flags.DEFINE_float("min_rating", None, "Keep events with at least this rating.")
+_BEHAVIOURS = flags.DEFINE_list(
+    "behaviours", [], "Keep events with one of these behaviours, such as buy,cart."
+)
 _USER_CORE = flags.DEFINE_integer(
     "user_core",
     1,
@@ -150,6 +153,7 @@ def main(argv: list[str]) -> None:
         drop_missing=_DROP_MISSING.value,
         time_range=_time_range(),
         min_rating=_MIN_RATING.value,
+        behaviours=_BEHAVIOURS.value,
         duplicates=_DUPLICATES.value,
         user_core=_USER_CORE.value,
         item_core=_ITEM_CORE.value,

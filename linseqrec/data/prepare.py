@@ -1,7 +1,7 @@
 """`prepare` turns a raw log into a dataset folder: check, encode, filter, sort, number, write."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +28,7 @@ def prepare(
     drop_missing: bool = False,
     time_range: tuple[float, float] | None = None,
     min_rating: float | None = None,
+    behaviours: Sequence[str] = (),
     duplicates: str = "keep",
     user_core: int = 1,
     item_core: int = 1,
@@ -36,10 +37,10 @@ def prepare(
     """Writes a dataset folder from a log, and returns the data set.
 
     `prepare` applies the filters in this order: `drop_missing`, `time_range`, `min_rating`,
-    `duplicates`, the cores. It then numbers users and items: shorter ids first, then by text, so
-    that ids that are numbers sort by value. It sorts each user's events by time, and events of
-    equal time in the order of the log. Only the filters drop events. The card counts users, items
-    and events before and after each filter.
+    `behaviours`, `duplicates`, the cores. It then numbers users and items: shorter ids first, then
+    by text, so that ids that are numbers sort by value. It sorts each user's events by time, and
+    events of equal time in the order of the log. Only the filters drop events. The card counts
+    users, items and events before and after each filter.
 
     Args:
       log: A log file, plain or gzip, in one of `readers.FORMATS`, or a folder of Parquet files. Or
@@ -47,9 +48,9 @@ def prepare(
         (see `readers.read_frame`).
       folder: The dataset folder to write. It must not exist, or must be empty.
       format: The file's format, a key of `readers.FORMATS`. None: detected from the file.
-      columns: The column of each role: user, item, timestamp, rating, fold. A column is a name, or
-        a position from 0 in a file without header. A `fold` column holds train, validation or
-        test.
+      columns: The column of each role: user, item, timestamp, rating, behaviour, fold. A column is
+        a name, or a position from 0 in a file without header. A `behaviour` column says what the
+        user did, such as pv or buy. A `fold` column holds train, validation or test.
       time_unit: "s", "ms", "us", "ns", "iso" (text), or "order" if the log has no times and its
         lines are in time order. None: the unit of the format, or detected from the values. Numbers
         that look like something else than times are then refused. Times become whole seconds after
@@ -59,6 +60,7 @@ def prepare(
       drop_missing: Drop events without a user id or without an item id.
       time_range: Keep events with time_range[0] <= time < time_range[1], in seconds.
       min_rating: Keep events with at least this rating.
+      behaviours: Keep events with one of these behaviours; none keeps all.
       duplicates: What to do with events equal in user, item and time: "keep" all of them, keep
         only the "first" or "last" in the order of the log, or "error" to refuse the log.
       user_core: Smallest number of events of a user; 1 drops no user. `prepare` applies it with
@@ -77,7 +79,15 @@ def prepare(
       DatasetError: The folder is not empty.
       ValueError: An argument is out of range, or does not apply to this log.
     """
-    choices = _FilterChoices(drop_missing, time_range, min_rating, duplicates, user_core, item_core)
+    choices = _FilterChoices(
+        drop_missing,
+        time_range,
+        min_rating,
+        tuple(behaviours),
+        duplicates,
+        user_core,
+        item_core,
+    )
     _check_arguments(choices)
     check_free(folder)
     if isinstance(log, str | Path):
@@ -127,6 +137,7 @@ class _FilterChoices:
     drop_missing: bool
     time_range: tuple[float, float] | None
     min_rating: float | None
+    behaviours: tuple[str, ...]
     duplicates: str
     user_core: int
     item_core: int
@@ -145,7 +156,9 @@ def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series
     unit = checks.check_values(
         log, log.frame if in_range is None else log.frame.filter(in_range), rated=rated
     )
-    frame, ids = _encode(log, rated=rated)
+    if choices.behaviours:
+        _check_behaviours(log, choices.behaviours)
+    frame, ids = _encode(log, rated=rated, behaviours=bool(choices.behaviours))
     counts = filters.count(frame)
     read = read or counts
     if counts["events"] == 0:
@@ -214,6 +227,12 @@ def _check_choices(log: Log, choices: _FilterChoices) -> None:
             f"min_rating={choices.min_rating:g} needs a rating column. Name it: "
             "--columns=rating=COLUMN.",
         )
+    if choices.behaviours and "behaviour" not in log.columns:
+        raise log.error(
+            None,
+            f"behaviours={','.join(choices.behaviours)} needs a column of behaviours. Name it: "
+            "--columns=behaviour=COLUMN.",
+        )
     if log.time_unit == "order" and (choices.time_range or choices.duplicates != "keep"):
         raise log.error(
             None, "the log has no times, which time_range and duplicates need. Leave both out."
@@ -226,6 +245,21 @@ def _check_choices(log: Log, choices: _FilterChoices) -> None:
         )
 
 
+def _check_behaviours(log: Log, behaviours: Sequence[str]) -> None:
+    """Raises `LogError` if no event has one of the behaviours; lists those that there are."""
+    column = nw.col("behaviour")
+    counts = filters.collect(
+        log.frame.filter(~column.is_null()).group_by("behaviour").agg(nw.len().alias("events"))
+    ).sort("events", "behaviour", descending=[True, False])
+    known = counts["behaviour"].to_list()
+    unknown = [name for name in behaviours if name not in known]
+    if unknown:
+        listed = ", ".join(known[:10]) + (", ..." if known[10:] else "")
+        raise log.error(
+            None, f"no event has the behaviour {', '.join(unknown)}. Behaviours: {listed}."
+        )
+
+
 def _in_time_range(log: Log, time_range: tuple[float, float] | None) -> nw.Expr | None:
     """True in the time range, and at times that are not numbers: `check_values` refuses these."""
     if time_range is None:
@@ -235,7 +269,9 @@ def _in_time_range(log: Log, time_range: tuple[float, float] | None) -> nw.Expr 
     return in_range | time.is_null() | ~time.is_finite()
 
 
-def _encode(log: Log, *, rated: bool) -> tuple[nw.LazyFrame[Any], dict[str, pl.Series]]:
+def _encode(
+    log: Log, *, rated: bool, behaviours: bool
+) -> tuple[nw.LazyFrame[Any], dict[str, pl.Series]]:
     """The log with codes in place of ids and fold names, and the ids of each role by code."""
     tables, ids = {}, {}
     for role in ("user", "item"):
@@ -247,6 +283,8 @@ def _encode(log: Log, *, rated: bool) -> tuple[nw.LazyFrame[Any], dict[str, pl.S
         columns.append(nw.col("timestamp"))
     if rated:
         columns.append(nw.col("rating"))
+    if behaviours:
+        columns.append(nw.col("behaviour"))
     if "fold" in log.columns:
         fold = nw.col("fold")
         code = (
@@ -271,6 +309,10 @@ def _filter_steps(
         steps.append(
             (f"rating >= {choices.min_rating:g}", lambda frame: frame.filter(rated_enough))
         )
+    if choices.behaviours:
+        kept = nw.col("behaviour").is_in(list(choices.behaviours))
+        name = f"behaviour {' or '.join(choices.behaviours)}"
+        steps.append((name, lambda frame: frame.filter(kept)))
     if choices.duplicates != "keep":
         name = f"{choices.duplicates} of events equal in user, item and time"
         steps.append((name, lambda frame: _without_duplicates(log, frame, choices.duplicates)))

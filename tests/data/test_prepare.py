@@ -208,6 +208,34 @@ def test_the_card_counts_events_before_and_after_each_filter(tmp_path):
     assert histories(dataset) == {"1": [("1", 100), ("2", 101)], "2": [("1", 102), ("2", 104)]}
 
 
+def test_behaviours_choose_events(tmp_path):
+    """Of formats with such a column, and of one that the caller names: text, JSON and frames."""
+    taobao = tmp_path / "UserBehavior.csv"
+    rows = [(1, 7, 3, "pv", 90), (1, 8, 3, "buy", 91), (2, 8, 3, "cart", 92), (2, 9, 3, "buy", 93)]
+    taobao.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    bought = {"1": [("8", 91)], "2": [("9", 93)]}
+    dataset = prepare(taobao, tmp_path / "bought", behaviours=["buy"])
+    assert histories(dataset) == bought
+    (step,) = dataset.card["filters"]
+    assert (step["filter"], step["after"]["events"]) == ("behaviour buy", 2)
+    both = prepare(taobao, tmp_path / "both", behaviours=["buy", "cart"])
+    assert histories(both) == bought | {"2": [("8", 92), ("9", 93)]}
+    assert prepare(taobao, tmp_path / "all").num_events == 4
+    columns = ["user", "item", "at", "done"]
+    frame = pl.DataFrame(
+        [(user, item, time, int(kind == "buy")) for user, item, _, kind, time in rows],
+        schema=columns,
+        orient="row",
+    )
+    frame.write_ndjson(tmp_path / "log.json")
+    frame.write_parquet(tmp_path / "log.parquet")
+    for log in (frame, tmp_path / "log.json", tmp_path / "log.parquet"):
+        folder = tmp_path / f"of {getattr(log, 'suffix', 'frame')}"
+        roles = {"timestamp": "at", "behaviour": "done"}
+        dataset = prepare(log, folder, columns=roles, time_unit="s", behaviours=["1"])
+        assert histories(dataset) == bought
+
+
 def test_first_and_last_keep_different_duplicates(tmp_path):
     """The fold of the event, and its place among events of equal time, tell which one stays."""
     rows = [(1, 5, 10, "train"), (1, 6, 10, "train"), (1, 5, 10, "test")]
@@ -424,6 +452,18 @@ BAD_LOGS = {
         "line 2: the line is not a JSON object: NaN is not JSON",
     ),
     "json scalar": ("a.json", EVENT + "5\n", {}, "line 2: the line is not a JSON object"),
+    "no column of behaviours": (
+        "log.csv",
+        "user,item,timestamp\nu,i,1\n",
+        {"behaviours": ["buy"]},
+        "behaviours=buy needs a column of behaviours. Name it: --columns=behaviour=COLUMN",
+    ),
+    "no event with such a behaviour": (
+        "UserBehavior.csv",
+        "1,2,3,pv,9\n1,3,3,cart,10\n1,4,3,pv,11\n",
+        {"behaviours": ["pv", "purchase"]},
+        "no event has the behaviour purchase. Behaviours: pv, cart",
+    ),
     "no rating column": (
         "a.csv",
         GOOD,

@@ -62,13 +62,12 @@ def assert_same(log, tmp_path, session, **arguments):
 def test_text_with_every_filter_gives_the_same_data_set(session, tmp_path):
     """The log has several blocks, quotes, Windows line ends, dates, ties and distant duplicates."""
     rng = np.random.default_rng(0)
-    lines = ['who,"what",when,stars,part']
-    for _ in range(90):
+    lines = ['who,"what",when,stars,part,did']
+    for _ in range(130):
         user, item, second = rng.integers(9), rng.integers(12), rng.integers(5)
         part = ("train", "validation", "test")[second % 3]
-        lines.append(
-            f'u{user},"i,{item}",2020-03-08T02:30:0{second}.25Z,{rng.integers(1, 6)},{part}'
-        )
+        rest = f"{rng.integers(1, 6)},{part},{rng.choice(['see', 'buy', 'like'])}"
+        lines.append(f'u{user},"i,{item}",2020-03-08T02:30:0{second}.25Z,{rest}')
     log = tmp_path / "a [log].csv"
     log.write_bytes("\r\n".join([*lines, ""]).encode())
     dataset = assert_same(
@@ -81,18 +80,20 @@ def test_text_with_every_filter_gives_the_same_data_set(session, tmp_path):
             "item": "what",
             "timestamp": "when",
             "rating": "stars",
+            "behaviour": "did",
             "fold": "part",
         },
         time_unit="iso",
         time_range=(1583634601, 1583634605),
         min_rating=2,
+        behaviours=["see", "buy"],
         duplicates="last",
         user_core=3,
         item_core=4,
     )
     # Each filter drops events, and users have ties.
     steps = dataset.card["filters"]
-    assert len(steps) == 4
+    assert len(steps) == 5
     assert all(step["before"]["events"] > step["after"]["events"] for step in steps)
     assert dataset.card["ties"]["events"] > 10
 

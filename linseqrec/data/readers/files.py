@@ -30,8 +30,8 @@ def read_file(
     Args:
       path: The file, or a folder of Parquet files, read in the order of their names.
       format: A key of `FORMATS`. None: detected from the file.
-      columns: The column of each role (user, item, timestamp, rating, fold): a name, or a position
-        from 0 in a file without header. It overrides the column of the format.
+      columns: The column of each role (user, item, timestamp, rating, behaviour, fold): a name, or
+        a position from 0 in a file without header. It overrides the column of the format.
       time_unit: A key of `TIME_UNITS`. It overrides the unit of the format.
       separator: The text between two fields of a CSV file: one ASCII character, possibly repeated.
         None: detected from the first line.

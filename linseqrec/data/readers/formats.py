@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-ROLES = ("user", "item", "timestamp", "rating", "fold", "row")
+ROLES = ("user", "item", "timestamp", "rating", "behaviour", "fold", "row")
 
 # Ticks per second of each time unit: seconds to nanoseconds since an epoch; "iso",
 # ISO 8601 text, which readers convert to microseconds; "order", a log without times, whose lines
@@ -129,7 +129,7 @@ _ALL = (
     Format(
         "taobao",
         "Taobao UserBehavior.csv: user,item,category,behaviour,seconds",
-        columns=_by_position("user", "item", None, None, "timestamp"),
+        columns=_by_position("user", "item", None, "behaviour", "timestamp"),
         num_fields=5,
     ),
     Format(
@@ -163,6 +163,7 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "item": ("item", "item_id", "itemid", "iid", "movieid", "video_id", "parent_asin", "asin"),
     "timestamp": ("timestamp", "time", "ts", "time_ms", "unixreviewtime", "datetime", "date"),
     "rating": ("rating", "overall", "stars"),
+    "behaviour": (),
     "fold": (),  # the caller must name the column: a split is never used unasked
     "row": (),
 }

@@ -86,7 +86,7 @@ def read_frame(
             )
         elif dtype.is_integer():
             values["timestamp"] = times.whole_microseconds(time)
-    types = {"rating": nw.Float64(), "fold": nw.String()}
+    types = {"rating": nw.Float64(), "behaviour": nw.String(), "fold": nw.String()}
     if not is_text:
         types["timestamp"] = nw.Float64()
     values = {

@@ -23,8 +23,8 @@ class Log:
     Attributes:
       frame: Columns `row` (int64, from 0), `user` and `item` (text), and `timestamp` (float64, in
         `time_unit`) with `WRITTEN`, its value in the log; not in a log with time unit "order". If
-        the log has them, also `rating` (float64) and `fold` (text). A value that the reader cannot
-        parse is null.
+        the log has them, also `rating` (float64), `behaviour` and `fold` (text). A value that the
+        reader cannot parse is null.
       where: The file name, or a name for the frame; for error messages and the card.
       format: The name of the format, or "frame".
       columns: The column of the log for each role.

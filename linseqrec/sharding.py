@@ -23,22 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 from linseqrec.config_fields import Config
 from linseqrec.errors import UserError
 
-# They split the rows of a batch, the slots of a row, and the rows of the item table, in this order
-# (see `linseqrec.sharding`).
+# The mesh's axes: they split the rows of a batch, the slots of a row, the rows of the item table.
 DATA, SEQUENCE, MODEL = "data", "sequence", "model"
-
-
-def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """A context for calls of a model. Inside, `time_is_split` knows the mesh."""
-    if mesh is None:
-        return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-
-
-def time_is_split() -> bool:
-    """Whether the mesh of the current `while_tracing` splits the slots of a row over devices."""
-    return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1) > 1
-
 
 Tree = TypeVar("Tree")
 
@@ -113,6 +99,18 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
     )
 
 
+def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """A context for calls of a model. Inside, `time_is_split` knows the mesh."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def time_is_split() -> bool:
+    """Whether the mesh of the current `while_tracing` splits the slots of a row over devices."""
+    return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1) > 1
+
+
 def check_slots(mesh: Mesh | None, slots: int) -> None:
     """Raises an error if the mesh's `sequence` axis does not divide the slots of a row evenly.
 
@@ -131,28 +129,27 @@ def check_slots(mesh: Mesh | None, slots: int) -> None:
         )
 
 
-def check_rows(mesh: Mesh | None, rows: int, parts: int) -> None:
+def check_rows(mesh: Mesh | None, rows: int, accumulation_steps: int) -> None:
     """Raises an error if the mesh does not divide the rows of a batch evenly.
 
     Args:
       mesh: The mesh; None for one device.
       rows: Number of rows of a batch of the whole run.
-      parts: Number of parts of a batch, which the run reads one after the other for gradient
-        accumulation.
+      accumulation_steps: Number of microbatches, which the run reads one after the other.
 
     Raises:
-      MeshError: The devices would get different numbers of rows of a part.
+      MeshError: The devices would get different numbers of rows of a microbatch.
     """
     if mesh is None:
         return
-    data, multiple = mesh.shape[DATA], parts * mesh.shape[DATA]
+    data, multiple = mesh.shape[DATA], accumulation_steps * mesh.shape[DATA]
     if rows % multiple:
-        # The largest `data` that divides both the devices and the rows of a part; it may be 1.
+        # The largest `data` that divides the devices and the rows of a microbatch; it may be 1.
         devices = mesh.size // mesh.shape[SEQUENCE]
-        smaller_data = math.gcd(devices, rows // parts)
+        smaller_data = math.gcd(devices, rows // accumulation_steps)
         raise MeshError(
             f"data.batch_size is {rows}: it must be a multiple of {multiple} "
-            f"(mesh.data={data} x training.accumulation_steps={parts}); set "
+            f"(mesh.data={data} x training.accumulation_steps={accumulation_steps}); set "
             f"--config.data.batch_size={-(-rows // multiple) * multiple}, or keep the batch size "
             f"and split the item table too: --config.mesh.data={smaller_data} "
             f"--config.mesh.model={devices // smaller_data}"
@@ -160,7 +157,7 @@ def check_rows(mesh: Mesh | None, rows: int, parts: int) -> None:
 
 
 @functools.lru_cache
-def rows_read(mesh: Mesh | None) -> tuple[int, int]:
+def process_slice(mesh: Mesh | None) -> tuple[int, int]:
     """The slice of each batch that this process reads: its index, and the number of slices.
 
     Raises:
@@ -280,7 +277,7 @@ def place_batch(tree: Tree, mesh: Mesh) -> Tree:
       tree: Arrays [rows, slots, ...] with this process's rows, the slice of `rows_read`.
       mesh: The mesh.
     """
-    return _place_slice(tree, mesh, *rows_read(mesh))
+    return _place_slice(tree, mesh, *process_slice(mesh))
 
 
 def place_whole_batch(tree: Tree, mesh: Mesh) -> Tree:

@@ -16,7 +16,6 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError
 from linseqrec.events import Events
 from linseqrec.models.base import SequenceModel
-from linseqrec.sharding import while_tracing
 
 
 def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
@@ -103,7 +102,7 @@ class FunctionalModel:
         """The compiled model, `(variables, events) -> hidden [B, T, D]`, without dropout."""
 
         def encode(variables: nnx.State, events: Events) -> Array:
-            with while_tracing(self.mesh):
+            with sharding.while_tracing(self.mesh):
                 return self.merge(variables)(events).hidden
 
         if (mesh := self.mesh) is None:

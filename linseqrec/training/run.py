@@ -84,7 +84,7 @@ class Run:
             raise sharding.MeshError("several processes need a mesh over the devices of all")
         if trains:
             sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
-        process_index, process_count = sharding.rows_read(mesh)
+        process_index, process_count = sharding.process_slice(mesh)
 
         source = load_source(data) if source is None else source
         length = data.row_length(source.dataset)

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from linseqrec import sharding
 from linseqrec.data.rows import Batch
 from linseqrec.events import Events
-from linseqrec.sharding import while_tracing
 from linseqrec.training import item_rows
 from linseqrec.training.loss import PredictionLoss
 from linseqrec.training.model import FunctionalModel
@@ -143,7 +142,7 @@ def make_train_step(
     ) -> tuple[Float[Array, ""], _MicrobatchResult]:
         # Copies of the buffers: what the model writes here is not the state's.
         model = nnx.merge(graphdef, params, buffers, copy=True)
-        with while_tracing(mesh):
+        with sharding.while_tracing(mesh):
             encoding = model(part.batch.events, dropout_key=part.dropout_key)
         table = model.item_table()
         summed = prediction_loss(encoding.hidden, table, part.batch, part.negatives, rows)

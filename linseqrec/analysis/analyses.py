@@ -38,6 +38,8 @@ Result = tuple[dict[str, Any], Figure]
 
 # The groups of a history whose occupancy is measured.
 _FREQUENT_GROUPS = 3
+# Buckets of targets by the training events of their item; those of the first have none.
+_POPULARITY_EDGES = (0, 1, 10, 100, 1_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +182,7 @@ def analyse_attention_rank(subjects: Sequence[Subject], settings: Settings) -> R
 
 
 def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Result:
-    """A metric by history length, by the share of repeats, by the age of the same transition."""
+    """A metric by history length, share of repeats, age of the same transition, and popularity."""
     first, split, metric = subjects[0].run, settings.split, settings.metric
     evaluator = first.evaluator(split)
     targets = first.source.dataset, evaluator.users, evaluator.positions
@@ -189,11 +191,13 @@ def analyse_buckets(subjects: Sequence[Subject], settings: Settings) -> Result:
         "length": metrics.make_buckets(evaluator.lengths, metrics.length_edges(evaluator.lengths)),
         "share_of_repeats": metrics.make_buckets(shares, SHARE_EDGES, unit="share"),
         "transition_age": metrics.make_buckets(ages, AGE_EDGES, without=NEVER),
+        "popularity": metrics.make_buckets(first.item_counts[evaluator.targets], _POPULARITY_EDGES),
     }
     labels = {
         "length": "events before the target",
         "share_of_repeats": "share of repeats among them",
         "transition_age": "events since the same transition",
+        "popularity": "training events of the target's item",
     }
     # Where no user repeats an item, there is no age to draw.
     if not any(bucket.inside.any() for bucket in buckets["transition_age"][:-1]):

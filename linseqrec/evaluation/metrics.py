@@ -270,6 +270,8 @@ def make_buckets(
         if unit == "events":
             high = None if next_low is None else int(next_low) - 1
             name = f"{low:,}+" if high is None else f"{low:,}-{high:,}"
+            if high == low:
+                name = f"{low:,}"
         else:
             high = next_low
             name = f"{low:.0%}+" if next_low is None else f"{100 * low:.0f}-{next_low:.0%}"

@@ -323,10 +323,25 @@ def test_buckets_by_the_age_of_the_transition_and_by_none():
     }
     # Of five items every target is among the first ten.
     assert ages[-1]["metrics"]["HR@10"] == 1
-    assert len(figure.axes) == 3
+    # Targets are items 2, 2 and 5: with three training events, and with one.
+    popularity = numbers["a"]["none"]["popularity"]
+    assert {record["name"]: record["targets"] for record in popularity} == {
+        "0": 0,
+        "1-9": 3,
+        "10-99": 0,
+        "100-999": 0,
+        "1,000+": 0,
+    }
+    assert len(figure.axes) == 4
     nobody = Dataset.from_arrays(
         np.tile(np.arange(1, 6, dtype=np.int32), 3), np.arange(15), np.arange(0, 16, 5), 5
     )
     numbers, figure = analyses.analyse_buckets([subject("a", nobody)], settings)
     assert numbers["a"]["none"]["transition_age"][-1]["targets"] == 3
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 3
+    # Nobody else has item 5, and the user's own last events are targets.
+    alone = Dataset.from_arrays(
+        np.array([1, 2, 3, 4, 5], np.int32), np.arange(5), np.array([0, 5]), 5
+    )
+    numbers, _ = analyses.analyse_buckets([subject("a", alone)], settings)
+    assert numbers["a"]["none"]["popularity"][0]["targets"] == 1

@@ -309,7 +309,10 @@ def _draw_buckets(
             **look[name],
         )
     layout = next(iter(layouts.values()))
-    panel.set_xticks(np.arange(len(layout)), [f"{plain(name)}\n{n:,}" for name, n in layout])
+    # Long names, such as "1,000-1,999", would run into each other.
+    broken = [name.replace("-", "-\n") if len(name) > 7 else name for name, _ in layout]
+    ticks = [f"{plain(name)}\n{n:,}" for name, (_, n) in zip(broken, layout, strict=True)]
+    panel.set_xticks(np.arange(len(layout)), ticks, fontsize="small")
     filled = [place for place, (_, targets) in enumerate(layout) if targets]
     panel.set_xlim(filled[0] - 0.6, filled[-1] + 0.6)
     panel.set_ylim(bottom=0)

@@ -5,10 +5,14 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 FOLDER = pathlib.Path(__file__).parent / "multidevice"
 DEVICES = 4
 
 
+# Each test of the folder has its own limit.
+@pytest.mark.timeout(1_200)
 def test_on_simulated_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     done = subprocess.run(

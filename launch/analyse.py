@@ -12,8 +12,9 @@ analysis writes a figure, `NAME.png`, and `NAME.json`: "about" (data, split, che
     gates             how much gated delta memories keep and write at an event; their other gates
     insertion_probe   the rank of a rare event's item by events inserted, repeated or random
     attention_rank    RecGRELA's attention output with and without its local branch
-    buckets           the metric by history length, by the share of repeats in the history, and by
-                      how long ago the target last followed the history's last item
+    buckets           the metric by history length, by the share of repeats in the history, by how
+                      long ago the target last followed the history's last item, and by the training
+                      events of the target's item
 """
 
 from pathlib import Path

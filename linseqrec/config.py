@@ -1,6 +1,7 @@
 """The experiment's typed configuration: frozen dataclasses, which check their own fields."""
 
 import dataclasses
+import re
 from typing import Annotated
 
 from linseqrec.config_fields import (
@@ -101,6 +102,8 @@ class Experiment(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        is_baseline = re.fullmatch(r"oracle|(recent )?popularity|.*markov.*", self.name.lower())
+        require(not is_baseline, "name", self.name, "another name than a baseline in its tables")
         data, steps, longest = self.data, self.training.accumulation_steps, self.model.longest_row
         want = f"a divisor of data.batch_size, {data.batch_size}"
         require(data.batch_size % steps == 0, "training.accumulation_steps", steps, want)

@@ -18,6 +18,12 @@ from linseqrec.training.optimizer import OptimizerConfig
 from tests.own_configs import OddConfig, OwnConfig
 
 
+@pytest.mark.parametrize("name", ["Markov", "Personal Markov, last 200 events", "oracle"])
+def test_an_experiment_has_no_baseline_s_name(name):
+    with pytest.raises(ConfigError, match=f"name is '{name}': it must be another name than a bas"):
+        Experiment(name=name)
+
+
 @pytest.mark.parametrize(
     ("section", "wrong", "message"),
     [

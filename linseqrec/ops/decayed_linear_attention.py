@@ -68,7 +68,7 @@ def decayed_linear_attention(
         one segment without padding.
       initial_state: [B, H, K, V], the state before the row's first segment. None: zeros.
       implementation: "recurrent" is the definition, a step at a time. "chunked" works on groups of
-        chunks (see `rows.cut`) in dense products, and keeps only the states between groups for
+        chunks (see `segments.cut`) in dense products, and keeps only the states between groups for
         the gradient. None picks "recurrent" for T = 1 and "chunked" beyond.
       chunk_size: The most slots in a chunk, rounded up to a tile of 16 on accelerators; a row is
         cut into equal ones.

@@ -60,7 +60,7 @@ def gated_delta_rule(
         one segment without padding.
       initial_state: [B, H, K, V], the state before the row's first segment. None: zeros.
       implementation: "recurrent" is the definition, a step at a time. "chunked" makes what is local
-        to a chunk in dense products, for a group of chunks at once (see `rows.cut`), and takes
+        to a chunk in dense products, for a group of chunks at once (see `segments.cut`), and takes
         the state through them one by one. "associative" takes all chunks at once and combines their
         transitions S -> A S + B in logarithmic depth. "triton" runs kernels of its own on an NVIDIA
         GPU (Hopper or data-centre Blackwell, extra `cuda`), for K and V up to 128 and inputs in

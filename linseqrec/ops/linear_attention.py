@@ -93,7 +93,7 @@ def linear_attention(
       initial_state: The sums over what went before, for the first segment of the row. None: zeros.
       implementation: "recurrent" is the definition, a step at a time. "associative" takes all
         chunks at once and combines their states in logarithmic depth. "chunked" does so by groups
-        of chunks (see `rows.cut`) and keeps only the states between groups for the gradient.
+        of chunks (see `segments.cut`) and keeps only the states between groups for the gradient.
         "triton" runs kernels of its own on an NVIDIA GPU (Hopper or data-centre Blackwell, extra
         `cuda`), for widths up to 128 and inputs in bfloat16 or float32. It rounds what it
         multiplies to bfloat16 if all inputs are, and sums in float32. "full" is for causal=False,

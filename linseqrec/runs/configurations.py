@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from linseqrec.evaluation.metrics import make_buckets
 from linseqrec.runs.finished import FinishedRun, distinct_folders
 from linseqrec.training import workdir
 
-# The seed, and fields that change no result: speed, devices, logging, remarks.
+# The seed, and fields that change no result: speed, devices, logging, remarks. So does the place of
+# the data, because comparable runs have the same.
 _NO_DIFFERENCE = (
     "note",
+    "data.folder",
     "model.chunk_size",
     "training.save_minutes",
     "training.log_every",
@@ -100,7 +102,7 @@ def group_by_configuration(
     Raises:
       RunsError: If there are repeats that are not allowed: one run would count twice.
     """
-    labels = configuration_labels([run.experiment for run in runs])
+    labels = configuration_labels([_as_computed(run) for run in runs])
     groups: dict[str, list[FinishedRun]] = {}
     for label, run in zip(labels, runs, strict=True):
         groups.setdefault(label, []).append(run)
@@ -126,6 +128,21 @@ def group_by_configuration(
     return configurations
 
 
+def _as_computed(run: FinishedRun) -> Experiment:
+    """A run's experiment, with what the model computed in for the dtype "auto"."""
+    dtype = run.results.get("environment", {}).get("compute_dtype")
+    if dtype is None or getattr(run.experiment.model, "dtype", "") != "auto":
+        return run.experiment
+    return dataclasses.replace(
+        run.experiment, model=dataclasses.replace(cast(Any, run.experiment.model), dtype=dtype)
+    )
+
+
+def _as_number(value: Any) -> Any:
+    """An integer as a float: 8 and 8.0 epochs are no difference."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
     """The fields in which experiments differ, except the seed and what changes no result.
 
@@ -142,7 +159,7 @@ def differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
         field: [values.get(field) for values in flat]
         for field in fields
         if field not in _NO_DIFFERENCE
-        and len({repr(values[field]) for values in flat if field in values}) > 1
+        and len({repr(_as_number(values[field])) for values in flat if field in values}) > 1
     }
 
 
@@ -157,7 +174,9 @@ def configuration_labels(experiments: Sequence[Experiment]) -> list[str]:
     keys = []
     for experiment in experiments:
         values = flatten(experiment)
-        keys.append(repr({key: values[key] for key in values if key not in _NO_DIFFERENCE}))
+        keys.append(
+            repr({key: _as_number(values[key]) for key in values if key not in _NO_DIFFERENCE})
+        )
         distinct.setdefault(keys[-1], experiment)
     labels = {}
     for key, experiment in distinct.items():
@@ -174,5 +193,5 @@ def configuration_labels(experiments: Sequence[Experiment]) -> list[str]:
 
 def _is_usual(value: Any, values: Sequence[Any]) -> bool:
     """Whether a value is more frequent among the values than any other."""
-    counts = Counter(map(repr, values))
-    return counts.pop(repr(value)) > max(counts.values(), default=0)
+    counts = Counter(repr(_as_number(each)) for each in values)
+    return counts.pop(repr(_as_number(value))) > max(counts.values(), default=0)

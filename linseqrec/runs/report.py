@@ -39,6 +39,8 @@ METRICS = ("HR@10", "NDCG@10")
 _SIGNIFICANCE = 0.05
 # The palette has no more colours.
 _MAX_DRAWN = len(COLOURS)
+# Of up to so many configurations all pairs are compared: the time grows with their square.
+_MAX_PAIRED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,8 @@ def make_report(
     Args:
       folders: Workdirs, or folders that hold workdirs at any depth.
       metrics: Rank metrics (`metrics.per_target`).
-      against: A configuration's label, to compare the others with it only.
+      against: A configuration's label, to compare the others with it only. Empty: all pairs, or of
+        more than ten configurations each with the best.
 
     Raises:
       RunsError: If no run has finished, runs cannot be compared, or no configuration is called
@@ -131,6 +134,8 @@ def make_report(
         group_by_configuration(finished),
         key=lambda configuration: -configuration.by_seed(filters[0], metrics[0]).mean(),
     )
+    if not against and len(configurations) > _MAX_PAIRED:
+        against = configurations[0].label
     comparisons = compare(configurations, filters, metrics, against=against)
     counting = compare_with_counting(configurations, filters, metrics)
     return Report(configurations, comparisons, counting, unfinished, filters, tuple(metrics))
@@ -296,7 +301,10 @@ def _against_counting(report: Report) -> Iterator[str]:
 def _comparisons(report: Report) -> Iterator[str]:
     if not report.comparisons:
         return
-    yield f"## Differences\n\n{_how(report, False)}"
+    how = _how(report, False)
+    if len(report.configurations) > _MAX_PAIRED:
+        how += " Of so many configurations each is compared with one (`--against`)."
+    yield f"## Differences\n\n{how}"
     yield _comparison_table(report.comparisons)
 
 

@@ -1,10 +1,10 @@
 """`Recommender`: recommends while events arrive, and reads each event only once."""
 
+import dataclasses
 import functools
 import hashlib
-import json
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from linseqrec.config_json import to_json
 from linseqrec.evaluation.ranks import NonFiniteScoreError
 from linseqrec.evaluation.visits import seen_slots
 from linseqrec.events import Events
-from linseqrec.models.base import SequenceModel
+from linseqrec.files import sha256_of_json
+from linseqrec.models.base import ModelConfig, SequenceModel
 from linseqrec.ops.top_k import catalogue_top_k
 from linseqrec.serving.states import (
     Identity,
@@ -62,6 +63,7 @@ class Recommender:
         *,
         origin: int = 0,
         request_time: bool = False,
+        longest_history: int | None = None,
         identity: Identity | None = None,
         chunk_length: int = 512,
         item_block: int = 8192,
@@ -73,6 +75,8 @@ class Recommender:
           origin: `Dataset.origin` of the data set that the model was trained on.
           request_time: Whether the model reads request times, because it was trained with
             data.request_time="known".
+          longest_history: The most events of a user that the model can read
+            (`ModelConfig.longest_row`); None for any number.
           identity: Fields to add to the model's class and parameters in `identity`, by which
             `load` recognizes states of another model.
           chunk_length: Number of events that `start` encodes at once. Changes memory and speed,
@@ -88,7 +92,7 @@ class Recommender:
         self._identity_fields: Identity = {"model": type(model).__name__, **(identity or {})}
         if request_time:
             self._identity_fields = {**self._identity_fields, "request_time": "known"}
-        self._request_time = request_time
+        self._request_time, self._longest_history = request_time, longest_history
         self._graphdef, self._params, self._rest = split_model(model)
         self._table = model.item_table()
         self.num_items, self.origin = self._table.shape[0] - 1, origin
@@ -135,15 +139,13 @@ class Recommender:
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
             variables = checkpoints.restore_variables(step, model, experiment.optimizer)
-        configuration = json.dumps(to_json(experiment), sort_keys=True)
         return cls(
             model.merge(variables),
             origin=card["time"]["first"],
             request_time=experiment.data.request_time == "known",
-            identity={
-                "configuration": hashlib.sha256(configuration.encode()).hexdigest(),
-                "checkpoint": step,
-            },
+            longest_history=experiment.model.longest_row,
+            # What else a configuration holds changes no state, and much of it may be edited.
+            identity={"configuration": _digest(experiment.model), "checkpoint": step},
             **settings,
         )
 
@@ -179,9 +181,11 @@ class Recommender:
             new user. The method ignores `request_times` and takes the next event's time instead.
 
         Raises:
-          ServingError: The rows do not have this form, or an item or a time is out of range.
+          ServingError: The rows do not have this form, an item or a time is out of range, or a
+            history is longer than the model can read.
         """
         items, timestamps = self._checked_events(*_checked_rows(history))
+        self._check_lengths((items > 0).sum(axis=1))
         num_users, longest = items.shape
         # Widths are powers of 2, so that JAX compiles for few of them.
         width = min(self._chunk_length, 1 << (longest - 1).bit_length())
@@ -208,7 +212,8 @@ class Recommender:
           New states. Those of users without a new event are equal to the bit.
 
         Raises:
-          ServingError: The number of items or times is not B, or one of them is out of range.
+          ServingError: The number of items or times is not B, one of them is out of range, or a
+            history becomes longer than the model can read.
         """
         items, timestamps = _integers("items", items), _integers("timestamps", timestamps)
         if items.shape != (states.num_users,) or timestamps.shape != items.shape:
@@ -217,6 +222,7 @@ class Recommender:
                 f"and timestamps {timestamps.shape}: give one item and one time per user"
             )
         items, timestamps = self._checked_events(items[:, None], timestamps[:, None])
+        self._check_lengths(np.asarray(states.length) + (items[:, 0] > 0))
         return self._advance(self._params, states, items, timestamps)
 
     def recommend(
@@ -438,6 +444,17 @@ class Recommender:
         timestamps = np.where(items > 0, timestamps, 0)
         return items.astype(np.int32), timestamps.astype(np.int32)
 
+    def _check_lengths(self, lengths: np.ndarray) -> None:
+        if self._longest_history is None:
+            return
+        rows = np.flatnonzero(lengths > self._longest_history)
+        if rows.size:
+            raise ServingError(
+                f"the users in rows {', '.join(map(str, rows[:10]))} have more than "
+                f"{self._longest_history} events, and the model has positions for no more: train "
+                "it with a greater model.max_length"
+            )
+
     def _check_items(self, items: np.ndarray) -> None:
         bad = (items < 0) | (items > self.num_items)
         if bad.any():
@@ -446,6 +463,17 @@ class Recommender:
                 f"row {row}: item {items[row, slot]} is not in the catalogue: ids run from 1 to "
                 f"{self.num_items}, and 0 means no item"
             )
+
+
+def _digest(model: ModelConfig) -> str:
+    """A digest of a model's configuration: its class, and the fields that are not the defaults."""
+    held = to_json(model)
+    changed = {
+        field.name: held[field.name]
+        for field in dataclasses.fields(cast(Any, model))
+        if getattr(model, field.name) != field.default
+    }
+    return sha256_of_json({"class": held["class"], **changed})
 
 
 def _where(chosen: Bool[Array, "B"], new: Tree, old: Tree) -> Tree:

@@ -544,6 +544,19 @@ BAD_LOGS = {
         "the gzip file is truncated or damaged",
     ),
     "damaged parquet": ("a.parquet", b"PAR1 and no more", {}, "cannot be read: "),
+    "times before ratings": (
+        "u.data",
+        "1\t2\t1600000013\t4\n1\t3\t1600000010\t5\n",
+        {},
+        "cannot detect the format from the first line '1\\t2\\t1600000013\\t4'",
+    ),
+    "numbers as a header": (
+        "a.csv",
+        "0,1,2\n5,6,1600000000\n",
+        {"columns": {"user": 0, "item": 1, "timestamp": 2}},
+        "line 1 looks like a header: '0,1,2'. Name the columns by it",
+    ),
+    "a header before pairs": ("pairs.txt", "user item\n1 2\n", {}, "line 1 looks like a header"),
     "no event with such a rating": (
         "u.data",
         "1\t2\t3\t4\n1\t3\t3\t5\n",

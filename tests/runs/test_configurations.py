@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from linseqrec.errors import RunsError
+from linseqrec.files import read_json, write_json
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.runs.configurations import (
     differing_fields,
@@ -9,6 +10,8 @@ from linseqrec.runs.configurations import (
 )
 from linseqrec.runs.finished import find_runs
 from tests.runs.conftest import EXPERIMENT, TARGETS, changed
+
+EPOCHS = 8
 
 
 def groups(folder):
@@ -37,13 +40,14 @@ def test_runs_that_differ_in_their_seed_only_are_one_configuration(save_run, tmp
 def test_what_changes_no_result_sets_no_runs_apart(save_run, tmp_path):
     small = GatedDeltaNetConfig()
     quick = GatedDeltaNetConfig(chunk_size=2 * small.chunk_size)
-    save_run("a", changed(name="Gated DeltaNet", model=small))
+    save_run("a", changed(name="Gated DeltaNet", model=small, training={"num_epochs": EPOCHS}))
     save_run(
         "b",
         changed(
             name="Gated DeltaNet",
             model=quick,
-            training={"seed": 1, "log_every": 7},
+            training={"seed": 1, "log_every": 7, "num_epochs": float(EPOCHS)},
+            data={"folder": "elsewhere"},
             evaluation={"batch_size": 3},
             mesh={"data": 1},
         ),
@@ -51,6 +55,17 @@ def test_what_changes_no_result_sets_no_runs_apart(save_run, tmp_path):
     (group,) = groups(tmp_path)
     assert (group.label, len(group.runs)) == ("Gated DeltaNet", 2)
     assert differing_fields([run.experiment for run in group.runs]) == {}
+
+
+def test_what_auto_meant_sets_runs_apart(save_run, tmp_path):
+    """The same command on a CPU and on a GPU: two precisions are not two seeds."""
+    for seed, dtype in enumerate(("float32", "float32", "bfloat16")):
+        path = save_run(f"run{seed}", changed(training={"seed": seed})) / "results.json"
+        write_json(path, read_json(path) | {"environment": {"compute_dtype": dtype}})
+    assert {group.label: len(group.runs) for group in groups(tmp_path)} == {
+        "SASRec dtype=float32": 2,
+        "SASRec dtype=bfloat16": 1,
+    }
 
 
 def test_a_value_that_is_no_more_usual_than_another_is_said(save_run, tmp_path):

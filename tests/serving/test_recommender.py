@@ -1,14 +1,18 @@
 """Updated states equal the model's output for whole histories; lists equal a sort of all scores."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.config import Experiment, TrainingConfig
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
+from linseqrec.config_json import to_json
 from linseqrec.data.source import DataConfig
 from linseqrec.evaluation.ranks import NonFiniteScoreError
 from linseqrec.events import Events
+from linseqrec.files import write_json
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.recgrela import RecGRELAConfig
@@ -406,3 +410,13 @@ def test_a_run_with_learned_positions_is_served_in_rows_that_it_can_read(tmp_pat
     # As a power of 2, the row would have 32 slots.
     states = recommender.start(histories([24, 3]))
     assert recommender.recommend(states, 2)[0].min() > 0
+    full = "the users in rows 0 have more than 24 events, .*greater model.max_length"
+    with pytest.raises(ServingError, match=full):
+        recommender.update(states, np.array([1, 1]), np.array([10**8] * 2))
+    recommender.update(states, np.array([0, 1]), np.array([10**8] * 2))
+    with pytest.raises(ServingError, match=full):
+        recommender.start(histories([25, 3]))
+    # By its identity, states are of the model, whatever else of the configuration is edited.
+    moved = dataclasses.replace(experiment, note="moved", evaluation=EvaluationConfig(batch_size=7))
+    write_json(tmp_path / "config.json", to_json(moved))
+    assert Recommender.from_workdir(tmp_path).identity == recommender.identity

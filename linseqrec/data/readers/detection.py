@@ -13,6 +13,8 @@ from linseqrec.errors import LogError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"\d+")
+# A number, but no seconds since 1970: those belong to the next column.
+_RATING = re.compile(rf"(?!\d{{9}}){_NUMBER.pattern}")
 _ISO = re.compile(ISO)
 _TYPED = re.compile(r"\w+:(token|token_seq|float|float_seq)")
 _BEHAVIOUR = re.compile(r"pv|buy|cart|fav")
@@ -21,8 +23,8 @@ _AMAZON_ITEM = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
 
 # Formats without a header: the pattern of each field, None for any text.
 _HEADERLESS: dict[str, tuple[re.Pattern[str] | None, ...]] = {
-    "movielens-dat": (_INTEGER, _INTEGER, _NUMBER, _NUMBER),
-    "movielens-tab": (_INTEGER, _INTEGER, _NUMBER, _NUMBER),
+    "movielens-dat": (_INTEGER, _INTEGER, _RATING, _NUMBER),
+    "movielens-tab": (_INTEGER, _INTEGER, _RATING, _NUMBER),
     "taobao": (_INTEGER, _INTEGER, _INTEGER, _BEHAVIOUR, _NUMBER),
     "checkins": (_INTEGER, _ISO, _NUMBER, _NUMBER, None),
     "amazon-csv": (_AMAZON_USER, _AMAZON_ITEM, _NUMBER, _NUMBER),
@@ -73,10 +75,29 @@ def choose_format(
         log_format = _detect(head, columns, headerless)
     if log_format.kind == "text" and log_format.name in ("csv", "tsv") and headerless:
         fields = split_fields(head.lines[0], log_format)
+        _check_no_header(head, fields)
         return dataclasses.replace(log_format, num_fields=len(fields))
-    if log_format.name == "user-item" and "\t" in head.lines[0]:
-        return dataclasses.replace(log_format, separator="\t")
+    if log_format.name == "user-item":
+        _check_no_header(head, re.split("[ \t]", head.lines[0]))
+        if "\t" in head.lines[0]:
+            return dataclasses.replace(log_format, separator="\t")
     return log_format
+
+
+def _check_no_header(head: Head, fields: list[str]) -> None:
+    """Refuses a first line of column names, which would be read as an event.
+
+    pandas numbers the columns of a table without names: "0,1,2".
+    """
+    named = [any(guess_column([field], role) for role in COMMON_NAMES) for field in fields]
+    numbered = len(fields) > 1 and fields == [str(place) for place in range(len(fields))]
+    if all(named) or numbered:
+        raise LogError(
+            str(head.path),
+            f"line 1 looks like a header: {head.lines[0].rstrip()[:80]!r}. Name the columns by it "
+            "(--columns=user=NAME,...), or remove the line.",
+            line=1,
+        )
 
 
 def _check_separator(head: Head, name: str | None, separator: str) -> None:

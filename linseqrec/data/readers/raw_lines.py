@@ -62,8 +62,22 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The Parquet files of a folder in the order of their names; empty if `path` is a file."""
-    return sorted(path.glob("*.parquet")) if os.path.isdir(path) else []
+    """The Parquet files of a folder in the order of their names; empty if `path` is a file.
+
+    Raises:
+      LogError: There are some in a folder within it, too.
+    """
+    if not os.path.isdir(path):
+        return []
+    files = sorted(path.glob("*.parquet"))
+    below = [file for file in sorted(path.rglob("*.parquet")) if file.parent != path]
+    if files and below:
+        raise LogError(
+            str(path),
+            f"holds Parquet files, and so do folders within it, such as {below[0]}: put all into "
+            "one folder, or move those that are not of the log.",
+        )
+    return files
 
 
 def sha256_of_files(paths: list[Path]) -> str:

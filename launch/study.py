@@ -34,7 +34,7 @@ from linseqrec.runs.figures import save_figure
 from linseqrec.studies import archive, pages
 from linseqrec.studies.record import make_record, read_record, run_names
 from linseqrec.studies.study import Study, StudyError, StudyRun, load_study, study_runs
-from linseqrec.sweeps.local import Interrupted, run_local
+from linseqrec.sweeps.local import GRACE_SECONDS, Interrupted, run_local
 from linseqrec.sweeps.task import train_task
 from linseqrec.training.preemption import EXIT_CODE
 
@@ -145,7 +145,14 @@ def _make_record(
 def _train(runs: Sequence[StudyRun]) -> int:
     """Trains the runs, for --minutes at most; the exit code of the program."""
     tasks = [
-        train_task(run.arm.config, run.overrides, [], run.folder, name=run.name) for run in runs
+        train_task(
+            run.arm.config,
+            run.overrides,
+            [f"--grace={GRACE_SECONDS}"],
+            run.folder,
+            name=run.name,
+        )
+        for run in runs
     ]
     timer = threading.Timer(60 * _MINUTES.value, os.kill, (os.getpid(), signal.SIGTERM))
     # After `run_local` nothing is left to stop: a late signal would end this process alone.

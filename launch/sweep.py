@@ -23,7 +23,7 @@ from absl import flags
 from launch import flags as launch_flags
 from launch.program import run_program
 from linseqrec.sweeps.axes import read_axes
-from linseqrec.sweeps.local import Interrupted, run_local
+from linseqrec.sweeps.local import GRACE_SECONDS, Interrupted, run_local
 from linseqrec.sweeps.plan import PlannedRun, check_no_clash, make_plan, plan_table
 from linseqrec.sweeps.slurm import SlurmConfig, read_options, submit, wait_for
 from linseqrec.sweeps.task import Failure, Task, train_task
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     check_no_clash(plan)
     if _DRY_RUN.value:
         return
-    tasks = [_task(run, given) for run in plan if run.state != "finished"]
+    tasks = [_task(run, given) for run in plan if run.state not in ("finished", "running")]
     failures = _execute(tasks, workdir, slurm)
     if failures:
         listed = "\n".join(map(str, failures))
@@ -91,6 +91,11 @@ def main(argv: list[str]) -> None:
 
 def _task(run: PlannedRun, given: dict[str, object]) -> Task:
     other = [f"--wandb_project={_WANDB_PROJECT.value}"] if _WANDB_PROJECT.value else []
+    if _EXECUTOR.value == "local":
+        other.append(f"--grace={GRACE_SECONDS}")
+    elif _EXECUTOR.value != "print":
+        # The job ends so many seconds after its SIGTERM.
+        other.append(f"--grace={max(_LEAD.value - 30, 20)}")
     return train_task(flags.FLAGS.config, given | run.overrides, other, run.folder)
 
 

@@ -51,6 +51,8 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
     if log.time_unit not in ("order", "iso"):
         kinds = times.RANGES if log.unit_named else (*times.RANGES, *times.LOOK_ALIKES)
     predicates = [*checks.values(), *(kind.contains(time) for kind in kinds)]
+    if kinds:
+        predicates.append(time == 0)
     found = _find(frame, predicates)
     wrong_rows = {
         reason: row for reason, (row, _) in zip(checks, found, strict=False) if row is not None
@@ -60,16 +62,21 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
         raise _wrong_value(log, wrong_rows[reason], reason)
     if log.time_unit in ("order", "iso"):
         return log.time_unit
-    found_kinds = dict(zip(kinds, found[len(checks) :], strict=True))
+    found_kinds = dict(zip(kinds, found[len(checks) : -1], strict=True))
     _refuse_look_alikes(log, found_kinds)
-    return _choose_unit(
-        log,
-        {
-            kind.name: row
-            for kind, (row, _) in found_kinds.items()
-            if isinstance(kind, times.Range) and row is not None
-        },
-    )
+    first_rows = {
+        kind.name: row
+        for kind, (row, _) in found_kinds.items()
+        if isinstance(kind, times.Range) and row is not None
+    }
+    unit, (zero, _) = _choose_unit(log, first_rows), found[-1]
+    if zero is not None and unit in first_rows and not log.unit_named:
+        raise log.error(
+            zero,
+            "the time is 0, the year 1970, beside times after 1990: it may stand for a missing "
+            f"time. Drop the event, or set time_unit={unit} to keep it.",
+        )
+    return unit
 
 
 def _find(frame: nw.LazyFrame[Any], predicates: list[nw.Expr]) -> list[tuple[int | None, int]]:

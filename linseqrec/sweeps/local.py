@@ -13,8 +13,8 @@ from types import FrameType
 from linseqrec.errors import SweepError
 from linseqrec.sweeps.task import Failure, Task, reason_of
 
-# A training that gets SIGTERM saves first, within its `--grace`; after this time it is killed.
-_PATIENCE_SECONDS = 60.0
+# A training that gets SIGTERM saves first, within its `--grace`; after a longer time it is killed.
+GRACE_SECONDS, _PATIENCE_SECONDS = 45, 60.0
 # JAX reserves this fraction of a GPU's memory when it starts, by default .75. Runs on the same GPU
 # divide .9 of it.
 _MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"

@@ -14,7 +14,7 @@ from linseqrec.sweeps.algebra import Axis
 from linseqrec.sweeps.folders import folder_name
 from linseqrec.training import workdir
 
-State = Literal["new", "partial", "finished", "clash"]
+State = Literal["new", "partial", "running", "finished", "clash"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class PlannedRun:
       overrides: The run's values for fields of the sweep's experiment, by dotted name.
       experiment: The run's configuration.
       state: "new" means that the folder has no checkpoint, "partial" that it has a checkpoint and
-        the run will continue, and "finished" that it has results. "clash" means that it has a run
+        the run will continue, "running" that a process trains in it now, and "finished" that it has
+        results. "clash" means that it has a run
         of another configuration or on other data.
       clash: The reason for a clash; otherwise empty.
     """
@@ -65,6 +66,8 @@ def make_plan(experiment: Experiment, axis: Axis, folder: Path) -> list[PlannedR
             state = "clash"
         elif workdir.has_begun(run_folder):
             state = "finished" if (run_folder / "results.json").exists() else "partial"
+        if state in ("new", "partial") and workdir.is_locked(run_folder):
+            state = "running"
         runs.append(PlannedRun(run_folder, overrides, run_experiment, state, clash))
     return runs
 

@@ -116,6 +116,16 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(workdir: Path) -> bool:
+    """Whether a process trains in a workdir now; False also where the file system has no locks."""
+    try:
+        with (workdir / "lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
 def claim(
     workdir: Path,
     experiment: Experiment,

@@ -544,6 +544,12 @@ BAD_LOGS = {
         "the gzip file is truncated or damaged",
     ),
     "damaged parquet": ("a.parquet", b"PAR1 and no more", {}, "cannot be read: "),
+    "a time of 0 beside dates": (
+        "a.csv",
+        "user,item,timestamp\nu,i,1600000000\nu,j,0\n",
+        {},
+        "line 3: the time is 0, the year 1970, beside times after 1990: it may stand for a missing",
+    ),
     "times before ratings": (
         "u.data",
         "1\t2\t1600000013\t4\n1\t3\t1600000010\t5\n",

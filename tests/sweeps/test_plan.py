@@ -50,6 +50,13 @@ def test_a_folder_says_what_is_left_to_do(folder):
     plan = make_plan(EXPERIMENT, AXIS, folder)
     assert [run.state for run in plan] == ["new", "partial", "finished", "clash", "clash", "new"]
     assert [run.experiment.training.seed for run in plan] == [0, 1, 2, 3, 4, 5]
+    with workdir.lock(folder / "seed=1"):
+        assert [run.state for run in make_plan(EXPERIMENT, AXIS, folder)][:3] == [
+            "new",
+            "running",
+            "finished",
+        ]
+    assert make_plan(EXPERIMENT, AXIS, folder)[1].state == "partial"
     check_no_clash(plan[:3])
     with pytest.raises(workdir.WorkdirError) as caught:
         check_no_clash(plan)

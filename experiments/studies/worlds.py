@@ -9,6 +9,24 @@ from experiments.studies.real_logs import OURS, models
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table
 
 _GATED_DELTANET = "experiments/repetition.py:gated_deltanet"
+_LONGER = {"training.num_epochs": 6.0}
+# What `experiments/repetition.py` starts with, where to recall habits is all.
+_LOOKUP = {"model.heads": 1, "model.lookup": True, "model.positions": "none"}
+_WIDE_KEYS = {
+    "model.width": 80,
+    "model.num_layers": 2,
+    "model.key_width": 128,
+    "model.value_width": 80,
+    "model.feed_forward": 2,
+}
+_ONE_HEAD = {
+    "model.width": 80,
+    "model.heads": 1,
+    "model.short_layers": 1,
+    "model.num_layers": 2,
+    "model.ratio": "1:0",
+    "model.feed_forward": 2,
+}
 
 STUDY = Study(
     name="worlds",
@@ -49,7 +67,27 @@ STUDY = Study(
             analyses=("buckets",),
         ),
         Table("drift", "Tastes drift while a user is away.", models("drift")),
-        Table("ultra_long", "Habits in histories of some 1,500 events.", models("ultra_long")),
+        Table(
+            "ultra_long",
+            "Habits in histories of some 1,500 events. Models train for 2 epochs, some also for 6.",
+            (
+                *models("ultra_long"),
+                Arm("HSTU, 6 epochs", "experiments/ultra_long.py:hstu", _LONGER),
+                Arm("FuXi-Linear, 6 epochs", "experiments/ultra_long.py:fuxi_linear", _LONGER),
+                Arm("RecGRELA, lookup", "experiments/ultra_long.py:recgrela", _LOOKUP),
+                Arm(
+                    "RecGRELA, lookup, 6 epochs",
+                    "experiments/ultra_long.py:recgrela",
+                    _LOOKUP | _LONGER,
+                ),
+                Arm("HyTRec, one head", "experiments/ultra_long.py:hytrec", _ONE_HEAD),
+                Arm(
+                    "Gated DeltaNet, keys of 128",
+                    "experiments/ultra_long.py:gated_deltanet",
+                    _WIDE_KEYS,
+                ),
+            ),
+        ),
         Table("quick", "The small world of the quick start.", models("quick")),
     ),
     claims=(
@@ -73,6 +111,13 @@ STUDY = Study(
                 ("HSTU", "FuXi-Linear"),
             )
             for label in OURS
+        ),
+        Claim(
+            "RecGRELA with lookup is better than HSTU and FuXi-Linear on the longest histories, "
+            "after 6 epochs each",
+            "ultra_long",
+            "RecGRELA, lookup, 6 epochs",
+            ("HSTU, 6 epochs", "FuXi-Linear, 6 epochs"),
         ),
     ),
 )

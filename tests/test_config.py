@@ -18,6 +18,12 @@ from linseqrec.training.optimizer import OptimizerConfig
 from tests.own_configs import OddConfig, OwnConfig
 
 
+def test_seeds_are_those_that_jax_tells_apart():
+    TrainingConfig(seed=2**32 - 1)
+    with pytest.raises(ConfigError, match=r"seed is 4294967296: it must be at least 0 and below"):
+        TrainingConfig(seed=2**32)
+
+
 @pytest.mark.parametrize("name", ["Markov", "Personal Markov, last 200 events", "oracle"])
 def test_an_experiment_has_no_baseline_s_name(name):
     with pytest.raises(ConfigError, match=f"name is '{name}': it must be another name than a bas"):

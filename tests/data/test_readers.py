@@ -133,6 +133,15 @@ def test_recbole_files_are_detected_by_their_suffix(tmp_path):
     assert log.columns["timestamp"] == "timestamp:float" and log.ignored == ["weight"]
 
 
+def test_a_folder_of_parquet_leaves_no_file_out(tmp_path):
+    frame = pl.DataFrame({"user": [1, 2], "item": [3, 4], "timestamp": [5, 6]})
+    for name in ("log/a.parquet", "log/year=2024/b.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        frame.write_parquet(tmp_path / name)
+    with pytest.raises(LogError, match="so do folders within it, such as .*year=2024/b.parquet"):
+        read_file(tmp_path / "log")
+
+
 def test_a_parquet_file_gives_its_events_in_order(tmp_path):
     path = tmp_path / "log.parquet"
     pl.DataFrame(

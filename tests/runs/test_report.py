@@ -170,6 +170,17 @@ def test_a_single_seed_says_nothing_of_training(save_run, tmp_path):
     assert f"| {report.comparisons[0].result.difference:+.4f} | |" in cells(to_markdown(report))
 
 
+def test_of_many_configurations_each_is_compared_with_the_best(save_run, tmp_path):
+    for place in range(11):
+        name = f"{place:02d}"
+        save_run(name, changed(name=name), {"none": np.full(TARGETS, 2.0 + place)})
+    report = make_report([tmp_path], ["MRR@10"])
+    assert [(each.first, each.second) for each in report.comparisons] == [
+        ("00", f"{place:02d}") for place in range(1, 11)
+    ]
+    assert "Of so many configurations each is compared with one" in to_markdown(report)
+
+
 def test_comparisons_against_one_configuration(ranks, tmp_path):
     report = make_report([tmp_path / "sweep"], ["MRR@10"])
     label = report.configurations[1].label

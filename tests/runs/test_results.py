@@ -1,18 +1,23 @@
 """Results and figures of runs that were really trained."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from linseqrec.config import Experiment
+from linseqrec.data.source import DataConfig
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.runs import figures
-from linseqrec.runs.results import write_results
+from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.runs.tables import results_table
 from linseqrec.training import workdir
 from linseqrec.training.loop import train
+from linseqrec.training.run import Run
 
 
 @pytest.fixture
@@ -72,6 +77,19 @@ def test_known_request_times_stand_in_every_title_and_protocol(
     figures.write_figures([tmp_path], tmp_path)
     for figure in saved.values():
         assert figure.get_suptitle().count("request time known; times imputed") == 1
+
+
+def test_the_oracle_is_told_what_the_models_are():
+    """Known request times say more than hidden ones of where a session ends."""
+    ranks = {}
+    for request_time in ("hidden", "known"):
+        data = DataConfig(world="quick", world_users=60, request_time=request_time)
+        run = Run.of(Experiment(data=data))
+        ranks[request_time] = evaluate_baselines(run, "test")["Oracle"].ranks["none"]
+        scores = functools.partial(run.source.world.oracle_scores, request_time=request_time)
+        expected = run.evaluator("test").run_scores(scores).ranks["none"]
+        np.testing.assert_array_equal(ranks[request_time], expected)
+    assert (ranks["hidden"] != ranks["known"]).any()
 
 
 def test_what_cannot_be_drawn_leaves_no_figure(experiment, make_run, tmp_path, saved):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from linseqrec.config_fields import ConfigError
 from linseqrec.training.loss import LossConfig, make_loss
 
 # The full loss has no negatives.
@@ -64,6 +65,15 @@ def test_the_sampled_loss_of_many_negatives_approaches_the_full_loss(case, power
     full = make_loss(LossConfig(), counts)(hidden, table, batch, NONE)
     loss = drawn(make_loss(config, counts), case, jax.random.key(0))
     assert float(loss) == pytest.approx(float(full), rel=2e-2)
+
+
+def test_gbce_draws_no_more_than_the_other_items(case):
+    counts = case[3]
+    make_loss(LossConfig(kind="gbce", negatives=23), counts)
+    with pytest.raises(ConfigError, match="loss.negatives is 24: loss.kind=gbce takes at most 23"):
+        make_loss(LossConfig(kind="gbce", negatives=24), counts)
+    with pytest.raises(ConfigError, match="calibration is 5.0: it must be a probability"):
+        LossConfig(calibration=5.0)
 
 
 def test_bce_draws_by_its_key_and_gbce_adds_the_calibration(case):

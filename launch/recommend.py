@@ -103,7 +103,7 @@ def main(_: list[str]) -> None:
         run.model.item_table(variables),
         top_k=_TOP_K.value,
         max_length=run.batches.length,
-        padded_lengths=run.row_widths,
+        padded_lengths=run.padded_lengths,
         batch_size=rows_at_once(
             _BATCH_SIZE.value or experiment.evaluation.batch_size, run.batches.length
         ),

@@ -71,9 +71,18 @@ def mean_and_error(values: np.ndarray, users: np.ndarray | None = None) -> tuple
 
     Source: the linearised variance of a ratio of sums (Cochran, 1977, section 2.11).
     """
+    return _mean_and_error(values, _numbered(users))
+
+
+def _numbered(users: np.ndarray | None) -> np.ndarray | None:
+    """The users as numbers from 0, without gaps."""
+    return None if users is None else np.unique(users, return_inverse=True)[1]
+
+
+def _mean_and_error(values: np.ndarray, numbers: np.ndarray | None) -> tuple[float, float]:
     mean, sums = values.mean(), values - values.mean()
-    if users is not None:
-        sums = np.bincount(np.unique(users, return_inverse=True)[1], sums)
+    if numbers is not None:
+        sums = np.bincount(numbers, sums)
     count = len(sums)
     spread = count / (count - 1) * np.square(sums).sum() if count > 1 else np.nan
     return float(mean), float(np.sqrt(spread) / len(values))
@@ -114,7 +123,8 @@ def rank_metrics(
 def _means_and_errors(
     values: Mapping[str, np.ndarray], users: np.ndarray | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    both = {name: mean_and_error(own, users) for name, own in values.items()}
+    numbers = _numbered(users)
+    both = {name: _mean_and_error(own, numbers) for name, own in values.items()}
     return {name: mean for name, (mean, _) in both.items()}, {
         name: error for name, (_, error) in both.items()
     }

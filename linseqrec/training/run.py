@@ -156,7 +156,7 @@ class Run:
         return {}
 
     @property
-    def row_widths(self) -> list[int] | None:
+    def padded_lengths(self) -> list[int] | None:
         """Widths of the rows that an evaluation reads; None leaves the choice to the evaluation.
 
         A model that is not causal may read padding, as the released RecGRELA does. Its rows are
@@ -178,7 +178,7 @@ class Run:
                 filter_seen=config.filter_seen,
                 ties=config.ties,
                 split=split,
-                padded_lengths=self.row_widths,
+                padded_lengths=self.padded_lengths,
                 width_multiple=axes.get(SEQUENCE, 1),
                 item_counts=self.item_counts,
                 request_times=self.experiment.data.request_time == "known",

@@ -131,7 +131,7 @@ def group_by_configuration(
 def _as_computed(run: FinishedRun) -> Experiment:
     """A run's experiment, with what the model computed in for the dtype "auto"."""
     dtype = run.results.get("environment", {}).get("compute_dtype")
-    if dtype is None or getattr(run.experiment.model, "dtype", "") != "auto":
+    if dtype is None or run.experiment.model.dtype != "auto":
         return run.experiment
     return dataclasses.replace(
         run.experiment, model=dataclasses.replace(cast(Any, run.experiment.model), dtype=dtype)

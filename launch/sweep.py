@@ -8,8 +8,8 @@ taken element by element, the `--range`s are drawn from together `--random` time
 the product of these and of the grids. `--config.FIELD=VALUE` holds for every run.
 
 The plan is printed first. Each run has a folder named from its overrides; the same command again
-skips the runs that have finished and goes on with the others. A list stands in brackets among the
-values: `--grid 'filter_seen=none,[none,all]'`.
+skips the runs that have finished, train now or wait in SLURM's queue, and goes on with the others.
+A list stands in brackets among the values: `--grid 'filter_seen=none,[none,all]'`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from launch.program import run_program
 from linseqrec.sweeps.axes import read_axes
 from linseqrec.sweeps.local import GRACE_SECONDS, Interrupted, run_local
 from linseqrec.sweeps.plan import PlannedRun, check_no_clash, make_plan, plan_table
-from linseqrec.sweeps.slurm import SlurmConfig, read_options, submit, wait_for
+from linseqrec.sweeps.slurm import SlurmConfig, queued, read_options, submit, wait_for
 from linseqrec.sweeps.task import Failure, Task, train_task
 
 launch_flags.define_config()
@@ -60,6 +60,9 @@ _OPTION = flags.DEFINE_multi_string(
 )
 _WANDB_PROJECT = flags.DEFINE_string("wandb_project", "", "Mirror metrics to this W&B project.")
 
+# The folder of submitit's files, in the workdir.
+_JOBS = "submitit"
+
 
 def main(argv: list[str]) -> None:
     del argv
@@ -75,14 +78,16 @@ def main(argv: list[str]) -> None:
         seed=_SWEEP_SEED.value,
         fixed=given,
     )
-    plan = make_plan(experiment, axis, workdir)
+    jobs = queued(workdir / _JOBS) if _EXECUTOR.value == "slurm" else {}
+    plan = make_plan(experiment, axis, workdir, queued=jobs)
     # The printed commands alone are the output of their executor.
     with contextlib.redirect_stdout(sys.stderr if _EXECUTOR.value == "print" else sys.stdout):
         print(plan_table(plan), flush=True)
     check_no_clash(plan)
     if _DRY_RUN.value:
         return
-    tasks = [_task(run, given) for run in plan if run.state not in ("finished", "running")]
+    waiting = [run for run in plan if run.state in ("new", "partial")]
+    tasks = [_task(run, given) for run in waiting]
     failures = _execute(tasks, workdir, slurm)
     if failures:
         listed = "\n".join(map(str, failures))
@@ -123,7 +128,7 @@ def _execute(tasks: Sequence[Task], workdir: Path, slurm: SlurmConfig) -> list[F
     if _EXECUTOR.value == "local":
         return _run_here(tasks)
     cluster = {"slurm": "slurm", "submitit_local": "local"}[_EXECUTOR.value]
-    jobs = submit(tasks, slurm, workdir / "submitit", cluster=cluster)
+    jobs = submit(tasks, slurm, workdir / _JOBS, cluster=cluster)
     for job, task in zip(jobs, tasks, strict=True):
         print(f"job {job.job_id}: {task.folder.name}", flush=True)
     return wait_for(jobs, tasks) if _WAIT.value else []

@@ -1,7 +1,7 @@
 """The plan of a sweep: the folder, the configuration and the state of each run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from linseqrec.sweeps.algebra import Axis
 from linseqrec.sweeps.folders import folder_name
 from linseqrec.training import workdir
 
-State = Literal["new", "partial", "running", "finished", "clash"]
+State = Literal["new", "partial", "queued", "running", "finished", "clash"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class PlannedRun:
       overrides: The run's values for fields of the sweep's experiment, by dotted name.
       experiment: The run's configuration.
       state: "new" means that the folder has no checkpoint, "partial" that it has a checkpoint and
-        the run will continue, "running" that a process trains in it now, and "finished" that it has
-        results. "clash" means that it has a run
-        of another configuration or on other data.
+        the run will continue, "queued" that a job for it waits, "running" that a process trains in
+        it now, and "finished" that it has results. "clash" means that it has a run of another
+        configuration or on other data.
       clash: The reason for a clash; otherwise empty.
     """
 
@@ -39,13 +39,16 @@ class PlannedRun:
     clash: str = ""
 
 
-def make_plan(experiment: Experiment, axis: Axis, folder: Path) -> list[PlannedRun]:
+def make_plan(
+    experiment: Experiment, axis: Axis, folder: Path, *, queued: Collection[str] = ()
+) -> list[PlannedRun]:
     """The runs of a sweep, with checked configurations and the states of their folders.
 
     Args:
       experiment: The experiment whose fields the runs override.
       axis: The overrides of each run.
       folder: The folder of the sweep, in which each run has its own folder.
+      queued: The names of the folders for which a job waits already.
 
     Raises:
       SweepError: A run's configuration is not valid.
@@ -66,8 +69,11 @@ def make_plan(experiment: Experiment, axis: Axis, folder: Path) -> list[PlannedR
             state = "clash"
         elif workdir.has_begun(run_folder):
             state = "finished" if (run_folder / "results.json").exists() else "partial"
-        if state in ("new", "partial") and workdir.is_locked(run_folder):
-            state = "running"
+        if state in ("new", "partial"):
+            if workdir.is_locked(run_folder):
+                state = "running"
+            elif run_folder.name in queued:
+                state = "queued"
         runs.append(PlannedRun(run_folder, overrides, run_experiment, state, clash))
     return runs
 

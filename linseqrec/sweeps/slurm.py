@@ -1,4 +1,8 @@
-"""Submits the runs of a sweep as one SLURM job array, with the library submitit."""
+"""Submits the runs of a sweep as one SLURM job array, with the library submitit.
+
+The file `jobs.json` beside submitit's files holds the job of each run. The next call of the sweep
+reads it and leaves out the runs whose jobs wait or run.
+"""
 
 import dataclasses
 import re
@@ -9,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from linseqrec.errors import SweepError
+from linseqrec.files import read_json, write_json
 from linseqrec.sweeps.task import Failure, Task, reason_of
+
+_JOBS = "jobs.json"
 
 # Options of sbatch that `--slurm_option` does not accept, each with the flag of launch.sweep to use
 # instead. None: submitit sets the option, and there is no flag.
@@ -197,9 +204,46 @@ def submit(
     )
     try:
         with executor.batch():
-            return [executor.submit(Training(task)) for task in tasks]
+            jobs = [executor.submit(Training(task)) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
         raise SweepError(f"SLURM rejects the jobs: {str(error).strip()}") from error
+    if cluster == "slurm":
+        submitted = {task.folder.name: job.job_id for job, task in zip(jobs, tasks, strict=True)}
+        write_json(folder / _JOBS, _read_jobs(folder) | submitted)
+    return jobs
+
+
+def queued(folder: Path) -> dict[str, str]:
+    """The runs of earlier calls whose jobs wait in SLURM's queue or run.
+
+    Args:
+      folder: Folder for submitit's files.
+
+    Returns:
+      The id of the job by the name of the run's folder.
+
+    Raises:
+      SweepError: There are earlier jobs, and `squeue` does not say which of them are left.
+      FileError: The file of the jobs is damaged.
+    """
+    jobs = _read_jobs(folder)
+    if not jobs:
+        return {}
+    command = ("squeue", "--me", "--noheader", "--array", "--format=%i")
+    try:
+        left = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        words = getattr(error, "stderr", "") or str(error)
+        raise SweepError(
+            f"{folder / _JOBS} names the jobs of an earlier call, and squeue does not say whether "
+            f"they still wait: {words.strip()}"
+        ) from error
+    return {name: job for name, job in jobs.items() if job in left}
+
+
+def _read_jobs(folder: Path) -> dict[str, str]:
+    path = folder / _JOBS
+    return read_json(path, {str: str}) if path.exists() else {}
 
 
 def wait_for(jobs: Sequence[Any], tasks: Sequence[Task]) -> list[Failure]:

@@ -56,6 +56,8 @@ def test_a_folder_says_what_is_left_to_do(folder):
             "running",
             "finished",
         ]
+    waits = make_plan(EXPERIMENT, AXIS, folder, queued={"seed=0", "seed=2"})
+    assert [run.state for run in waits][:3] == ["queued", "partial", "finished"]
     assert make_plan(EXPERIMENT, AXIS, folder)[1].state == "partial"
     check_no_clash(plan[:3])
     with pytest.raises(workdir.WorkdirError) as caught:

@@ -10,18 +10,25 @@ import time
 import pytest
 
 from linseqrec.errors import SweepError
-from linseqrec.sweeps.slurm import SlurmConfig, Training, read_options, submit, wait_for
+from linseqrec.sweeps.slurm import (
+    SlurmConfig,
+    Training,
+    queued,
+    read_options,
+    submit,
+    wait_for,
+)
 from linseqrec.sweeps.task import Task
 
 pytest.importorskip("submitit")
 
 
-def stand_in(tmp_path, monkeypatch, sbatch):
-    """Puts programs in the place of SLURM's; `sbatch` is the body of the one."""
+def stand_in(tmp_path, monkeypatch, sbatch, squeue="exit 1"):
+    """Puts programs in the place of SLURM's; `sbatch` and `squeue` are the bodies of these."""
     programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in ("srun", "sbatch"):
-        (programs / name).write_text(f"#!/bin/sh\n{sbatch}\n")
+    programs.mkdir(exist_ok=True)
+    for name, body in (("srun", sbatch), ("sbatch", sbatch), ("squeue", squeue)):
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
 
@@ -56,6 +63,25 @@ def test_the_array_asks_for_what_it_was_given(tmp_path, monkeypatch):
         "exclusive",
     ):
         assert f"#SBATCH --{line}" in asked, asked
+
+
+def test_jobs_that_are_left_in_the_queue_are_told_from_those_that_ended(tmp_path, monkeypatch):
+    folder = tmp_path / "sweep" / "submitit"
+    assert queued(folder) == {}
+    asked = '[ "$*" = "--me --noheader --array --format=%i" ]'
+    for number, names in ((12, "abc"), (13, "d")):
+        # submitit makes an array of several jobs only.
+        stand_in(
+            tmp_path,
+            monkeypatch,
+            f"echo Submitted batch job {number}",
+            squeue=f'{asked} && printf "12_1\\n13\\n7_0\\n"',
+        )
+        submit([Task(tmp_path / name, ("true",)) for name in names], SlurmConfig(), folder)
+    assert queued(folder) == {"b": "12_1", "d": "13"}
+    stand_in(tmp_path, monkeypatch, "", squeue="echo squeue: error: no controller >&2; exit 1")
+    with pytest.raises(SweepError, match="squeue does not say .*: squeue: error: no controller"):
+        queued(folder)
 
 
 def test_what_slurm_refuses_is_said_in_its_words(tmp_path, monkeypatch):

@@ -17,11 +17,12 @@ class OptimizerConfig(Config):
 
     Attributes:
       learning_rate: The peak.
-      schedule: After the warm-up "constant", or "cosine" down to `final_fraction` of the peak at
-        the run's last step.
+      schedule: After the warm-up "constant"; "cosine", which falls to `final_fraction` of the peak
+        until the run's last step; or "late_decay", which stays at the peak and falls linearly in
+        the last fifth of the run (warmup-stable-decay, arXiv 2404.06395).
       warmup_steps: Steps of linear increase from 0. Must fit into the run, but is shortened if
         `training.num_epochs` is fractional or `training.max_minutes` cuts the run.
-      final_fraction: Of the peak, at the end of the cosine.
+      final_fraction: Of the peak, at the end of "cosine" and "late_decay".
       weight_decay: Decoupled, on the weights of dense layers only (see `decayed`).
       b1: Decay of the gradient's average.
       b2: Decay of the squared gradient's average.
@@ -30,7 +31,7 @@ class OptimizerConfig(Config):
     """
 
     learning_rate: Positive = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "late_decay"] = "constant"
     warmup_steps: CountOrZero = 0
     final_fraction: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
@@ -62,12 +63,15 @@ def learning_rate(
                 "--config.training.num_epochs"
             )
         warmup_steps = num_steps // 10
+    peak, decaying_steps = config.learning_rate, max(num_steps - warmup_steps, 1)
     if config.schedule == "constant":
-        main = optax.constant_schedule(config.learning_rate)
+        main = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, decaying_steps, config.final_fraction)
     else:
-        main = optax.cosine_decay_schedule(
-            config.learning_rate, max(num_steps - warmup_steps, 1), config.final_fraction
-        )
+        late = max(decaying_steps // 5, 1)
+        final = peak * config.final_fraction
+        main = optax.linear_schedule(peak, final, late, decaying_steps - late)
     if not warmup_steps:
         return main
     warmup = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)

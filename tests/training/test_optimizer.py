@@ -30,6 +30,15 @@ def test_warmup_then_cosine():
         assert float(rate(step)) == pytest.approx(expected, rel=1e-5), step
 
 
+def test_the_late_decay_takes_the_last_fifth_after_the_warmup():
+    config = OptimizerConfig(
+        learning_rate=0.1, schedule="late_decay", warmup_steps=10, final_fraction=0.2
+    )
+    rate = learning_rate(config, 110)
+    for step, expected in ((5, 0.05), (10, 0.1), (90, 0.1), (100, 0.06), (110, 0.02), (120, 0.02)):
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-5), step
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

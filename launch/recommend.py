@@ -9,8 +9,8 @@ The file has one row per recommended item, with these columns:
     rank, score       the place in the list, from 1, and the model's score
     history_length    number of the user's events before the list
     target            the user's next item (not with --split=none)
-    target_rank       the target's rank in the whole catalogue, as launch.evaluate computes it (not
-                      with --split=none)
+    target_rank       the target's rank in the whole catalogue, as launch.evaluate computes it, with
+                      --items too (not with --split=none)
 
 A list without items has one row, in which rank, item and score are empty.
 
@@ -33,6 +33,7 @@ from linseqrec.config_fields import ConfigError
 from linseqrec.data.requests import (
     Before,
     find_users,
+    flag_items,
     histories_before,
     original_ids,
     request_times,
@@ -63,6 +64,9 @@ _NOW = flags.DEFINE_integer(
     "Time of the requests in seconds, on the log's own clock. Required with --split=none if the "
     "run has data.request_time=known; not allowed otherwise.",
 )
+_ITEMS = flags.DEFINE_string(
+    "items", "", "Recommend these items only, by the log's own ids: ID,ID or @FILE. Empty: all."
+)
 _FILTER_SEEN = flags.DEFINE_bool("filter_seen", False, "Leave out items of the user's history.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -77,7 +81,8 @@ def main(_: list[str]) -> None:
         raise ConfigError(f"--output={output}: the name must end in .parquet or .csv")
     if bool(_USERS.value) == _ALL.value:
         raise ConfigError("give either --users=ID,ID (or --users=@FILE) or --all")
-    requested_ids = [] if _ALL.value else read_ids(_USERS.value)
+    requested_ids = [] if _ALL.value else read_ids("users", _USERS.value)
+    allowed_ids = set(read_ids("items", _ITEMS.value)) if _ITEMS.value else set()
     experiment = workdir.read_experiment(folder)
     run = Run.of(experiment, workdir.load_data(folder, _DATA.value))
     dataset, before = run.source.dataset, cast(Before, _SPLIT.value)
@@ -88,6 +93,7 @@ def main(_: list[str]) -> None:
         )
     user_ids, item_ids = original_ids(dataset)
     requested_users = find_users(requested_ids, user_ids) if requested_ids else None
+    allowed = flag_items(allowed_ids, item_ids) if allowed_ids else None
     users, ends = histories_before(dataset, run.source.split, before, requested_users)
     known = experiment.data.request_time == "known"
     requests = request_times(dataset, before, ends, known=known, now=_NOW.value)
@@ -108,29 +114,32 @@ def main(_: list[str]) -> None:
             _BATCH_SIZE.value or experiment.evaluation.batch_size, run.batches.length
         ),
         filter_seen=_FILTER_SEEN.value,
+        allowed=allowed,
         rank_next=before != "none",
         ties=experiment.evaluation.ties,
         request_times=requests,
     )
     write(lists_table(lists, dataset, users, ends, user_ids, item_ids), output)
     print(f"checkpoint {step}: wrote {len(users)} lists to {output}")
+    if allowed is not None and (missing := len(allowed_ids) - allowed.sum()):
+        print(f"{missing} of {len(allowed_ids)} --items are not in the data set: no list has them")
 
 
-def read_ids(users: str) -> list[str]:
-    """The user ids in the value of `--users`.
+def read_ids(flag: str, value: str) -> list[str]:
+    """The ids in the value of `--users` or `--items`: ID,ID or @FILE with one id per line.
 
     Raises:
       ConfigError: The file cannot be read or has no id.
     """
-    if not users.startswith("@"):
-        return users.split(",")
+    if not value.startswith("@"):
+        return value.split(",")
     try:
-        lines = Path(users[1:]).read_text(encoding="utf-8").splitlines()
+        lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ConfigError(f"--users={users}: {error.strerror}") from error
+        raise ConfigError(f"--{flag}={value}: {error.strerror}") from error
     ids = [line for line in lines if line]
     if not ids:
-        raise ConfigError(f"--users={users}: the file has no id; write one id per line")
+        raise ConfigError(f"--{flag}={value}: the file has no id; write one id per line")
     return ids
 
 

@@ -1,10 +1,10 @@
 """The histories after which a user of the library wants recommendations."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split
@@ -16,7 +16,7 @@ Before = Literal["validation", "test", "none"]
 
 
 class RequestError(UserError, ValueError):
-    """The data set does not hold the requested users or histories. The message names them."""
+    """The data set does not hold the requested users, items or histories, which it names."""
 
 
 def original_ids(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +47,26 @@ def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, "R"]
     if unknown:
         raise RequestError(f"no such users in the data set: {_first_ten(unknown)}")
     return np.array([index_of[user] for user in dict.fromkeys(ids)], np.int64)
+
+
+def flag_items(ids: Collection[str], item_ids: np.ndarray) -> Bool[np.ndarray, "N1"]:
+    """Whether each item of the catalogue is among the ids; bool [N + 1], by index.
+
+    Ids that the data set does not have are passed over: a list of what is in stock may hold items
+    that nobody has met yet.
+
+    Args:
+      ids: The log's own ids of items.
+      item_ids: The ids of all items, by index; index 0 is padding.
+
+    Raises:
+      RequestError: The data set has none of these ids.
+    """
+    known = np.isin(item_ids, list(ids))
+    known[0] = False
+    if not known.any():
+        raise RequestError(f"no such items in the data set: {_first_ten(list(ids))}")
+    return known
 
 
 def histories_before(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import polars as pl
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.evaluation import queries
@@ -44,6 +44,7 @@ def recommend_after(
     padded_lengths: Sequence[int] | None = None,
     batch_size: int = 128,
     filter_seen: bool = False,
+    allowed: Bool[np.ndarray, "N1"] | None = None,
     rank_next: bool = False,
     ties: Ties = "mean",
     request_times: Int[np.ndarray, "M"] | None = None,
@@ -63,6 +64,7 @@ def recommend_after(
       padded_lengths: Widths of the batches, as `Evaluator` takes them.
       batch_size: Histories per batch; changes no result.
       filter_seen: Whether to leave the items of the whole history out of the list.
+      allowed: Which items, by id, the lists may hold; None: all. It changes no rank.
       rank_next: Whether to rank the item of the event at each end, as the evaluator does. With
         `filter_seen` the rank of a seen item is infinite, because no filtered list contains it.
       ties: How equal scores rank: "mean" or "pessimistic".
@@ -93,7 +95,7 @@ def recommend_after(
             own = rows[part]
             seen = queries.items_before(dataset, users[own], ends[own]) if filter_seen else None
             best_items, best_scores, finite = jax.tree.map(
-                np.asarray, catalogue_top_k(hidden[part], table, top_k, seen)
+                np.asarray, catalogue_top_k(hidden[part], table, top_k, seen, allowed=allowed)
             )
             if not finite.all():
                 raise NonFiniteScoreError(np.unique(users[own][~finite]), "users")

@@ -99,6 +99,7 @@ def catalogue_top_k(
     k: int,
     seen: Int[np.ndarray, "B S"] | None = None,
     *,
+    allowed: Bool[np.ndarray, "N1"] | None = None,
     item_block: int = 8192,
 ) -> tuple[Int[Array, "B K"], Float[Array, "B K"], Bool[Array, "B"]]:
     """The K best items of each row by `hidden @ table.T`, scored a block of items at a time.
@@ -109,6 +110,7 @@ def catalogue_top_k(
       k: K, from 1 to N.
       seen: Items that are no candidates, padded with 0, in any order, repeats allowed; None: every
         item is one.
+      allowed: By id, which items may be candidates; None: all of them.
       item_block: Items scored at once, a multiple of 64; changes memory and speed, no result.
 
     Returns:
@@ -126,15 +128,25 @@ def catalogue_top_k(
         raise ValueError(f"shapes do not fit: hidden {hidden.shape}, table {table.shape}")
     if seen is not None and (seen.ndim != 2 or len(seen) != len(hidden)):
         raise ValueError(f"seen must be [{len(hidden)}, S], one row a query, not {seen.shape}")
-    return _top_k(hidden, table, seen, block=items_a_block(num_items + 1, item_block), k=k)
+    if allowed is not None and allowed.shape != table.shape[:1]:
+        raise ValueError(f"allowed must be [{num_items + 1}], one flag an id, not {allowed.shape}")
+    return _top_k(hidden, table, seen, allowed, block=items_a_block(num_items + 1, item_block), k=k)
 
 
 @functools.partial(jax.jit, static_argnames=("block", "k"))
 def _top_k(
-    hidden: Array, table: Array, seen: Array | None, *, block: int, k: int
+    hidden: Array,
+    table: Array,
+    seen: Array | None,
+    allowed: Array | None,
+    *,
+    block: int,
+    k: int,
 ) -> tuple[Array, Array, Array]:
     num_rows, num_slots = hidden.shape[0], table.shape[0]
     query, table = padded_rows(hidden), padded_table(table, block)
+    if allowed is not None:
+        allowed = jnp.pad(allowed, (0, table.shape[0] - num_slots))
     rows = jnp.arange(num_rows)
 
     def visit(index: Array, carry: tuple[Best, Array]) -> tuple[Best, Array]:
@@ -146,6 +158,8 @@ def _top_k(
         ids = start + jnp.arange(block)
         candidate = (ids >= jnp.maximum(first, 1)) & (ids < num_slots)
         finite = finite & (jnp.isfinite(scores) | ~candidate).all(1)
+        if allowed is not None:
+            candidate = candidate & lax.dynamic_slice_in_dim(allowed, start, block)
         keep = jnp.broadcast_to(candidate, scores.shape)
         if seen is not None:
             local = jnp.where(seen >= start, seen - start, block)

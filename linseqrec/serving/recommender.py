@@ -231,6 +231,7 @@ class Recommender:
         k: int,
         filter_seen: Int[Any, "B S"] | None = None,
         *,
+        items: Int[Any, "C"] | None = None,
         now: int | Int[Any, "B"] | None = None,
     ) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K"]]:
         """The K best items of the catalogue for each user.
@@ -240,6 +241,7 @@ class Recommender:
           k: K, from 1 to N. JAX compiles once for each value.
           filter_seen: Items to leave out, one row per user, in any order, padded with 0; None
             leaves out no item.
+          items: The items to choose from, for all users, in any order; None: all of the catalogue.
           now: The time of the request, in seconds since the data set's first event: one for all
             users, or one per user [B]. Required for a model that reads request times; must be None
             for other models.
@@ -251,8 +253,8 @@ class Recommender:
 
         Raises:
           NonFiniteScoreError: Some scores are NaN or infinite; names the users' rows.
-          ServingError: A user has no event, an item of `filter_seen` is not in the catalogue, or
-            `now` is missing, not allowed, or earlier than a user's last event.
+          ServingError: A user has no event, an item of `filter_seen` or `items` is not in the
+            catalogue, or `now` is missing, not allowed, or earlier than a user's last event.
           ValueError: `k` is not in 1..N.
         """
         without_event = np.flatnonzero(np.asarray(states.length) == 0)
@@ -272,6 +274,12 @@ class Recommender:
             self._check_items(seen)
             padding = ((0, 0), (0, seen_slots(seen.shape[1]) - seen.shape[1]))
             seen = np.pad(seen, padding).astype(np.int32)
+        allowed = None
+        if items is not None:
+            chosen = _integers("items", items).reshape(-1)
+            self._check_items(chosen[None])
+            allowed = np.zeros(self._table.shape[0], bool)
+            allowed[chosen] = True
         requests = self._requests(states, now)
         hidden = (
             states.hidden
@@ -280,7 +288,7 @@ class Recommender:
         )
         assert hidden is not None
         ids, scores, finite = catalogue_top_k(
-            hidden, self._table, k, seen, item_block=self._item_block
+            hidden, self._table, k, seen, allowed=allowed, item_block=self._item_block
         )
         bad = np.flatnonzero(~np.asarray(finite))
         if bad.size:

@@ -92,6 +92,28 @@ def test_lists_after_all_events_equal_those_of_the_recommender(trained, prepared
         Recommender.from_workdir(workdir, "99999")
 
 
+def test_lists_hold_the_items_asked_for_and_ranks_stay_those_of_the_catalogue(
+    trained, log, tmp_path
+):
+    workdir, _, _ = trained
+    asked = sorted({item for items in log.values() for item in items})[::4]
+    (tmp_path / "stock.txt").write_text("\n".join([*asked, "not yet met"]))
+    frames = []
+    for name, flag in (("all", "--items="), ("stock", f"--items=@{tmp_path / 'stock.txt'}")):
+        output = tmp_path / f"{name}.parquet"
+        process = program(
+            "recommend", f"--workdir={workdir}", "--all", "--top_k=30", flag, f"--output={output}"
+        )
+        assert process.returncode == 0, process.stderr
+        frames.append(pl.read_parquet(output))
+    assert f"1 of {len(asked) + 1} --items are not in the data set" in process.stdout
+    whole, stock = frames
+    expected = whole.filter(pl.col("item").is_in(asked))
+    assert 0 < len(expected) < len(whole)
+    for column in ("user", "item", "score", "target", "target_rank"):
+        assert stock[column].to_list() == expected[column].to_list(), column
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,8 +121,17 @@ def test_lists_after_all_events_equal_those_of_the_recommender(trained, prepared
         (["--users=u3,brief"], "users without test target in the leave_one_out split: brief"),
         (["--all", "--top_k=31"], "--top_k=31: the catalogue has 30 items"),
         (["--users=@none.txt"], "--users=@none.txt: No such file"),
+        (["--all", "--items=x,y"], "no such items in the data set: "),
+        (["--all", "--items=@none.txt"], "--items=@none.txt: No such file"),
     ],
-    ids=["unknown user", "user without target", "list too long", "missing file"],
+    ids=[
+        "unknown user",
+        "user without target",
+        "list too long",
+        "missing file",
+        "unknown items",
+        "missing file of items",
+    ],
 )
 def test_a_user_error_is_one_line_and_writes_no_file(trained, tmp_path, arguments, message):
     workdir, _, _ = trained

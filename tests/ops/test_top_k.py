@@ -44,6 +44,22 @@ def test_blocks_give_the_first_of_a_stable_sort(item_block, k):
         assert np.asarray(finite).all()
 
 
+@pytest.mark.parametrize(("item_block", "k"), [(64, 40), (192, 2), (8192, 3), (8192, 300)])
+def test_only_allowed_items_are_among_the_best(item_block, k):
+    hidden, table, seen = integer_case()
+    allowed = np.random.default_rng(1).random(ITEMS + 1) < 0.3
+    allowed[:2] = True  # padding never counts
+    forbidden = np.broadcast_to(np.flatnonzero(~allowed), (len(hidden), (~allowed).sum()))
+    for items in (None, seen):
+        ids, scores, _ = catalogue_top_k(
+            hidden, table, k, items, allowed=allowed, item_block=item_block
+        )
+        removed = forbidden if items is None else np.concatenate([forbidden, items], axis=1)
+        expected_ids, expected_scores = sorted_best(hidden, table, k, removed)
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_array_equal(scores, expected_scores)
+
+
 def test_a_score_that_is_not_finite_is_told_of():
     hidden, table, _ = integer_case()
     hidden[3, 1] = np.nan
@@ -58,6 +74,8 @@ def test_what_cannot_be_asked_is_refused():
     for k in (0, ITEMS + 1):
         with pytest.raises(ValueError, match=f"k is {k}, but the catalogue has {ITEMS} items"):
             catalogue_top_k(hidden, table, k)
+    with pytest.raises(ValueError, match=rf"allowed must be \[{ITEMS + 1}\], one flag an id"):
+        catalogue_top_k(hidden, table, 3, allowed=np.ones(ITEMS, bool))
     with pytest.raises(ValueError, match="multiple of 64"):
         catalogue_top_k(hidden, table, 3, item_block=100)
     with pytest.raises(ValueError, match="shapes do not fit"):

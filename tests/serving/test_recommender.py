@@ -236,6 +236,12 @@ def test_recommendations_equal_a_sort_and_ties_put_the_lower_id_first(model):
             )
             assert np.isneginf(found_scores[row, len(best) :]).all()
     assert found_scores.dtype == np.float32
+    allowed = [33, 7, 21, 33, 0]
+    ids, _ = recommender.recommend(states, 4, seen, items=allowed)
+    for row in range(3):
+        best = np.argsort(-scores[row], kind="stable") + 1
+        best = [item for item in best if item in allowed and item not in seen[row]]
+        np.testing.assert_array_equal(ids[row], best + [0] * (4 - len(best)))
 
 
 # Shapes stand in for arrays where saved states are read.
@@ -384,6 +390,8 @@ def test_invalid_requests_are_errors(model, recommender):
         recommender.recommend(states, 3, [[1]])
     with pytest.raises(ServingError, match="row 0: item 41 is not in the catalogue"):
         recommender.recommend(states, 3, [[41], [1]])
+    with pytest.raises(ServingError, match="row 0: item 41 is not in the catalogue"):
+        recommender.recommend(states, 3, items=[3, 41])
     with pytest.raises(ServingError, match="users in rows 1 have no event yet"):
         recommender.recommend(recommender.start(histories([4, 0])), 3)
     with pytest.raises(ServingError, match="chunk_length must be at least 1, got 0"):

@@ -65,8 +65,8 @@ def gated_delta_rule(
         transitions S -> A S + B in logarithmic depth. "triton" runs kernels of its own on an NVIDIA
         GPU (Hopper or data-centre Blackwell, extra `cuda`), for K and V up to 128 and inputs in
         bfloat16 or float32. None picks "recurrent" for T = 1; beyond, "triton" on a GPU where it
-        can run and agrees with XLA (`triton_check`), else "chunked". XLA cannot split a kernel over
-        devices: with several, None picks it only inside `jax.shard_map`.
+        can run and agrees with XLA (`triton_check`), else "chunked". With several devices, it can
+        run where each has its own rows (`triton_launch.rows_apart`).
       chunk_size: The most slots in a chunk, rounded up to a tile of 16 on accelerators; a row is
         cut into equal ones. "triton" has 64.
 
@@ -94,16 +94,17 @@ def gated_delta_rule(
             raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
         return gated_delta_rule_triton.gated_delta_rule(*arguments)
     chunked = functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size)
-    if unfit is not None or not triton_launch.on_one_device(q):
+    apart = triton_launch.rows_apart(q)
+    if unfit is not None or apart is None:
         return chunked(*arguments)
     dtype = jnp.result_type(q, k, v).name
     if not triton_check.by_default(lambda: _kernels_agree(*widths.values(), dtype)):
         return chunked(*arguments)
     # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
     # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
-    return jax.lax.platform_dependent(
-        *arguments, cuda=gated_delta_rule_triton.gated_delta_rule, default=chunked
-    )
+    kernels = gated_delta_rule_triton.gated_delta_rule
+    form = functools.partial(jax.lax.platform_dependent, cuda=kernels, default=chunked)
+    return apart(form)(*arguments)
 
 
 @functools.cache

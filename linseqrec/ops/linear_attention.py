@@ -99,8 +99,8 @@ def linear_attention(
         multiplies to bfloat16 if all inputs are, and sums in float32. "full" is for causal=False,
         and the only one there. None picks "full" where not causal, else "recurrent" for T = 1;
         beyond, "triton" on a GPU where it can run and agrees with XLA (`triton_check`), else
-        "chunked". XLA cannot split a kernel over devices: with several, None picks it only inside
-        `jax.shard_map`.
+        "chunked". With several devices, it can run where each has its own rows
+        (`triton_launch.rows_apart`).
       chunk_size: The most slots in a chunk; a row is cut into equal ones. "chunked" rounds it up to
         a tile of 16 on accelerators. "triton" has 64, and 32 for float32 inputs.
 
@@ -131,7 +131,8 @@ def linear_attention(
         if unfit is not None:
             raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
         return _by_triton(*arguments)
-    if unfit is not None or not triton_launch.on_one_device(query):
+    apart = triton_launch.rows_apart(query)
+    if unfit is not None or apart is None:
         return by_xla(*arguments)
     dtype = jnp.result_type(*jax.tree.leaves(x)).name
     sizes = tuple(array.shape[-1] for array in x if array is not None)
@@ -139,7 +140,8 @@ def linear_attention(
         return by_xla(*arguments)
     # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
     # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
-    return jax.lax.platform_dependent(*arguments, cuda=_by_triton, default=by_xla)
+    form = functools.partial(jax.lax.platform_dependent, cuda=_by_triton, default=by_xla)
+    return apart(form)(*arguments)
 
 
 @functools.cache

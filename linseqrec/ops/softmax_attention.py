@@ -88,9 +88,8 @@ def softmax_attention(
       behind: How many slots the last one that t sees stands before t; causal only.
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
       implementation: None picks "triton" on a GPU where it can run and agrees with XLA
-        (`triton_check`), else "banded" where a window is shorter than T, else "blockwise". XLA
-        cannot split a kernel, so over several devices None stays with XLA unless within
-        `jax.shard_map`.
+        (`triton_check`), else "banded" where a window is shorter than T, else "blockwise". With
+        several devices, "triton" can run where each has its own rows (`triton_launch.rows_apart`).
         "blockwise" takes a block of queries at a time, "banded" (window only) shows each block no
         more keys than its windows reach; both recompute the scores for the gradient, so that
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
@@ -137,8 +136,14 @@ def softmax_attention(
             memory = memory._replace(slots=keep(real, memory.slots))
 
     def by_form(
-        form: Implementation | None, query: Array, key: Array, value: Array, runs: Array
+        form: Implementation | None,
+        query: Array,
+        key: Array,
+        value: Array,
+        runs: Array,
+        segment_ids: Array | None,
     ) -> Array:
+        del segment_ids
         if form == "blockwise":
             return _blockwise(
                 query, key, value, memory, fading, runs, causal, reach, behind, scale, block_size
@@ -156,32 +161,31 @@ def softmax_attention(
             f"implementation {form!r}: choose None, 'blockwise', 'banded', 'dense' or 'triton'"
         )
 
-    def by_triton(query: Array, key: Array, value: Array, runs: Array) -> Array:
+    def by_triton(
+        query: Array, key: Array, value: Array, runs: Array, segment_ids: Array | None
+    ) -> Array:
         del runs
         return softmax_attention_triton.softmax_attention(
             query, key, value, segment_ids, reach=reach, behind=behind, scale=scale
         )
 
-    arrays = query, key, value, runs
+    arrays = query, key, value, runs, segment_ids
     if implementation not in (None, "triton"):
         output = by_form(implementation, *arrays)
     else:
         unfit = _unfit_for_triton(query, key, value, memory, fading, causal)
         sizes = query.shape[-1], value.shape[-1], jnp.result_type(query, key, value).name
+        apart = triton_launch.rows_apart(query)
         if implementation == "triton":
             if unfit:
                 raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
             output = by_triton(*arrays)
-        elif (
-            unfit
-            or not triton_launch.on_one_device(query)
-            or not triton_check.by_default(lambda: _kernels_agree(*sizes))
-        ):
+        elif unfit or apart is None or not triton_check.by_default(lambda: _kernels_agree(*sizes)):
             output = by_form(by_xla, *arrays)
         else:
-            output = jax.lax.platform_dependent(
-                *arrays, cuda=by_triton, default=partial(by_form, by_xla)
-            )
+            default = partial(by_form, by_xla)
+            form = partial(jax.lax.platform_dependent, cuda=by_triton, default=default)
+            output = apart(form)(*arrays)
     if behind and memory is None:
         # A softmax over nothing is one over all slots alike.
         sees = jnp.pad(runs, ((0, 0), (behind, 0)), constant_values=-1)[:, past : past + time]

@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import mlir, xla
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from linseqrec.sharding import DATA, SEQUENCE
 
 CHUNK = 64
 # Widths of a head that the kernels are compiled for; others are padded.
@@ -21,6 +24,9 @@ _PACKAGES = ("triton", "jax_triton")
 # The kernels want 180 KB of shared memory a block (K = 128): Hopper and data-centre Blackwell have
 # 227, Ampere 163, and cards for desktops 99.
 _CAPABILITIES = ("9", "10")
+
+
+Function = Callable[..., Any]
 
 
 class Shape(NamedTuple):
@@ -57,12 +63,36 @@ def unfit(widths: Mapping[str, int], dtype: Any) -> str | None:
     return None
 
 
-def on_one_device(x: Array) -> bool:
-    """Whether one device alone computes with x: it is the only one, or inside `jax.shard_map`.
+def rows_apart(x: Array) -> Callable[[Function], Function] | None:
+    """What makes a function of arrays [B, ...] run on each device for that device's rows alone.
 
-    Elsewhere XLA, which cannot split a kernel, would have every device run it on all rows.
+    XLA cannot split a kernel over devices: it would have every device run it on all rows. On one
+    device, and inside `jax.shard_map`, a function is left as it is. In the context of a mesh
+    (`sharding.while_tracing`) it is put into `jax.shard_map` over the mesh's `data` axis.
+
+    Args:
+      x: One of the function's arrays. The others have as many rows or are scalars; the function's
+        results all have rows.
+
+    Returns:
+      The wrapper. None without a mesh to tell which device has which rows, if the mesh splits rows
+      by time, or if it does not divide them evenly.
     """
-    return jax.device_count() == 1 or bool(varying_axes(x))
+    if jax.device_count() == 1 or varying_axes(x):
+        return lambda function: function
+    axes = jax.sharding.get_abstract_mesh().shape
+    if DATA not in axes or axes.get(SEQUENCE, 1) > 1 or x.shape[0] % axes[DATA]:
+        return None
+
+    def apart(function: Function) -> Function:
+        def on_each_device(*arguments: Any) -> Any:
+            rows = jax.tree.map(lambda y: PartitionSpec(*[DATA][: jnp.ndim(y)]), arguments)
+            split = jax.shard_map(function, in_specs=rows, out_specs=PartitionSpec(DATA))
+            return split(*arguments)
+
+        return on_each_device
+
+    return apart
 
 
 def kernel_width(width: int) -> int:

@@ -49,7 +49,7 @@ def test_leaves_triton_alone(monkeypatch):
     """Where linear attention of such inputs would run its kernels."""
     monkeypatch.setattr(triton_launch, "_PACKAGES", ())
     monkeypatch.setenv("LINSEQREC_TRITON", "1")
-    monkeypatch.setattr(triton_launch, "on_one_device", lambda x: True)
+    monkeypatch.setattr(triton_launch, "rows_apart", lambda x: lambda function: function)
     x, ids = np.ones((2, 9, 3), np.float32), np.ones((2, 9), np.int32)
     program = jax.make_jaxpr(lambda x, ids: running_mean(x, segment_ids=ids))(x, ids)
     assert "triton" not in str(program)

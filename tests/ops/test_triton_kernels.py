@@ -116,9 +116,7 @@ def operation(query, key, value, more_key, more_value, implementation=None, **op
     ],
     ids=["gated delta rule", "linear attention", "softmax attention"],
 )
-def test_lowers_for_cuda_within_shard_map_and_leaves_other_platforms_as_they_are(
-    operation, launches
-):
+def test_lowers_for_cuda_in_meshes_and_leaves_other_platforms_as_they_are(operation, launches):
     program = """
 import functools, json, os
 import jax, jax.numpy as jnp
@@ -158,17 +156,30 @@ for name, platform in ((None, "cuda"), ("triton", "cuda"), (None, "cpu"), ("chun
     if platform == "cpu":
         memory = lowered.compile().memory_analysis()
         text[f"{name} {platform} bytes"] = memory.temp_size_in_bytes
+def in_mesh(*x):
+    *x, ids = x
+
+    def loss(*x):
+        output, state = operation(*x, segment_ids=ids)
+        return jnp.sum(output.astype(jnp.float32)) + jnp.sum(state)
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return jax.value_and_grad(jax.checkpoint(loss), argnums=(0, 1, 2, 3, 4))(*x)
+
+rows = jax.sharding.NamedSharding(mesh, P("data"))
+traced = jax.jit(in_mesh, in_shardings=rows).trace(*inputs, ids)
+text["None cuda, in a mesh"] = traced.lower(lowering_platforms=("cuda",)).as_text()
 lowered = jax.jit(operation).trace(*inputs).lower(lowering_platforms=("cuda",))
-text["None cuda, not within shard_map"] = lowered.as_text()
+text["None cuda, without a mesh"] = lowered.as_text()
 del os.environ["LINSEQREC_TRITON"]
 traced = jax.jit(functools.partial(step, None)).trace(*inputs, ids)
 text["None cuda, not asked for"] = traced.lower(lowering_platforms=("cuda",)).as_text()
 print(json.dumps(text))
 """
     text = printed_by(program.replace("OPERATION", operation))
-    for name in ("not within shard_map", "not asked for"):
+    for name in ("without a mesh", "not asked for"):
         assert "triton" not in text[f"None cuda, {name}"]
-    for name in ("None cuda", "triton cuda"):
+    for name in ("None cuda", "triton cuda", "None cuda, in a mesh"):
         assert text[name].count("@triton_kernel_call_ffi") == launches
         assert "stablehlo.while" not in text[name]
     assert "triton" not in text["None cpu"] and "stablehlo.while" in text["None cpu"]

@@ -51,14 +51,18 @@ def popularity_proposal(counts: Real[np.ndarray, "N1"], power: float = 1.0) -> P
       The proposal; probabilities are rounded to multiples of about 2^-30, `log_q` with them.
 
     Raises:
-      ValueError: No items, more than 2^29, or counts that are negative or not finite.
+      ValueError: No items, more than 2^29, counts that are negative or not finite, or a power that
+        makes them so.
     """
     weights = np.asarray(counts, np.float64)[1:]
     if not 1 <= len(weights) <= _UNITS // 2:
         raise ValueError(f"a proposal is over 1 to 2**29 items, not {len(weights)}")
     if not np.all(np.isfinite(weights) & (weights >= 0)):
         raise ValueError("counts must be finite and at least 0")
-    weights = np.maximum(weights, 1) ** power
+    with np.errstate(over="ignore"):
+        weights = np.maximum(weights, 1) ** power
+    if not 0 < weights.sum() < np.inf:
+        raise ValueError(f"counts to the power {power} are too large or too small for float64")
     units = np.maximum(np.rint(weights / weights.sum() * _UNITS).astype(np.int64), 1)
     cumulative = np.concatenate([[0], np.cumsum(units)])
     log_q = np.concatenate([[-np.inf], np.log(units) - np.log(cumulative[-1])])

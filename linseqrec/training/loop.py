@@ -22,7 +22,7 @@ from linseqrec.training.throughput import Meter, Profiler, StepQueue
 
 
 class NonFiniteError(UserError, RuntimeError):
-    """A loss or gradient that is NaN or infinite, before it reached the parameters."""
+    """A loss, gradient or update that is NaN or infinite, before it reached the parameters."""
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
         use.
       ConfigError: If the configuration in the folder cannot be read.
       CheckpointError: If all checkpoints are damaged, or one could not be saved.
-      NonFiniteError: If a loss or gradient is not finite; the last good checkpoint stays.
+      NonFiniteError: If a loss, gradient or update is not finite; the last good checkpoint stays.
       Preempted: After SIGTERM; the state is saved, and the same call goes on.
     """
     experiment = run.experiment
@@ -194,8 +194,9 @@ def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None
     shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
     sound = checkpoints.sound_steps()
     raise NonFiniteError(
-        f"the loss or gradient of step {good + 1} is not finite; the step was not applied, and the "
-        f"last good checkpoint is {sound[-1] if sound else 'none'}. Its batch holds users {shown}. "
+        f"the loss, gradient or update of step {good + 1} is not finite; the step was not applied, "
+        f"and the last good checkpoint is {sound[-1] if sound else 'none'}. Its batch holds users "
+        f"{shown}. "
         "Lower optimizer.learning_rate, or set optimizer.clip_norm."
     )
 

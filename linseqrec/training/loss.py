@@ -27,11 +27,11 @@ class LossConfig(Config):
 
     Attributes:
       kind: "full" is cross-entropy over the whole catalogue. "sampled" is cross-entropy over
-        negatives that all targets of the batch share, with logQ correction. "bce" is SASRec's
+        negatives that all targets of a microbatch share, with logQ correction. "bce" is SASRec's
         binary cross-entropy, with separate negatives for each target. "gbce" is "bce" with the
         calibration of gSASRec. "auto" is "full" for up to 50,000 items, and "sampled" beyond.
-      negatives: Number of negative items: per batch for "sampled", per target for "bce" and
-        "gbce".
+      negatives: Number of negative items: per microbatch for "sampled" (with
+        `training.accumulation_steps=1` that is the batch), per target for "bce" and "gbce".
       popularity_power: "sampled" draws an item with probability proportional to its number of
         training events (at least 1), raised to this power; 0 is uniform. "bce" and "gbce" draw
         uniformly.
@@ -128,7 +128,8 @@ def make_loss(
         device.
 
     Raises:
-      ConfigError: "gbce" draws more negatives than there are other items.
+      ConfigError: "gbce" draws more negatives than there are other items, or the power of
+        popularity gives no distribution.
     """
     num_items = len(item_counts) - 1
     config = config.for_catalogue(num_items)
@@ -141,7 +142,10 @@ def make_loss(
         split = catalogue_cross_entropy if mesh is None else _split_cross_entropy(mesh, num_items)
         return PredictionLoss(config, num_items, None, split)
     power = config.popularity_power if config.kind == "sampled" else 0.0
-    proposal = popularity_proposal(item_counts, power)
+    try:
+        proposal = popularity_proposal(item_counts, power)
+    except ValueError as error:
+        raise ConfigError(f"loss.popularity_power is {power}: {error}") from error
     return PredictionLoss(config, num_items, proposal, catalogue_cross_entropy)
 
 

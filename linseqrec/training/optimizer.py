@@ -37,7 +37,7 @@ class OptimizerConfig(Config):
     weight_decay: NotNegative = 0.0
     b1: Rate = 0.9
     b2: Rate = 0.999
-    epsilon: float = 1e-8
+    epsilon: Positive = 1e-8
     clip_norm: NotNegative = 0.0
 
 

@@ -50,7 +50,7 @@ class TrainState:
       buffers: The model's other variables, which no gradient moves: the model changes them itself
         in `after_step`. The optimizer has no moments for them.
       optimizer: Optax's state.
-      halted: Set by the first non-finite loss or gradient; from then on nothing changes any more.
+      halted: Set by the first non-finite loss, gradient or update; nothing changes after it.
       row_steps: The updates that each item's row has had, in `params` and `optimizer`: a step
         brings a row up to date when it reads it (`item_rows`). None: all have had all updates.
     """
@@ -124,8 +124,8 @@ def make_train_step(
     Returns:
       `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
       per target), "loss/NAME" of each auxiliary loss, the model's own, "gradient_norm",
-      "update_norm", "targets" and "events" (counts). A step whose loss or gradient is not finite
-      changes neither the model nor the optimizer, and halts the state.
+      "update_norm", "targets" and "events" (counts). A step whose loss, gradient or
+      update is not finite changes neither the model nor the optimizer, and halts the state.
     """
     # Accelerators have an instruction for "rbg" bits. With several devices, XLA would draw the bits
     # of all on each.
@@ -201,9 +201,10 @@ def make_train_step(
         rows: Int[Array, "U"] | None = None,
     ) -> tuple[TrainState, dict[str, Array]]:
         grads, result = gradient(state.params, state.buffers, parts, rows)
-        norm = optax.tree.norm(grads)
-        halted = state.halted | ~(jnp.isfinite(norm) & jnp.isfinite(sum(result.losses.values())))
         updates, after = optimizer.update(grads, state.optimizer, state.params)
+        norms = {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        decisive = jnp.stack([*result.losses.values(), *norms.values()])
+        halted = state.halted | ~jnp.isfinite(decisive).all()
         params = optax.apply_updates(state.params, updates)
         # Copied: the state keeps its buffers if the step is not applied.
         model = nnx.merge(graphdef, params, state.buffers, copy=True)
@@ -212,7 +213,6 @@ def make_train_step(
         advanced = TrainState(state.step + 1, params, buffers, after, halted)
         unchanged = dataclasses.replace(state, halted=halted)
         state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, unchanged)
-        norms = {"gradient_norm": norm, "update_norm": optax.tree.norm(updates)}
         return state, result.losses | result.metrics | norms
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:

@@ -72,6 +72,14 @@ def test_gbce_draws_no_more_than_the_other_items(case):
     make_loss(LossConfig(kind="gbce", negatives=23), counts)
     with pytest.raises(ConfigError, match="loss.negatives is 24: loss.kind=gbce takes at most 23"):
         make_loss(LossConfig(kind="gbce", negatives=24), counts)
+
+
+@pytest.mark.parametrize("power", [1e4, -1e4])
+def test_a_power_of_popularity_that_gives_no_distribution_is_refused(power):
+    with pytest.raises(
+        ConfigError, match=rf"loss.popularity_power is {power}: counts to the power"
+    ):
+        make_loss(LossConfig(kind="sampled", popularity_power=power), np.full(25, 9))
     with pytest.raises(ConfigError, match="calibration is 5.0: it must be a probability"):
         LossConfig(calibration=5.0)
 

@@ -45,6 +45,7 @@ def test_the_late_decay_takes_the_last_fifth_after_the_warmup():
         ({"warmup_steps": 20}, "exceeds the run's 10 steps: set .*warmup_steps=1, or train"),
         ({"learning_rate": -0.1}, "learning_rate is -0.1: it must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan: it must be a finite number"),
+        ({"epsilon": 0.0}, "epsilon is 0.0: it must be above 0"),
     ],
 )
 def test_settings_that_make_no_schedule_are_refused(wrong, message):

@@ -144,6 +144,20 @@ def test_non_finite_gradient_changes_nothing_and_halts(experiment, make_run):
         np.testing.assert_array_equal(old, new)
 
 
+def test_an_update_that_is_not_finite_changes_nothing_and_halts(experiment, make_run):
+    """Also where loss and gradient are finite, as with Adam's division by a root of 0."""
+    run = make_run(experiment)
+    _, params, buffers = split_model(run.model.build())
+    optimizer = optax.scale(np.inf)
+    loss = make_loss(LossConfig(), run.item_counts)
+    step = jax.jit(make_train_step(run.model.graphdef, optimizer, loss, seed=0))
+    state, metrics = step(init_state(params, buffers, optimizer), run.batches[0])
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
+    assert bool(state.halted) and int(state.step) == 0
+    for old, new in zip(leaves(params), leaves(state.params), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 class TellsNothing(SequenceModel):
     """A model with a metric that is not a number."""
 

@@ -164,7 +164,7 @@ class RELA(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], PartState]:
         """φ(q) and φ(k), and what the next call's keys go on from: nothing."""
         del segment_ids
-        query, key = jnp.split(jax.nn.elu(self.query_key(mixed)) + 1, 2, axis=-1)
+        query, key = jnp.split(_phi(self.query_key(mixed)), 2, axis=-1)
         return query, key, previous
 
     def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
@@ -245,8 +245,8 @@ class LookupRELA(RELA):
             segment_ids=segment_ids,
             state=past_or_none(previous),
         )
-        query, _ = jnp.split(jax.nn.elu(self.query_key(mixed)) + 1, 2, axis=-1)
-        _, key = jnp.split(jax.nn.elu(self.query_key(keyed)) + 1, 2, axis=-1)
+        query, _ = jnp.split(_phi(self.query_key(mixed)), 2, axis=-1)
+        _, key = jnp.split(_phi(self.query_key(keyed)), 2, axis=-1)
         return query, key, previous
 
 
@@ -332,6 +332,11 @@ class NoEmptySlots(nnx.Module):
         """Returns 0."""
         del query, positions
         return 0.0
+
+
+def _phi(x: Float[Array, "B T D2"]) -> Float[Array, "B T D2"]:
+    """φ(x) = ELU(x) + 1, as it is defined: `elu(x) + 1` cancels below 0 in bfloat16."""
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
 
 
 def _unrotated(x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:

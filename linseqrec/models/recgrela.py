@@ -38,7 +38,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from linseqrec.config_fields import ConfigError, Count, Rate, require
+from linseqrec.config_fields import ConfigError, Count, NotNegative, Positive, Rate, require
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
 from linseqrec.layers.rela import RELA, LookupRELA, RELAState, Selector
@@ -81,7 +81,7 @@ class RecGRELAConfig(ModelConfig):
         history's length (ours, see `RELA`); None divides by the weights of the events so far. 200
         is the released form's row.
       lookup: Whether the causal form's heads start as "what followed this item before" (ours, see
-        `LookupRELA`), for logs in which people repeat themselves. It needs positions="none". One
+        `LookupRELA`), for logs in which people repeat themselves; not with positions="rotary". One
         head of the full width finds single events best.
       epsilon: Added to the attention's denominator.
       norm_epsilon: Added to the variance in the layer norms.
@@ -103,8 +103,8 @@ class RecGRELAConfig(ModelConfig):
     max_length: Count = 200
     denominator_events: Count | None = None
     lookup: bool = False
-    epsilon: float = 1e-6
-    norm_epsilon: float = 1e-12
+    epsilon: NotNegative = 1e-6
+    norm_epsilon: Positive = 1e-12
     dtype: Dtype = "auto"
 
     reads_request_times = True
@@ -128,7 +128,7 @@ class RecGRELAConfig(ModelConfig):
             not self.lookup or (self.causal and self.positions != "rotary"),
             "lookup",
             self.lookup,
-            "False, or causal=True with positions='none' (the rotation blurs a lookup)",
+            "False, or causal=True with other positions than 'rotary' (which blurs a lookup)",
         )
 
     @property
@@ -141,7 +141,7 @@ class RecGRELAConfig(ModelConfig):
         """Standard deviation of fresh kernels and embeddings; None for `Dense`'s.
 
         Released: 0.02. A lookup takes it, too: beside `Dense`'s its readings are lost in the noise
-        of the other layers (RESULTS.md).
+        of the other layers.
         """
         return None if self.causal and not self.lookup else 0.02
 

@@ -200,7 +200,7 @@ def test_each_switch_changes_what_it_names(causal, switch):
         (dict(denominator_events=9, causal=False), "denominator_events is 9.*causal=True"),
         (
             dict(lookup=True),
-            "lookup is True: it must be False, or causal=True with positions='none'",
+            "lookup is True: it must be False, or causal=True with other positions than 'rotary'",
         ),
         (dict(lookup=True, causal=False, positions="none"), "lookup is True"),
     ],

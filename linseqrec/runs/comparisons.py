@@ -51,9 +51,10 @@ class Comparison:
 def num_samples(comparisons: int) -> int:
     """Resamplings of each bootstrap.
 
-    Up to 50 comparisons have enough that a corrected p-value of .005 is possible, 200 for .02.
+    Up to 50 comparisons have enough that a corrected p-value of .005 is possible, 200 for .02, and
+    more for .04.
     """
-    return min(max(_MIN_SAMPLES, 400 * comparisons), _MAX_SAMPLES)
+    return max(_MIN_SAMPLES, min(400 * comparisons, _MAX_SAMPLES), 50 * comparisons)
 
 
 def compare(

@@ -102,7 +102,7 @@ def group_by_configuration(
     Raises:
       RunsError: If there are repeats that are not allowed: one run would count twice.
     """
-    labels = configuration_labels([_as_computed(run) for run in runs])
+    labels = configuration_labels([as_computed(run) for run in runs])
     groups: dict[str, list[FinishedRun]] = {}
     for label, run in zip(labels, runs, strict=True):
         groups.setdefault(label, []).append(run)
@@ -128,7 +128,7 @@ def group_by_configuration(
     return configurations
 
 
-def _as_computed(run: FinishedRun) -> Experiment:
+def as_computed(run: FinishedRun) -> Experiment:
     """A run's experiment, with what the model computed in for the dtype "auto"."""
     dtype = run.results.get("environment", {}).get("compute_dtype")
     if dtype is None or run.experiment.model.dtype != "auto":

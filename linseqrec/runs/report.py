@@ -27,6 +27,7 @@ from linseqrec.runs.comparisons import (
 )
 from linseqrec.runs.configurations import (
     Configuration,
+    as_computed,
     differing_fields,
     group_by_configuration,
 )
@@ -234,7 +235,8 @@ def _differences(report: Report) -> Iterator[str]:
     # The labels of configurations with one name already say how they differ.
     if len({configuration.experiment.name for configuration in report.configurations}) == 1:
         return
-    differing = differing_fields([each.experiment for each in report.configurations])
+    computed = [as_computed(each.runs[0]) for each in report.configurations]
+    differing = differing_fields(computed)
     rows = [
         [field, *("" if value is None else to_text(value) for value in values)]
         for field, values in differing.items()

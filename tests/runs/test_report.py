@@ -14,6 +14,7 @@ from linseqrec.evaluation.metrics import MetricError
 from linseqrec.evaluation.ranks import in_words
 from linseqrec.files import read_arrays, write_json
 from linseqrec.runs import report as report_module
+from linseqrec.runs.comparisons import num_samples
 from linseqrec.runs.figures import run_figures
 from linseqrec.runs.report import make_report, to_markdown, write_report
 from linseqrec.training import workdir
@@ -385,3 +386,9 @@ def test_names_are_neither_markdown_nor_html_nor_formulas(save_run, tmp_path):
         rows = list(csv.DictReader(file))
     assert "'=HYPERLINK(1)" in {row["first"] for row in rows} | {row["second"] for row in rows}
     assert all(float(row["difference"]) == 0 for row in rows)
+
+
+@pytest.mark.parametrize("comparisons", [1, 60, 600, 5_000])
+def test_each_of_many_comparisons_can_be_significant(comparisons):
+    """The smallest p-value of a bootstrap, by Holm's correction."""
+    assert comparisons * 2 / (num_samples(comparisons) + 1) < 0.05

@@ -129,17 +129,18 @@ def read_ids(flag: str, value: str) -> list[str]:
     """The ids in the value of `--users` or `--items`: ID,ID or @FILE with one id per line.
 
     Raises:
-      ConfigError: The file cannot be read or has no id.
+      ConfigError: The file cannot be read, or there is no id.
     """
-    if not value.startswith("@"):
-        return value.split(",")
-    try:
-        lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"--{flag}={value}: {error.strerror}") from error
-    ids = [line for line in lines if line]
+    if value.startswith("@"):
+        try:
+            parts = Path(value[1:]).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigError(f"--{flag}={value}: {error.strerror}") from error
+    else:
+        parts = value.split(",")
+    ids = [part for part in parts if part]
     if not ids:
-        raise ConfigError(f"--{flag}={value}: the file has no id; write one id per line")
+        raise ConfigError(f"--{flag}={value} has no id: write ID,ID or one id per line of a file")
     return ids
 
 

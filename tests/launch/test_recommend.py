@@ -122,6 +122,7 @@ def test_lists_hold_the_items_asked_for_and_ranks_stay_those_of_the_catalogue(
         (["--all", "--top_k=31"], "--top_k=31: the catalogue has 30 items"),
         (["--users=@none.txt"], "--users=@none.txt: No such file"),
         (["--all", "--items=x,y"], "no such items in the data set: "),
+        (["--users=,"], "--users=, has no id"),
         (["--all", "--items=@none.txt"], "--items=@none.txt: No such file"),
     ],
     ids=[
@@ -130,6 +131,7 @@ def test_lists_hold_the_items_asked_for_and_ranks_stay_those_of_the_catalogue(
         "list too long",
         "missing file",
         "unknown items",
+        "no user",
         "missing file of items",
     ],
 )

@@ -5,27 +5,40 @@
 Results: results/worlds.md.
 """
 
-from experiments.studies.real_logs import OURS, models
+from typing import Any
+
+from experiments.studies.real_logs import MODELS, OURS, models
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table
 
 _GATED_DELTANET = "experiments/repetition.py:gated_deltanet"
-_LONGER = {"training.num_epochs": 6.0}
+_LONGER: dict[str, Any] = {"training.num_epochs": 6.0}
 # What `experiments/repetition.py` starts with, where to recall habits is all.
-_LOOKUP = {"model.heads": 1, "model.lookup": True, "model.positions": "none"}
-_WIDE_KEYS = {
+_LOOKUP: dict[str, Any] = {"model.heads": 1, "model.lookup": True, "model.positions": "none"}
+_WIDE_KEYS: dict[str, Any] = {
     "model.width": 80,
     "model.num_layers": 2,
     "model.key_width": 128,
     "model.value_width": 80,
     "model.feed_forward": 2,
 }
-_ONE_HEAD = {
+_ONE_HEAD: dict[str, Any] = {
     "model.width": 80,
     "model.heads": 1,
     "model.short_layers": 1,
     "model.num_layers": 2,
     "model.ratio": "1:0",
     "model.feed_forward": 2,
+}
+# One pass, whose recurrence has the keys of `_WIDE_KEYS`.
+_ONE_PASS: dict[str, Any] = {"model.loops": 1, "model.key_width": 128, "model.value_width": 64}
+_RENAMED: dict[str, Any] = {"data.renamed": 0.7} | _LONGER
+_ON_RENAMED_ROWS: dict[str, dict[str, Any]] = {
+    "RecGRELA": _LOOKUP,
+    "HyTRec": _ONE_HEAD,
+    "SinkRec": _ONE_PASS,
+    "Gated DeltaNet": _WIDE_KEYS,
+    "HSTU": {},
+    "FuXi-Linear": {},
 }
 
 STUDY = Study(
@@ -88,6 +101,19 @@ STUDY = Study(
                 ),
             ),
         ),
+        Table(
+            "ultra_long_renamed",
+            "The same world. Each model trains for 6 epochs, and in 7 of 10 rows other items stand "
+            "for the row's own, drawn anew each time (`data.renamed`, ours). There it can only "
+            "learn to look up what followed an item before in the same row. RecGRELA starts with "
+            "lookups, HyTRec has one head, SinkRec one pass and keys of 128, Gated DeltaNet keys "
+            "of 128.",
+            tuple(
+                Arm(label, f"experiments/ultra_long.py:{MODELS[label]}", own | _RENAMED)
+                for label, own in _ON_RENAMED_ROWS.items()
+            ),
+            analyses=("buckets",),
+        ),
         Table("quick", "The small world of the quick start.", models("quick")),
     ),
     claims=(
@@ -118,6 +144,23 @@ STUDY = Study(
             "ultra_long",
             "RecGRELA, lookup, 6 epochs",
             ("HSTU, 6 epochs", "FuXi-Linear, 6 epochs"),
+        ),
+        Claim(
+            "A linear memory that trained on renamed rows recalls habits of long histories better "
+            "than counting",
+            "ultra_long_renamed",
+            "Gated DeltaNet",
+            COUNTING,
+        ),
+        *(
+            Claim(
+                f"{label} is better than HSTU and FuXi-Linear on the longest histories, all "
+                "trained on renamed rows",
+                "ultra_long_renamed",
+                label,
+                ("HSTU", "FuXi-Linear"),
+            )
+            for label in OURS
         ),
     ),
 )

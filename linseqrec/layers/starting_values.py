@@ -16,7 +16,7 @@ long to make it. So a mixer with a short convolution starts as a lookup:
     decays      half of a memory is left after 200 events (odd heads: 2,000).
     scales      kernels N(0, 1 / inputs) and item vectors N(0, 1 / D): inputs and outputs of rms 1.
 
-All of this is ours; RESULTS.md shows what it gives. The released RecGRELA keeps its own values
+All of this is ours. The released RecGRELA keeps its own values
 (`layers/rela.py`).
 """
 

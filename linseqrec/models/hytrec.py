@@ -13,10 +13,10 @@ the events up to t - K, exactly at every position. What it is asked is the field
 
     "delayed"  the question of event t - K, that is the branch's own output of K events ago:
                    long_t <- long_{t-K} within the history; a learned vector where t < K
-    "present"  that of event t, in each layer: mixers have a memory K events late, which fades with
-               the time up to now (`TADN`), or keys up to t - K. Of the last K events
-               there enter event t, by the residual, and the taps of the TADN layers' convolutions
-               before it, W - 1 events a layer.
+    "present"  that of event t, in each layer. The memory of a TADN layer holds the events up to
+               t - K, faded to now; softmax layers see keys up to t - K. Of the last K events the
+               branch reads two things only: event t, by the residual, and the W - 1 events before
+               it, by the convolution of each TADN layer.
     "short"    that of the short branch: the long branch is a stream without delay, and one more
                TADN layer reads a late memory of it, without a residual:
                    long <- Drop(TADN(RMSNorm(long), question RMSNorm(short)))
@@ -114,7 +114,7 @@ class HyTRecConfig(ModelConfig):
     Attributes:
       width: D.
       heads: Of every mixer; they divide the width into even parts.
-      short_events: K, the events that the short branch sees and the long branch does not.
+      short_events: K, the events that the short branch sees and the long branch's memory does not.
       short_layers: n_s, the short branch's blocks.
       num_layers: The long branch's blocks, a multiple of the ratio's sum.
       ratio: "r:s", TADN blocks to softmax blocks of the long branch, in that order: "3:1", "7:1",
@@ -124,9 +124,9 @@ class HyTRecConfig(ModelConfig):
       question: What the long branch is asked, of its events up to t - K: "delayed", the question of
         event t - K; "present", that of event t, in each layer; "short", the short branch's output,
         in one more layer that reads the long branch (see the module's docstring).
-      branches: "both"; "short" or "long" alone, without fusion, for the ablation. The long branch
-        alone stays K events behind; with `short_events=0` it is a plain stack over all events,
-        whatever the question.
+      branches: "both"; "short" or "long" alone, without fusion, for the ablation. Alone, too, the
+        long branch is asked by `question`; with `short_events=0` it is a plain stack over all
+        events, whatever the question.
       gate: What TADN's write gate weighs (see `TADN`).
       time: What the decay takes for the days between events: "gaps" themselves, and from the last
         event to a known request time; "positions" 1 at every event; "shuffled" the gaps of each

@@ -194,5 +194,5 @@ def _verdict(
     asked = ("table", "first", "against", "metric", "filter_seen", "margin", "min_events")
     unchanged = both == _measured(earlier, labels)
     if former and unchanged and all(former.get(name) == judged[name] for name in asked):
-        return former
+        return {**former, "source": judged["source"]}
     return judged_apart(claim, joined)

@@ -21,12 +21,13 @@ _BLOCK = re.compile(
     r"(<!-- study ([^>]*) -->\n)((?:(?!<!-- study).)*?)(<!-- end of study -->)", re.DOTALL
 )
 _HOW = (
-    'A claim that ends in "(MODEL)" is that of its paper; the others are ours. A claim holds, or '
-    "does not hold, by two standard errors; with few seeds by more, as Student's t says. ± is the "
-    "standard error over users, then that over seeds, which a single seed does not have. A "
-    "difference is the first mean minus the second; with a margin, minus the second times one plus "
-    "the margin. It is not paired where the runs are of several machines: their users count as "
-    "different ones. Counting is the best baseline that counts."
+    'A claim that ends in "(MODEL)" is that of its paper; the others are ours. The difference is '
+    "the first mean minus the second; with a margin, minus the second times one plus the margin. "
+    "The first ± is the standard error over users, the second that over seeds. A verdict needs two "
+    "standard errors, and more with few seeds (Student's t); else the claim is open. Verdicts in "
+    "bold rest on several seeds. Where runs are of several machines, differences are not paired: "
+    "their users then count as different ones. Counting is the baseline with the best NDCG@10 that "
+    "only counts. A published figure counts as exact."
 )
 
 
@@ -150,7 +151,7 @@ def judged_claims(records: Sequence[Record]) -> str:
         record["name"]: sum(1 for claim in record["claims"] if _waits(claim)) for record in records
     }
     listed = ", ".join(f"{count} of {_link(name)}" for name, count in left.items() if count)
-    waiting = f" Claims that wait for runs: {listed}." if listed else ""
+    waiting = f" Claims that were not run, or are open after one seed: {listed}." if listed else ""
     return f"{_claims(records, judged=True)}\n\n{_HOW}{waiting}"
 
 
@@ -200,8 +201,11 @@ def _sides(claim: Record, data: str) -> str:
     if claim["reason"]:
         return ""
     at = f", after {claim['min_events']:,} events" if claim["min_events"] else ""
+    second = escape(claim["second"])
+    if claim.get("source"):
+        second = f"[{second}]({claim['source']})"
     return (
-        f"{escape(claim['first'])}: {number(claim['first_mean'])}; {escape(claim['second'])}: "
+        f"{escape(claim['first'])}: {number(claim['first_mean'])}; {second}: "
         f"{number(claim['second_mean'])} {claim['metric']}{at}. {escape(data)}"
     )
 
@@ -247,7 +251,11 @@ def _provenance(table: Record) -> str:
         f"- Runs: {len(runs)}, {sum(minutes):,.0f} minutes of training; on {'; '.join(devices)}; "
         f"jax {', '.join(jax)}."
     ]
-    lines += [f"- Commit {commit}: {escape('; '.join(own))}." for commit, own in commits.items()]
+    lines += [
+        f"- Commit {commit.replace('-dirty', ' with uncommitted changes')}: "
+        f"{escape('; '.join(own))}."
+        for commit, own in commits.items()
+    ]
     configs = dict.fromkeys(model["config"].partition(":")[0] for model in table["models"])
     lines.append(f"- Configurations: {', '.join(f'`{config}`' for config in configs)}.")
     lines += [f"- {escape(line)}." for line in changed]
@@ -286,6 +294,8 @@ def _block(words: Sequence[str], records: Mapping[str, Record], cost: Record) ->
     try:
         study, name, filter_seen = words
         table = next(each for each in records[study]["tables"] if each["name"] == name)
+        if not table["models"]:
+            return f"Table {name} of {_link(study)}: not run yet."
         block = results_block(table, filter_seen, short=True)
         return f"**{escape(table['title'])}.** {block}"
     except (ValueError, KeyError, StopIteration) as error:

@@ -153,6 +153,13 @@ def _configurations(table: Table, runs: Sequence[StudyRun]) -> dict[str, Configu
             opened = FinishedRun.open(run.results)
             _check_same(run, opened)
             finished.setdefault(run.arm.label, []).append(opened)
+    for arm, own in finished.items():
+        computed = {run.results["environment"].get("compute_dtype") for run in own} - {None}
+        if len(computed) > 1:
+            raise StudyError(
+                f"the runs of {arm} computed in {' and '.join(sorted(computed))}: set model.dtype "
+                "in the study, or train them on one kind of device"
+            )
     conditions = {str(run.folder): run.conditions for arm in finished.values() for run in arm}
     if conditions:
         check_comparable(conditions)
@@ -173,6 +180,8 @@ def _check_same(run: StudyRun, opened: FinishedRun) -> None:
         auto = "float32" if on_cpu else "bfloat16"
         if len({auto if dtype == "auto" else dtype for dtype in differing["model.dtype"]}) == 1:
             del differing["model.dtype"]
+    if opened.experiment.training.seed != run.seed:
+        differing["training.seed"] = [run.seed, opened.experiment.training.seed]
     if differing:
         listed = "".join(
             f"\n  {field}: {ours!r} in the study, {theirs!r} in the run"
@@ -332,8 +341,10 @@ def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[s
             f"claim {claim.text!r}: the runs have no filter {claim.filter_seen!r} of seen items"
         )
     kept = runs[0].lengths >= claim.min_events
-    if not kept.any():
-        return _open(claim, f"no target after {claim.min_events} events")
+    users = len(np.unique(runs[0].users[kept]))
+    if users < 2:
+        told = "one user's targets" if users else "no target"
+        return _open(claim, f"{told} after {claim.min_events} events")
     second = _second(claim, configurations, kept)
     if second is None:
         no_ranks = claim.second == COUNTING
@@ -401,6 +412,7 @@ def _asked(claim: Claim) -> dict[str, Any]:
         "filter_seen": claim.filter_seen,
         "margin": claim.margin,
         "min_events": claim.min_events,
+        "source": claim.source,
     }
 
 

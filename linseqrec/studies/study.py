@@ -102,6 +102,7 @@ class Claim:
       filter_seen: The filter of seen items.
       margin: The share by which the first is to be better.
       min_events: Only targets after at least so many events.
+      source: Where a published figure stands: a link.
     """
 
     text: str
@@ -112,6 +113,7 @@ class Claim:
     filter_seen: str = "none"
     margin: float = 0.0
     min_events: int = 0
+    source: str = ""
 
     def __post_init__(self) -> None:
         check_metric(self.metric)

@@ -155,6 +155,34 @@ def test_only_targets_after_enough_events_count(make):
     assert got["verdict"] == "open" and got["reason"] == "no target after 9999 events"
 
 
+def test_a_single_user_leaves_a_claim_open(make):
+    """Its error would be no number, which no record can hold."""
+    longest = int(LENGTHS.max())
+    users = np.unique(np.flatnonzero(longest <= LENGTHS) // 2)
+    assert len(users) == 1
+    ranks = {"narrow": [np.full(TARGETS, 1.0)], "wide": [np.full(TARGETS, 50.0)]}
+    claim = Claim("x", "t", "narrow", ("wide",), "HR@10", min_events=longest)
+    got = judged(make(ranks, [claim]))
+    assert got["verdict"] == "open"
+    assert got["reason"] == f"one user's targets after {longest} events"
+
+
+def test_a_run_of_another_seed_and_runs_in_two_precisions_are_refused(make, tmp_path):
+    ranks = {"narrow": [hits(of=0.5, seed=seed) for seed in range(2)]}
+    make(ranks)
+    folder = tmp_path / "narrow"
+    for seed, dtype in ((0, "bfloat16"), (1, "float32")):
+        path = folder / str(seed) / "results.json"
+        results = json.loads(path.read_text())
+        environment = results["environment"] | {"compute_dtype": dtype}
+        write_json(path, results | {"environment": environment})
+    with pytest.raises(StudyError, match="runs of narrow computed in bfloat16 and float32"):
+        make(ranks)
+    shutil.copytree(folder / "0", folder / "2")
+    with pytest.raises(StudyError, match="training.seed: 2 in the study, 0 in the run"):
+        make(ranks | {"narrow": ranks["narrow"] * 2})
+
+
 def test_the_best_counting_baseline_or_a_published_figure_is_a_side(make):
     ranks = {"narrow": [hits(of=0.5, seed=1)]}
     better = np.where(np.arange(TARGETS) % 5 == 0, 1.0, 50.0)

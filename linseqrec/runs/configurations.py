@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import flatten, short_name, to_text
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import make_buckets
+from linseqrec.files import sha256_of_json
 from linseqrec.runs.finished import FinishedRun, distinct_folders
 from linseqrec.training import workdir
 
@@ -161,6 +162,30 @@ def differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
         if field not in _NO_DIFFERENCE
         and len({repr(_as_number(values[field])) for values in flat if field in values}) > 1
     }
+
+
+def experiment_digest(experiment: Experiment) -> str:
+    """A digest of what decides an experiment's results, but for its seed.
+
+    Only fields whose values are not their defaults count: a new field changes no digest.
+    """
+    changed = {
+        name: to_text(value)
+        for name, value in _changed(experiment)
+        if name not in _NO_DIFFERENCE and name != "name"
+    }
+    return sha256_of_json(changed)
+
+
+def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The sections' classes, and the values that are not defaults, by dotted name."""
+    for field in dataclasses.fields(config):
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield name, type(value).__qualname__
+            yield from _changed(value, f"{name}.")
+        elif value != field.default:
+            yield name, _as_number(value)
 
 
 def configuration_labels(experiments: Sequence[Experiment]) -> list[str]:

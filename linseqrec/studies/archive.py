@@ -47,8 +47,8 @@ def with_earlier_runs(
 ) -> dict[str, Any]:
     """A study's record, with the runs of an earlier record whose results are not here.
 
-    A model keeps its recorded runs if the study still has its arm as it was. Runs of other seeds
-    join them.
+    A model keeps its recorded runs if the study still has its arm as it was, and the experiment's
+    file says the same. Runs of other seeds join them.
 
     Args:
       record: The record of the runs here (`record.make_record`).
@@ -81,7 +81,7 @@ def _joined_table(own: _Record, former: _Record, table: Table) -> _Record:
     models = {}
     for arm in table.arms:
         ours, theirs = here.get(arm.label), recorded.get(arm.label)
-        if theirs and (theirs["config"], theirs["overrides"]) != _definition(arm):
+        if theirs and not _is_of(theirs, arm, own["experiments"].get(arm.label)):
             theirs = None
         if joined := _joined_model(ours, theirs):
             models[arm.label] = joined
@@ -117,8 +117,14 @@ def _measured(table: _Record | None, labels: Sequence[str]) -> list[Any]:
     return [models[label]["metrics"] if label in models else None for label in labels]
 
 
-def _definition(arm: Arm) -> tuple[str, dict[str, Any]]:
-    return arm.config, {field: to_json(value) for field, value in arm.overrides.items()}
+def _is_of(model: _Record, arm: Arm, experiment: str | None) -> bool:
+    """Whether a recorded model is an arm as the study has it now, with that digest."""
+    overrides = {field: to_json(value) for field, value in arm.overrides.items()}
+    return (model["config"], model["overrides"], model["experiment"]) == (
+        arm.config,
+        overrides,
+        experiment,
+    )
 
 
 def _joined_model(own: _Record | None, former: _Record | None) -> _Record | None:

@@ -19,7 +19,7 @@ from linseqrec.evaluation.result import SELECTION_METRIC, filter_in_words, filte
 from linseqrec.files import check_form, read_json
 from linseqrec.runs.best_baseline import ORACLE, best_baseline
 from linseqrec.runs.comparable import check_comparable
-from linseqrec.runs.configurations import Configuration, differing_fields
+from linseqrec.runs.configurations import Configuration, differing_fields, experiment_digest
 from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
 from linseqrec.studies.study import COUNTING, Claim, Study, StudyError, StudyRun, Table
 from linseqrec.training.checkpoint import saved_steps
@@ -44,6 +44,7 @@ _MODEL = {
     "label": str,
     "config": str,
     "overrides": dict,
+    "experiment": str,
     "parameters": int,
     "metrics": {str: {str: _STATISTICS}},
     "runs": [_RUN],
@@ -201,6 +202,7 @@ def _table(
         "metrics": list(table.metrics),
         "analyses": list(table.analyses),
         "missing": _missing(runs),
+        "experiments": {run.arm.label: experiment_digest(run.experiment) for run in runs},
     }
     opened = [run for configuration in configurations.values() for run in configuration.runs]
     if not opened:
@@ -249,13 +251,14 @@ def _model(
     runs: Sequence[StudyRun],
     filters: Sequence[str],
 ) -> dict[str, Any]:
-    arm = next(run.arm for run in runs if run.arm.label == configuration.label)
-    experiment, protocol = configuration.experiment, configuration.runs[0].protocol
+    planned = next(run for run in runs if run.arm.label == configuration.label)
+    arm, protocol = planned.arm, configuration.runs[0].protocol
     return {
         "label": configuration.label,
         "config": arm.config,
         "overrides": {field: to_json(value) for field, value in arm.overrides.items()},
-        "parameters": _num_parameters(experiment, protocol["num_items"]),
+        "experiment": experiment_digest(planned.experiment),
+        "parameters": _num_parameters(configuration.experiment, protocol["num_items"]),
         "metrics": {
             filter_seen: {
                 metric: _statistics(configuration, filter_seen, metric) for metric in table.metrics

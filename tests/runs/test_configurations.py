@@ -6,6 +6,7 @@ from linseqrec.files import read_json, write_json
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.runs.configurations import (
     differing_fields,
+    experiment_digest,
     group_by_configuration,
 )
 from linseqrec.runs.finished import find_runs
@@ -105,3 +106,19 @@ def test_metrics_by_seed_and_by_target(save_run, tmp_path):
     np.testing.assert_allclose(group.by_seed("all", "HR@10"), [0.75, 1.0])
     gains = [(1 + 1 / np.log2(3)) / 2, 0.5 / 2, (1 / np.log2(11) + 1) / 2, 0.5]
     np.testing.assert_allclose(group.per_target("none", "NDCG@10")[:4], gains)
+
+
+def test_a_digest_is_of_what_decides_the_results():
+    digest = experiment_digest(EXPERIMENT)
+    for same in (
+        changed(training={"seed": 7, "log_every": 3}, note="x", data={"folder": "y"}),
+        changed(training={"num_epochs": 10}, optimizer={"learning_rate": 1e-3}),
+    ):
+        assert experiment_digest(same) == digest
+    others = (
+        changed(training={"num_epochs": 11.0}),
+        changed(optimizer={"learning_rate": 2e-3}),
+        changed(evaluation={"filter_seen": ("all",)}),
+        changed(model=GatedDeltaNetConfig()),
+    )
+    assert len({digest, *map(experiment_digest, others)}) == 5

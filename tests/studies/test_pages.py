@@ -51,6 +51,7 @@ RECORD = {
                     "label": "a|b",
                     "config": "experiments/x.py:a",
                     "overrides": {"model.dilations": [1, 2]},
+                    "experiment": "0",
                     "parameters": 12_345,
                     "metrics": {"none": {"NDCG@10": STATISTICS}},
                     "runs": [RUN | {"seed": seed, "minutes": 2.5} for seed in (0, 1)],
@@ -157,7 +158,7 @@ def test_the_parts_of_a_page_are_made_anew():
         and "**a log; split leave_one_out; synthetic data.** Test, 1,200" in made
     )
     assert "| [small](results/small.md) |" in made and "| b is better" not in made
-    assert "Claims that wait for runs: 1 of [small](results/small.md)." in made
+    assert "Claims that were not run, or are open after one seed: 1 of [small](results/small.md)." in made
     assert made.startswith("before\n") and made.endswith("\nafter\n") and "\nbetween\n" in made
     assert with_blocks(made, {"small": RECORD}, COST) == made
 
@@ -170,7 +171,7 @@ def test_what_is_open_after_one_seed_waits(verdict, seeds, shown):
     record["claims"][0] |= {"verdict": verdict, "seeds": seeds}
     made = with_blocks("<!-- study claims -->\n<!-- end of study -->\n", {"small": record}, COST)
     assert (record["claims"][0]["text"] in made) == shown
-    assert f"wait for runs: {1 if shown else 2} of [small]" in made
+    assert f"after one seed: {1 if shown else 2} of [small]" in made
 
 
 def test_a_part_without_its_end_takes_no_other_text():

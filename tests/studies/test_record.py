@@ -383,6 +383,20 @@ def test_a_model_whose_arm_has_changed_is_not_taken_from_the_earlier_record(make
     assert run_names(joined(earlier, {})) == {"t, narrow, seed 0"}
 
 
+def test_a_model_whose_experiment_has_changed_is_not_taken_from_the_earlier_record(
+    make, joined, tmp_path, monkeypatch
+):
+    """The arm reads the same, and the experiment's file says another rate."""
+    earlier = make({"narrow": [hits(of=0.3, seed=0)]})
+    shutil.rmtree(tmp_path / "narrow")
+    assert joined(earlier, {})["tables"][0]["models"]
+    faster = dataclasses.replace(EXPERIMENT.optimizer, learning_rate=0.5)
+    experiment = dataclasses.replace(EXPERIMENT, optimizer=faster)
+    monkeypatch.setattr("tests.studies.test_record.EXPERIMENT", experiment)
+    (table,) = joined(earlier, {})["tables"]
+    assert table["models"] == [] and table["missing"]["narrow"] == [0, 1, 2]
+
+
 def test_runs_that_were_measured_differently_do_not_join(make, joined, tmp_path):
     saved = {"counting": {"Markov": {"none": hits(of=0.2, seed=5), "all": hits(of=0.2, seed=5)}}}
     earlier = make({"narrow": [hits(of=0.3, seed=0)]}, **saved)

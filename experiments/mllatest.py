@@ -53,7 +53,7 @@ def get_config(name: str = "recgrela") -> Experiment:
         name=title,
         model=model(),
         data=DataConfig(folder="data/ml-latest-small", batch_size=16),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100),
+        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="late_decay", warmup_steps=100),
         training=TrainingConfig(num_epochs=40, evaluate_every=4, log_every=20),
         evaluation=EvaluationConfig(filter_seen=("all", "none")),
     )

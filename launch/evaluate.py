@@ -9,9 +9,13 @@ other data or under another filter, stand in different tables. Writes each evalu
 `evaluations/SPLIT-STEP-FILTERS.json` (`test-1200-none-all.json`) in the run's workdir, and the
 ranks, target by target, to the `.npz` beside it.
 
-`--config.evaluation.filter_seen=none,all` takes another filter than the run's own. All devices
-share the work, whatever mesh a run was trained on. `--config.mesh.model=2` divides an item table
-that is too large for one device, and `--config.mesh.sequence=2` rows that are too long for one.
+`--config.evaluation.filter_seen=none,all` takes another filter than the run's own.
+`--config.data.length=1000` lets the model read more events of a history than in training, and 0 all
+of them, as a served model does (`test-1200-none-all-length1000.json`).
+
+All devices share the work, whatever mesh a run was trained on. `--config.mesh.model=2` divides an
+item table that is too large for one device, and `--config.mesh.sequence=2` rows that are too long
+for one.
 """
 
 import dataclasses
@@ -37,13 +41,14 @@ from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run, SplitName
 
 _SPLITS = ("validation", "test")
-_CHANGEABLE = ("evaluation.filter_seen", "evaluation.batch_size", "mesh.")
+_CHANGEABLE = ("evaluation.filter_seen", "evaluation.batch_size", "data.length", "mesh.")
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "Folder of a run.", required=True)
 _DATA = launch_flags.define_data()
 _SPLIT = flags.DEFINE_list("split", ["test"], "validation, test: which targets are predicted.")
 _CHECKPOINTS = flags.DEFINE_list("checkpoint", ["best"], "`best`, `latest`, or steps.")
 launch_flags.define_overrides(
-    "VALUE of evaluation.filter_seen, evaluation.batch_size (unset: the run's) or a mesh's field."
+    "VALUE of evaluation.filter_seen, evaluation.batch_size, data.length (unset: the run's) or a "
+    "mesh's field."
 )
 _BASELINES = flags.DEFINE_bool(
     "baselines", True, "Whether the tables hold the baselines (and a world's oracle)."
@@ -79,6 +84,7 @@ def main(_: list[str]) -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
     tables: list[_Table] = []
     for folder, name in zip(folders, run_names(folders), strict=True):
+        trained_length = workdir.read_experiment(folder).data.length
         run = _run(folder)
         evaluations = list(_evaluate(run, folder))
         several = len({step for step, _, _ in evaluations}) > 1
@@ -86,7 +92,9 @@ def main(_: list[str]) -> None:
             table = _table(tables, run, split, result)
             table.rows[f"{name}, step {step}" if several else name] = result.summary()
             filters = "-".join(result.protocol["filter_seen"])
-            stem = folder / "evaluations" / f"{split}-{step}-{filters}"
+            length = run.experiment.data.length
+            other = "" if length == trained_length else f"-length{length}"
+            stem = folder / "evaluations" / f"{split}-{step}-{filters}{other}"
             result.save(stem.with_suffix(".npz"))
             summaries = {run.experiment.name: result.summary()} | table.baselines
             write_json(stem.with_suffix(".json"), {"step": step} | summaries)
@@ -103,7 +111,7 @@ def _run(folder: Path) -> Run:
     given = launch_flags.overrides(experiment)
     for field in given:
         if not field.startswith(_CHANGEABLE):
-            changeable = "evaluation.filter_seen, evaluation.batch_size and the mesh"
+            changeable = "evaluation.filter_seen, evaluation.batch_size, data.length and the mesh"
             raise ConfigError(f"--config.{field}: an evaluation may change {changeable} only")
     experiment = override(dataclasses.replace(experiment, mesh=MeshConfig()), given)
     return Run.of(

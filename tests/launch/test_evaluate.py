@@ -1,10 +1,15 @@
 """`python -m launch.evaluate` on several runs and checkpoints; on one: `test_train.py`."""
 
+import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from linseqrec.training import workdir
+from linseqrec.training.checkpoint import Checkpoints
+from linseqrec.training.run import Run
 from tests.launch.programs import ROOT, program
 
 
@@ -93,6 +98,27 @@ def test_an_evaluation_under_another_filter_replaces_none(trained, tmp_path):
     assert {name: list(each["RecGRELA"]["metrics"]) for name, each in written.items()} == {
         f"test-{step}-{filters}.json": [filters] for filters in ("all", "none")
     }
+
+
+def test_a_model_may_read_other_lengths_than_in_training(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
+    step = json.loads((folder / "results.json").read_text())["step"]
+    experiment = workdir.read_experiment(folder)
+    ranks = {}
+    for length in (2, 0):
+        done = program("evaluate", f"--workdir={folder}", f"--config.data.length={length}")
+        assert done.returncode == 0, done.stderr
+        stem = f"test-{step}-none-all-length{length}"
+        assert f"{stem}.json" in done.stdout
+        saved = np.load(folder / "evaluations" / f"{stem}.npz")
+        data = dataclasses.replace(experiment.data, length=length)
+        run = Run.of(dataclasses.replace(experiment, data=data), trains=False)
+        with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+            variables = checkpoints.restore_variables(step, run.model, experiment.optimizer)
+        ranks[length] = run.evaluate(variables, "test").ranks["none"]
+        np.testing.assert_array_equal(saved["rank_none"], ranks[length])
+    assert (ranks[2] != ranks[0]).any()
 
 
 @pytest.mark.parametrize(

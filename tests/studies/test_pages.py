@@ -158,7 +158,10 @@ def test_the_parts_of_a_page_are_made_anew():
         and "**a log; split leave_one_out; synthetic data.** Test, 1,200" in made
     )
     assert "| [small](results/small.md) |" in made and "| b is better" not in made
-    assert "Claims that were not run, or are open after one seed: 1 of [small](results/small.md)." in made
+    assert (
+        "Claims that were not run, or are open after one seed: 1 of [small](results/small.md)."
+        in made
+    )
     assert made.startswith("before\n") and made.endswith("\nafter\n") and "\nbetween\n" in made
     assert with_blocks(made, {"small": RECORD}, COST) == made
 

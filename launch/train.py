@@ -23,7 +23,7 @@ from absl import flags
 from launch import flags as launch_flags
 from launch.program import cache_compilations, run_program
 from linseqrec.config import Experiment
-from linseqrec.config_fields import ConfigError, field_names, flatten, resolve
+from linseqrec.config_fields import ConfigError, admitted, field_names, flatten, resolve
 from linseqrec.evaluation.result import selected_by
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import write_results
@@ -88,7 +88,9 @@ def main(argv: list[str]) -> None:
     del argv
     experiment = launch_flags.experiment()
     if _PRINT_CONFIG.value:
-        print("\n".join(f"{key} = {value!r}" for key, value in flatten(experiment).items()))
+        for field, value in flatten(experiment).items():
+            takes = admitted(field, experiment)
+            print(f"{field} = {value!r}" + (f"  # {takes}" if takes else ""))
         return
     workdir = Path(_WORKDIR.value)
     with Preemption(_GRACE.value) as preemption:

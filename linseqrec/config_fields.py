@@ -154,9 +154,32 @@ def parse(text: str, field: str, config: Any) -> Any:
     Raises:
       ConfigError: If it stands for none.
     """
+    return convert(text, _type_of(field, config), field)
+
+
+def _type_of(field: str, config: Any) -> Any:
     *sections, name = field.split(".")
     section = functools.reduce(getattr, sections, config)
-    return convert(text, field_types(section.__class__)[name], field)
+    return field_types(section.__class__)[name]
+
+
+def admitted(field: str, config: Any) -> str:
+    """The values that the field of that dotted name takes, in words; empty for a section."""
+    return _in_words(_type_of(field, config))
+
+
+def _in_words(hint: Any) -> str:
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Annotated:
+        limits = [part.want for part in parts if isinstance(part, Limit)]
+        return ", ".join([_in_words(parts[0]), *limits])
+    if types.NoneType in parts:
+        return ", or ".join([_in_words(p) for p in parts if p is not types.NoneType] + ["none"])
+    if kind is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if kind is tuple and parts[-1] is ...:
+        return f"a list, each {_in_words(parts[0])}"
+    return _PLAIN[hint][1] if hint in _PLAIN else ""
 
 
 def to_text(value: Any) -> str:

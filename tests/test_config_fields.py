@@ -4,10 +4,12 @@ from typing import Annotated
 import pytest
 
 from linseqrec.config import EvaluationConfig, TrainingConfig
+from linseqrec.config import Experiment
 from linseqrec.config_fields import (
     Config,
     ConfigError,
     Probability,
+    admitted,
     at_least,
     choose,
     differences,
@@ -133,6 +135,21 @@ def test_a_text_has_the_type_of_its_field(experiment, field, text, value):
 def test_a_text_that_is_no_value_of_its_field_is_refused(experiment, field, text, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         parse(text, field, experiment)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("optimizer.learning_rate", "a finite number, above 0"),
+        ("optimizer.schedule", "one of constant, cosine, late_decay"),
+        ("model.denominator_events", "a whole number, at least 1, or none"),
+        ("evaluation.filter_seen", "a list, each one of none, all"),
+        ("model.gate", "true or false"),
+        ("model", ""),
+    ],
+)
+def test_what_a_field_takes_is_said_in_words(field, words):
+    assert admitted(field, Experiment()) == words
 
 
 def test_a_name_that_is_no_option_is_refused_with_those_there_are():

@@ -3,8 +3,7 @@ from typing import Annotated
 
 import pytest
 
-from linseqrec.config import EvaluationConfig, TrainingConfig
-from linseqrec.config import Experiment
+from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.config_fields import (
     Config,
     ConfigError,

@@ -82,8 +82,8 @@ STUDY = Study(
         Table("drift", "Tastes drift while a user is away.", models("drift")),
         Table(
             "ultra_long",
-            "Habits in histories of some 1,500 events: 1,500 users and 1,000 items, less than in the "
-            "preset of that name. Models train for 2 epochs, some also for 6.",
+            "Habits in histories of some 1,500 events: 1,500 users and 1,000 items, fewer than "
+            "in the preset of that name. Models train for 2 epochs, some also for 6.",
             (
                 *models("ultra_long"),
                 Arm("HSTU, 6 epochs", "experiments/ultra_long.py:hstu", _LONGER),
@@ -153,10 +153,10 @@ STUDY = Study(
             ("HSTU, 6 epochs", "FuXi-Linear, 6 epochs"),
         ),
         Claim(
-            "A linear memory that trained on renamed rows recalls habits of long histories better "
-            "than counting",
+            "SinkRec, trained on renamed rows, recalls habits of long histories better than "
+            "counting",
             "ultra_long_renamed",
-            "Gated DeltaNet",
+            "SinkRec",
             COUNTING,
         ),
         *(

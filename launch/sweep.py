@@ -86,8 +86,8 @@ def main(argv: list[str]) -> None:
     check_no_clash(plan)
     if _DRY_RUN.value:
         return
-    waiting = [run for run in plan if run.state in ("new", "partial")]
-    tasks = [_task(run, given) for run in waiting]
+    left = [run for run in plan if run.state in ("new", "partial")]
+    tasks = [_task(run, given) for run in left]
     failures = _execute(tasks, workdir, slurm)
     if failures:
         listed = "\n".join(map(str, failures))

@@ -7,6 +7,7 @@ Results: results/recipe.md.
 
 from typing import Any
 
+from experiments.studies.real_logs import MODELS
 from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table, arms
 
 _SMALL: dict[str, Any] = {
@@ -77,6 +78,29 @@ STUDY = Study(
             arms(
                 "experiments/foursquare.py:gated_deltanet",
                 {"the experiment": {}, "half of the rows renamed": {"data.renamed": 0.5}},
+            ),
+            seeds=(0,),
+        ),
+        Table(
+            "schedule",
+            "Check-ins in New York. The experiment's rate falls in the last fifth of the run; a "
+            "constant one does not.",
+            tuple(
+                Arm(f"{label}{words}", f"experiments/foursquare.py:{MODELS[label]}", changes)
+                for label in ("Gated DeltaNet", "Mamba-2", "LRURec", "LinRec", "GRU4Rec")
+                for words, changes in (
+                    ("", {}),
+                    (", constant rate", {"optimizer.schedule": "constant"}),
+                )
+            ),
+            seeds=(0,),
+        ),
+        Table(
+            "schedule_ml1m",
+            "Film ratings. The experiment's rate falls from its peak to the end, as a cosine.",
+            arms(
+                "experiments/ml1m.py:recgrela",
+                {"RecGRELA": {}, "RecGRELA, late decay": {"optimizer.schedule": "late_decay"}},
             ),
             seeds=(0,),
         ),

@@ -11,6 +11,9 @@ The other models are `recgrela`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, 
 `positions` or `none`, `--config.model.branches=short`, and `--config.model.branches=long
 --config.model.short_events=0`.
 
+Models whose heads start as lookups learn to recall with `--config.data.renamed=0.7
+--config.training.num_epochs=6`.
+
 Results: results/worlds.md and results/hytrec.md.
 """
 

@@ -27,6 +27,7 @@ from absl import flags
 
 from launch import flags as launch_flags
 from launch.program import run_program
+from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError
 from linseqrec.config_json import override
 from linseqrec.evaluation.result import EvaluationResult
@@ -84,8 +85,8 @@ def main(_: list[str]) -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
     tables: list[_Table] = []
     for folder, name in zip(folders, run_names(folders), strict=True):
-        trained_length = workdir.read_experiment(folder).data.length
-        run = _run(folder)
+        trained = workdir.read_experiment(folder)
+        run = _run(folder, trained)
         evaluations = list(_evaluate(run, folder))
         several = len({step for step, _, _ in evaluations}) > 1
         for step, split, result in evaluations:
@@ -93,7 +94,7 @@ def main(_: list[str]) -> None:
             table.rows[f"{name}, step {step}" if several else name] = result.summary()
             filters = "-".join(result.protocol["filter_seen"])
             length = run.experiment.data.length
-            other = "" if length == trained_length else f"-length{length}"
+            other = "" if length == trained.data.length else f"-length{length}"
             stem = folder / "evaluations" / f"{split}-{step}-{filters}{other}"
             result.save(stem.with_suffix(".npz"))
             summaries = {run.experiment.name: result.summary()} | table.baselines
@@ -106,14 +107,13 @@ def main(_: list[str]) -> None:
         print("\n".join(table.written), end="\n\n" if len(tables) > 1 else "\n")
 
 
-def _run(folder: Path) -> Run:
-    experiment = workdir.read_experiment(folder)
-    given = launch_flags.overrides(experiment)
+def _run(folder: Path, trained: Experiment) -> Run:
+    given = launch_flags.overrides(trained)
     for field in given:
         if not field.startswith(_CHANGEABLE):
             changeable = "evaluation.filter_seen, evaluation.batch_size, data.length and the mesh"
             raise ConfigError(f"--config.{field}: an evaluation may change {changeable} only")
-    experiment = override(dataclasses.replace(experiment, mesh=MeshConfig()), given)
+    experiment = override(dataclasses.replace(trained, mesh=MeshConfig()), given)
     return Run.of(
         experiment,
         workdir.load_data(folder, _DATA.value),

@@ -13,7 +13,7 @@ from flax import nnx
 from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError
 from linseqrec.data.source import DataConfig
-from linseqrec.layers import block, standard
+from linseqrec.layers import block, rela, standard
 from linseqrec.layers.rela import RELA, LookupRELA, NoGate
 from linseqrec.models import recgrela
 from linseqrec.models.base import NoState
@@ -196,6 +196,7 @@ def test_each_switch_changes_what_it_names(causal, switch):
         (dict(width=18), "width 18 must be even and a multiple of heads 4"),
         (dict(width=15, heads=3), "width 15 must be even"),
         (dict(selector="convex", shortcut=False), "needs shortcut=True"),
+        (dict(norm_epsilon=-1.0), "norm_epsilon is -1.0: it must be above 0"),
         (dict(denominator_events=0), "denominator_events is 0: it must be at least 1, or none"),
         (dict(denominator_events=9, causal=False), "denominator_events is 9.*causal=True"),
         (
@@ -209,6 +210,15 @@ def test_each_switch_changes_what_it_names(causal, switch):
 def test_settings_that_make_no_model_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         RecGRELAConfig(**wrong)
+
+
+def test_the_feature_map_keeps_its_precision_in_bfloat16():
+    """Below 0, where ELU + 1 would cancel."""
+    x = jnp.linspace(-12, 3, 601).reshape(1, 1, -1).astype(jnp.bfloat16)
+    exact = np.asarray(x, np.float64)
+    exact = np.where(exact > 0, exact + 1, np.exp(np.minimum(exact, 0)))
+    got = np.asarray(rela._phi(x), np.float64)
+    np.testing.assert_allclose(got, exact, rtol=2**-7)
 
 
 def test_bfloat16_stays_near():

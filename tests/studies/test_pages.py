@@ -267,3 +267,12 @@ def test_a_study_of_the_repository_can_be_run(path):
     study = load_study(path)
     assert study.name == path.stem
     assert list(study_runs(study, load_experiment, Path("runs"), Path("kept")))
+
+
+def test_a_block_of_a_table_without_runs_says_so():
+    record = copy.deepcopy(RECORD)
+    record["tables"][0]["models"] = []
+    made = with_blocks(
+        "<!-- study small t none -->\n<!-- end of study -->", {"small": record}, COST
+    )
+    assert "Table t of [small](results/small.md): not run yet." in made

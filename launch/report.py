@@ -3,8 +3,9 @@
     python -m launch.report --runs=runs/sweep
 
 The program finds every run below the folders. Runs that differ in their seeds only are one
-configuration. It writes `report.md`, `report.csv`, `comparisons.csv` and figures, and refuses runs
-that cannot be compared, such as runs on other data.
+configuration. Validation selects: the test split orders nothing. The program writes `report.md`,
+`report.csv`, `comparisons.csv` and figures, and refuses runs that cannot be compared, such as runs
+on other data.
 """
 
 from pathlib import Path
@@ -19,13 +20,16 @@ _RUNS = flags.DEFINE_multi_string("runs", None, "A run, or a folder of runs.", r
 _OUTPUT = define_folder("output", "Unset: `report` in the first folder.")
 _METRICS = flags.DEFINE_list("metrics", list(METRICS), "HR, NDCG or MRR at a cut-off.")
 _AGAINST = flags.DEFINE_string("against", "", "Compare with this configuration (a label) only.")
+_SELECTED = flags.DEFINE_bool(
+    "selected", False, "Of each model, only the configuration that is the best in validation."
+)
 _DRAWN = flags.DEFINE_string("drawn", "NDCG@10", "The figures' metric.")
 
 
 def main(argv: list[str]) -> None:
     del argv
     folders = [Path(folder) for folder in _RUNS.value]
-    report = make_report(folders, _METRICS.value, against=_AGAINST.value)
+    report = make_report(folders, _METRICS.value, against=_AGAINST.value, selected=_SELECTED.value)
     output = Path(_OUTPUT.value) if _OUTPUT.value else folders[0] / "report"
     paths = write_report(report, output, metric=_DRAWN.value)
     print(to_markdown(report))

@@ -40,6 +40,7 @@ METRICS = ("HR@10", "NDCG@10")
 _SIGNIFICANCE = 0.05
 # The palette has no more colours.
 _MAX_DRAWN = len(COLOURS)
+_VALIDATION = f"validation {SELECTION_METRIC}"
 # Of up to so many configurations all pairs are compared: the time grows with their square.
 _MAX_PAIRED = 10
 
@@ -49,7 +50,9 @@ class Report:
     """The results of comparable runs.
 
     Attributes:
-      configurations: The best first, by the first metric under the first filter.
+      configurations: The best in validation first, by NDCG@10 under the first filter.
+      tried: How many configurations each model has, by its name: more than in `configurations`
+        where only those that validation selects are reported.
       comparisons: Of pairs of configurations.
       against_counting: Of each configuration with the best counting baseline.
       unfinished: The workdirs of runs that are not in the tables, with the reason in words.
@@ -58,6 +61,7 @@ class Report:
     """
 
     configurations: list[Configuration]
+    tried: dict[str, int]
     comparisons: list[Comparison]
     against_counting: list[Comparison]
     unfinished: dict[Path, str]
@@ -83,6 +87,7 @@ class Report:
                         "kind": "model",
                         "filter_seen": filter_seen,
                         "metric": metric,
+                        _VALIDATION: each.validation(filter_seen, SELECTION_METRIC),
                         "seeds": len(values),
                         "mean": values.mean(),
                         "sd": values.std(ddof=1) if len(values) > 1 else None,
@@ -101,17 +106,13 @@ class Report:
             ]
         return rows
 
-    def best_in_validation(self, metric: str) -> list[Configuration]:
-        """The configurations that a figure has room for: the best in validation, in their order."""
-        best = sorted(
-            self.configurations,
-            key=lambda configuration: -configuration.validation(self.filters[0], metric),
-        )[:_MAX_DRAWN]
-        return [configuration for configuration in self.configurations if configuration in best]
-
 
 def make_report(
-    folders: Sequence[Path], metrics: Sequence[str] = METRICS, *, against: str = ""
+    folders: Sequence[Path],
+    metrics: Sequence[str] = METRICS,
+    *,
+    against: str = "",
+    selected: bool = False,
 ) -> Report:
     """Reads the runs below some folders and compares them.
 
@@ -119,7 +120,9 @@ def make_report(
       folders: Workdirs, or folders that hold workdirs at any depth.
       metrics: Rank metrics (`metrics.per_target`).
       against: A configuration's label, to compare the others with it only. Empty: all pairs, or of
-        more than ten configurations each with the best.
+        more than ten configurations each with the best in validation.
+      selected: Whether to report of each model, by its name, the configuration only that is the
+        best in validation.
 
     Raises:
       RunsError: If no run has finished, runs cannot be compared, or no configuration is called
@@ -133,13 +136,24 @@ def make_report(
     filters = filters_by_fit(finished[0].protocol)
     configurations = sorted(
         group_by_configuration(finished),
-        key=lambda configuration: -configuration.by_seed(filters[0], metrics[0]).mean(),
+        key=lambda configuration: -configuration.validation(filters[0], SELECTION_METRIC),
     )
+    tried = dict(Counter(configuration.experiment.name for configuration in configurations))
+    if selected:
+        configurations = _best_of_each_model(configurations)
     if not against and len(configurations) > _MAX_PAIRED:
         against = configurations[0].label
     comparisons = compare(configurations, filters, metrics, against=against)
     counting = compare_with_counting(configurations, filters, metrics)
-    return Report(configurations, comparisons, counting, unfinished, filters, tuple(metrics))
+    return Report(configurations, tried, comparisons, counting, unfinished, filters, tuple(metrics))
+
+
+def _best_of_each_model(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Of each model, by its name, the first configuration."""
+    best: dict[str, Configuration] = {}
+    for configuration in configurations:
+        best.setdefault(configuration.experiment.name, configuration)
+    return list(best.values())
 
 
 def write_report(report: Report, folder: Path, *, metric: str = "NDCG@10") -> list[Path]:
@@ -157,9 +171,9 @@ def write_report(report: Report, folder: Path, *, metric: str = "NDCG@10") -> li
       MetricError: If there is no such metric.
     """
     check_metric(metric)
-    title, shown = title_of(report.runs), report.best_in_validation(metric)
+    title, shown = title_of(report.runs), report.configurations[:_MAX_DRAWN]
     if len(shown) < len(report.configurations):
-        title += f"; the {len(shown)} best of {len(report.configurations)} by validation {metric}"
+        title += f"; the {len(shown)} best of {len(report.configurations)} by {_VALIDATION}"
         title += f", seen items {in_words(report.filters[0])}"
     figures = run_figures(shown, report.filters, metric, title)
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,8 +197,9 @@ def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
       report: The report.
       pictures: Files in the report's folder that it shows.
     """
-    parts = [f"# {escape(title_of(report.runs))}", _beats_counting(report), *_results(report)]
-    parts += [*_differences(report), *_against_counting(report), *_comparisons(report)]
+    parts = [f"# {escape(title_of(report.runs))}", _beats_counting(report), _overview(report)]
+    parts += [*_selected(report), *_results(report), *_differences(report)]
+    parts += [*_against_counting(report), *_comparisons(report)]
     parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
     if report.unfinished:
         stages = report.unfinished.items()
@@ -193,14 +208,41 @@ def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _results(report: Report) -> Iterator[str]:
+def _overview(report: Report) -> str:
     counts = {"configuration": len(report.configurations), "run": len(report.runs)}
-    yield (
+    return (
         ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items())
         + ". Mean ± standard deviation over seeds (a single seed has none); baselines have no "
-        f"seeds. The tables are in the order of test {report.metrics[0]}, seen items "
-        f"{in_words(report.filters[0])}. {_selection(report)}"
+        f"seeds. The tables are in the order of {_VALIDATION}, seen items "
+        f"{in_words(report.filters[0])}. {_checkpoints(report)}"
     )
+
+
+def _selected(report: Report) -> Iterator[str]:
+    """What validation selects of each model, where there is something to select."""
+    if max(report.tried.values()) == 1:
+        return
+    filter_seen = report.filters[0]
+    yield (
+        "## Selected in validation\n\n"
+        f"Of each model, the configuration with the best {_VALIDATION}, seen items "
+        f"{in_words(filter_seen)}, and what it reaches on the test split. The test split selects "
+        "nothing."
+    )
+    rows = [
+        [
+            each.label,
+            str(report.tried[each.experiment.name]),
+            f"{each.validation(filter_seen, SELECTION_METRIC):.4f}",
+            *(f"{each.by_seed(filter_seen, metric).mean():.4f}" for metric in report.metrics),
+        ]
+        for each in _best_of_each_model(report.configurations)
+    ]
+    header = ["selected", "of configurations", _VALIDATION, *report.metrics]
+    yield markdown_table(header, rows, text_columns=1)
+
+
+def _results(report: Report) -> Iterator[str]:
     protocol, rows = report.runs[0].protocol, report.rows()
     for filter_seen in report.filters:
         cells: dict[str, list[str]] = {}
@@ -208,18 +250,20 @@ def _results(report: Report) -> Iterator[str]:
             if row["filter_seen"] == filter_seen:
                 system, sd = row["configuration"], row.get("sd")
                 cell = f"{row['mean']:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
-                cells.setdefault(system, [system, str(row.get("seeds", ""))]).append(cell)
+                validation = f"{row[_VALIDATION]:.4f}" if _VALIDATION in row else ""
+                start = [system, str(row.get("seeds", "")), validation]
+                cells.setdefault(system, start).append(cell)
         yield (
             f"## Seen items {filter_in_words(filter_seen, protocol)}\n\n"
             f"{protocol['split'].capitalize()}, {protocol['targets']:,} targets of "
             f"{protocol['users']:,} users, {protocol['candidates']} ({protocol['num_items']:,}) "
             f"ranked, {protocol['ties']} ties."
         )
-        header = ["configuration", "seeds", *report.metrics]
+        header = ["configuration", "seeds", _VALIDATION, *report.metrics]
         yield markdown_table(header, list(cells.values()), text_columns=1)
 
 
-def _selection(report: Report) -> str:
+def _checkpoints(report: Report) -> str:
     """What selected the checkpoints, by configuration where it was not the same for all."""
     labels: dict[str, list[str]] = {}
     for configuration in report.configurations:
@@ -272,11 +316,12 @@ def _beats_counting(report: Report) -> str:
             f"baseline, {means[best]:.4f} {where}."
         )
     first, verdicts = tests[0], Counter(map(_verdict, tests))
-    result, counts = first.result, []
+    result, counts, which = first.result, [], ""
     if len(tests) > 1:
+        which = ", the best in validation,"
         counts = [f"{number} {verdict}" for verdict, number in verdicts.items()]
     return (
-        f"**Does it beat counting?** {escape(first.first)} is {_verdict(first)} than "
+        f"**Does it beat counting?** {escape(first.first)}{which} is {_verdict(first)} than "
         f"{escape(first.second)}, the best counting baseline by {SELECTION_METRIC}, "
         f"{where}: {result.difference:+.4f}, {result.confidence:.0%} "
         f"interval {result.low:+.4f} to {result.high:+.4f}, p {first.p_holm:.4f}."

@@ -76,7 +76,8 @@ def evaluation(ranks, lengths, targets, **protocol):
 def save_run(tmp_path):
     """Writes a finished run: save_run("a/seed=0", experiment, ranks); returns its folder.
 
-    Without ranks they are drawn from the experiment's seed; validation metrics are
+    Without ranks they are drawn from the experiment's seed. The ranks of the selected state in
+    validation are those of the test split, unless they are given. Logged validation metrics are
     0.1 (i + seed) after i epochs.
     """
 
@@ -90,6 +91,7 @@ def save_run(tmp_path):
         digest="0",
         first=1,
         counting=None,
+        validation=None,
     ):
         folder = tmp_path / name
         seed = experiment.training.seed
@@ -101,6 +103,7 @@ def save_run(tmp_path):
         lengths = fixed.integers(1, 300, TARGETS)
         targets = fixed.integers(first, 1000, TARGETS)
         result = evaluation(ranks, lengths, targets, **(protocol or {}))
+        validated = evaluation(validation or ranks, lengths, targets, **(protocol or {}))
         baseline = evaluation(
             {which: np.full(TARGETS, 4.0) for which in ranks}, lengths, targets, **(protocol or {})
         )
@@ -122,7 +125,7 @@ def save_run(tmp_path):
                 "name": experiment.name,
                 "title": f"{experiment.name} on {data}{note}",
                 "split": {"split": "leave_one_out"} | (split or {}),
-                "validation": {experiment.name: result.summary()},
+                "validation": {experiment.name: validated.summary()},
                 "test": summaries,
             },
         )

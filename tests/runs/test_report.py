@@ -74,17 +74,41 @@ def test_tables_hold_mean_and_deviation_over_seeds_and_baselines_once(ranks, tmp
                 for line in section.split("\n## ")[0].splitlines()
                 if f"learning_rate={rate} |" in line
             )
-            assert row.endswith(f"| 3 | {numbers[0]} | {numbers[1]} |")
-    assert text.count("| Markov | | 1.0000 | 0.4307 |") == 2
+            validation = numbers[1].partition(" ")[0]
+            assert row.endswith(f"| 3 | {validation} | {numbers[0]} | {numbers[1]} |")
+    assert text.count("| Markov | | | 1.0000 | 0.4307 |") == 2
     assert f"- {tmp_path}/sweep/unfinished: training, nothing logged yet" in text
     assert "3 configurations, 9 runs" in text
-    means = [each.by_seed("none", "HR@10").mean() for each in report.configurations]
-    assert means == sorted(means, reverse=True)
+
+
+def test_validation_selects_and_the_test_split_does_not(save_run, tmp_path):
+    ranks = {rank: {"none": np.full(TARGETS, rank)} for rank in (1.0, 2.0, 3.0, 4.0)}
+    for rate, test, validation in ((0.1, 1.0, 3.0), (0.2, 2.0, 1.0)):
+        changes = changed(name="A", optimizer={"learning_rate": rate})
+        save_run(f"{rate}", changes, ranks[test], validation=ranks[validation])
+    save_run("b", changed(name="B"), ranks[4.0], validation=ranks[2.0])
+    report = make_report([tmp_path], ["MRR@10"])
+    labels = ["A learning_rate=0.2", "B", "A learning_rate=0.1"]
+    assert [each.label for each in report.configurations] == labels
+    text = cells(to_markdown(report))
+    assert "A learning_rate=0.2 has 0.5000 and Markov" in text
+    section = text.split("## Selected in validation")[1].split("\n## ")[0]
+    assert (
+        "\n| A learning_rate=0.2 | 2 | 1.0000 | 0.5000 |\n| B | 1 | 0.6309 | 0.2500 |\n" in section
+    )
+    assert [row["validation NDCG@10"] for row in report.rows()[:3]] == pytest.approx(
+        [1, 0.6309, 0.5], abs=1e-4
+    )
+
+    only = make_report([tmp_path], ["MRR@10"], selected=True)
+    assert [each.label for each in only.configurations] == labels[:2]
+    assert [(each.first, each.second) for each in only.comparisons] == [tuple(labels[:2])]
+    assert "| A learning_rate=0.2 | 2 | 1.0000 | 0.5000 |" in cells(to_markdown(only))
 
 
 def test_a_report_says_what_selected_and_what_orders(ranks, save_run, tmp_path):
     text = to_markdown(make_report([tmp_path / "sweep"]))
-    assert "in the order of test HR@10, seen items not filtered." in text
+    assert "in the order of validation NDCG@10, seen items not filtered." in text
     assert "Checkpoints are selected by validation NDCG@10, seen items not filtered." in text
     save_run("sweep/other", changed(name="Other", evaluation={"filter_seen": ("all", "none")}))
     text = to_markdown(make_report([tmp_path / "sweep"]))
@@ -105,12 +129,12 @@ def test_a_figure_draws_the_best_under_the_filter_that_it_names(save_run, tmp_pa
     save_run("b", changed(name="B", **filters), {"all": good - 1, "none": bad})
     report = make_report([tmp_path])
     assert report.filters[0] == "none"
-    shown = report.best_in_validation("NDCG@10")
-    assert [configuration.label for configuration in shown] == ["A"]
-    titles = []
-    monkeypatch.setattr(report_module, "run_figures", lambda *given: titles.append(given[3]) or {})
+    drawn = []
+    monkeypatch.setattr(report_module, "run_figures", lambda *given: drawn.append(given) or {})
     write_report(report, tmp_path / "report")
-    assert titles[0].endswith("the 1 best of 2 by validation NDCG@10, seen items not filtered")
+    ((shown, _, _, title),) = drawn
+    assert [configuration.label for configuration in shown] == ["A"]
+    assert title.endswith("the 1 best of 2 by validation NDCG@10, seen items not filtered")
 
 
 def test_p_values_are_those_of_resampling_users_with_holm_s_correction(ranks, tmp_path):
@@ -298,8 +322,9 @@ def test_the_first_line_says_whether_a_model_beats_counting(save_run, tmp_path):
     text = to_markdown(report)
     first_line = text.split("\n\n")[1]
     assert first_line.startswith(
-        "**Does it beat counting?** Good is better than Markov, the best counting baseline by "
-        f"NDCG@10, in test NDCG@10, seen items not filtered: {expected.mean():+.4f}, 95% interval "
+        "**Does it beat counting?** Good, the best in validation, is better than Markov, the best "
+        "counting baseline by NDCG@10, in test NDCG@10, seen items not filtered: "
+        f"{expected.mean():+.4f}, 95% interval "
     )
     assert first_line.endswith("Of 2 configurations: 1 better, 1 worse.")
     table = cells(text.split("## Against the best counting baseline")[1].split("##")[0])

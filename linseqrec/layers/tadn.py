@@ -68,7 +68,7 @@ class TADNState:
 
     Attributes:
       memory: [B, H, K, V], float32.
-      convolution: The last `kernel - 1` inputs of the short convolution, [B, W - 1, 3 D].
+      convolution: The last `kernel - 1` inputs of the short convolution, [B, W - 1, H (2 K + V)].
       mean: Sum [B, 1, 1, D] and count [B, 1, 1] of the history's inputs; () without a gate.
       pending: The last `delay` events' `Write`s, which the memory has still to take; () without a
         delay.
@@ -124,6 +124,8 @@ class TADN(GatedDelta):
         width: int,
         heads: int,
         *,
+        key_width: int,
+        value_width: int,
         gate: GateKind = "write",
         timed: bool = True,
         delay: int = 0,
@@ -132,12 +134,12 @@ class TADN(GatedDelta):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Args: `heads` divide the width; `kernel` is the convolution's taps; `delay` in events."""
+        """Args: widths are a head's; `kernel` is the convolution's taps; `delay` in events."""
         super().__init__(
             width,
             heads,
-            key_width=width // heads,
-            value_width=width // heads,
+            key_width=key_width,
+            value_width=value_width,
             kernel=kernel,
             chunk_size=chunk_size,
             dtype=dtype,

@@ -42,13 +42,13 @@ The parameters by name, with i a block from 0, kernels [in, out]:
     {long,short}/i/feed_forward/expand/kernel [D, 6D]    SwiGLU's two halves, and back
     {long,short}/i/feed_forward/contract/kernel [3D, D]
     TADN, long/i/mixer/:
-      query_key_value/kernel [D, 3D]                     W_qkv: q, k, v in turn, heads within
-      convolution/weight [4, 3D]                         row 3 is the current event
+      query_key_value/kernel [D, H (2K+V)]               W_qkv: q, k, v in turn, heads within
+      convolution/weight [4, H (2K+V)]                   row 3 is the current event
       decay_gate/kernel [D, H], step_bias [H]            W_α, b
       log_rate [H], log_horizon [H]                      a, and c = log T with T in days
       write_strength/kernel [D, H]                       W_β
       spike_gate/{kernel [2D, H], bias}                  W_s of [x; spike], b_s
-      output_gate/kernel [D, D], norm/scale [D / H], output/kernel [D, D]
+      output_gate/kernel [D, H V], norm/scale [V], output/kernel [H V, D]
     attention, long/i/mixer/ and short/i/mixer/:
       query_key_value/{kernel [D, 3D], bias}, output/{kernel [D, D], bias}
       log_horizon [H]                                    log T in days, where it is timed
@@ -134,6 +134,8 @@ class HyTRecConfig(ModelConfig):
         no state; "none" nothing: there is no T.
       timed_attention: Whether the softmax blocks' weights fade with that time, too (see
         `TimedRotaryAttention`). Without it the model knows of no time in the last K events.
+      key_width: Width of a TADN head's keys and queries; 0 for the width over the heads.
+      value_width: Width of a TADN head's values; 0 for the width over the heads.
       kernel: Taps of TADN's short convolution.
       feed_forward: Width of SwiGLU's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixers' outputs and in the feed-forward halves.
@@ -153,6 +155,8 @@ class HyTRecConfig(ModelConfig):
     gate: GateKind = "write"
     time: Time = "gaps"
     timed_attention: bool = False
+    key_width: CountOrZero = 0
+    value_width: CountOrZero = 0
     kernel: Count = 4
     feed_forward: Count = 3
     dropout: Rate = 0.1
@@ -481,6 +485,8 @@ def _mixer(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rn
     return TADN(
         config.width,
         config.heads,
+        key_width=config.key_width or config.width // config.heads,
+        value_width=config.value_width or config.width // config.heads,
         gate=config.gate,
         timed=config.time != "none",
         delay=delay,

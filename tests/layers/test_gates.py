@@ -31,7 +31,7 @@ def test_decay_and_write():
 
 
 def test_fresh_signal_against_the_mean():
-    mixer = TADN(WIDTH, HEADS, **OPTIONS)
+    mixer = TADN(WIDTH, HEADS, **WIDTHS, **OPTIONS)
     arrays = randomise(mixer)
     logits, _ = mixer.spike_gate(X, IDS, mixer.spike_gate.initial_state(1))
     mean = np.cumsum(EXACT, axis=1) / np.arange(1, 10)[:, None]

@@ -77,7 +77,7 @@ def tadn(rngs):
     def mix(mixer, x, ids, gaps, wait=None):
         return mixer(x, Clock(ids, 0 * ids, gaps, 0 * gaps, wait), mixer.initial_state(len(x)))[0]
 
-    return TADN(8, 2, rngs=rngs), mix
+    return TADN(8, 2, key_width=4, value_width=4, rngs=rngs), mix
 
 
 def tdgd(rngs):

@@ -39,7 +39,7 @@ def mixed_by(mixer, history):
 
 MIXERS = {
     "Gated DeltaNet": lambda: GatedDeltaMixer(WIDTH, 2, key_width=128, value_width=64, rngs=RNGS),
-    "TADN": lambda: TADN(WIDTH, 2, gate="none", rngs=RNGS),
+    "TADN": lambda: TADN(WIDTH, 2, key_width=128, value_width=128, gate="none", rngs=RNGS),
     "TDGD": lambda: TDGD(
         WIDTH,
         2,

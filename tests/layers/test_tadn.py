@@ -14,6 +14,7 @@ from tests.models.hytrec_reference import random_times, temporal_delta
 from tests.models.reference import jit, randomise
 
 WIDTH, HEADS, TIME = 12, 2, 18
+WIDTHS = dict(key_width=7, value_width=5)
 VARIANTS = [
     ("write", "gaps"),
     ("retention", "gaps"),
@@ -27,7 +28,9 @@ VARIANTS = [
 
 def random_mixer(gate="write", time="gaps", **options):
     mixer = nnx.eval_shape(
-        lambda: TADN(WIDTH, HEADS, gate=gate, timed=time != "none", rngs=nnx.Rngs(0), **options)
+        lambda: TADN(
+            WIDTH, HEADS, gate=gate, timed=time != "none", rngs=nnx.Rngs(0), **WIDTHS, **options
+        )
     )
     return mixer, randomise(mixer)
 
@@ -64,7 +67,7 @@ def test_the_outputs_are_the_equations(gate, time):
     x, _, times = inputs(time=TIME + 9)
     ids = np.array([[0] + [5] * 7 + [0] + [2] * TIME], np.int32)
     output, _ = run(mixer, x, ids, days(times, ids, time))
-    config = types.SimpleNamespace(heads=HEADS, gate=gate, time=time)
+    config = types.SimpleNamespace(heads=HEADS, gate=gate, time=time, **WIDTHS)
     arrays = {f"m/{name}": array for name, array in arrays.items()}
     for part in (slice(1, 8), slice(9, None)):
         expected = temporal_delta(
@@ -122,14 +125,14 @@ def test_an_absence_fades_the_memory_by_its_days_over_the_horizon():
 
 
 def test_horizons_start_log_uniform_from_a_day_to_a_year():
-    mixer = TADN(400, 400, rngs=nnx.Rngs(0))
+    mixer = TADN(400, 400, key_width=1, value_width=1, rngs=nnx.Rngs(0))
     logs = parameter_arrays(mixer)["log_horizon"] / np.log(365)
     assert 0 <= logs.min() < 0.03 and 0.97 < logs.max() <= 1
     assert abs(logs.mean() - 0.5) < 0.06 and abs(logs.std() - 12**-0.5) < 0.03
 
 
 def test_a_retention_gate_starts_by_trusting_the_past():
-    mixer = TADN(WIDTH, HEADS, gate="retention", rngs=nnx.Rngs(0))
+    mixer = TADN(WIDTH, HEADS, gate="retention", **WIDTHS, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(mixer.spike_gate.bias[...], 6)
 
 
@@ -171,7 +174,9 @@ def test_each_event_weighs_what_the_time_up_to_now_leaves_of_it():
 
     The memory is a sum over the events up to t - 5, each with exp(-(now - then) / T), T = 2 days.
     """
-    mixer = TADN(4, 1, gate="none", kernel=1, delay=LATE, rngs=nnx.Rngs(0))
+    mixer = TADN(
+        4, 1, key_width=4, value_width=4, gate="none", kernel=1, delay=LATE, rngs=nnx.Rngs(0)
+    )
     arrays = {name: 0 * array for name, array in parameter_arrays(mixer).items()}
     arrays["query_key_value/kernel"] = 50 * np.tile(np.eye(4), 3)  # SiLU leaves large ones alone
     arrays["convolution/weight"] += 1
@@ -223,7 +228,7 @@ def test_late_outputs_are_the_equations_asked_by_another_stream(gate, time):
     ids = np.array([[0] + [5] * 7 + [0] + [3] * 4 + [2] * TIME], np.int32)
     gaps = days(times, ids, time)
     output, _ = run(mixer, x, ids, gaps, question=asked, age=ages(gaps, ids))
-    config = types.SimpleNamespace(heads=HEADS, gate=gate, time=time)
+    config = types.SimpleNamespace(heads=HEADS, gate=gate, time=time, **WIDTHS)
     arrays = {f"m/{name}": array for name, array in arrays.items()}
     for part in (slice(1, 8), slice(9, 13), slice(13, None)):
         expected = temporal_delta(

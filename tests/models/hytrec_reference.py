@@ -101,14 +101,16 @@ def turn(x):
 
 
 def temporal_delta(config, p, name, x, seconds, delay=0, question=None):
-    """TADN; `config` needs heads, gate and time.
+    """TADN; `config` needs heads, key_width, gate and time.
 
     With a delay event t reads the memory that event t - delay left, faded over the time between.
     """
     question = x if question is None else question
     mixed = dense(p, f"{name}/query_key_value", x)
     asked = dense(p, f"{name}/query_key_value", question)
-    mixed = np.concatenate([asked[:, : x.shape[1]], mixed[:, x.shape[1] :]], axis=1)
+    keys = config.heads * (config.key_width or x.shape[1] // config.heads)
+    values = mixed.shape[1] - 2 * keys
+    mixed = np.concatenate([asked[:, :keys], mixed[:, keys:]], axis=1)
     taps = p[f"{name}/convolution/weight"]
     mixed = silu(
         np.array(
@@ -142,11 +144,14 @@ def temporal_delta(config, p, name, x, seconds, delay=0, question=None):
     if config.gate == "retention":
         log_decay = log_decay + np.log(share)
 
-    output = np.zeros_like(x)
-    for h, part in enumerate(np.split(np.arange(x.shape[1]), config.heads)):
-        q, k, v = (array[:, part] for array in np.split(mixed, 3, axis=-1))
+    output = np.zeros((len(x), values))
+    for h, part in enumerate(np.split(np.arange(values), config.heads)):
+        q, k, v = (
+            np.split(array, config.heads, axis=-1)[h]
+            for array in np.split(mixed, [keys, 2 * keys], axis=-1)
+        )
         q, k = (y / np.sqrt((y**2).sum(-1, keepdims=True) + 1e-6) for y in (q, k))
-        memories, memory = [], np.zeros((len(part), len(part)))
+        memories, memory = [], np.zeros((k.shape[1], len(part)))
         for t in range(len(x)):
             memory = memory * np.exp(log_decay[t, h])
             change = write[t, h] * v[t] - erase[t, h] * (memory.T @ k[t])
@@ -154,7 +159,7 @@ def temporal_delta(config, p, name, x, seconds, delay=0, question=None):
             memories.append(memory)
         for t in range(delay, len(x)):
             left = np.exp(fading[t - delay + 1 : t + 1, h].sum())
-            read = left * memories[t - delay].T @ q[t] / np.sqrt(len(part))
+            read = left * memories[t - delay].T @ q[t] / np.sqrt(k.shape[1])
             output[t, part] = rms(p, f"{name}/norm", read, 1e-5)
     gated = output * silu(dense(p, f"{name}/output_gate", question))
     return dense(p, f"{name}/output", gated)

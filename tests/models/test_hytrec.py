@@ -56,6 +56,8 @@ def timed_events(rows, time, **where):
 UNLIKE = dict(
     short_events=4,
     attention_window=4,
+    key_width=5,
+    value_width=2,
     kernel=2,
     feed_forward=2,
     gate="beta",

@@ -13,6 +13,8 @@ ranks, target by target, to the `.npz` beside it.
 `--config.data.length=1000` lets the model read more events of a history than in training, and 0 all
 of them, as a served model does (`test-1200-none-all-length1000.json`).
 
+`--auc` adds the AUC over the pairs of all users.
+
 All devices share the work, whatever mesh a run was trained on. `--config.mesh.model=2` divides an
 item table that is too large for one device, and `--config.mesh.sequence=2` rows that are too long
 for one.
@@ -35,7 +37,7 @@ from linseqrec.files import write_json
 from linseqrec.runs.comparable import Conditions, comparable, shared_title
 from linseqrec.runs.finished import run_names
 from linseqrec.runs.results import evaluate_baselines
-from linseqrec.runs.tables import results_table
+from linseqrec.runs.tables import METRICS, results_table
 from linseqrec.sharding import MeshConfig, make_mesh
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
@@ -53,6 +55,9 @@ launch_flags.define_overrides(
 )
 _BASELINES = flags.DEFINE_bool(
     "baselines", True, "Whether the tables hold the baselines (and a world's oracle)."
+)
+_AUC = flags.DEFINE_bool(
+    "auc", False, "Also the pooled AUC; every scorer then scores the whole catalogue once more."
 )
 flags.register_validator(
     "split",
@@ -103,7 +108,8 @@ def main(_: list[str]) -> None:
     for table in tables:
         if len(tables) > 1:
             print(f"{table.title}\n")
-        print(results_table(table.rows | table.baselines))
+        metrics = (*METRICS, "AUC") if _AUC.value else METRICS
+        print(results_table(table.rows | table.baselines, metrics))
         print("\n".join(table.written), end="\n\n" if len(tables) > 1 else "\n")
 
 
@@ -119,6 +125,7 @@ def _run(folder: Path, trained: Experiment) -> Run:
         workdir.load_data(folder, _DATA.value),
         mesh=make_mesh(experiment.mesh),
         trains=False,
+        auc=_AUC.value,
     )
 
 

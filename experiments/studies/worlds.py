@@ -34,7 +34,7 @@ _ONE_PASS: dict[str, Any] = {"model.loops": 1, "model.key_width": 128, "model.va
 _RENAMED: dict[str, Any] = {"data.renamed": 0.7} | _LONGER
 _ON_RENAMED_ROWS: dict[str, dict[str, Any]] = {
     "RecGRELA": _LOOKUP,
-    "HyTRec": _ONE_HEAD,
+    "HyTRec": _WIDE_KEYS | {"model.short_layers": 1, "model.ratio": "1:0"},
     "SinkRec": _ONE_PASS,
     "Gated DeltaNet": _WIDE_KEYS,
     "HSTU": {},
@@ -107,8 +107,7 @@ STUDY = Study(
             "The same world. Each model trains for 6 epochs, and in 7 of 10 rows other items stand "
             "for the row's own, drawn anew each time (`data.renamed`, ours). There it can only "
             "learn to look up what followed an item before in the same row. RecGRELA starts with "
-            "lookups, HyTRec has one head, SinkRec one pass and keys of 128, Gated DeltaNet keys "
-            "of 128.",
+            "lookups; HyTRec, SinkRec and Gated DeltaNet have keys of 128, SinkRec one pass.",
             (
                 *(
                     Arm(label, f"experiments/ultra_long.py:{MODELS[label]}", own | _RENAMED)

@@ -43,6 +43,7 @@ class Run:
       model: The model as functions of its variables.
       learning_rate: The learning rate by step.
       num_steps: Length of the run, in steps.
+      auc: Whether evaluations add the pooled AUC.
     """
 
     experiment: Experiment
@@ -51,6 +52,7 @@ class Run:
     model: FunctionalModel
     learning_rate: optax.Schedule
     num_steps: int
+    auc: bool = False
 
     @classmethod
     def of(
@@ -60,6 +62,7 @@ class Run:
         mesh: Mesh | None = None,
         *,
         trains: bool = True,
+        auc: bool = False,
     ) -> "Run":
         """Loads the events and builds the model of an experiment.
 
@@ -69,6 +72,7 @@ class Run:
           mesh: The devices to divide the work over (`sharding.make_mesh`); None for one device,
             whatever the configuration says.
           trains: Whether the run will be trained, so that the mesh must divide its batches.
+          auc: Whether its evaluations add the pooled AUC (`Evaluator`).
 
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
@@ -117,7 +121,7 @@ class Run:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return cls(experiment, source, batches, model, rate, num_steps)
+        return cls(experiment, source, batches, model, rate, num_steps, auc)
 
     @property
     def evaluate_every(self) -> int:
@@ -181,6 +185,7 @@ class Run:
                 padded_lengths=self.padded_lengths,
                 width_multiple=axes.get(SEQUENCE, 1),
                 item_counts=self.item_counts,
+                auc=self.auc,
                 request_times=self.experiment.data.request_time == "known",
             )
         return self._evaluators[split]

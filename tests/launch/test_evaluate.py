@@ -121,6 +121,33 @@ def test_a_model_may_read_other_lengths_than_in_training(trained, tmp_path):
     assert (ranks[2] != ranks[0]).any()
 
 
+def test_the_pooled_auc_is_added_where_it_is_asked_for(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
+    done = program("evaluate", f"--workdir={folder}", "--auc")
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "evaluations").glob("*.json")
+    written = json.loads(path.read_text())
+    run = Run.of(workdir.read_experiment(folder), trains=False, auc=True)
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        variables = checkpoints.restore_variables(
+            written["step"], run.model, run.experiment.optimizer
+        )
+    expected = run.evaluate(variables, "test").metrics_by_filter
+    ((_, shown),) = tables("filter_seen=\n" + done.stdout)
+    for filter_seen, words in (("none", "not filtered"), ("all", "filtered")):
+        auc = {
+            name: each["metrics"][filter_seen]["AUC"]
+            for name, each in written.items()
+            if name != "step"
+        }
+        assert auc["RecGRELA"] == expected[filter_seen]["AUC"]
+        (rows,) = (rows for name, rows in shown.items() if name.split(" (")[0] == words)
+        last = {label: values[-1] for label, values in rows.items()}
+        assert {name: last[name] for name in auc} == {n: f"{value:.4f}" for n, value in auc.items()}
+    assert "AUC" not in program("evaluate", f"--workdir={folder}").stdout
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

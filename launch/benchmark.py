@@ -23,6 +23,7 @@ from absl import app, flags
 import linseqrec.benchmarks
 from launch.program import run_program
 from linseqrec.benchmarks import measuring
+from linseqrec.files import write_json
 
 _SUITE = flags.DEFINE_list("suite", ["all"], "Suites to run, or `all`.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds per case.", lower_bound=1)
@@ -134,7 +135,7 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         output = pathlib.Path(_OUTPUT.value)
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(output, report)
         output.with_suffix(".md").write_text(page(report))
         print(f"\nwrote {output} and {output.with_suffix('.md')}")
 

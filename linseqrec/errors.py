@@ -1,5 +1,7 @@
 """Errors that a user can fix: programs print them in one line and exit with code 1."""
 
+from typing import Any
+
 
 class UserError(Exception):
     """Base class of errors whose message tells the user what is wrong and how to fix it.
@@ -7,6 +9,17 @@ class UserError(Exception):
     Each part of the library defines subclasses, which also derive from `ValueError` or
     `RuntimeError`.
     """
+
+
+def first_ten(names: Any) -> str:
+    """The first ten of a sequence or array, and how many others there are: "a, b and 3 more"."""
+    others = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(str, names[:10])) + others
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened, or its class's name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 class LogError(UserError, ValueError):

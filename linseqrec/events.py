@@ -37,16 +37,14 @@ class Events:
     request_times: Int[Any, "B T"] | None = None
 
 
-def history_lengths(events: Events, before: Int[Array, "B"] | None = None) -> Int[Array, "B"]:
+def history_lengths(events: Events, before: Int[Array, "B"]) -> Int[Array, "B"]:
     """The number of events in the last history of each row.
 
     Args:
       events: The batch, [B, T]. A history may begin before the batch: positions count its events.
-      before: int32 [B], the length to return for a row without events. None: 0.
+      before: int32 [B], the length to return for a row without events.
 
     Returns:
       int32 [B]. The next event of the history takes this number as its position.
     """
-    positions = jnp.asarray(events.positions)
-    before = jnp.zeros_like(positions[:, 0]) if before is None else before
-    return at_last_event(positions + 1, events.segment_ids, before)
+    return at_last_event(jnp.asarray(events.positions) + 1, events.segment_ids, before)

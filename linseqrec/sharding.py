@@ -274,7 +274,7 @@ def place_batch(tree: Tree, mesh: Mesh) -> Tree:
     """The batch of all processes as global arrays on the mesh.
 
     Args:
-      tree: Arrays [rows, slots, ...] with this process's rows, the slice of `rows_read`.
+      tree: Arrays [rows, slots, ...] with this process's rows (`process_slice`).
       mesh: The mesh.
     """
     return _place_slice(tree, mesh, *process_slice(mesh))

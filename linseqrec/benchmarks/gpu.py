@@ -357,7 +357,7 @@ def compiled(
 
 
 def models(width: int, dtype: Any) -> dict[str, ModelConfig]:
-    """All five models at a width. Heads are 32 wide up to width 64, and 64 wide above."""
+    """Five models at a width. Heads are 32 wide up to width 64, and 64 wide above."""
     head = 32 if width <= 64 else 64
     heads = max(1, width // head)
     delta: dict[str, Any] = {"heads": heads, "key_width": head, "value_width": head}

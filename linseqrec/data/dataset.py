@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from linseqrec.data import card as cards
-from linseqrec.errors import UserError
+from linseqrec.errors import UserError, first_line
 from linseqrec.files import check_form, parse_json, sha256_of_array, sha256_of_file, sha256_of_texts
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Dataset:
         try:
             ids = pl.read_parquet(path).sort("index")["id"].cast(pl.String, strict=True)
         except (pl.exceptions.PolarsError, OSError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise DatasetError(f"{path} cannot be read ({reason}): {_PREPARE_AGAIN}") from error
         if len(ids) != expected or ids.null_count():
             raise DatasetError(f"{path} does not hold {expected} ids: {_PREPARE_AGAIN}")

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split
-from linseqrec.errors import UserError
+from linseqrec.errors import UserError, first_ten
 
 # Where a history ends: before a validation target, before a test target, or, with "none", after the
 # last event of the user.
@@ -22,8 +22,7 @@ class RequestError(UserError, ValueError):
 def original_ids(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The log's own user ids, text [U], and item ids, text [N + 1]; item 0 is padding, "".
 
-    A data set in memory has no ids of its own. Its ids are the numbers of users and items as text,
-    as `write_world` writes them.
+    A data set in memory has no ids of its own. Its ids are the numbers of users and items as text.
     """
     if dataset.folder is None:
         return np.arange(dataset.num_users).astype(str), np.array(
@@ -45,7 +44,7 @@ def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, "R"]
     index_of = {str(user): index for index, user in enumerate(user_ids)}
     unknown = [user for user in ids if user not in index_of]
     if unknown:
-        raise RequestError(f"no such users in the data set: {_first_ten(unknown)}")
+        raise RequestError(f"no such users in the data set: {first_ten(unknown)}")
     return np.array([index_of[user] for user in dict.fromkeys(ids)], np.int64)
 
 
@@ -65,7 +64,7 @@ def flag_items(ids: Collection[str], item_ids: np.ndarray) -> Bool[np.ndarray, "
     known = np.isin(item_ids, list(ids))
     known[0] = False
     if not known.any():
-        raise RequestError(f"no such items in the data set: {_first_ten(list(ids))}")
+        raise RequestError(f"no such items in the data set: {first_ten(list(ids))}")
     return known
 
 
@@ -111,7 +110,7 @@ def histories_before(
     without_history = requested_users[first == last]
     if len(without_history):
         ids = original_ids(dataset)[0][without_history]
-        raise RequestError(f"users without {required}: {_first_ten(ids)}; leave them out")
+        raise RequestError(f"users without {required}: {first_ten(ids)}; leave them out")
     rows = np.concatenate([np.arange(begin, end) for begin, end in zip(first, last, strict=True)])
     return users[rows], ends[rows]
 
@@ -154,9 +153,3 @@ def request_times(
             f"the time of the last event of these histories, to {last}"
         )
     return np.full(len(ends), now, np.int64)
-
-
-def _first_ten(names: Sequence[str] | np.ndarray) -> str:
-    """The first ten names, and the number of the other names."""
-    others = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(map(str, names[:10])) + others

@@ -81,39 +81,23 @@ class RecentPopularity(Popularity):
     different users have no order.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        split: Split,
-        *,
-        days: float | None = None,
-        share: float | None = None,
-    ):
+    def __init__(self, dataset: Dataset, split: Split, *, share: float):
         """Counts the items in a window of time.
 
         Args:
           dataset: The events.
           split: Says which of them train.
-          days: Length of the window, which ends at the last training event.
-          share: In the place of `days`: the share of the training events that the window holds, in
-            (0, 1].
+          share: The share of the training events that the window holds, the latest ones, in (0, 1].
 
         Raises:
-          ValueError: If not exactly one of `days` and `share` is given, or it is out of range.
+          ValueError: If the share is out of range.
         """
+        if not 0 < share <= 1:
+            raise ValueError(f"share must lie in (0, 1], got {share}")
         train = training_events(dataset, split)
         times = np.asarray(dataset.timestamps)[train]
-        if days is not None and share is None:
-            if days <= 0:
-                raise ValueError(f"days must be positive, got {days}")
-            since = times.max() - days * SECONDS_PER_DAY
-        elif share is not None and days is None:
-            if not 0 < share <= 1:
-                raise ValueError(f"share must lie in (0, 1], got {share}")
-            first = min(int((1 - share) * len(times)), len(times) - 1)
-            since = np.partition(times, first)[first]
-        else:
-            raise ValueError(f"give one of days and share, got days={days} and share={share}")
+        first = min(int((1 - share) * len(times)), len(times) - 1)
+        since = np.partition(times, first)[first]
         recent = np.asarray(dataset.items)[train][times >= since]
         counts = np.bincount(recent, minlength=dataset.num_items + 1)
         self._shared = SharedScores(counts.astype(np.float64))

@@ -61,7 +61,6 @@ class Evaluator:
         ties: ranks.Ties = "mean",
         split: str = "",
         bucket_edges: Sequence[int] | None = None,
-        cutoffs: Sequence[int] = metrics.CUTOFFS,
         padded_lengths: Sequence[int] | None = None,
         width_multiple: int = 1,
         item_block: int = 8192,
@@ -85,7 +84,6 @@ class Evaluator:
           split: Name of the targets in the protocol: "validation" or "test".
           bucket_edges: Lower bounds of the buckets of history lengths; None for those that the
             histories need (`metrics.length_edges`).
-          cutoffs: The cut-offs k of the metrics.
           padded_lengths: Widths of the batches; the last one is `max_length`. A batch takes the
             smallest width that its histories fit in, and JAX compiles a model once for each width.
             By default `max_length`, and its half down to its sixteenth if enough histories are
@@ -139,7 +137,7 @@ class Evaluator:
         self._ties, self._split = ties, split
         if bucket_edges is None:
             bucket_edges = metrics.length_edges(self.lengths)
-        self._bucket_edges, self._cutoffs = tuple(bucket_edges), tuple(cutoffs)
+        self._bucket_edges = tuple(bucket_edges)
         self._item_block, self._item_counts = item_block, item_counts
         self._list_size, self._auc = min(list_size, dataset.num_items), auc
         self._request_times = request_times
@@ -351,9 +349,7 @@ class Evaluator:
             buckets={},
         )
         for name in self.filters:
-            means, errors = metrics.rank_metrics(
-                result.ranks[name], self._cutoffs, users=self.users
-            )
+            means, errors = metrics.rank_metrics(result.ranks[name], users=self.users)
             num_removed = np.asarray(counts.seen) if name == "all" else np.zeros(len(self.targets))
             means["GAUC"] = metrics.group_auc(counts.ranks(name, "mean"), num_items - num_removed)
             if name in pooled:
@@ -367,7 +363,6 @@ class Evaluator:
                 result.ranks[name],
                 self.lengths,
                 self._bucket_edges,
-                self._cutoffs,
                 users=self.users,
             )
         return result

@@ -103,13 +103,12 @@ def summarise_users(values: np.ndarray) -> dict[str, float | int]:
 
 
 def rank_metrics(
-    ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS, *, users: np.ndarray | None = None
+    ranks: np.ndarray, *, users: np.ndarray | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Means and standard errors (`mean_and_error`) of the metrics over the targets, by name.
 
     Args:
       ranks: [M], from 1.
-      cutoffs: The cut-offs k.
       users: [M], the user of each target; None if each is another's.
 
     Raises:
@@ -117,7 +116,7 @@ def rank_metrics(
     """
     if len(ranks) == 0:
         raise ValueError("there are no targets: a metric needs at least one")
-    return _means_and_errors(per_target(ranks, cutoffs), users)
+    return _means_and_errors(per_target(ranks), users)
 
 
 def _means_and_errors(
@@ -295,7 +294,6 @@ def bucket_metrics(
     ranks: np.ndarray,
     values: np.ndarray,
     edges: Sequence[float] = BUCKET_EDGES,
-    cutoffs: Sequence[int] = CUTOFFS,
     *,
     users: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
@@ -305,8 +303,7 @@ def bucket_metrics(
       ranks: [M].
       values: [M], as in `make_buckets`.
       edges: As in `make_buckets`.
-      cutoffs: The ks.
       users: As in `rank_metrics`.
     """
-    gains = per_target(ranks, cutoffs)
+    gains = per_target(ranks)
     return [bucket.record(gains, users) for bucket in make_buckets(values, edges)]

@@ -23,7 +23,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.errors import UserError
+from linseqrec.errors import UserError, first_ten
 from linseqrec.evaluation.visits import Layout, SeenPairs, TargetVisits, plan_seen, plan_targets
 from linseqrec.ops.top_k import (
     ROW_MULTIPLE,
@@ -61,11 +61,10 @@ class NonFiniteScoreError(UserError, ValueError):
           what: What a row is, in the plural: "rows", "users".
         """
         self.rows = np.asarray(rows)
-        shown = ", ".join(str(int(row)) for row in self.rows[:10])
-        more = f" and {len(self.rows) - 10} more" if len(self.rows) > 10 else ""
         super().__init__(
-            f"the model gives NaN or infinite scores for {what} {shown}{more}, which have no rank. "
-            "Look for divergence in the training log, or for NaN or huge values in the input"
+            f"the model gives NaN or infinite scores for {what} {first_ten(self.rows)}, which have "
+            "no rank. Look for divergence in the training log, or for NaN or huge values in the "
+            "input"
         )
 
 

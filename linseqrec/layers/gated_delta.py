@@ -99,6 +99,12 @@ class GatedDelta(nnx.Module):
         self.output = Dense(heads * value_width, width, bias=False, dtype=dtype, rngs=rngs)
         self.output.kernel[...] = copy_kernel(self.query_key_value.kernel[...], heads, value_width)
 
+    def initial_state(self, batch_size: int) -> Any:
+        """The state before any event: `GatedDeltaState`, or a mixer's own."""
+        return GatedDeltaState(
+            self.empty_memory(batch_size), self.convolution.initial_state(batch_size)
+        )
+
     def empty_memory(self, batch_size: int) -> Float[Array, "B H K V"]:
         """The memory before any event."""
         return empty(batch_size, self.heads, self.key_width, self.value_width)
@@ -174,12 +180,6 @@ class GatedDeltaMixer(GatedDelta):
 
     with all else as in `GatedDelta`.
     """
-
-    def initial_state(self, batch_size: int) -> GatedDeltaState:
-        """The state before any event."""
-        return GatedDeltaState(
-            self.empty_memory(batch_size), self.convolution.initial_state(batch_size)
-        )
 
     def __call__(
         self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], state: GatedDeltaState

@@ -132,12 +132,6 @@ class TDGD(GatedDelta):
         )
         self.removal_bias = _nearly_shut(heads) if read_removal else -math.inf
 
-    def initial_state(self, batch_size: int) -> GatedDeltaState:
-        """The state before any event."""
-        return GatedDeltaState(
-            self.empty_memory(batch_size), self.convolution.initial_state(batch_size)
-        )
-
     def __call__(
         self,
         x: Float[Array, "B T D"],

@@ -41,7 +41,7 @@ from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import Dense, ItemEmbedding, dropout, split_key
 from linseqrec.layers.states import empty
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
-from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.ops.segments import keep, run_starts, segment_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class GRU(nnx.Module):
           The state after each event, 0 at padding; and after each row's last segment, float32.
         """
         real, runs = segment_ids > 0, segment_runs(segment_ids)
-        starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
+        starts = run_starts(runs)
 
         def step(
             state: Float[Array, "B D"],

@@ -18,13 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops.gated_delta_rule_parts import chunk_decays, einsum, einsum_for
-from linseqrec.ops.segments import cut, fill, from_chunks, keep, segment_runs, to_chunks
+from linseqrec.ops.gated_delta_rule_parts import FORGET, chunk_decays, einsum, einsum_for
+from linseqrec.ops.segments import cut, fill, from_chunks, keep, run_starts, segment_runs, to_chunks
 
 Implementation = Literal["recurrent", "chunked"]
-
-# A log-decay that forgets everything in any float dtype. It is finite: sums of it have differences.
-_FORGET = -1e3
 
 
 class _Inputs(NamedTuple):
@@ -84,7 +81,7 @@ def decayed_linear_attention(
     _check(query, key, value, log_decay, segment_ids, initial_state, chunk_size)
     dtype = jnp.result_type(query, key, value)
     wide = jnp.promote_types(dtype, jnp.float32)
-    decays = jnp.maximum(log_decay.astype(wide), _FORGET)
+    decays = jnp.maximum(log_decay.astype(wide), FORGET)
     x = _Inputs(query.astype(dtype), key.astype(dtype), value.astype(dtype), decays)
     runs = jnp.ones_like(query, shape=query.shape[:2], dtype=jnp.int32)
     if segment_ids is not None:
@@ -143,7 +140,7 @@ def _widen(x: _Inputs) -> _Inputs:
 def _recurrent(
     x: _Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"]
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
+    starts = run_starts(runs)
 
     def step(state: Array, now: tuple[_Inputs, Bool[Array, "B"]]) -> tuple[Array, Array]:
         x, start = _widen(now[0]), now[1]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Int
 
-from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.ops.segments import keep, run_starts, segment_runs
 
 
 def diagonal_recurrence(
@@ -51,7 +51,7 @@ def diagonal_recurrence(
     real = None
     if segment_ids is not None:
         real, runs = segment_ids > 0, segment_runs(segment_ids)
-        starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
+        starts = run_starts(runs)
         multipliers = jnp.where(starts[..., None], 0, multipliers)
         # Padding carries the state on as it is.
         multipliers = jnp.where(real[..., None], multipliers, 1)

@@ -13,14 +13,18 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from linseqrec.ops import gated_delta_rule_triton, triton_check, triton_launch
 from linseqrec.ops.gated_delta_rule_associative import associative
-from linseqrec.ops.gated_delta_rule_parts import Inputs, chunk_terms, einsum, einsum_for, widen
-from linseqrec.ops.segments import cut, fill, keep, segment_runs
+from linseqrec.ops.gated_delta_rule_parts import (
+    FORGET,
+    Inputs,
+    chunk_terms,
+    einsum,
+    einsum_for,
+    widen,
+)
+from linseqrec.ops.segments import cut, fill, keep, run_starts, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 
 Implementation = Literal["recurrent", "chunked", "associative", "triton"]
-
-# A log-decay that forgets everything in any float dtype, and is finite: masks multiply it by 0.
-_FORGET = -1e3
 
 
 def gated_delta_rule(
@@ -259,7 +263,7 @@ def _prepare(
         query=q.astype(dtype),
         key=k.astype(dtype),
         value=v.astype(dtype),
-        log_decay=jnp.maximum(log_decay.astype(wide), _FORGET),
+        log_decay=jnp.maximum(log_decay.astype(wide), FORGET),
         beta=beta.astype(wide),
     )
     if segment_ids is None:
@@ -280,7 +284,7 @@ def _initial_state(x: Inputs, given: Array | None) -> Float[Array, "B H K V"]:
 def _recurrent(
     x: Inputs, runs: Int[Array, "B T"], state: Float[Array, "B H K V"]
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
+    starts = run_starts(runs)
 
     def step(state: Array, now: tuple[Inputs, Bool[Array, "B"]]) -> tuple[Array, Array]:
         x, start = widen(now[0]), now[1]

@@ -25,6 +25,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+# A log-decay that forgets everything in any float dtype. It is finite: masks multiply it by 0, and
+# sums of it have differences.
+FORGET = -1e3
+
 
 class Inputs(NamedTuple):
     """What goes in, [B, T, H, ...]; or a chunk with heads before time, [..., B, H, C, ...]."""

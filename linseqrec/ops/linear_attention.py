@@ -17,6 +17,7 @@ from linseqrec.ops.segments import (
     fill,
     from_chunks,
     keep,
+    run_starts,
     runs_to_chunks,
     segment_runs,
     to_chunks,
@@ -316,9 +317,7 @@ def _add(a: _Fraction, b: _Fraction) -> _Fraction:
 def _recurrent(
     x: _Features, runs: Int[Array, "B T"] | None, state: LinearAttentionState
 ) -> tuple[_Fraction, LinearAttentionState]:
-    starts = None
-    if runs is not None:
-        starts = jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
+    starts = None if runs is None else run_starts(runs)
 
     def step(
         state: LinearAttentionState, now: tuple[_Features, Bool[Array, "B"] | None]

@@ -41,6 +41,18 @@ def segment_runs(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return jnp.cumsum(starts, axis=1, dtype=jnp.int32)
 
 
+def run_starts(runs: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Where a row's second segment and each later one begins.
+
+    Args:
+      runs: [B, T], from `segment_runs`.
+
+    Returns:
+      bool [B, T].
+    """
+    return jnp.diff(runs, axis=1, prepend=jnp.ones_like(runs[:, :1])) > 0
+
+
 def at_last_event(
     values: Shaped[Array, "B T"], segment_ids: Int[Array, "B T"], otherwise: Shaped[Array, "B"]
 ) -> Shaped[Array, "B"]:

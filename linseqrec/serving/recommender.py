@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.config_json import to_json
+from linseqrec.errors import first_ten
 from linseqrec.evaluation.ranks import NonFiniteScoreError
 from linseqrec.evaluation.visits import seen_slots
 from linseqrec.events import Events
@@ -260,7 +261,7 @@ class Recommender:
         without_event = np.flatnonzero(np.asarray(states.length) == 0)
         if without_event.size:
             raise ServingError(
-                f"the users in rows {', '.join(map(str, without_event[:10]))} have no event yet, "
+                f"the users in rows {first_ten(without_event)} have no event yet, "
                 "so the model has nothing to recommend from: leave these users out"
             )
         seen = None
@@ -458,7 +459,7 @@ class Recommender:
         rows = np.flatnonzero(lengths > self._longest_history)
         if rows.size:
             raise ServingError(
-                f"the users in rows {', '.join(map(str, rows[:10]))} have more than "
+                f"the users in rows {first_ten(rows)} have more than "
                 f"{self._longest_history} events, and the model has positions for no more: train "
                 "it with a greater model.max_length"
             )

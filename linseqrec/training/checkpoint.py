@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
-from linseqrec.errors import UserError
+from linseqrec.errors import UserError, first_line
 from linseqrec.files import check_form
 from linseqrec.sharding import parameter_path
 from linseqrec.training import (
@@ -295,7 +295,7 @@ class Checkpoints:
             sound = [other for other in self._steps() if not self.faults(other)]
             raise CheckpointError(
                 f"checkpoint {step} could not be saved in {self._folder} (disk full?): "
-                f"{_first_line(error)}\nSound checkpoints: {', '.join(map(str, sound)) or 'none'}. "
+                f"{first_line(error)}\nSound checkpoints: {', '.join(map(str, sound)) or 'none'}. "
                 "Free some disk space and run the same command again"
             ) from error
 
@@ -342,7 +342,7 @@ class Checkpoints:
                     if self._digests_path(step).exists():
                         # The files match their digests, so the error is not damage.
                         raise
-                    faults = [_first_line(error)]
+                    faults = [first_line(error)]
                 else:
                     self._move_damaged(list(damaged))
                     return restored
@@ -578,10 +578,6 @@ class Checkpoints:
             f"checkpoint {step} in {self._folder} does not fit this configuration's {what}; use "
             f"the configuration that it was trained with:\n  {listed}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -4,14 +4,13 @@ Orbax loads a file with a flipped byte without an error. A checkpoint is therefo
 digests of its files are written to `sha256/STEP.json`. It is *sound* if its files match them.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from linseqrec.errors import FileError
-from linseqrec.files import read_json, replacing, sha256_of_file
+from linseqrec.files import read_json, sha256_of_file, write_json
 
 # The folder of a checkpoint whose step is saved again, until its successor is sealed.
 REPLACED = "replaced"
@@ -37,8 +36,7 @@ def seal(folder: Path, step: int, kept: Collection[int]) -> None:
     """
     path = digests_path(folder, step)
     path.parent.mkdir(exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(_digests(folder / str(step))))
+    write_json(path, _digests(folder / str(step)))
     names = {str(step) for step in kept}
     for other in path.parent.glob("*.json"):
         if other.stem not in names and not other.is_dir():

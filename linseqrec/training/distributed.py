@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from linseqrec.errors import UserError
+from linseqrec.errors import UserError, first_line
 
 # JAX's timeout is this much longer than ours, so that the user sees our error.
 _EXTRA_SECONDS = 60
@@ -78,8 +78,7 @@ def initialize(
         )
     # JAX passes on the errors of the cluster's detection and of its client: no common class.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DistributedError(f"{problem}: {reason}. {advice}") from error
+        raise DistributedError(f"{problem}: {first_line(error)}. {advice}") from error
     finally:
         timer.cancel()
     # A cluster job with one process is no error. The user sees here if there should be more.
@@ -143,14 +142,8 @@ class Agreement:
     returns its wishes at once.
     """
 
-    def __init__(self, num_wishes: int):
-        """Makes an agreement.
-
-        Args:
-          num_wishes: Number of wishes, and so of decisions, per call of `ask`.
-        """
+    def __init__(self) -> None:
         self._decision: jax.Array | None = None
-        self._num_wishes = num_wishes
         if jax.process_count() > 1:
             mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
             self._sharding = NamedSharding(mesh, PartitionSpec("all"))
@@ -161,7 +154,7 @@ class Agreement:
         """The decisions, the same on every process. Every process must call this at every step.
 
         Args:
-          wishes: The wishes of this process.
+          wishes: The wishes of this process, as many at each call.
         """
         if jax.process_count() == 1:
             return list(wishes)
@@ -170,7 +163,7 @@ class Agreement:
         self._decision = self._any(
             jax.make_array_from_process_local_data(self._sharding, own_wishes)
         )
-        return [False] * self._num_wishes if previous is None else np.asarray(previous).tolist()
+        return [False] * len(wishes) if previous is None else np.asarray(previous).tolist()
 
     def forget(self) -> None:
         """Drops the wishes of the last call, because the processes have just acted on them."""

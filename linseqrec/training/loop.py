@@ -9,7 +9,7 @@ from pathlib import Path
 from linseqrec.config import TrainingConfig
 from linseqrec.data.pipeline import READ_AHEAD
 from linseqrec.data.requests import original_ids
-from linseqrec.errors import UserError
+from linseqrec.errors import UserError, first_ten
 from linseqrec.evaluation.result import SELECTION_METRIC
 from linseqrec.training import distributed, workdir
 from linseqrec.training.budget import within_budget
@@ -191,12 +191,11 @@ def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None
         return
     good = int(state.step)
     users = original_ids(run.source.dataset)[0][run.batches.users(good)]
-    shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
     sound = checkpoints.sound_steps()
     raise NonFiniteError(
         f"the loss, gradient or update of step {good + 1} is not finite; the step was not applied, "
         f"and the last good checkpoint is {sound[-1] if sound else 'none'}. Its batch holds users "
-        f"{shown}. "
+        f"{first_ten(users)}. "
         "Lower optimizer.learning_rate, or set optimizer.clip_norm."
     )
 
@@ -231,7 +230,7 @@ class Schedule:
         self._log_every, self._patience = training.log_every, training.patience
         self._save_seconds = 60 * training.save_minutes
         self._preemption = preemption
-        self._agreement = distributed.Agreement(2)
+        self._agreement = distributed.Agreement()
         self._saved_at = time.monotonic()
         self.saves = False
 

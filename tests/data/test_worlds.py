@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from linseqrec.config_fields import ConfigError
-from linseqrec.data.dataset import Dataset, write_dataset
 from linseqrec.data.source import DataConfig, load_source
 from linseqrec.data.worlds import (
     BROWSE,
@@ -21,10 +20,8 @@ from linseqrec.data.worlds import (
     WorldConfig,
     WorldError,
     generate,
-    load_world,
     resized,
     world_config,
-    write_world,
 )
 from tests.data.small_worlds import SMALL, large_world, last_events
 
@@ -253,34 +250,6 @@ def test_a_data_config_sets_the_size_of_its_world():
     world = load_source(config).world
     assert world.config == resized(world_config("drift"), 40, 30, 80)
     assert (world.dataset.num_users, world.dataset.num_items) == (40, 80)
-
-
-def test_a_loaded_world_has_the_oracle_of_the_written_one(tmp_path):
-    world = generate(SMALL, 4)
-    written = write_world(tmp_path / "world", world)
-    assert written.dataset.folder == tmp_path / "world"
-    opened = load_world(tmp_path / "world")
-    assert opened.dataset.folder == tmp_path / "world"
-    assert opened.config == SMALL and opened.seed == 4
-    users, positions = last_events(world)
-    np.testing.assert_array_equal(
-        opened.oracle_scores(users, positions), world.oracle_scores(users, positions)
-    )
-    assert list(opened.dataset.item_ids()[1:3]) == ["1", "2"]
-
-
-def test_load_world_refuses_logs_and_events_of_another_seed(tmp_path):
-    log = Dataset.from_arrays([1, 2, 1], [0, 5, 7], [0, 3])
-    write_dataset(tmp_path / "log", log, ["a"], ["x", "y"])
-    with pytest.raises(WorldError, match="log holds no generated world: .*with write_world"):
-        load_world(tmp_path / "log")
-
-    world = generate(SMALL, 4)
-    card = {**world.dataset.card, "world": {**world.dataset.card["world"], "seed": 5}}
-    other = dataclasses.replace(world, dataset=dataclasses.replace(world.dataset, card=card))
-    write_world(tmp_path / "other", other)
-    with pytest.raises(WorldError, match="other: the items differ .*: write the world again"):
-        load_world(tmp_path / "other")
 
 
 # The wrong parameters, and the error message.

@@ -13,7 +13,7 @@ from linseqrec.data.readers import detection, raw_lines, spark, times
 from linseqrec.data.readers.formats import Format
 from linseqrec.data.readers.frames import read_frame
 from linseqrec.data.readers.log import REQUIRED, WRITTEN, Log, check_arguments, find_columns
-from linseqrec.errors import LogError
+from linseqrec.errors import LogError, first_line
 
 
 def read_file(
@@ -86,8 +86,7 @@ def _read_parquet(
     except engine_errors as error:
         raise LogError(
             str(path),
-            f"cannot be read: {str(error).splitlines()[0]}. If the file is damaged, download it "
-            "again.",
+            f"cannot be read: {first_line(error)}. If the file is damaged, download it again.",
         ) from None
     columns_of_file = {role: name for role, name in log.columns.items() if role != "row"}
     return dataclasses.replace(log, format="parquet", columns=columns_of_file, sha256=digest)

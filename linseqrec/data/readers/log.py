@@ -9,7 +9,7 @@ import narwhals as nw
 
 from linseqrec.data.readers import detection, raw_lines
 from linseqrec.data.readers.formats import FORMATS, ROLES, TIME_UNITS
-from linseqrec.errors import LogError
+from linseqrec.errors import LogError, first_line
 
 REQUIRED = ("user", "item", "timestamp")
 # A column of `Log.frame`. The name has spaces, so that a log is unlikely to have the same.
@@ -107,14 +107,13 @@ class Log:
         if self._kind in ("text", "json") and raw_lines.is_gzip(Path(self.where)):
             return LogError(
                 self.where,
-                f"the engine cannot read the gzip file ({str(error).splitlines()[0]}), although it "
+                f"the engine cannot read the gzip file ({first_line(error)}), although it "
                 "is sound: bytes that are no gzip, such as zeros, may follow its end. Write it "
                 f"anew: gunzip -c {self.where} | gzip > NEW.gz",
             )
         return LogError(
             self.where,
-            f"cannot be read: {str(error).splitlines()[0]}. If the file is damaged, download it "
-            "again.",
+            f"cannot be read: {first_line(error)}. If the file is damaged, download it again.",
         )
 
 

@@ -17,7 +17,7 @@ import narwhals as nw
 from linseqrec.data.readers.formats import Format
 from linseqrec.data.readers.log import WRITTEN
 from linseqrec.data.readers.times import NUMBER
-from linseqrec.errors import LogError, UserError
+from linseqrec.errors import LogError, UserError, first_line
 
 # Names of temporary columns. They have spaces, so that a log is unlikely to have the same names.
 ROW = "number of the row"
@@ -63,7 +63,7 @@ def start_session(master: str | None = None, settings: Mapping[str, str] | None 
         session = builder.getOrCreate()
     except (PySparkRuntimeError, OSError) as error:
         raise SparkUnavailable(
-            f"Spark does not start ({str(error).splitlines()[0]}). It needs Java 17 or 21: install "
+            f"Spark does not start ({first_line(error)}). It needs Java 17 or 21: install "
             "one and set JAVA_HOME."
         ) from error
     session.sparkContext.setLogLevel("ERROR")

@@ -59,7 +59,7 @@ knows the past and the state, but not the ξ of an absence that begins with the 
 from linseqrec.data.worlds.catalogue import Catalogue
 from linseqrec.data.worlds.config import WorldConfig, WorldError, resized, world_config
 from linseqrec.data.worlds.generation import BROWSE, BURST, HABIT, SUCCESSION, Latents
-from linseqrec.data.worlds.world import World, generate, load_world, write_world
+from linseqrec.data.worlds.world import World, generate
 
 __all__ = [
     "BROWSE",
@@ -72,8 +72,6 @@ __all__ = [
     "WorldConfig",
     "WorldError",
     "generate",
-    "load_world",
     "resized",
     "world_config",
-    "write_world",
 ]

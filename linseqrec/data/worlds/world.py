@@ -1,12 +1,11 @@
 """`World`, a generated data set with an oracle that knows the true next-item distribution."""
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from linseqrec.data.dataset import Dataset, write_dataset
+from linseqrec.data.dataset import Dataset
 from linseqrec.data.worlds.catalogue import Catalogue
 from linseqrec.data.worlds.config import WorldConfig, WorldError
 from linseqrec.data.worlds.generation import Latents, draw_histories
@@ -18,7 +17,6 @@ class World:
 
     Attributes:
       config: The parameters of the world.
-      seed: The seed of the world.
       dataset: The events. The card says that they are synthetic, and holds `config` and `seed`.
       sources: uint8 [E], the origin of each event: BROWSE (taste), BURST, SUCCESSION or HABIT.
       catalogue: Categories, popularity and successors of the items.
@@ -26,7 +24,6 @@ class World:
     """
 
     config: WorldConfig
-    seed: int
     dataset: Dataset
     sources: np.ndarray
     catalogue: Catalogue
@@ -170,47 +167,4 @@ def generate(config: WorldConfig, seed: int) -> World:
     )
     card_entry = {"synthetic": True, "seed": seed, "config": dataclasses.asdict(config)}
     dataset = dataclasses.replace(dataset, card={**dataset.card, "world": card_entry})
-    return World(config, seed, dataset, histories.sources, histories.catalogue, histories.latents)
-
-
-def write_world(folder: str | Path, world: World) -> World:
-    """Writes the dataset folder of a world, from which `load_world` recreates it.
-
-    The ids of users and items are their numbers as text.
-
-    Returns:
-      The world, with its data set opened from `folder`.
-
-    Raises:
-      linseqrec.data.dataset.DatasetError: The folder is not empty.
-    """
-    users = [str(user) for user in range(world.config.num_users)]
-    items = [str(item) for item in range(1, world.config.num_items + 1)]
-    return dataclasses.replace(world, dataset=write_dataset(folder, world.dataset, users, items))
-
-
-def load_world(folder: str | Path) -> World:
-    """The world in a folder of `write_world`, with its oracle.
-
-    The function generates the world again from the configuration and seed in the card.
-
-    Raises:
-      WorldError: The folder holds no generated world, or this version generates other events.
-      linseqrec.data.dataset.DatasetError: The folder is not a dataset folder, or is damaged.
-    """
-    dataset = Dataset.open(folder)
-    if "world" not in dataset.card:
-        raise WorldError(
-            f"{folder} holds no generated world: its card has no entry 'world'. Write one with "
-            "write_world"
-        )
-    card_entry = dataset.card["world"]
-    world = generate(WorldConfig(**card_entry["config"]), card_entry["seed"])
-    for name in ("items", "timestamps", "offsets"):
-        if not np.array_equal(getattr(dataset, name), getattr(world.dataset, name)):
-            raise WorldError(
-                f"{folder}: the {name} differ from those that this version generates from the "
-                "configuration and seed, so the oracle does not apply. Another version of "
-                "linseqrec or NumPy wrote them: write the world again"
-            )
-    return dataclasses.replace(world, dataset=dataset)
+    return World(config, dataset, histories.sources, histories.catalogue, histories.latents)

@@ -41,10 +41,11 @@ MODELS = {
         partial(
             HyTRecConfig,
             width=80,
-            heads=1,
             short_layers=1,
             num_layers=2,
             ratio="1:0",
+            key_width=128,
+            value_width=80,
             feed_forward=2,
             dropout=0.1,
             chunk_size=32,

@@ -65,7 +65,7 @@ class Subject:
     def mixers(self) -> list[nnx.Module]:
         """The model's linear mixers, those that a trace is of."""
         model = self.run.model.merge(self.variables)
-        return [module for _, module in linear_mixers(model)]
+        return linear_mixers(model)
 
     def histories(
         self, split: SplitName, count: int, *, at_least: int = 0

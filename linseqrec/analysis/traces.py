@@ -1,7 +1,5 @@
 """Which of a model's parts analyses look into: `SequenceModel.trace` says what those held."""
 
-from typing import Any
-
 from flax import nnx
 
 from linseqrec.layers.gated_delta import GatedDelta
@@ -11,11 +9,11 @@ from linseqrec.models.linrec import LinRecAttention
 from linseqrec.models.mamba2 import Mamba2Mixer
 
 
-def linear_mixers(model: SequenceModel) -> list[tuple[tuple[Any, ...], nnx.Module]]:
-    """The mixers with a matrix memory, those that a trace is of, by path, first to last."""
+def linear_mixers(model: SequenceModel) -> list[nnx.Module]:
+    """The mixers with a matrix memory, those that a trace is of, first to last."""
     return [
-        (path, module)
-        for path, module in nnx.iter_modules(model)
+        module
+        for _, module in nnx.iter_modules(model)
         if isinstance(module, GatedDelta | RELA | Mamba2Mixer | LinRecAttention)
     ]
 

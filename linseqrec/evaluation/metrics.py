@@ -102,6 +102,16 @@ def summarise_users(values: np.ndarray) -> dict[str, float | int]:
     return {"mean": mean, "standard_error": error, "users": len(values)}
 
 
+def metric_per_target(ranks: np.ndarray, metric: str) -> np.ndarray:
+    """One metric of each target (`per_target`), by its name: float64 [M].
+
+    Args:
+      ranks: [M], from 1.
+      metric: HR, NDCG or MRR at a cut-off, as in "HR@10".
+    """
+    return per_target(ranks, [int(metric.rpartition("@")[2])])[metric]
+
+
 def rank_metrics(
     ranks: np.ndarray, *, users: np.ndarray | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:

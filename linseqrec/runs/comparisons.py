@@ -10,7 +10,7 @@ import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from linseqrec.errors import RunsError
-from linseqrec.evaluation.metrics import per_target
+from linseqrec.evaluation.metrics import metric_per_target
 from linseqrec.evaluation.significance import PairedDifference, paired_bootstrap
 from linseqrec.runs.best_baseline import best_baseline
 from linseqrec.runs.configurations import Configuration
@@ -124,7 +124,6 @@ def compare_with_counting(
             continue
         for metric, each in itertools.product(metrics, configurations):
             by_seed = each.by_seed(filter_seen, metric)
-            cutoff = int(metric.rpartition("@")[2])
             cases.append(
                 _Case(
                     each.label,
@@ -132,7 +131,7 @@ def compare_with_counting(
                     filter_seen,
                     metric,
                     each.per_target(filter_seen, metric),
-                    per_target(best[1], [cutoff])[metric],
+                    metric_per_target(best[1], metric),
                     by_seed.std(ddof=1) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else None,
                 )
             )

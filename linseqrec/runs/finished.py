@@ -12,7 +12,7 @@ import numpy as np
 
 from linseqrec.config import Experiment
 from linseqrec.errors import FileError, RunsError, UserError
-from linseqrec.evaluation.metrics import METRIC_NAMES, make_buckets, per_target
+from linseqrec.evaluation.metrics import METRIC_NAMES, make_buckets, metric_per_target
 from linseqrec.evaluation.ranks import FilterSeen, Ties
 from linseqrec.evaluation.result import selected_by
 from linseqrec.files import check_form, parse_json, read_arrays
@@ -114,8 +114,7 @@ class FinishedRun:
 
     def per_target(self, filter_seen: str, metric: str) -> np.ndarray:
         """A rank metric of each test target under a filter, float64 [M]."""
-        cutoff = int(metric.rpartition("@")[2])
-        return per_target(self.ranks[filter_seen], [cutoff])[metric]
+        return metric_per_target(self.ranks[filter_seen], metric)
 
     def validation(self, filter_seen: str, metric: str) -> float:
         """A metric of the selected checkpoint in validation."""

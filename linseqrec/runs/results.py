@@ -12,7 +12,7 @@ from linseqrec.files import read_json, write_json
 from linseqrec.runs.best_baseline import ORACLE, write_best_baseline
 from linseqrec.runs.comparable import shared_title
 from linseqrec.training import distributed, workdir
-from linseqrec.training.checkpoint import saved_steps
+from linseqrec.training.checkpoint import newest_progress
 from linseqrec.training.run import Run, SplitName
 from linseqrec.training.step import TrainState
 
@@ -95,10 +95,12 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
 def _selection(run: Run, state: TrainState, folder: Path) -> str:
     """What selected a state, in words: validation, unless its best checkpoint was damaged."""
     criterion, step = selected_by(run.experiment.evaluation.filter_seen), int(state.step)
-    newest = folder / "checkpoints" / str(max(saved_steps(folder / "checkpoints"), default=step))
+    path = newest_progress(folder / "checkpoints")
+    if path is None:  # a state that was not trained in this folder
+        return criterion
     try:
-        best = read_json(newest / "progress" / "metadata", {"best_step": int})["best_step"]
-    except FileError:  # a state that was not trained in this folder
+        best = read_json(path, {"best_step": int})["best_step"]
+    except FileError:
         return criterion
     if step == best:
         return criterion

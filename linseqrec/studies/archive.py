@@ -10,7 +10,7 @@ from linseqrec.files import replacing
 from linseqrec.runs import best_baseline
 from linseqrec.studies.record import judged_apart
 from linseqrec.studies.study import Arm, Claim, Study, StudyError, StudyRun, Table
-from linseqrec.training.checkpoint import saved_steps
+from linseqrec.training.checkpoint import newest_progress
 
 # What a record reads of a run. `results.json` comes last: a folder that has it is whole.
 _FILES = ("config.json", "card.json", "ranks/test.npz", str(best_baseline.FILE), "results.json")
@@ -31,10 +31,10 @@ def keep(run: StudyRun) -> None:
     """
     if run.results != run.folder or run.experiment.data.folder:
         return
-    newest = max(saved_steps(run.folder / "checkpoints"), default=None)
-    progress = [] if newest is None else [f"checkpoints/{newest}/progress/metadata"]
-    for name in (*progress, *_FILES):
-        source, copy = run.folder / name, run.kept / name
+    progress = newest_progress(run.folder / "checkpoints")
+    files = [run.folder / name for name in _FILES]
+    for source in files if progress is None else [progress, *files]:
+        copy = run.kept / source.relative_to(run.folder)
         # Ranks of baselines, and checkpoints, may be missing.
         if source.exists() and not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)

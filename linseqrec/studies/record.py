@@ -14,7 +14,7 @@ from scipy.stats import t as student_t
 from linseqrec.config import Experiment
 from linseqrec.config_json import to_json
 from linseqrec.errors import FileError
-from linseqrec.evaluation.metrics import mean_and_error, per_target
+from linseqrec.evaluation.metrics import mean_and_error, metric_per_target
 from linseqrec.evaluation.result import SELECTION_METRIC, filter_in_words, filters_by_fit
 from linseqrec.files import check_form, read_json
 from linseqrec.runs.best_baseline import ORACLE, best_baseline
@@ -22,7 +22,7 @@ from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.configurations import Configuration, differing_fields, experiment_digest
 from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
 from linseqrec.studies.study import COUNTING, Claim, Study, StudyError, StudyRun, Table
-from linseqrec.training.checkpoint import saved_steps
+from linseqrec.training.checkpoint import newest_progress
 from linseqrec.training.model import FunctionalModel
 
 # A difference counts from so many standard errors on, and this is the normal distribution there.
@@ -305,12 +305,8 @@ def short_commit(described: str) -> str:
 
 def _minutes(folder: Path) -> float | None:
     """Minutes of training, over all starts of a run, as its newest checkpoint has them."""
-    checkpoints = folder / "checkpoints"
-    steps = saved_steps(checkpoints)
-    if not steps:
-        return None
-    path = checkpoints / str(max(steps)) / "progress" / "metadata"
-    return read_json(path, {"seconds": float})["seconds"] / 60
+    path = newest_progress(folder / "checkpoints")
+    return None if path is None else read_json(path, {"seconds": float})["seconds"] / 60
 
 
 def _num_parameters(experiment: Experiment, num_items: int) -> int:
@@ -473,8 +469,7 @@ def _second(
         runs = [run for each in configurations.values() for run in each.runs]
         if (best := best_baseline(runs, claim.filter_seen)) is None:
             return None
-        cutoff = int(claim.metric.rpartition("@")[2])
-        return _System(best[0], per_target(best[1], [cutoff])[claim.metric][kept], np.empty(0))
+        return _System(best[0], metric_per_target(best[1], claim.metric)[kept], np.empty(0))
     if not all(label in configurations for label in claim.second):
         return None
     arms = [_arm(claim, configurations[label], kept) for label in claim.second]

@@ -96,6 +96,15 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in steps)
 
 
+def newest_progress(folder: Path) -> Path | None:
+    """The file of the `Progress` in the newest checkpoint of a folder; None without a checkpoint.
+
+    For readers of a field or two. `Checkpoints.progress` opens the folder, and checks more.
+    """
+    steps = saved_steps(folder)
+    return folder / str(steps[-1]) / "progress" / "metadata" if steps else None
+
+
 class _Preservation(checkpoint_managers.PreservationPolicy):
     """Keeps the best checkpoint and the latest two.
 

@@ -91,7 +91,7 @@ def test_memories_are_the_states_and_keys_what_wrote_them(name):
 
 def write_at_once(model):
     """Draws the taps anew: a fresh lookup's first keys are 0, of events before the history."""
-    for _, mixer in linear_mixers(model):
+    for mixer in linear_mixers(model):
         if isinstance(mixer, GatedDelta):
             weight = mixer.convolution.weight
             weight[...] = np.random.default_rng(0).normal(size=weight.shape).astype(np.float32)
@@ -118,7 +118,7 @@ def test_shuffled_gaps_write_memories_though_none_is_carried():
     assert encoding.state == NoState()
     assert list(traces) == ["long/0"]
     check_keys_wrote(traces["long/0"])
-    assert all(is_recurrent(mixer) for _, mixer in linear_mixers(model))
+    assert all(is_recurrent(mixer) for mixer in linear_mixers(model))
 
 
 @pytest.mark.parametrize("delay", [1, 3, 5])

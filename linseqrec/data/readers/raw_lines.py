@@ -18,6 +18,7 @@ import numpy as np
 
 from linseqrec.data.readers.formats import Format
 from linseqrec.errors import LogError
+from linseqrec.files import sha256_of_file
 
 _BLOCK = 1 << 24  # bytes
 _HEAD_BYTES, _HEAD_LINES = 1 << 20, 200
@@ -82,10 +83,7 @@ def parquet_files(path: Path) -> list[Path]:
 
 def sha256_of_files(paths: list[Path]) -> str:
     """The SHA-256 of one file, or of a list of the digests and names of several files."""
-    digests = []
-    for path in paths:
-        with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [sha256_of_file(path) for path in paths]
     if len(paths) == 1:
         return digests[0]
     lines = (f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True))
@@ -195,11 +193,11 @@ def check_shape(path: Path, log_format: Format, num_fields: int) -> Shape:
     return Shape(sha256, quotes)
 
 
-def read_line(path: Path, line: int, width: int = 100) -> str:
-    """The first `width` characters of line number `line`, from 1."""
+def read_line(path: Path, line: int) -> str:
+    """The first 100 characters of line number `line`, from 1."""
     with open_bytes(path) as file:
         content = next(itertools.islice(file, line - 1, line), b"")
-    return content.decode("utf-8", errors="replace").rstrip("\r\n")[:width]
+    return content.decode("utf-8", errors="replace").rstrip("\r\n")[:100]
 
 
 def check_json(path: Path, numbers: set[str], ids: set[str]) -> None:

@@ -76,6 +76,10 @@ _SEALED = (
 _EDITABLE = ("name", "note", "data.folder", "evaluation.", "mesh.")
 
 
+# The versions in a run's environment. With jax-triton, which is optional, kernels run on GPUs.
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars", "jax-triton")
+
+
 class WorkdirError(UserError, RuntimeError):
     """A folder is not a run's workdir, or the run in it does not fit the call."""
 
@@ -498,9 +502,12 @@ def _sealed(workdir: Path) -> dict[str, Any] | None:
 
 def environment(experiment: Experiment) -> dict[str, Any]:
     """The versions, the devices, the git revision and the compute dtype of a result."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars")
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
@@ -511,7 +518,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     return {
         "git": revision or None,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        "packages": packages,
         "device": f"{jax.device_count()} x {device.device_kind}",
         "cpu_count": os.cpu_count(),
         "compute_dtype": experiment.model.compute_dtype.name,

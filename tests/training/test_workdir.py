@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import struct
 import sys
@@ -110,6 +111,19 @@ def test_the_environment_names_versions_device_and_compute_dtype(experiment, mon
     assert environment["compute_dtype"] == "float32"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert workdir.environment(experiment)["compute_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_environment_says_whether_kernels_can_run(experiment, monkeypatch, installed):
+    def version(name):
+        if name == "jax-triton" and not installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return f"{name} 1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    packages = workdir.environment(experiment)["packages"]
+    assert packages["jax"] == "jax 1.0"
+    assert packages.get("jax-triton") == ("jax-triton 1.0" if installed else None)
 
 
 def test_a_machine_without_git_has_an_environment(experiment, tmp_path, monkeypatch):

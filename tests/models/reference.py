@@ -1,6 +1,7 @@
 """RecGRELA in float64 NumPy, written from the paper's equations and not from our code; and random
 parameters and events to compare the two on."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -101,6 +102,26 @@ def _apply(graphdef, params, events, state, dropout_key):
 _OPTIONS = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=_OPTIONS)
 _apply = jit(_apply, static_argnums=0)
+
+
+# A history, for models whose equations need nothing but items.
+ITEMS = np.random.default_rng(0).integers(1, 51, 17)
+
+
+def assert_hidden_states(config, equations, *, atol=2e-5):
+    """A model's hidden states are `equations(arrays, items, config)`, in float64."""
+    model, arrays = random_model(config)
+    hidden = run(model, make_events([[ITEMS]], len(ITEMS))).hidden[0]
+    np.testing.assert_allclose(hidden, equations(arrays, ITEMS, config), atol=atol)
+
+
+def assert_bfloat16_stays_near(config, equations):
+    """In bfloat16 they are within 3 % of their size."""
+    model, arrays = random_model(dataclasses.replace(config, dtype="bfloat16"))
+    hidden = run(model, make_events([[ITEMS]], len(ITEMS))).hidden[0]
+    expected = equations(arrays, ITEMS, config)
+    missed = np.asarray(hidden, np.float64) - expected
+    assert np.sqrt(np.mean(missed**2) / np.mean(expected**2)) < 3e-2
 
 
 def assert_states_equal(first, second):

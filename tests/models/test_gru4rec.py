@@ -1,14 +1,12 @@
 """GRU4Rec against its equations in float64."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from flax import nnx
 
 from linseqrec.models.gru4rec import GRU4RecConfig
 from linseqrec.models.weights import parameter_arrays
-from tests.models.reference import dense, make_events, random_model, run, sigmoid
+from tests.models.reference import assert_bfloat16_stays_near, assert_hidden_states, dense, sigmoid
 
 CONFIG = GRU4RecConfig(width=6, num_layers=2)
 
@@ -28,20 +26,12 @@ def equations(p, items, config):
     return x
 
 
-ITEMS = np.random.default_rng(0).integers(1, 51, 17)
-
-
 def test_the_hidden_states_are_the_equations():
-    model, arrays = random_model(CONFIG)
-    hidden = run(model, make_events([[ITEMS]], 17)).hidden[0]
-    np.testing.assert_allclose(hidden, equations(arrays, ITEMS, CONFIG), atol=2e-6)
+    assert_hidden_states(CONFIG, equations, atol=2e-6)
 
 
 def test_bfloat16_stays_near():
-    model, arrays = random_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
-    hidden = np.asarray(run(model, make_events([[ITEMS]], 17)).hidden[0], np.float64)
-    expected = equations(arrays, ITEMS, CONFIG)
-    assert np.sqrt(np.mean((hidden - expected) ** 2) / np.mean(expected**2)) < 3e-2
+    assert_bfloat16_stays_near(CONFIG, equations)
 
 
 def test_the_gates_start_as_released():

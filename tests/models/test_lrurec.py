@@ -1,14 +1,18 @@
 """LRURec against its equations in complex128."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from flax import nnx
 
 from linseqrec.models.lrurec import LRURecConfig
 from linseqrec.models.weights import parameter_arrays
-from tests.models.reference import dense, gelu, layer_norm, make_events, random_model, run
+from tests.models.reference import (
+    assert_bfloat16_stays_near,
+    assert_hidden_states,
+    dense,
+    gelu,
+    layer_norm,
+)
 
 CONFIG = LRURecConfig(width=6, num_layers=2)
 
@@ -41,20 +45,12 @@ def equations(p, items, config):
     return x
 
 
-ITEMS = np.random.default_rng(0).integers(1, 51, 17)
-
-
 def test_the_hidden_states_are_the_equations():
-    model, arrays = random_model(CONFIG)
-    hidden = run(model, make_events([[ITEMS]], 17)).hidden[0]
-    np.testing.assert_allclose(hidden, equations(arrays, ITEMS, CONFIG), atol=2e-5)
+    assert_hidden_states(CONFIG, equations)
 
 
 def test_bfloat16_stays_near():
-    model, arrays = random_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
-    hidden = np.asarray(run(model, make_events([[ITEMS]], 17)).hidden[0], np.float64)
-    expected = equations(arrays, ITEMS, CONFIG)
-    assert np.sqrt(np.mean((hidden - expected) ** 2) / np.mean(expected**2)) < 3e-2
+    assert_bfloat16_stays_near(CONFIG, equations)
 
 
 def test_it_starts_as_released():

@@ -44,6 +44,7 @@ MODELS = {
             short_layers=1,
             num_layers=2,
             ratio="1:0",
+            attention_convolution=True,
             key_width=128,
             value_width=80,
             feed_forward=2,

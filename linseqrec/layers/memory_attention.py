@@ -1,8 +1,5 @@
 """SinkRec's attention block: a sliding window, and each event's own memory slots beside it."""
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -11,23 +8,9 @@ from jaxtyping import Array, Float, Int
 from linseqrec.layers.short_convolution import NoConvolution, ShortConvolution
 from linseqrec.layers.standard import Dense
 from linseqrec.layers.starting_values import copy_kernel, lookup_kernel, lookup_taps
-from linseqrec.layers.states import PartState, behind_recent, empty, empty_recent
-from linseqrec.ops.recent import Recent
+from linseqrec.layers.states import behind_recent, empty, empty_recent
+from linseqrec.layers.window_attention import WindowState
 from linseqrec.ops.softmax_attention import MemorySlots, softmax_attention
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class MemoryAttentionState:
-    """What the attention carries from one call to the next.
-
-    Attributes:
-      window: Keys and values [B, window - 1, H, K] of the last events.
-      convolution: The last inputs of the short convolution, [B, W - 1, 3 D]; () without it.
-    """
-
-    window: Recent
-    convolution: PartState
 
 
 class MemoryAttention(nnx.Module):
@@ -82,10 +65,10 @@ class MemoryAttention(nnx.Module):
         self.output = Dense(width, width, bias=False, dtype=dtype, rngs=rngs)
         self.output.kernel[...] = copy_kernel(self.query_key_value.kernel[...], heads, sizes[-1])
 
-    def initial_state(self, batch_size: int) -> MemoryAttentionState:
+    def initial_state(self, batch_size: int) -> WindowState:
         """The state before any event."""
         kept = empty(batch_size, self.window - 1, self.heads, self.width // self.heads)
-        return MemoryAttentionState(
+        return WindowState(
             empty_recent(batch_size, (kept, kept)), self.convolution.initial_state(batch_size)
         )
 
@@ -93,10 +76,10 @@ class MemoryAttention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        state: MemoryAttentionState,
+        state: WindowState,
         *,
         slots: Float[Array, "B T M D_c"],
-    ) -> tuple[Float[Array, "B T D"], MemoryAttentionState]:
+    ) -> tuple[Float[Array, "B T D"], WindowState]:
         """Mixes a row's events over time.
 
         Args:
@@ -123,7 +106,7 @@ class MemoryAttention(nnx.Module):
             window=self.window,
             segment_ids=ids,
         )
-        return self.output(attended.reshape(x.shape)), MemoryAttentionState(window, convolution)
+        return self.output(attended.reshape(x.shape)), WindowState(window, convolution)
 
 
 class SlotKeyValue(Dense):

@@ -1,13 +1,14 @@
 """HyTRec: a linear branch for the long past, a softmax branch for the last K events.
 
     x = Drop(√D E[items])
-    short = blocks(x) of causal attention in windows that reach K events together, rotary positions
+    short = blocks(x) of causal attention in windows that reach K events together, with rotary
+            positions, or with short convolutions that make them lookups
     long  = blocks(x) of [TADN × r, causal attention × s] repeated, "r:s" the ratio
     f = σ(W_f [long; short] + b_f);  z = LN(f ⊙ short + (1 - f) ⊙ long);  scores = z E^T
 
     per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(SwiGLU(RMSNorm(H)))
 
-TADN is `layers/tadn.py`, attention `layers/rotary_attention.py`. For the prediction after
+TADN is `layers/tadn.py`, attention `layers/window_attention.py`. For the prediction after
 event t, the short branch sees the events from t - K + 1 on, and what the long branch remembers are
 the events up to t - K, exactly at every position. What it is asked is the field `question`:
 
@@ -16,7 +17,7 @@ the events up to t - K, exactly at every position. What it is asked is the field
     "present"  that of event t, in each layer. The memory of a TADN layer holds the events up to
                t - K, faded to now; softmax layers see keys up to t - K. Of the last K events the
                branch reads two things only: event t, by the residual, and the W - 1 events before
-               it, by the convolution of each TADN layer.
+               it, by the convolution of each layer that has one.
     "short"    that of the short branch: the long branch is a stream without delay, and one more
                TADN layer reads a late memory of it, without a residual:
                    long <- Drop(TADN(RMSNorm(long), question RMSNorm(short)))
@@ -51,6 +52,7 @@ The parameters by name, with i a block from 0, kernels [in, out]:
       output_gate/kernel [D, H V], norm/scale [V], output/kernel [H V, D]
     attention, long/i/mixer/ and short/i/mixer/:
       query_key_value/{kernel [D, 3D], bias}, output/{kernel [D, D], bias}
+      or, without biases, convolution/weight [4, 3D]     `attention_convolution`
       log_horizon [H]                                    log T in days, where it is timed
     null [D]                                             "delayed": the long branch where t < K
     reading/{memory_norm,question_norm}/scale            "short": RMSNorm of the layer's two inputs
@@ -75,7 +77,6 @@ from linseqrec.config_fields import ConfigError, Count, CountOrZero, Rate
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
 from linseqrec.layers.request_time import request_layer
-from linseqrec.layers.rotary_attention import RotaryAttention, TimedRotaryAttention
 from linseqrec.layers.standard import (
     Gate,
     Identity,
@@ -98,6 +99,7 @@ from linseqrec.layers.time_gaps import (
     no_timestamp,
     waits_in_days,
 )
+from linseqrec.layers.window_attention import TimedWindowAttention, WindowAttention
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.recent import Recent, delayed
 
@@ -133,10 +135,13 @@ class HyTRecConfig(ModelConfig):
         history in another order (see `shuffled_gaps`), which takes whole histories and so carries
         no state; "none" nothing: there is no T.
       timed_attention: Whether the softmax blocks' weights fade with that time, too (see
-        `TimedRotaryAttention`). Without it the model knows of no time in the last K events.
+        `TimedWindowAttention`). Without it the model knows of no time in the last K events.
+      attention_convolution: Whether the softmax blocks' queries, keys and values go through a short
+        convolution as TADN's do, and start as a lookup, in place of rotary positions (see
+        `WindowAttention`). A short branch's windows are then shorter by what the taps reach.
       key_width: Width of a TADN head's keys and queries; 0 for the width over the heads.
       value_width: Width of a TADN head's values; 0 for the width over the heads.
-      kernel: Taps of TADN's short convolution.
+      kernel: Taps of the short convolutions.
       feed_forward: Width of SwiGLU's hidden layer, in widths.
       dropout: Rate on the embeddings, the mixers' outputs and in the feed-forward halves.
       chunk_size: The most events that the memory takes at once; changes speed, not results.
@@ -155,6 +160,7 @@ class HyTRecConfig(ModelConfig):
     gate: GateKind = "write"
     time: Time = "gaps"
     timed_attention: bool = False
+    attention_convolution: bool = False
     key_width: CountOrZero = 0
     value_width: CountOrZero = 0
     kernel: Count = 4
@@ -181,6 +187,12 @@ class HyTRecConfig(ModelConfig):
         if self.short_events == 0 and self.branches != "long":
             raise ConfigError(
                 f"short_events {self.short_events} must be at least 1; 0 is for branches='long'"
+            )
+        least = 1 + self.short_layers * (self.kernel - 1)
+        if self.attention_convolution and self.branches != "long" and self.short_events < least:
+            raise ConfigError(
+                f"short_events {self.short_events} must be at least {least}, which the taps of the "
+                "short branch's convolutions reach"
             )
         if self.branches == "long" and self.question == "short" and self.short_events:
             raise ConfigError(
@@ -237,10 +249,11 @@ class HyTRecConfig(ModelConfig):
         """Of the long and the short branch's blocks, how many events each sees; None is TADN."""
         repeats = self.num_layers // len(self._period())
         long = [None if linear else self.attention_window for linear in self._period() * repeats]
-        # Stacked, windows reach Σ (window - 1) events back: K - 1, so that no event between the
-        # branches is seen by neither.
+        # Stacked, windows and taps reach K - 1 events back, so that no event between the branches
+        # is seen by neither.
         each, over = divmod(self.short_events - 1, self.short_layers)
-        short = [1 + each + (layer < over) for layer in range(self.short_layers)]
+        taps = self.kernel - 1 if self.attention_convolution else 0
+        short = [1 + each + (layer < over) - taps for layer in range(self.short_layers)]
         if self.branches == "both":
             return long, short
         return (long, []) if self.branches == "long" else ([], short)
@@ -478,9 +491,15 @@ def _block(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rn
 def _mixer(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rngs) -> Any:
     dtype = config.compute_dtype
     if window is not None:
-        attention = TimedRotaryAttention if config.timed else RotaryAttention
+        attention = TimedWindowAttention if config.timed else WindowAttention
         return attention(
-            config.width, config.heads, window=window, behind=delay, dtype=dtype, rngs=rngs
+            config.width,
+            config.heads,
+            window=window,
+            behind=delay,
+            kernel=config.kernel if config.attention_convolution else None,
+            dtype=dtype,
+            rngs=rngs,
         )
     return TADN(
         config.width,

@@ -62,7 +62,7 @@ from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading, NoMemory
 from linseqrec.layers.gated_delta import GatedDeltaState
-from linseqrec.layers.memory_attention import MemoryAttention, MemoryAttentionState
+from linseqrec.layers.memory_attention import MemoryAttention
 from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
@@ -82,6 +82,7 @@ from linseqrec.layers.time_gaps import (
     no_timestamp,
     waits_in_days,
 )
+from linseqrec.layers.window_attention import WindowState
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 
@@ -191,7 +192,7 @@ class SinkRecConfig(ModelConfig):
 class LoopState:
     """What one pass through the block carries."""
 
-    attention: MemoryAttentionState
+    attention: WindowState
     mixer: GatedDeltaState
 
 

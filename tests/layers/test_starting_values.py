@@ -13,6 +13,7 @@ from linseqrec.layers.tadn import TADN
 from linseqrec.layers.tdgd import TDGD
 from linseqrec.layers.time_gaps import Clock, NoGapFeatures
 from linseqrec.layers.unit_norm import unit_length
+from linseqrec.layers.window_attention import WindowAttention
 
 WIDTH = 256
 ITEMS = np.random.default_rng(1).normal(size=(40, WIDTH)).astype(np.float32)
@@ -26,7 +27,7 @@ def mixed_by(mixer, history):
     x = jnp.asarray(ITEMS[history])[None]
     ids, gaps = jnp.ones((1, len(history)), jnp.int32), jnp.zeros((1, len(history)))
     state = mixer.initial_state(1)
-    if isinstance(mixer, TADN):
+    if isinstance(mixer, TADN | WindowAttention):
         return mixer(x, Clock(ids, ids - 1, gaps, gaps), state)[0]
     memory, _ = NoMemory()(x, ids, ())
     told = {}
@@ -50,6 +51,9 @@ MIXERS = {
         write_gate="none",
         read_removal=False,
         rngs=RNGS,
+    ),
+    "HyTRec's attention": lambda: WindowAttention(
+        WIDTH, 2, window=64, kernel=4, dtype=jnp.float32, rngs=RNGS
     ),
     "SinkRec's attention": lambda: MemoryAttention(
         WIDTH, 2, window=64, slot_width=None, kernel=4, rngs=RNGS

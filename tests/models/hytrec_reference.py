@@ -39,6 +39,8 @@ def hytrec(config, p, items, seconds):
         # The first blocks take the larger part of what is left of K.
         window = 1 + -(-left // (config.short_layers - i))
         left -= window - 1
+        if config.attention_convolution:
+            window -= config.kernel - 1
         short = block(
             p,
             name,
@@ -78,12 +80,17 @@ def block(p, name, x, mixer):
 
 
 def attention(config, p, name, x, window, seconds, behind=0):
-    q, k, v = np.split(dense(p, f"{name}/query_key_value", x), 3, axis=-1)
+    mixed = dense(p, f"{name}/query_key_value", x)
+    if config.attention_convolution:
+        mixed = convolved(p[f"{name}/convolution/weight"], mixed)
+    q, k, v = np.split(mixed, 3, axis=-1)
     output = np.zeros_like(v)
     days = np.asarray(seconds, np.int64) / DAY
     for h, head in enumerate(np.split(np.arange(x.shape[1]), config.heads)):
-        rotated_q, rotated_k = turn(q[:, head]), turn(k[:, head])
-        scores = (rotated_q @ rotated_k.conj().T).real / np.sqrt(len(head))
+        asked, known = q[:, head], k[:, head]
+        if not config.attention_convolution:
+            asked, known = turn(asked), turn(known)
+        scores = (asked @ known.conj().T).real / np.sqrt(len(head))
         if config.timed_attention:
             scores -= (days[:, None] - days) / np.exp(p[f"{name}/log_horizon"][h])
         for t in range(behind, len(x)):
@@ -91,6 +98,15 @@ def attention(config, p, name, x, window, seconds, behind=0):
             weights = np.exp(scores[t, seen] - scores[t, seen].max())
             output[t, head] = weights / weights.sum() @ v[seen, head]
     return dense(p, f"{name}/output", output)
+
+
+def convolved(taps, x):
+    """SiLU of the causal convolution, its last tap the current event."""
+    sums = [
+        sum(taps[len(taps) - 1 - j] * x[t - j] for j in range(min(len(taps), t + 1)))
+        for t in range(len(x))
+    ]
+    return silu(np.array(sums))
 
 
 def turn(x):
@@ -111,15 +127,7 @@ def temporal_delta(config, p, name, x, seconds, delay=0, question=None):
     keys = config.heads * (config.key_width or x.shape[1] // config.heads)
     values = mixed.shape[1] - 2 * keys
     mixed = np.concatenate([asked[:, :keys], mixed[:, keys:]], axis=1)
-    taps = p[f"{name}/convolution/weight"]
-    mixed = silu(
-        np.array(
-            [
-                sum(taps[len(taps) - 1 - j] * mixed[t - j] for j in range(min(len(taps), t + 1)))
-                for t in range(len(x))
-            ]
-        )
-    )
+    mixed = convolved(p[f"{name}/convolution/weight"], mixed)
     beta = sigmoid(dense(p, f"{name}/write_strength", x))
     log_decay = -np.exp(p[f"{name}/log_rate"]) * np.log1p(
         np.exp(dense(p, f"{name}/decay_gate", x) + p[f"{name}/step_bias"])

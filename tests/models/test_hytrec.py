@@ -80,10 +80,13 @@ UNLIKE = dict(
         dict(question="short"),
         dict(question="short", time="none", gate="beta", kernel=2, short_events=4),
         dict(question="short", dtype="bfloat16"),
+        dict(attention_convolution=True, kernel=3, timed_attention=True),
+        dict(attention_convolution=True, kernel=2, question="present", attention_window=4),
     ],
     ids=["plain", "timed", "unlike", "bfloat16", "timed-bfloat16"]
     + ["present", "present-timed", "present-unlike", "present-bfloat16"]
-    + ["short", "short-unlike", "short-bfloat16"],
+    + ["short", "short-unlike", "short-bfloat16"]
+    + ["convolved-timed", "convolved-present"],
 )
 def test_the_hidden_states_are_the_equations(fields):
     """On packed rows, with histories shorter than K and of one event."""
@@ -111,11 +114,12 @@ def test_the_hidden_states_are_the_equations(fields):
 
 @pytest.mark.parametrize("layers", [2, 3])
 @pytest.mark.parametrize("branches", ["short", "long", "both"])
+@pytest.mark.parametrize("convolution", [{}, dict(attention_convolution=True, kernel=2)])
 def test_an_event_moves_the_short_branch_for_k_events_and_the_long_one_from_then_on(
-    branches, layers
+    branches, layers, convolution
 ):
     """Row 0 is a history; row 1 + s the same with another item at s."""
-    config = dataclasses.replace(SMALL, branches=branches, short_layers=layers)
+    config = dataclasses.replace(SMALL, branches=branches, short_layers=layers, **convolution)
     model, _ = random_model(config)
     [history] = random_histories([14])
     rows = [history] + [
@@ -136,8 +140,9 @@ def test_an_event_moves_the_short_branch_for_k_events_and_the_long_one_from_then
         (dict(kernel=1), {"present": 1, "short": 1}),
         (dict(kernel=3, num_layers=4), {"present": 5, "short": 3}),
         (dict(kernel=1, ratio="0:1"), {"present": 1, "short": 1}),
+        (dict(kernel=2, ratio="0:1", attention_convolution=True), {"present": 3, "short": 2}),
     ],
-    ids=["one tap", "three taps in two layers", "softmax only"],
+    ids=["one tap", "three taps in two layers", "softmax only", "softmax with two taps"],
 )
 @pytest.mark.parametrize("question", ["present", "short"])
 def test_of_the_last_k_events_only_the_question_enters_the_long_reading(question, fields, asking):
@@ -167,6 +172,10 @@ def test_windows_reach_k_events():
             _, windows = config.block_windows()
             reach = 1 + sum(window - 1 for window in windows)
             assert len(windows) == layers and reach == events
+            if events > 3 * layers:
+                _, windows = dataclasses.replace(config, attention_convolution=True).block_windows()
+                assert min(windows) >= 1
+                assert 1 + sum(window - 1 + 3 for window in windows) == events
 
 
 @pytest.mark.parametrize(
@@ -319,6 +328,7 @@ def test_noise_is_a_function_of_the_key():
         (dict(ratio="3-1"), "ratio '3-1' must be two counts"),
         (dict(short_events=0), "short_events 0 must be at least 1"),
         (dict(short_layers=0), "short_layers is 0"),
+        (dict(attention_convolution=True), "short_events 5 must be at least 7, which the taps"),
         (dict(attention_window=0), "attention_window is 0"),
     ],
 )
@@ -350,6 +360,15 @@ STREAMING = {
         gate="retention",
     ),
     "short": dataclasses.replace(SMALL, short_layers=1, question="short", attention_window=4),
+    "lookups": dataclasses.replace(
+        SMALL,
+        short_layers=1,
+        question="present",
+        attention_window=4,
+        attention_convolution=True,
+        kernel=3,
+        timed_attention=True,
+    ),
 }
 
 

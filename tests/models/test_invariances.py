@@ -48,6 +48,9 @@ MODELS = {
     "hytrec asked by the present": dataclasses.replace(
         DELAYED, question="present", timed_attention=True, gate="retention"
     ),
+    "hytrec of lookups": dataclasses.replace(
+        DELAYED, question="present", timed_attention=True, attention_convolution=True, kernel=2
+    ),
     "hytrec asked by the short branch": dataclasses.replace(DELAYED, question="short"),
     "sasrec": SASRecConfig(width=16, heads=2, num_layers=2),
     "hstu": HSTUConfig(width=16, heads=2),

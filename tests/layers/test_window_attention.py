@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.layers.rotary_attention import TimedRotaryAttention
 from linseqrec.layers.time_gaps import Clock
+from linseqrec.layers.window_attention import TimedWindowAttention
 
 WIDTH, HEADS, LENGTH = 8, 2, 16
 
 
 @pytest.mark.parametrize("neighbours", [1, 63])
 def test_years_of_neighbours_in_a_packed_row_round_nothing_away(neighbours):
-    attention = TimedRotaryAttention(
+    attention = TimedWindowAttention(
         WIDTH, HEADS, window=LENGTH, dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
     attention.log_horizon[...] = jnp.log(jnp.array([1.0, 30.0]))
@@ -47,7 +47,7 @@ def test_years_of_a_history_round_nothing_away(days):
 
     It has faded, but as a number of float32 days it would leave 21 s to tell minutes by.
     """
-    attention = TimedRotaryAttention(
+    attention = TimedWindowAttention(
         WIDTH, HEADS, window=LENGTH, dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
     attention.log_horizon[...] = jnp.log(jnp.array([days, 3 * days]))

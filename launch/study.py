@@ -50,7 +50,10 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the runs that are left, an
 _RENDER = flags.DEFINE_bool("render", False, "Train nothing; only write records and pages.")
 _ANALYSE = flags.DEFINE_bool("analyse", False, "Analyse the checkpoints of the tables as well.")
 _DROP = flags.DEFINE_bool(
-    "drop", False, "Let runs of these tables whose results are gone leave the record."
+    "drop",
+    False,
+    "Let recorded runs leave whose arm has changed or is gone; of the tables that --tables names, "
+    "all whose results are gone.",
 )
 
 _ROOT = Path(__file__).parents[1]
@@ -70,7 +73,7 @@ def main(argv: list[str]) -> None:
     places = Path(_WORKDIR.value), output / "runs"
     runs = list(study_runs(study, launch_flags.load_experiment, *places))
     path = output / f"{study.name}.json"
-    earlier = _earlier(path, study)
+    earlier = _earlier(path)
     record = _make_record(study, runs, earlier, path)
     left = _left(study, runs, run_names(record))
     if not _RENDER.value:
@@ -120,12 +123,12 @@ def _left(study: Study, runs: Sequence[StudyRun], recorded: Set[str]) -> list[St
     return list(left.values())
 
 
-def _earlier(path: Path, study: Study) -> dict[str, Any]:
+def _earlier(path: Path) -> dict[str, Any]:
     """The record as it is, without what may leave it."""
     if not path.exists():
         return {"tables": [], "claims": []}
     record = read_record(path)
-    leave = _chosen(study) if _DROP.value else []
+    leave = _TABLES.value if _DROP.value else []
     return record | {"tables": [each for each in record["tables"] if each["name"] not in leave]}
 
 
@@ -134,7 +137,8 @@ def _make_record(
 ) -> dict[str, Any]:
     """The record of the runs here, and of those in the earlier one; refuses to lose a run."""
     record = archive.with_earlier_runs(make_record(study, runs), earlier, study)
-    if lost := run_names(earlier) - run_names(record):
+    lost = run_names(earlier) - run_names(record)
+    if lost and not _DROP.value:
         raise StudyError(
             f"{path} holds runs whose results are gone: {'; '.join(sorted(lost))}. Give the "
             "--workdir that has them, or --drop to let them leave the record"

@@ -177,7 +177,7 @@ def _check_measured_alike(own: _Record, former: _Record) -> None:
     if differing:
         raise StudyError(
             f"table {own['name']}: the recorded runs were measured differently ("
-            f"{', '.join(differing)}): --drop lets them leave the record"
+            f"{', '.join(differing)}): --drop --tables={own['name']} lets them leave the record"
         )
 
 

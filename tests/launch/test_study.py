@@ -89,7 +89,10 @@ def test_recorded_runs_stay_and_are_not_trained_again(studied):
     assert done.returncode == 0, done.stderr
     assert record.read_text() == before
     assert "2 runs, 1 to train" in study(folder, "--dry_run").stdout
+    # Their arms are as they were.
     assert study(folder, "--render", "--drop").returncode == 0
+    assert record.read_text() == before
+    assert study(folder, "--render", "--drop", "--tables=t").returncode == 0
     assert json.loads(record.read_text())["tables"][0]["models"] == []
     (folder / "elsewhere").rename(folder / "runs")
     assert study(folder, "--render").returncode == 0
@@ -98,10 +101,13 @@ def test_recorded_runs_stay_and_are_not_trained_again(studied):
 
 def test_a_record_does_not_lose_runs_unasked(studied):
     folder, _ = studied
-    (folder / "tiny.py").write_text(STUDY.replace("SEEDS", "(0, 1)").replace('"SAS', '"Sas'))
+    (folder / "tiny.py").write_text(STUDY.replace("SEEDS", "(0, 1)").replace('"SASRec', '"Sasrec'))
     done = study(folder, "--render")
     assert done.returncode == 1 and "t, SASRec, seed 0. Give the --workdir" in done.stderr
     assert "or --drop" in done.stderr
+    assert study(folder, "--render", "--drop").returncode == 0
+    (table,) = json.loads((folder / "results" / "tiny.json").read_text())["tables"]
+    assert [model["label"] for model in table["models"]] == ["Sasrec"]
 
 
 @pytest.mark.parametrize(

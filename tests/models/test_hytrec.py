@@ -114,7 +114,11 @@ def test_the_hidden_states_are_the_equations(fields):
 
 @pytest.mark.parametrize("layers", [2, 3])
 @pytest.mark.parametrize("branches", ["short", "long", "both"])
-@pytest.mark.parametrize("convolution", [{}, dict(attention_convolution=True, kernel=2)])
+@pytest.mark.parametrize(
+    "convolution",
+    [{}, dict(attention_convolution=True, kernel=2)],
+    ids=["rotary", "convolved"],
+)
 def test_an_event_moves_the_short_branch_for_k_events_and_the_long_one_from_then_on(
     branches, layers, convolution
 ):

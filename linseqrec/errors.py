@@ -1,4 +1,7 @@
-"""Errors that a user can fix: programs print them in one line and exit with code 1."""
+"""Errors that a user can fix, and words for them.
+
+Programs print such an error in one line, and exit with code 1.
+"""
 
 from typing import Any
 
@@ -9,17 +12,6 @@ class UserError(Exception):
     Each part of the library defines subclasses, which also derive from `ValueError` or
     `RuntimeError`.
     """
-
-
-def first_ten(names: Any) -> str:
-    """The first ten of a sequence or array, and how many others there are: "a, b and 3 more"."""
-    others = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(map(str, names[:10])) + others
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, shortened, or its class's name if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 class LogError(UserError, ValueError):
@@ -48,3 +40,14 @@ class RunsError(UserError, ValueError):
 
 class SweepError(UserError, ValueError):
     """A sweep cannot be planned or started with these arguments."""
+
+
+def first_ten(names: Any) -> str:
+    """The first ten of a sequence or array, and how many others there are: "a, b and 3 more"."""
+    others = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(str, names[:10])) + others
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened, or its class's name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

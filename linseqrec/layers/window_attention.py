@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,21 +167,9 @@ class TimedWindowAttention(WindowAttention):
       log_horizon: c, float32 [H].
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        window: int,
-        behind: int = 0,
-        kernel: int | None = None,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, **options: Any):
         """Args: as of `WindowAttention`."""
-        super().__init__(
-            width, heads, window=window, behind=behind, kernel=kernel, dtype=dtype, rngs=rngs
-        )
+        super().__init__(width, heads, rngs=rngs, **options)
         self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs))
 
     def initial_state(self, batch_size: int) -> WindowState:

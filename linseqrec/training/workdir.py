@@ -74,8 +74,6 @@ _SEALED = (
 )
 # Fields that may be edited in config.json when the run has ended: its results stay true.
 _EDITABLE = ("name", "note", "data.folder", "evaluation.", "mesh.")
-
-
 # The versions in a run's environment. With jax-triton, which is optional, kernels run on GPUs.
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars", "jax-triton")
 

@@ -101,6 +101,7 @@ def _joined_table(own: _Record, former: _Record, table: Table) -> _Record:
         **protocol,
         "caption": own["caption"],
         "analyses": own["analyses"],
+        "search": own["search"],
         "missing": {label: seeds for label, seeds in missing.items() if seeds},
         "models": list(models.values()),
     }
@@ -144,7 +145,11 @@ def _joined_model(own: _Record | None, former: _Record | None) -> _Record | None
         }
         for filter_seen, of_filter in own["metrics"].items()
     }
-    return {**own, "metrics": metrics, "runs": [runs[place] for place in by_seed]}
+    joined = {**own, "metrics": metrics, "runs": [runs[place] for place in by_seed]}
+    if "validation" in own:
+        validation = own["validation"] + former["validation"]
+        joined["validation"] = [validation[place] for place in by_seed]
+    return joined
 
 
 def _joined_statistics(own: _Record, former: _Record, order: Sequence[int]) -> _Record:

@@ -54,6 +54,8 @@ def _section(record: Record, table: Record) -> Iterator[str]:
     yield table["caption"]
     for filter_seen in table["filters"]:
         yield results_block(table, filter_seen)
+    if table["models"] and table.get("search"):
+        yield _search_block(table)
     if has_figure(table):
         first = next(iter(table["filters"].values()))
         picture = f"{SELECTION_METRIC} of each system, seen items {escape(first)}"
@@ -65,6 +67,42 @@ def _section(record: Record, table: Record) -> Iterator[str]:
         yield _provenance(table)
     if table["missing"]:
         yield f"Not run yet. {escape(_missing(table))}."
+
+
+def _selected(table: Record) -> Record:
+    """A table with the arm of each model that validation selects, if it is one of searches."""
+    if not table.get("search"):
+        return table
+    best: dict[str, Record] = {}
+    for model in table["models"]:
+        name = _searched(model)[0]
+        if name not in best or _validation(model) > _validation(best[name]):
+            best[name] = model
+    return {**table, "models": list(best.values())}
+
+
+def _searched(model: Record) -> tuple[str, str]:
+    """The model of an arm of a search, and what the arm changes."""
+    name, _, change = model["label"].partition(", ")
+    return name, change
+
+
+def _validation(model: Record) -> float:
+    return sum(model["validation"]) / len(model["validation"])
+
+
+def _search_block(table: Record) -> str:
+    """What each arm of the searches reached in validation, a column a change."""
+    changes = list(dict.fromkeys(_searched(model)[1] for model in table["models"]))
+    rows: dict[str, dict[str, str]] = {}
+    for model in table["models"]:
+        name, change = _searched(model)
+        rows.setdefault(name, {})[change] = number(_validation(model))
+    cells = [[name, *(own.get(change, "") for change in changes)] for name, own in rows.items()]
+    return (
+        f"Validation {SELECTION_METRIC} of all that were tried, by which the rows above were "
+        f"selected:\n\n{markdown_table(['', *changes], cells, text_columns=1)}"
+    )
 
 
 def _missing(table: Record) -> str:
@@ -86,7 +124,8 @@ def results_block(table: Record, filter_seen: str, *, short: bool = False) -> st
       filter_seen: One of its filters.
       short: Whether only the best counting baseline, and an oracle, stand beside the models.
     """
-    metric = table["metrics"][-1]
+    metric, ran = table["metrics"][-1], {model["label"] for model in table["models"]}
+    table = _selected(table)
     several = any(len(model["runs"]) > 1 for model in table["models"])
     header = ["", "parameters", "seeds", *table["metrics"]]
     rows = [
@@ -118,8 +157,7 @@ def results_block(table: Record, filter_seen: str, *, short: bool = False) -> st
         for metric in table["metrics"]
     }
     listed = ", ".join(f"{metric} {number(error)}" for metric, error in errors.items())
-    run = {model["label"] for model in table["models"]}
-    waiting = [label for label in table["missing"] if label not in run]
+    waiting = [label for label in table["missing"] if label not in ran]
     return (
         f"{table['split'].capitalize()}, {table['targets']:,} targets, all {table['num_items']:,} "
         f"items ranked, seen items {escape(table['filters'][filter_seen])}, {table['ties']} ties:"
@@ -351,6 +389,7 @@ def analysis_folder(record: Record, table: Record) -> str:
 
 def to_figure(table: Record) -> Figure:
     """The selection metric of each system of a table, with bars of two standard errors."""
+    table = _selected(table)
     filter_seen, metric = next(iter(table["filters"])), SELECTION_METRIC
     models = sorted(
         table["models"], key=lambda model: model["metrics"][filter_seen][metric]["mean"]

@@ -99,6 +99,8 @@ def read_record(path: Path) -> dict[str, Any]:
             for metrics in (each["metrics"] for each in (*table["models"], *table["baselines"])):
                 for filter_seen in table["filters"]:
                     check_form(metrics, {filter_seen: dict.fromkeys(table["metrics"], object)})
+            if table.get("search"):
+                check_form(table["models"], [{"validation": [float]}], f"{table['name']}.models")
             if SELECTION_METRIC not in table["metrics"]:
                 raise ValueError(f"table {table['name']} has no {SELECTION_METRIC}")
     except ValueError as error:
@@ -201,6 +203,7 @@ def _table(
         "caption": table.caption,
         "metrics": list(table.metrics),
         "analyses": list(table.analyses),
+        "search": table.search,
         "missing": _missing(runs),
         "experiments": {run.arm.label: experiment_digest(run.experiment) for run in runs},
     }
@@ -253,7 +256,12 @@ def _model(
 ) -> dict[str, Any]:
     planned = next(run for run in runs if run.arm.label == configuration.label)
     arm, protocol = planned.arm, configuration.runs[0].protocol
-    return {
+    written: dict[str, Any] = {}
+    if table.search:
+        selecting = configuration.experiment.evaluation.filter_seen[0]
+        by_seed = [run.validation(selecting, SELECTION_METRIC) for run in configuration.runs]
+        written["validation"] = by_seed
+    return written | {
         "label": configuration.label,
         "config": arm.config,
         "overrides": {field: to_json(value) for field, value in arm.overrides.items()},

@@ -65,6 +65,8 @@ class Table:
       seeds: The values of `training.seed`.
       metrics: Its columns.
       analyses: Of its checkpoints with the first seed, by name (`launch.analyse`).
+      search: Whether the arms are one search a model, called "MODEL, CHANGE": of each model, the
+        page shows the arm that validation selects.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Table:
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: tuple[str, ...] = ("HR@10", "NDCG@10")
     analyses: tuple[str, ...] = ()
+    search: bool = False
 
     def __post_init__(self) -> None:
         labels = [arm.label for arm in self.arms]

@@ -117,6 +117,40 @@ def test_a_short_table_names_the_models_that_were_not_run():
     assert "Not run yet" not in results_block(table, "none")
 
 
+def search():
+    """A record of two searches; what is best in validation is not what is best in the test."""
+    record = copy.deepcopy(RECORD)
+    (table,) = record["tables"]
+    table["search"] = True
+    scores = {"A, slow": (0.2, 0.4), "A, fast": (0.3, 0.1), "B, slow": (0.25, 0.2)}
+    table["models"] = [
+        table["models"][0]
+        | {
+            "label": label,
+            "validation": [validation],
+            "metrics": {"none": {"NDCG@10": STATISTICS | {"mean": test}}},
+        }
+        for label, (validation, test) in scores.items()
+    ]
+    return record
+
+
+def test_a_search_shows_of_each_model_what_validation_selects():
+    record = search()
+    page = re.sub(" +", " ", to_page(record))
+    results, tried = page.split("Validation NDCG@10 of all that were tried")
+    assert "| A, fast | 12 k | 2 | .1000" in results and "| B, slow |" in results
+    assert "| A, slow |" not in results
+    assert "| | slow | fast |" in tried
+    assert "| A | .2000 | .3000 |" in tried and "| B | .2500 | |" in tried
+    (axes,) = to_figure(record["tables"][0]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["A, fast", "B, slow"]
+    # What was tried has been run, though another was selected.
+    record["tables"][0]["missing"] = {"A, slow": [1], "B, fast": [0]}
+    block = results_block(record["tables"][0], "none", short=True)
+    assert block.endswith(" Not run yet: B, fast.")
+
+
 def test_a_figure_has_the_best_model_on_top_and_the_best_baseline():
     table = copy.deepcopy(RECORD["tables"][0])
     other = copy.deepcopy(table["models"][0])
@@ -211,10 +245,11 @@ def broken(path, value):
         (broken(("tables", 0, "targets"), "many"), r"tables\[0\].targets is \"many\""),
         (broken(("tables", 0, "metrics"), ["HR@10"]), "it has no none.HR@10"),
         (broken(("tables", 0, "filters"), {"all": "filtered"}), "it has no all"),
+        (broken(("tables", 0, "search"), True), r"it has no t.models\[0\].validation"),
         (broken(("claims", 0, "effect"), None), "it has no effect"),
         (broken(("claims", 0, "table"), "u"), "it has no table 'u'"),
     ],
-    ids=["no split", "targets", "metric", "filter", "effect", "table"],
+    ids=["no split", "targets", "metric", "filter", "validation", "effect", "table"],
 )
 def test_a_damaged_record_is_named(tmp_path, record, message):
     path = tmp_path / "small.json"

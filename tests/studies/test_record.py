@@ -26,7 +26,7 @@ LENGTHS = np.random.default_rng(9).integers(1, 300, TARGETS)
 
 
 def study_of(claims=()):
-    table = Table("t", "Why?", ARMS, metrics=("HR@10", "NDCG@10"))
+    table = Table("t", "Why?", ARMS, metrics=("HR@10", "NDCG@10"), search=True)
     return Study("name", "Title", "About.", (table,), tuple(claims))
 
 
@@ -93,6 +93,8 @@ def test_a_model_has_mean_deviation_and_error(make):
         "epoch": 3.0,
         "minutes": None,
     }
+    # The runs of these tests have the same ranks in validation.
+    assert model["validation"] == model["metrics"]["none"]["NDCG@10"]["by_seed"]
     assert record["tables"][0]["missing"] == {"wide": [0, 1, 2]}
     assert run_names(record) == {f"t, narrow, seed {seed}" for seed in range(3)}
     assert [each["label"] for each in record["tables"][0]["baselines"]] == ["Markov"]
@@ -353,6 +355,7 @@ def test_seeds_here_join_the_recorded_ones(make, joined, tmp_path):
     assert got["mean"] == pytest.approx(statistics.fmean(means))
     assert got["sd"] == pytest.approx(statistics.stdev(means))
     assert got["error"] == pytest.approx((errors[0] + 2 * errors[1]) / 3)
+    assert model["validation"] == model["metrics"]["none"]["NDCG@10"]["by_seed"]
     assert joined(record, {"narrow": [None, ranks[1]]}) == record
 
 

@@ -105,7 +105,8 @@ experiment = Experiment(
     training=TrainingConfig(num_epochs=10, evaluate_every=2, log_every=10),
 )
 run = Run.of(experiment)
-state, step = train(run, folder / "run")
+state = train(run, folder / "run")
+step = int(state.step)
 
 # %% [markdown]
 # ## 4. Test it

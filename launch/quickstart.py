@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         source = run.source
         folders.append(Path(_WORKDIR.value) / name)
         print(f"training {run.experiment.name}, {run.num_steps} steps", flush=True)
-        state, _ = train(run, folders[-1])
+        state = train(run, folders[-1])
         results = write_results(run, state, folders[-1])
         models[run.experiment.name] = results["test"].pop(run.experiment.name)
     paths = write_figures(folders, Path(_WORKDIR.value) / "figures")

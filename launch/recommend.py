@@ -35,7 +35,6 @@ from linseqrec.data.requests import (
     find_users,
     flag_items,
     histories_before,
-    original_ids,
     request_times,
 )
 from linseqrec.evaluation.lists import for_spreadsheets, lists_table, recommend_after
@@ -91,7 +90,7 @@ def main(_: list[str]) -> None:
             f"--top_k={_TOP_K.value}: the catalogue has {dataset.num_items} items; give at most "
             "that number"
         )
-    user_ids, item_ids = original_ids(dataset)
+    user_ids, item_ids = dataset.user_ids(), dataset.item_ids()
     requested_users = find_users(requested_ids, user_ids) if requested_ids else None
     allowed = flag_items(allowed_ids, item_ids) if allowed_ids else None
     users, ends = histories_before(dataset, run.source.split, before, requested_users)

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
             run = Run.of(experiment, mesh=make_mesh(experiment.mesh))
         if experiment.loss.kind == "auto" and distributed.is_first():
             print(f"loss: {run.step.prediction_loss.title}", flush=True)
-        state, _ = train(
+        state = train(
             run,
             workdir,
             preemption=preemption,

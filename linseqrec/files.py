@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import struct
 import zipfile
 import zlib
@@ -21,12 +20,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 _BLOCK_BYTES = 1 << 22
-
-
-# A cell that a spreadsheet would run as a formula, and a number that it would not.
-# Source: https://owasp.org/www-community/attacks/CSV_Injection
-FORMULA = r"^'*[=+\-@\t\r\n＝＋－＠]"
-NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
 
 @contextlib.contextmanager
@@ -202,15 +195,6 @@ def sha256_of_json(value: Any) -> str:
     """The SHA-256 of a JSON value, whatever the order of its names and its spaces."""
     text = json.dumps(without_nan(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def spreadsheet_text(text: str) -> str:
-    """A text that a spreadsheet shows as it is, and does not run as a formula.
-
-    A `'` is added before a text that begins as a formula does (`FORMULA`) and is no number.
-    """
-    is_formula = re.match(FORMULA, text) and not re.match(NUMBER, text)
-    return f"'{text}" if is_formula else text
 
 
 def sha256_of_array(array: np.ndarray) -> str:

@@ -42,6 +42,12 @@ def parameter_path(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by name (`parameter_path`)."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {parameter_path(path): leaf for path, leaf in leaves}
+
+
 class MeshError(UserError, ValueError):
     """The mesh does not fit the devices or the batch."""
 
@@ -224,8 +230,7 @@ def shapes_before_padding(tree: Any, mesh: Mesh) -> dict[str, tuple[int, ...]]:
       tree: Parameters or a training state without padding.
       mesh: The mesh.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    shapes = {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}
+    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
     return {
         name: shape for name, shape in shapes.items() if _padded_shape(name, shape, mesh) != shape
     }

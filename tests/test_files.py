@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from linseqrec.errors import FileError
-from linseqrec.files import check_form, read_arrays, replacing, spreadsheet_text, write_json
+from linseqrec.files import check_form, read_arrays, replacing, write_json
 
 
 def test_a_file_is_replaced_at_the_end_or_not_at_all(tmp_path):
@@ -88,10 +88,3 @@ def test_damaged_arrays_are_named(damage, tmp_path):
     reason = "cannot be read: No such file" if damage == "missing" else "is damaged: "
     with pytest.raises(FileError, match=f"a.npz {reason}"):
         read_arrays(path)
-
-
-def test_no_text_is_a_formula_in_a_spreadsheet():
-    for text in ("=1+1", "+49 30", "-", "@SUM(1)", "\t=1", "'=1", "＝1"):
-        assert spreadsheet_text(text) == f"'{text}"
-    for text in ("", "a=1", "-1", "+2.5e3", "'a", "u-1"):
-        assert spreadsheet_text(text) == text

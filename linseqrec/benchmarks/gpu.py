@@ -482,7 +482,7 @@ def trained() -> Iterator[Row]:
     start = time.perf_counter()
     run = Run.of(experiment)
     with tempfile.TemporaryDirectory() as workdir:
-        state, _ = train(run, pathlib.Path(workdir))
+        state = train(run, pathlib.Path(workdir))
         seconds = time.perf_counter() - start
         results = write_results(run, state, pathlib.Path(workdir))
     metrics = results["test"][experiment.name]["metrics"]

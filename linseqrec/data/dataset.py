@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -190,22 +190,24 @@ class Dataset:
         return cls(num_items=counts["items"], card=card, folder=folder, **arrays)
 
     def item_ids(self) -> np.ndarray:
-        """The log's own item ids, text [N + 1]; entry 0, padding, is the empty string."""
+        """The log's own item ids, text [N + 1]; entry 0, padding, is the empty string.
+
+        Of a data set in memory, which has none, the items' numbers as text.
+        """
+        if self.folder is None:
+            return np.array(["", *map(str, range(1, self.num_items + 1))])
         return np.concatenate([[""], self._ids("item_ids")]).astype(np.str_)
 
     def user_ids(self) -> np.ndarray:
-        """The log's own user ids, text [U], by user index."""
+        """The log's own user ids, text [U]; of a data set in memory, the users' numbers as text."""
+        if self.folder is None:
+            return np.arange(self.num_users).astype(str)
         return self._ids("user_ids")
 
     def _ids(self, name: str) -> np.ndarray:
-        if self.folder is None:
-            raise DatasetError(
-                "a data set in memory has no original ids: write it with write_dataset, or use the "
-                "indices of users and items."
-            )
         import polars as pl  # here, because training should not import Polars
 
-        path = self.folder / f"{name}.parquet"
+        path = cast(Path, self.folder) / f"{name}.parquet"
         expected = self.num_users if name == "user_ids" else self.num_items
         try:
             ids = pl.read_parquet(path).sort("index")["id"].cast(pl.String, strict=True)
@@ -312,9 +314,6 @@ def _read_card(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise DatasetError(f"{path} is not JSON ({error}): {_PREPARE_AGAIN}") from None
-    missing = {"arrays", "counts", "sha256", "time"} - set(card if isinstance(card, dict) else ())
-    if missing:
-        raise DatasetError(f"{path} lacks the entries {sorted(missing)}: {_PREPARE_AGAIN}")
     try:
         check_form(card, _CARD)
     except ValueError as error:

@@ -17,6 +17,7 @@ from linseqrec.data.rows import (
     Pieces,
     cut_at_random,
     cut_windows,
+    enumerate_parts,
     every_prefix,
     gather_rows,
     one_piece_a_row,
@@ -215,10 +216,8 @@ class TrainingBatches(grain.MapDataset[Batch]):
         # The last batch of an epoch may have fewer rows than this process needs.
         counts = np.zeros(self._rows_per_process, np.int64)
         counts[: len(places_in_row)] = places_in_row
-        places_before = np.cumsum(places_in_row) - places_in_row
-        places = np.arange(places_in_row.sum()) + np.repeat(
-            epoch.firsts[rows] - places_before, places_in_row
-        )
+        row, within = enumerate_parts(places_in_row)
+        places = epoch.firsts[rows][row] + within
         return epoch.pieces, places if epoch.members is None else epoch.members[places], counts
 
     def _rename(self, batch: Batch, index: int) -> Batch:

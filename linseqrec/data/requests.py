@@ -19,18 +19,6 @@ class RequestError(UserError, ValueError):
     """The data set does not hold the requested users, items or histories, which it names."""
 
 
-def original_ids(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The log's own user ids, text [U], and item ids, text [N + 1]; item 0 is padding, "".
-
-    A data set in memory has no ids of its own. Its ids are the numbers of users and items as text.
-    """
-    if dataset.folder is None:
-        return np.arange(dataset.num_users).astype(str), np.array(
-            ["", *map(str, range(1, dataset.num_items + 1))]
-        )
-    return dataset.user_ids(), dataset.item_ids()
-
-
 def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, "R"]:
     """The indices of users, int64 [R], in the order of their ids and each one once.
 
@@ -109,7 +97,7 @@ def histories_before(
     last = np.searchsorted(users, requested_users, "right")
     without_history = requested_users[first == last]
     if len(without_history):
-        ids = original_ids(dataset)[0][without_history]
+        ids = dataset.user_ids()[without_history]
         raise RequestError(f"users without {required}: {first_ten(ids)}; leave them out")
     rows = np.concatenate([np.arange(begin, end) for begin, end in zip(first, last, strict=True)])
     return users[rows], ends[rows]

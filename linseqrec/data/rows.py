@@ -83,7 +83,7 @@ def cut_windows(
         raise ValueError(f"stride is {stride}: it must be between 1 and length={length}")
     inputs = np.maximum(ends - starts - 1, 0)
     counts = np.where(inputs > 0, 1 + -(-np.maximum(inputs - length, 0) // stride), 0)
-    users, age = _enumerate(counts)
+    users, age = enumerate_parts(counts)
     end = inputs[users] - age * stride
     begin = np.maximum(end - length, 0)
     oldest = age == counts[users] - 1
@@ -164,16 +164,16 @@ def every_prefix(starts: np.ndarray, ends: np.ndarray, length: int) -> Pieces:
     """
     if length < 1:
         raise ValueError(f"length is {length}: it must be at least 1")
-    users, index = _enumerate(np.maximum(ends - starts - 1, 0))
+    users, index = enumerate_parts(np.maximum(ends - starts - 1, 0))
     history = index + 1
     lengths = np.minimum(history, length).astype(np.int32)
     return Pieces(starts[users] + history - lengths, lengths, lengths - np.int32(1))
 
 
-def _enumerate(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For `counts[u]` pieces of each user u: the user of each piece, and its index in the user."""
-    users = np.repeat(np.arange(len(counts)), counts)
-    return users, np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
+def enumerate_parts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For `counts[i]` parts of each i: the i of each part, and the part's number, from 0, in i."""
+    wholes = np.repeat(np.arange(len(counts)), counts)
+    return wholes, np.arange(len(wholes)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 # `pack` makes at most 16 groups of pieces, each large enough for about 32 rows.
@@ -378,8 +378,7 @@ def gather_rows(
     padding = length - (events_before[ends] - events_before[ends - counts])
     # The flat batch is a sequence of runs: in each row the pieces, then one run of padding, which
     # has segment id 0 and may be empty.
-    rows = np.repeat(np.arange(len(counts)), counts)
-    piece_in_row = np.arange(len(members)) - np.repeat(ends - counts, counts)
+    rows, piece_in_row = enumerate_parts(counts)
     run_lengths = np.insert(lengths, ends, padding)
     run_slots = np.cumsum(run_lengths) - run_lengths
     run_events = np.insert(pieces.starts[members], ends, 0)

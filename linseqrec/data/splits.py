@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from linseqrec.data.dataset import Dataset
+from linseqrec.data.rows import enumerate_parts
 from linseqrec.errors import UserError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -237,9 +238,7 @@ def _period_targets(
     # Only the first event of a user has no history.
     cold = (first == dataset.offsets[:-1]) & (first < last)
     first = first + cold
-    counts = last - first
-    users = np.repeat(np.arange(dataset.num_users), counts)
-    within = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
+    users, within = enumerate_parts(last - first)
     return Targets(users, first[users] + within), int(cold.sum())
 
 

@@ -11,8 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 from linseqrec.data.dataset import Dataset
 from linseqrec.evaluation import queries
 from linseqrec.evaluation.ranks import NonFiniteScoreError, Ties, count_catalogue
-from linseqrec.files import FORMULA, NUMBER
 from linseqrec.ops.top_k import catalogue_top_k
+
+# A cell that a spreadsheet would run as a formula, and a number that it would not.
+# Source: https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = r"^'*[=+\-@\t\r\n＝＋－＠]"
+_NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +160,12 @@ def lists_table(
 def for_spreadsheets(table: pl.DataFrame) -> pl.DataFrame:
     """A table whose texts no spreadsheet runs as formulas.
 
-    A `'` is added before a text that begins as a formula does and is no number
-    (`files.spreadsheet_text`): remove one `'` from a text that begins with it to have the id again.
+    A `'` is added before a text that begins as a formula does and is no number: remove one `'` from
+    a text that begins with it to have the text again.
     """
     texts = [pl.col(name) for name, kind in table.schema.items() if kind == pl.String]
     return table.with_columns(
-        pl.when(text.str.contains(FORMULA) & ~text.str.contains(NUMBER))
+        pl.when(text.str.contains(_FORMULA) & ~text.str.contains(_NUMBER))
         .then(pl.concat_str(pl.lit("'"), text))
         .otherwise(text)
         .alias(text.meta.output_name())

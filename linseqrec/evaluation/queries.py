@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import gather_histories
+from linseqrec.data.rows import enumerate_parts
 from linseqrec.evaluation.visits import seen_slots
 from linseqrec.events import Events
 
@@ -161,9 +162,8 @@ def events_before(
       starts: The absolute index of each history's first event.
       ends: The absolute index of the first event after each history.
     """
-    lengths = ends - starts
-    rows = np.repeat(np.arange(len(starts)), lengths)
-    return rows, np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(len(rows))
+    rows, within = enumerate_parts(ends - starts)
+    return rows, starts[rows] + within
 
 
 @jax.jit

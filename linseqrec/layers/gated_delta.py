@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.short_convolution import ShortConvolution
-from linseqrec.layers.standard import Dense, Gate, GateLogits, rms_norm
+from linseqrec.layers.standard import Dense, Gate, GateLogits, rms_norm, unit_length
 from linseqrec.layers.starting_values import (
     LINEAR,
     copy_kernel,
@@ -20,7 +20,6 @@ from linseqrec.layers.starting_values import (
     lookup_taps,
 )
 from linseqrec.layers.states import MixerTrace, empty, past_or_none, record
-from linseqrec.layers.unit_norm import unit_length
 from linseqrec.ops.gated_delta_rule import gated_delta_rule, sequence_parallel_gated_delta_rule
 from linseqrec.sharding import DATA, SEQUENCE, time_is_split
 

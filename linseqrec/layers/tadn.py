@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from linseqrec.layers.gated_delta import DeltaInputs, GatedDelta, delta_trace
-from linseqrec.layers.standard import GateLogits
+from linseqrec.layers.standard import GateLogits, unit_length
 from linseqrec.layers.states import (
     MixerTrace,
     PartState,
@@ -30,7 +30,6 @@ from linseqrec.layers.time_gaps import (
     left_at_request,
     log_fading,
 )
-from linseqrec.layers.unit_norm import unit_length
 from linseqrec.ops.linear_attention import LinearAttentionState
 from linseqrec.ops.recent import Recent, delayed
 from linseqrec.ops.running_mean import running_mean

@@ -16,10 +16,9 @@ from linseqrec.layers.gated_delta import (
     GatedDeltaState,
     delta_trace,
 )
-from linseqrec.layers.standard import Dense, GateLogits
+from linseqrec.layers.standard import Dense, GateLogits, unit_length
 from linseqrec.layers.states import MixerTrace, record
 from linseqrec.layers.time_gaps import initial_log_horizon, left_at_request, log_fading
-from linseqrec.layers.unit_norm import unit_length
 
 WriteGate = Literal["memory", "input", "none"]
 

@@ -72,10 +72,11 @@ from linseqrec.layers.standard import (
     dropout,
     layer_norm,
     rms_norm,
+    score_norm,
     split_key,
+    unit_length,
 )
 from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp
-from linseqrec.layers.unit_norm import score_norm, unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 
 _EPSILON = 1e-6

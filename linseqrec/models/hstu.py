@@ -6,10 +6,11 @@
                 H = H + W_o Drop(u ⊙ LN(o)) + b_o
     scores = LN(H) E^T,  or with a temperature τ  cos(H, E) / τ
 
-The block is `layers/hstu_attention.py`, its attention `ops/silu_attention.py`. Blocks have no
-feed-forward half: the gate u stands for it. Time is quadratic in the row's length, memory is not.
+The attention is `ops/silu_attention.py`. Blocks have no feed-forward half: the gate u stands for
+it. Time is quadratic in the row's length, memory is not.
 
-From the paper and its released code [P]: all equations but those named below. In the released code
+From the paper and its released code [P]: all equations but those named below, the constant N, and
+the blocks' starting values. In the released code
 scores are cosines over a temperature of .05 (`temperature=0.05`), and asked_t is the time of event
 t + 1.
 Ours [O]:
@@ -18,6 +19,7 @@ Ours [O]:
     is the request time, as released, and `layers/request_time.py` tells the model more of it.
   - Without a temperature, scores are dot products behind a LayerNorm, as in this library's other
     models.
+  - p has no entries for the future, which the released code holds and masks.
   - Keys and values have the width of a head, D / H. Segments keep the histories of a packed row
     apart.
   - Fresh item vectors are drawn from N(0, 1/D); the released ones from N(0, .02²).
@@ -35,18 +37,34 @@ The parameters by name, with i the block from 0, kernels [in, out]:
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_fields import ConfigError, Count, Positive, Rate
 from linseqrec.events import Events
-from linseqrec.layers.hstu_attention import HSTUAttention
 from linseqrec.layers.request_time import request_layer
-from linseqrec.layers.standard import ItemEmbedding, PositionEmbedding, dropout, split_key
+from linseqrec.layers.standard import (
+    Dense,
+    ItemEmbedding,
+    PositionEmbedding,
+    dropout,
+    layer_norm,
+    score_norm,
+    split_key,
+    unit_length,
+)
 from linseqrec.layers.time_gaps import times_asked
-from linseqrec.layers.unit_norm import score_norm, unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
+from linseqrec.ops.silu_attention import TimeBias, silu_attention
+
+# Of the time's buckets; int32 seconds reach 72 of them.
+_BUCKETS = 129
+# Standard deviation of fresh projections and biases.
+_DEVIATION = 0.02
+_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +112,87 @@ class HSTUConfig(ModelConfig):
     def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "HSTU":
         """Makes the model with fresh parameters; see `ModelConfig.build`."""
         return HSTU(self, num_items, request_time=request_time, rngs=rngs)
+
+
+class HSTUAttention(nnx.Module):
+    """A sequential transduction unit; it stands for attention and feed-forward half together.
+
+        u, v, q, k = SiLU(W LN(x))                                        of all heads each
+        o_t = Σ_{s ≤ t} SiLU(q_t·k_s + p[t - s] + w[bucket(asked_t - τ_s)]) v_s / N    per head
+        y = x + W_o Drop(u ⊙ LN(o)) + b_o
+
+    The biases are shared by all heads. The norms have no parameters (ε 1e-6).
+
+    Attributes:
+      position_bias: p, float32 [N].
+      time_bias: w, float32 [129]; None without a time bias.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        max_length: int,
+        timed: bool,
+        rate: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """Args: `heads` divide the width; `max_length` is N; `rate` is that of dropout."""
+        self.heads, self.max_length, self.rate = heads, max_length, rate
+        self.norm, self.read_norm = (
+            layer_norm(width, epsilon=_EPSILON, affine=False, dtype=dtype, rngs=rngs)
+            for _ in range(2)
+        )
+        self.project = Dense(
+            width, 4 * width, bias=False, deviation=_DEVIATION, dtype=dtype, rngs=rngs
+        )
+        draw = nnx.initializers.normal(_DEVIATION)
+        self.position_bias = nnx.Param(draw(rngs.params(), (max_length,), jnp.float32))
+        self.time_bias = nnx.Param(draw(rngs.params(), (_BUCKETS,), jnp.float32)) if timed else None
+        self.output = Dense(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        timestamps: Int[Array, "B T"],
+        asked: Int[Array, "B T"],
+        *,
+        dropout_key: PRNGKeyArray | None,
+    ) -> Float[Array, "B T D"]:
+        """Takes a row's events through the layer.
+
+        Args:
+          x: The residual stream.
+          segment_ids: One id from 1 per history; 0 is padding.
+          timestamps: τ, of each event, seconds.
+          asked: The time for which each event's prediction is made, seconds.
+          dropout_key: Randomness of dropout; None is evaluation.
+
+        Returns:
+          The residual stream behind the layer.
+
+        Raises:
+          ValueError: If the row is longer than `max_length`.
+        """
+        shape = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        gate, value, query, key = jnp.split(jax.nn.silu(self.project(self.norm(x))), 4, axis=-1)
+        time_bias = None
+        if self.time_bias is not None:
+            time_bias = TimeBias(self.time_bias[...], asked, timestamps)
+        read = silu_attention(
+            query.reshape(shape),
+            key.reshape(shape),
+            value.reshape(shape),
+            position_bias=self.position_bias[...],
+            time_bias=time_bias,
+            divisor=float(self.max_length),
+            segment_ids=segment_ids,
+        )
+        mixed = gate * self.read_norm(read.reshape(x.shape))
+        return x + self.output(dropout(mixed, self.rate, dropout_key))
 
 
 class HSTU(SequenceModel):

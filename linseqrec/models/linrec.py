@@ -49,9 +49,9 @@ from linseqrec.layers.standard import (
     dropout,
     layer_norm,
     split_key,
+    unit_length,
 )
 from linseqrec.layers.states import MixerTrace, empty, past_or_none, record
-from linseqrec.layers.unit_norm import unit_length
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.running_mean import running_mean

@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from linseqrec.sharding import parameter_path
+from linseqrec.sharding import named_leaves, parameter_path
 
 
 def parameter_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     """All parameters and buffers of a model by name: copies, in float32."""
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
-    return {parameter_path(path): np.array(leaf) for path, leaf in leaves}
+    return {name: np.array(leaf) for name, leaf in named_leaves(nnx.state(model)).items()}
 
 
 def load_parameters(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
@@ -36,10 +35,7 @@ def load_parameters(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None
       ValueError: If names are missing or not the model's, or shapes differ; lists all of them.
     """
     params = nnx.state(model)
-    shapes = {
-        parameter_path(path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    shapes = {name: leaf.shape for name, leaf in named_leaves(params).items()}
     faults = [f"missing: {name} {shapes[name]}" for name in shapes if name not in arrays]
     for name, array in arrays.items():
         if name not in shapes:

@@ -12,8 +12,8 @@ from statsmodels.stats.multitest import multipletests
 from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import metric_per_target
 from linseqrec.evaluation.significance import PairedDifference, paired_bootstrap
-from linseqrec.runs.best_baseline import best_baseline
 from linseqrec.runs.configurations import Configuration
+from linseqrec.runs.finished import best_baseline
 
 _MIN_SAMPLES, _MAX_SAMPLES = 10_000, 20_000
 
@@ -132,7 +132,7 @@ def compare_with_counting(
                     metric,
                     each.per_target(filter_seen, metric),
                     metric_per_target(best[1], metric),
-                    by_seed.std(ddof=1) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else None,
+                    _seeds_error(by_seed),
                 )
             )
     return _tested(cases, runs[0].users)
@@ -176,7 +176,7 @@ def _tested(cases: Sequence[_Case], users: np.ndarray) -> list[Comparison]:
     ]
 
 
-def _seeds_error(first: np.ndarray, second: np.ndarray) -> float | None:
-    if min(len(first), len(second)) < 2:
+def _seeds_error(*by_seed: np.ndarray) -> float | None:
+    if min(map(len, by_seed)) < 2:
         return None
-    return math.sqrt(sum(values.var(ddof=1) / len(values) for values in (first, second)))
+    return math.sqrt(sum(values.var(ddof=1) / len(values) for values in by_seed))

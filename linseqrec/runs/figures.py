@@ -22,10 +22,9 @@ from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.ranks import in_words
 from linseqrec.evaluation.result import filters_by_fit
 from linseqrec.files import replacing
-from linseqrec.runs.best_baseline import ORACLE
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.configurations import Configuration, group_by_configuration
-from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
+from linseqrec.runs.finished import ORACLE, FinishedRun, baselines_of, title_of
 
 # Okabe and Ito's palette without its yellow: distinct with every common colour blindness. Markers
 # and dashes repeat the distinction for print in grey.

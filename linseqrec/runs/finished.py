@@ -12,15 +12,19 @@ import numpy as np
 
 from linseqrec.config import Experiment
 from linseqrec.errors import FileError, RunsError, UserError
-from linseqrec.evaluation.metrics import METRIC_NAMES, make_buckets, metric_per_target
+from linseqrec.evaluation.metrics import METRIC_NAMES, make_buckets, metric_per_target, rank_metrics
 from linseqrec.evaluation.ranks import FilterSeen, Ties
-from linseqrec.evaluation.result import selected_by
+from linseqrec.evaluation.result import SELECTION_METRIC, selected_by
 from linseqrec.files import check_form, parse_json, read_arrays
 from linseqrec.runs.comparable import Conditions, shared_title
 from linseqrec.training import workdir
 
 # Holds what a sweep's run prints; a run that failed early leaves nothing else.
 LOG = "log.txt"
+# The ranks of the best counting baseline under each filter.
+BEST_BASELINE = Path("ranks", "best_baseline.npz")
+# The best score of a generated world: it knows how the world was made, and is no baseline.
+ORACLE = "Oracle"
 _FILES = ("results.json", "card.json", "ranks/test.npz")
 # A folder with one of these holds a run, even if its configuration is gone.
 _TRACES = ("config.json", "results.json", "environments.jsonl")
@@ -283,3 +287,38 @@ def _stage(folder: Path, missing: Sequence[str]) -> str:
     workdir.read_experiment(folder)
     steps = [record["step"] for record in workdir.read_metrics(folder)]
     return f"training, at step {steps[-1]:,.0f}" if steps else "training, nothing logged yet"
+
+
+def best_baseline(runs: Sequence[FinishedRun], filter_seen: str) -> tuple[str, np.ndarray] | None:
+    """The best baseline of comparable runs under a filter: its name, and its ranks [M].
+
+    Returns:
+      None if no run has the file; earlier versions did not write it.
+
+    Raises:
+      RunsError: A file is damaged, has changed since its run ended, or belongs to other targets.
+    """
+    found = [
+        _best_baseline(run, filter_seen) for run in runs if (run.folder / BEST_BASELINE).exists()
+    ]
+    if not found:
+        return None
+    return max(found, key=lambda each: rank_metrics(each[1])[0][SELECTION_METRIC])
+
+
+def _best_baseline(run: FinishedRun, filter_seen: str) -> tuple[str, np.ndarray]:
+    path = run.folder / BEST_BASELINE
+    try:
+        # Earlier versions wrote no digest of it.
+        if BEST_BASELINE.as_posix() in run.results.get("sha256", {}):
+            workdir.check_sealed(run.folder, BEST_BASELINE.as_posix(), run.results)
+        arrays = read_arrays(path)
+        name, ranks = str(arrays[f"name_{filter_seen}"]), arrays[f"rank_{filter_seen}"]
+    except (FileError, KeyError) as error:
+        raise RunsError(
+            f"{path} is damaged ({error}): delete it, and the report does without this run's "
+            "baseline"
+        ) from error
+    if ranks.shape != run.users.shape or ranks.dtype != np.float64 or np.isnan(ranks).any():
+        raise RunsError(f"{path} belongs to other targets than ranks/test.npz: delete it")
+    return name, ranks

@@ -1,6 +1,5 @@
 """A report: finished runs of one data set over their seeds, beside baselines, compared in pairs."""
 
-import csv
 import dataclasses
 import itertools
 from collections import Counter
@@ -8,7 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from linseqrec.config_fields import to_text
+from linseqrec.evaluation.lists import for_spreadsheets
 from linseqrec.evaluation.metrics import check_metric
 from linseqrec.evaluation.ranks import in_words
 from linseqrec.evaluation.result import (
@@ -16,8 +18,7 @@ from linseqrec.evaluation.result import (
     filter_in_words,
     filters_by_fit,
 )
-from linseqrec.files import replacing, spreadsheet_text
-from linseqrec.runs.best_baseline import ORACLE
+from linseqrec.files import replacing
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.comparisons import (
     Comparison,
@@ -32,7 +33,7 @@ from linseqrec.runs.configurations import (
     group_by_configuration,
 )
 from linseqrec.runs.figures import COLOURS, run_figures, save_figure
-from linseqrec.runs.finished import FinishedRun, baselines_of, find_runs, title_of
+from linseqrec.runs.finished import ORACLE, FinishedRun, baselines_of, find_runs, title_of
 from linseqrec.runs.tables import escape, markdown_table
 
 METRICS = ("HR@10", "NDCG@10")
@@ -391,19 +392,9 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows under the keys of the first one, which has them all; no rows, an empty file.
-
-    Texts are changed where a spreadsheet would run them as formulas (`spreadsheet_text`).
-    """
-    texts = [
-        {
-            name: spreadsheet_text(cell) if isinstance(cell, str) else cell
-            for name, cell in row.items()
-        }
-        for row in rows
-    ]
-    with replacing(path) as partial, partial.open("w", newline="") as file:
+    """Writes rows for spreadsheets, a column a key; no rows, an empty file."""
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    with replacing(path) as partial:
+        partial.touch()
         if rows:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(texts)
+            for_spreadsheets(table).write_csv(partial)

@@ -2,15 +2,18 @@
 
 import functools
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from linseqrec.errors import FileError
 from linseqrec.evaluation.baselines import fit_baselines
-from linseqrec.evaluation.result import EvaluationResult, selected_by
-from linseqrec.files import read_json, write_json
-from linseqrec.runs.best_baseline import ORACLE, write_best_baseline
+from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
+from linseqrec.files import read_json, replacing, write_json
 from linseqrec.runs.comparable import shared_title
+from linseqrec.runs.finished import BEST_BASELINE, ORACLE
 from linseqrec.training import distributed, workdir
 from linseqrec.training.checkpoint import newest_progress
 from linseqrec.training.run import Run, SplitName
@@ -90,6 +93,31 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
         results = workdir.seal_results(folder, experiment, results)
         write_json(path, results)
     return results
+
+
+def write_best_baseline(folder: Path, baselines: Mapping[str, EvaluationResult]) -> None:
+    """Writes the ranks of the best baseline under each filter to `ranks/best_baseline.npz`.
+
+    The best one is that with the highest test NDCG@10. It is chosen on the targets that it is
+    compared on, which favours the baseline.
+
+    Args:
+      folder: The workdir.
+      baselines: Name to test result. An oracle is passed over.
+    """
+    counting = {name: result for name, result in baselines.items() if name != ORACLE}
+    arrays: dict[str, Any] = {}
+    for filter_seen in next(iter(counting.values())).ranks:
+        name, result = max(
+            counting.items(),
+            key=lambda each: each[1].metrics_by_filter[filter_seen][SELECTION_METRIC],
+        )
+        arrays[f"name_{filter_seen}"] = np.array(name)
+        arrays[f"rank_{filter_seen}"] = result.ranks[filter_seen]
+    path = folder / BEST_BASELINE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def _selection(run: Run, state: TrainState, folder: Path) -> str:

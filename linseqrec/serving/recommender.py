@@ -27,7 +27,7 @@ from linseqrec.serving.states import (
     load_states,
     save_states,
 )
-from linseqrec.sharding import parameter_path
+from linseqrec.sharding import named_leaves
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.model import FunctionalModel, split_model
@@ -303,8 +303,8 @@ class Recommender:
         The first access reads all parameters.
         """
         digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self._params):
-            digest.update(f"{parameter_path(path)} {leaf.shape} {leaf.dtype}\n".encode())
+        for name, leaf in named_leaves(self._params).items():
+            digest.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
             digest.update(np.asarray(leaf).tobytes())
         return {**self._identity_fields, "parameters": digest.hexdigest()}
 

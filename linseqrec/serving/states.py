@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from linseqrec.errors import FileError, UserError
 from linseqrec.files import check_form, parse_json, read_arrays, replacing
-from linseqrec.sharding import parameter_path
+from linseqrec.sharding import named_leaves, parameter_path
 
 # Identifies the model that states belong to: a field's name to a digest, a number or a word.
 Identity = Mapping[str, str | int]
@@ -75,8 +75,7 @@ def save_states(path: str | Path, states: UserStates, identity: Identity) -> Non
     path = Path(path)
     if path.suffix != ".npz":
         raise ServingError(f"cannot save user states in {path}: the file name must end in .npz")
-    leaves = jax.tree_util.tree_leaves_with_path(states)
-    arrays: dict[str, Any] = {parameter_path(key): np.asarray(leaf) for key, leaf in leaves}
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in named_leaves(states).items()}
     with replacing(path) as partial:
         np.savez(partial, identity=np.array(json.dumps(dict(identity))), **arrays)
 
@@ -111,10 +110,7 @@ def load_states(
         if saved.get(key) != identity.get(key)
     ]
     template = like(num_users)
-    expected = {
-        parameter_path(key): (leaf.shape, leaf.dtype)
-        for key, leaf in jax.tree_util.tree_leaves_with_path(template)
-    }
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in named_leaves(template).items()}
     actual = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if expected != actual:
         names = [name for name in expected | actual if expected.get(name) != actual.get(name)]

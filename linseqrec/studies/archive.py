@@ -7,13 +7,13 @@ from typing import Any
 
 from linseqrec.config_json import to_json
 from linseqrec.files import replacing
-from linseqrec.runs import best_baseline
+from linseqrec.runs.finished import BEST_BASELINE
 from linseqrec.studies.record import judged_apart
 from linseqrec.studies.study import Arm, Claim, Study, StudyError, StudyRun, Table
 from linseqrec.training.checkpoint import newest_progress
 
 # What a record reads of a run. `results.json` comes last: a folder that has it is whole.
-_FILES = ("config.json", "card.json", "ranks/test.npz", str(best_baseline.FILE), "results.json")
+_FILES = ("config.json", "card.json", "ranks/test.npz", str(BEST_BASELINE), "results.json")
 
 # In which the recorded runs of a table must agree with those here.
 _PROTOCOL = ("title", "split", "targets", "num_items", "ties", "metrics", "filters")

@@ -17,10 +17,9 @@ from linseqrec.errors import FileError
 from linseqrec.evaluation.metrics import mean_and_error, metric_per_target
 from linseqrec.evaluation.result import SELECTION_METRIC, filter_in_words, filters_by_fit
 from linseqrec.files import check_form, read_json
-from linseqrec.runs.best_baseline import ORACLE, best_baseline
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.configurations import Configuration, differing_fields, experiment_digest
-from linseqrec.runs.finished import FinishedRun, baselines_of, title_of
+from linseqrec.runs.finished import ORACLE, FinishedRun, baselines_of, best_baseline, title_of
 from linseqrec.studies.study import COUNTING, Claim, Study, StudyError, StudyRun, Table
 from linseqrec.training.checkpoint import newest_progress
 from linseqrec.training.model import FunctionalModel

@@ -1,7 +1,8 @@
 """The plan of a sweep: the folder, the configuration and the state of each run."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,15 +56,19 @@ def make_plan(
       DatasetError: The data set of a run whose folder has a checkpoint cannot be read.
       SplitError: That data set cannot be split as configured.
     """
-    names, cards = field_names(experiment), _Cards()
-    runs = []
+    names, runs = field_names(experiment), []
+
+    @functools.cache
+    def card(data: DataConfig) -> dict[str, Any]:
+        return load_source(data).dataset.card
+
     for overrides in axis:
         try:
             run_experiment = override(experiment, overrides)
         except ConfigError as error:
             raise SweepError(f"{_flags(overrides)}: {error}") from error
         run_folder = folder / folder_name(overrides, names)
-        clash = _clash(run_folder, run_experiment, cards)
+        clash = _clash(run_folder, run_experiment, card)
         state: State = "new"
         if clash:
             state = "clash"
@@ -108,25 +113,15 @@ def _flags(overrides: dict[str, Any]) -> str:
     return " ".join(f"{field}={to_text(value)}" for field, value in overrides.items())
 
 
-class _Cards:
-    """The cards of data sets. Loads each data set only once."""
-
-    def __init__(self) -> None:
-        self._cards: dict[DataConfig, dict[str, Any]] = {}
-
-    def of(self, data: DataConfig) -> dict[str, Any]:
-        if data not in self._cards:
-            self._cards[data] = load_source(data).dataset.card
-        return self._cards[data]
-
-
-def _clash(folder: Path, experiment: Experiment, cards: _Cards) -> str:
+def _clash(
+    folder: Path, experiment: Experiment, card: Callable[[DataConfig], dict[str, Any]]
+) -> str:
     """The reason why a run cannot use a folder; empty if it can."""
     if not workdir.has_begun(folder):
         return ""
     try:
         workdir.check_experiment(folder, experiment)
-        workdir.check_data(folder, cards.of(experiment.data))
+        workdir.check_data(folder, card(experiment.data))
     except (workdir.WorkdirError, ConfigError, FileError) as error:
         return str(error) if str(folder) in str(error) else f"{folder}: {error}"
     return ""

@@ -18,6 +18,7 @@ from linseqrec.files import read_json, write_json
 from linseqrec.training import distributed
 from linseqrec.training.optimizer import learning_rate
 from linseqrec.training.run import Run
+from linseqrec.training.step import StepRunner
 from linseqrec.training.throughput import StepQueue
 from linseqrec.training.workdir import WorkdirError
 
@@ -99,14 +100,13 @@ def measure(run: Run, seconds: float) -> Costs:
       seconds: The budget. Timing the steps takes a small share of it.
     """
     begun = time.perf_counter()
-    state = run.step.initial_state()
+    runner = StepRunner(run.step, run.step.initial_state())
     with contextlib.closing(iter(run.batches.to_iter_dataset(READ_AHEAD))) as batches:
 
         def seconds_of(num_steps: int) -> float:
-            nonlocal state
             start, queue = time.perf_counter(), StepQueue()
             for _ in range(num_steps):
-                state, metrics = run.step.update(state, run.step.place(next(batches)))
+                metrics = runner.step(run.step.place(next(batches)))
                 queue.add(metrics)
             jax.block_until_ready(metrics)
             return time.perf_counter() - start
@@ -118,7 +118,11 @@ def measure(run: Run, seconds: float) -> Costs:
         num_steps = distributed.on_first(lambda: min(max(fitting, 1), _TIMED_STEPS))
         step = seconds_of(num_steps) / num_steps
     moments: list[float] = []
-    run.evaluate(state.variables, "validation", between=lambda: moments.append(time.perf_counter()))
+    run.evaluate(
+        runner.state.variables,
+        "validation",
+        between=lambda: moments.append(time.perf_counter()),
+    )
     moments.append(time.perf_counter())
     # The median batch, because the first batches of the pass include compilations.
     validation = float(np.median(np.diff(moments))) * (len(moments) - 1)

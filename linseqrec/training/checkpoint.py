@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from linseqrec.errors import UserError, first_line
 from linseqrec.files import check_form
-from linseqrec.sharding import parameter_path
+from linseqrec.sharding import named_leaves
 from linseqrec.training import (
     checkpoint_arrays,
     checkpoint_digests,
@@ -108,8 +108,8 @@ def newest_progress(folder: Path) -> Path | None:
 class _Preservation(checkpoint_managers.PreservationPolicy):
     """Keeps the best checkpoint and the latest two.
 
-    Orbax's `BestN` does not know the metrics of the checkpoints that an earlier process saved: a
-    run that is started again would lose its best one.
+    Orbax's `BestN` keeps the later of two that are equally good, and `Progress.best_step` is the
+    earlier one.
     """
 
     best_step = 0
@@ -590,8 +590,7 @@ class Checkpoints:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
 
 
 def _without_padding(

@@ -103,16 +103,16 @@ class CatchUpRule:
 
         return jax.lax.fori_loop(0, -(-total // size), next_block, state)
 
-    def supports(self, variables: nnx.State) -> bool:
+    def supports(self, shapes: tuple[nnx.State, nnx.State]) -> bool:
         """Whether a step may update single item rows of a model.
 
         The terms of the sum must shrink. And all arrays with a row an item must be `ItemRows`: a
         model that reads another array by item would read wrong rows of it.
 
         Args:
-          variables: The model's parameters and buffers, or their shapes, without a mesh's padding.
+          shapes: Those of the model's parameters and buffers, without a mesh's padding.
         """
-        nodes = jax.tree.leaves(variables, is_leaf=lambda node: isinstance(node, ItemRows))
+        nodes = jax.tree.leaves(shapes, is_leaf=lambda node: isinstance(node, ItemRows))
         tables = {_rows_in(node) for node in nodes if isinstance(node, ItemRows)}
         others = {_rows_in(node) for node in nodes if not isinstance(node, ItemRows)}
         return self._ratio < 1 and len(tables) == 1 and not tables & others

@@ -8,8 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
@@ -24,7 +23,7 @@ from linseqrec.training.checkpoint import Progress
 from linseqrec.training.workdir import WorkdirError, read_records
 
 
-class TrainingLog:
+class TrainingLog(contextlib.ExitStack):
     """The log of a run: of several processes, the first one's alone.
 
     A context manager: the files are closed, and the bar ends, with it.
@@ -55,14 +54,14 @@ class TrainingLog:
         Raises:
           WorkdirError: If W&B is asked for and not installed.
         """
+        super().__init__()
         self._steps_per_epoch = steps_per_epoch
-        self._close = contextlib.ExitStack()
         self._records: MetricsLog | None = None
         if distributed.is_first():
-            self._records = self._close.enter_context(
+            self._records = self.enter_context(
                 MetricsLog(folder, step, validated=validated, wandb_project=wandb_project)
             )
-        self._bar = self._close.enter_context(
+        self._bar = self.enter_context(
             tqdm(
                 total=num_steps,
                 initial=step,
@@ -72,17 +71,6 @@ class TrainingLog:
                 desc=name,
             )
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close.__exit__(kind, error, trace)
 
     def step(self) -> None:
         """Moves the bar on by a step."""
@@ -142,7 +130,7 @@ class TrainingLog:
             self._records.write(step, {"epoch": step / self._steps_per_epoch} | metrics, speed)
 
 
-class MetricsLog:
+class MetricsLog(contextlib.ExitStack):
     """`metrics.jsonl` and `speed.jsonl`, a record a line, mirrored to TensorBoard and W&B.
 
     Opening the log at a step drops the records after that step: a resumed run writes them again.
@@ -163,11 +151,13 @@ class MetricsLog:
         Raises:
           WorkdirError: If W&B is asked for and not installed.
         """
+        super().__init__()
         self._files = {
-            name: _reopen(workdir / f"{name}.jsonl", step, validated)
+            name: self.enter_context(_reopen(workdir / f"{name}.jsonl", step, validated))
             for name in ("metrics", "speed")
         }
         self._board = _TensorBoard(workdir / "tensorboard", first_step=step + 1)
+        self.callback(self._board.close)
         self._wandb: Any = None
         if wandb_project:
             try:
@@ -183,21 +173,7 @@ class MetricsLog:
                 dir=str(workdir),
                 config=json.loads((workdir / "config.json").read_text()),
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for file in self._files.values():
-            file.close()
-        self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+            self.push(lambda kind, *_: self._wandb.finish(exit_code=0 if kind is None else 1))
 
     def write(
         self, step: int, metrics: dict[str, float], speed: dict[str, float] | None = None

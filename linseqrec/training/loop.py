@@ -8,7 +8,6 @@ from pathlib import Path
 
 from linseqrec.config import TrainingConfig
 from linseqrec.data.pipeline import READ_AHEAD
-from linseqrec.data.requests import original_ids
 from linseqrec.errors import UserError, first_ten
 from linseqrec.evaluation.result import SELECTION_METRIC
 from linseqrec.training import distributed, workdir
@@ -33,7 +32,7 @@ def train(
     wandb_project: str = "",
     allowed_changes: Collection[str] = (),
     profile_steps: int = 0,
-) -> tuple[TrainState, int]:
+) -> TrainState:
     """Trains a run to its end in `folder`, or goes on from its latest sound checkpoint there.
 
     A killed run ends with the same result as an uninterrupted one; on a CPU, bit for bit.
@@ -53,7 +52,7 @@ def train(
       profile_steps: Steps to trace into `profile/`, after the first few; 0 for none.
 
     Returns:
-      The state of the best checkpoint, and its step.
+      The state of the best checkpoint.
 
     Raises:
       DistributedError: If the first of several processes could not begin.
@@ -169,11 +168,11 @@ def train(
 
         best = checkpoints.resolve("best")
         if best == step:
-            return run.step.up_to_date(runner.state), best
+            return run.step.up_to_date(runner.state)
         # The state of the last step would take as much memory as the one that is read.
         del runner
         state = checkpoints.restore(best, run.step.abstract_state)
-        return run.step.up_to_date(state), best
+        return run.step.up_to_date(state)
 
 
 def _claim(
@@ -190,7 +189,7 @@ def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None
     if not bool(state.halted):
         return
     good = int(state.step)
-    users = original_ids(run.source.dataset)[0][run.batches.users(good)]
+    users = run.source.dataset.user_ids()[run.batches.users(good)]
     sound = checkpoints.sound_steps()
     raise NonFiniteError(
         f"the loss, gradient or update of step {good + 1} is not finite; the step was not applied, "
@@ -273,4 +272,5 @@ class Schedule:
             raise Preempted
 
     def _ends_a_period(self, step: int) -> bool:
-        return step % self._evaluate_every == 0 or step == self._num_steps
+        # A run that was made shorter may already be past its end.
+        return step % self._evaluate_every == 0 or step >= self._num_steps

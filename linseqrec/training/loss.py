@@ -68,14 +68,11 @@ class PredictionLoss:
 
     @property
     def title(self) -> str:
-        """What the loss is, and over how many items."""
+        """What `kind="auto"` stands for, and over how many items."""
+        if self.proposal is None:
+            return f"cross-entropy over all {self.num_items:,} items"
         drawn = f"{self.config.negatives:,} drawn items of {self.num_items:,}"
-        return {
-            "full": f"cross-entropy over all {self.num_items:,} items",
-            "sampled": f"cross-entropy over {drawn} a batch, logQ corrected",
-            "bce": f"binary cross-entropy, {drawn} a target",
-            "gbce": f"calibrated binary cross-entropy, {drawn} a target",
-        }[self.config.kind]
+        return f"cross-entropy over {drawn} a batch, logQ corrected"
 
     def draw(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Int[Array, "..."]:
         """The negatives of targets of a shape [B, S]: [K], or [B, S, K]; the full loss has none."""

@@ -60,13 +60,14 @@ class FunctionalModel:
 
     Attributes:
       graphdef: The structure.
-      shapes: The variables' shapes, `jax.ShapeDtypeStruct`, without the padding of the mesh.
+      shapes: The shapes of parameters and buffers, `jax.ShapeDtypeStruct`, without the padding of
+        the mesh.
       mesh: The devices that batches and item table are divided over; None for one device.
       build: Makes the model with fresh parameters.
     """
 
     graphdef: nnx.GraphDef
-    shapes: nnx.State
+    shapes: tuple[nnx.State, nnx.State]
     mesh: Mesh | None
     build: Callable[[], SequenceModel]
 
@@ -75,7 +76,7 @@ class FunctionalModel:
         """An experiment's model, as `build_model` makes it, divided over the mesh."""
         build = functools.partial(build_model, experiment, num_items)
         graphdef, params, buffers = split_model(nnx.eval_shape(build))
-        return cls(graphdef, nnx.merge_state(params, buffers), mesh, build)
+        return cls(graphdef, (params, buffers), mesh, build)
 
     def fresh(self) -> tuple[nnx.State, nnx.State]:
         """New parameters and buffers, the same ones each time; on a mesh divided over devices."""
@@ -90,8 +91,7 @@ class FunctionalModel:
     @functools.cached_property
     def abstract(self) -> tuple[nnx.State, nnx.State]:
         """Shapes, types and devices of what `fresh` gives."""
-        params, buffers = nnx.split_state(self.shapes, nnx.Param, ...)
-        return sharding.abstract((params, buffers), self.mesh)
+        return sharding.abstract(self.shapes, self.mesh)
 
     def merge(self, variables: nnx.State) -> SequenceModel:
         """The model with these variables."""

@@ -279,10 +279,7 @@ class States:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, types and devices of the arrays of `initial_state`."""
-        state = jax.eval_shape(
-            self._init_state, *nnx.split_state(self.model.shapes, nnx.Param, ...)
-        )
-        return sharding.abstract(state, self.model.mesh)
+        return sharding.abstract(self._unpadded, self.model.mesh)
 
     def up_to_date(self, state: TrainState) -> TrainState:
         """The state with all item rows as after its last step; it consumes the state.
@@ -294,11 +291,8 @@ class States:
 
     @functools.cached_property
     def _catch_up_all(self) -> Any:
-        catch_up = self.catch_up.catch_up_all_rows
-        if self.model.mesh is None:
-            return jax.jit(catch_up, donate_argnums=0)
         return jax.jit(
-            catch_up,
+            self.catch_up.catch_up_all_rows,
             donate_argnums=0,
             in_shardings=(self._shardings,),
             out_shardings=self._shardings,
@@ -309,13 +303,17 @@ class States:
         """The shapes of those arrays of the state that the mesh pads, by name, without padding."""
         if self.model.mesh is None:
             return {}
-        params, buffers = nnx.split_state(self.model.shapes, nnx.Param, ...)
-        state = jax.eval_shape(self._init_state, params, buffers)
-        return sharding.shapes_before_padding(state, self.model.mesh)
+        return sharding.shapes_before_padding(self._unpadded, self.model.mesh)
+
+    @functools.cached_property
+    def _unpadded(self) -> TrainState:
+        return jax.eval_shape(self._init_state, *self.model.shapes)
 
     @functools.cached_property
     def _shardings(self) -> Any:
-        assert self.model.mesh is not None
+        """Of the state's arrays; None without a mesh."""
+        if self.model.mesh is None:
+            return None
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     def _init_state(self, params: nnx.State, buffers: nnx.State) -> TrainState:
@@ -348,13 +346,12 @@ class CompiledStep(States):
             mesh=self.model.mesh,
             catch_up=self.catch_up,
         )
-        if self.model.mesh is None:
-            return jax.jit(step, donate_argnums=0)
+        mesh = self.model.mesh
         return jax.jit(
             step,
             donate_argnums=0,
             in_shardings=(self._shardings, None),
-            out_shardings=(self._shardings, sharding.replicated(self.model.mesh)),
+            out_shardings=(self._shardings, None if mesh is None else sharding.replicated(mesh)),
         )
 
     def place(self, batch: Batch) -> Batch:

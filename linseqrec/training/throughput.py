@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from linseqrec.models.base import ModelConfig
-from linseqrec.sharding import parameter_path
+from linseqrec.sharding import named_leaves
 from linseqrec.training.checkpoint import Progress
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.model import FunctionalModel
@@ -47,9 +47,9 @@ def flops_per_event(params: nnx.State, model: ModelConfig) -> float:
       model: Its hyperparameters; they say which of its weights an event goes through repeatedly.
     """
     return 6.0 * sum(
-        leaf.size * model.uses(parameter_path(path))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if parameter_path(path).endswith("kernel")
+        leaf.size * model.uses(name)
+        for name, leaf in named_leaves(params).items()
+        if name.endswith("kernel")
     )
 
 
@@ -93,7 +93,7 @@ class Meter:
     ):
         """Starts the clock, and goes on from the sums that `progress` holds."""
         self._per_event = flops_per_event(model.abstract[0], config)
-        table = jax.eval_shape(model.item_table, model.shapes)
+        table = jax.eval_shape(model.item_table, nnx.merge_state(*model.shapes))
         self._per_target = flops_per_target(table, loss)
         self._peak = peak_flops(config.compute_dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []

@@ -65,9 +65,13 @@ def test_each_user_and_item_needs_one_id(tmp_path):
     message = "item_ids holds 2 ids, but the data set has 3 items: pass one id per item"
     with pytest.raises(DatasetError, match=message):
         write_dataset(tmp_path / "set", dataset, ["a", "b"], ["x", "y"])
-    with pytest.raises(DatasetError, match="no original ids: write it with write_dataset"):
-        dataset.user_ids()
     assert not any(tmp_path.iterdir())
+
+
+def test_the_ids_of_a_data_set_in_memory_are_its_numbers():
+    dataset = Dataset.from_arrays(ITEMS, TIMES, OFFSETS)
+    assert dataset.user_ids().tolist() == ["0", "1"]
+    assert dataset.item_ids().tolist() == ["", "1", "2", "3"]
 
 
 # Each of these functions returns a function that damages a dataset folder.
@@ -159,7 +163,7 @@ DAMAGED = {
     ),
     "no digests": (
         change_card(lambda card: card.pop("sha256")),
-        r"card.json lacks the entries \['sha256'\]: prepare",
+        r"card.json is damaged \(it has no sha256\)",
         False,
     ),
     "no items": (

@@ -8,7 +8,6 @@ from linseqrec.data.requests import (
     RequestError,
     find_users,
     histories_before,
-    original_ids,
     request_times,
 )
 from linseqrec.data.splits import from_folds, leave_one_out
@@ -50,8 +49,7 @@ def test_errors_name_unknown_users_and_users_without_a_history(tmp_path):
     dataset = write_dataset(
         tmp_path / "data", small(), ["ann", "bob", "cy", "dee"], ["x", "y", "z"]
     )
-    user_ids, item_ids = original_ids(dataset)
-    np.testing.assert_array_equal(item_ids, ["", "x", "y", "z"])
+    user_ids = dataset.user_ids()
     split = leave_one_out(dataset)
     users = find_users(["dee", "cy", "bob", "dee"], user_ids)
     np.testing.assert_array_equal(users, [3, 2, 1])
@@ -83,9 +81,3 @@ def test_a_request_time_is_the_target_s_time_or_now():
             request_times(
                 dataset, before, ends + 1 if before == "none" else ends, known=known, now=now
             )
-
-
-def test_the_ids_of_a_data_set_in_memory_are_its_numbers():
-    user_ids, item_ids = original_ids(small())
-    assert user_ids.tolist() == ["0", "1", "2", "3"]
-    assert item_ids.tolist() == ["", "1", "2", "3"]

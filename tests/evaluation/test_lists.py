@@ -179,8 +179,10 @@ def test_the_table_has_a_row_for_the_target_of_an_empty_list():
     ]
 
 
-def test_ids_that_a_spreadsheet_would_run_are_marked():
-    table = pl.DataFrame({"user": ["=1+1", "-1", None, "u1"], "rank": [1, 2, 3, -4]})
-    shown = for_spreadsheets(table)
-    assert shown["user"].to_list() == ["'=1+1", "-1", None, "u1"]
-    assert shown.columns == table.columns and shown["rank"].to_list() == [1, 2, 3, -4]
+def test_texts_that_a_spreadsheet_would_run_are_marked():
+    run = ["=1+1", "+49 30", "-", "@SUM(1)", "\t=1", "'=1", "＝1"]
+    shown = ["", "a=1", "-1", "+2.5e3", "'a", "u-1", None]
+    table = pl.DataFrame({"user": run + shown, "rank": range(-7, 7)})
+    marked = for_spreadsheets(table)
+    assert marked["user"].to_list() == [f"'{text}" for text in run] + shown
+    assert marked.columns == table.columns and marked["rank"].to_list() == list(range(-7, 7))

@@ -9,10 +9,10 @@ from flax import nnx
 from linseqrec.layers.conditional_memory import NoMemory
 from linseqrec.layers.gated_delta import GatedDeltaMixer
 from linseqrec.layers.memory_attention import MemoryAttention
+from linseqrec.layers.standard import unit_length
 from linseqrec.layers.tadn import TADN
 from linseqrec.layers.tdgd import TDGD
 from linseqrec.layers.time_gaps import Clock, NoGapFeatures
-from linseqrec.layers.unit_norm import unit_length
 from linseqrec.layers.window_attention import WindowAttention
 
 WIDTH = 256

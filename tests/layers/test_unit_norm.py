@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linseqrec.layers.unit_norm import UnitNorm, unit_length
+from linseqrec.layers.standard import UnitNorm, unit_length
 
 
 def test_lengths_are_one_and_nothing_stays_nothing():

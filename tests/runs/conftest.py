@@ -12,7 +12,7 @@ from linseqrec.evaluation.metrics import BUCKET_EDGES, bucket_metrics, rank_metr
 from linseqrec.evaluation.result import EvaluationResult
 from linseqrec.files import write_json
 from linseqrec.models.sasrec import SASRecConfig
-from linseqrec.runs.best_baseline import write_best_baseline
+from linseqrec.runs.results import write_best_baseline
 from linseqrec.training import workdir
 from tests.training import conftest as training
 

@@ -118,7 +118,7 @@ def good(tmp_path_factory, source):
         for name, seed in (("a", 0), ("b", 1), ("c", 2)):
             training = dataclasses.replace(experiment.training, seed=seed)
             run = Run.of(dataclasses.replace(experiment, training=training))
-            state, _ = train(run, root / "runs" / name)
+            state = train(run, root / "runs" / name)
             if name != "c":
                 write_results(run, state, root / "runs" / name)
     finally:
@@ -152,7 +152,8 @@ def drawn(root, folder):
 
 def resumed(root, folder):
     run = Run.of(workdir.read_experiment(folder), workdir.load_data(folder))
-    state, step = train(run, folder)
+    state = train(run, folder)
+    step = int(state.step)
     if (folder / "results.json").exists():
         write_results(run, state, folder)
     return step, digest(state.params)

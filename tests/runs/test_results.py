@@ -35,7 +35,7 @@ def saved(monkeypatch):
 
 def test_runs_of_one_seed_are_told_apart_by_their_folders(experiment, make_run, tmp_path, saved):
     run = make_run(experiment, training={"num_epochs": 1})
-    state, _ = train(run, tmp_path / "first")
+    state = train(run, tmp_path / "first")
     write_results(run, state, tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     names = ["recgrela (first)", "recgrela (second)"]
@@ -67,7 +67,7 @@ def test_known_request_times_stand_in_every_title_and_protocol(
         training={"num_epochs": 1},
         data={"request_time": "known"},
     )
-    state, _ = train(run, tmp_path)
+    state = train(run, tmp_path)
     held = write_results(run, state, tmp_path)
     assert held["title"].endswith("; split leave_one_out; request time known; times imputed")
     for split in ("validation", "test"):
@@ -94,7 +94,7 @@ def test_the_oracle_is_told_what_the_models_are():
 
 def test_what_cannot_be_drawn_leaves_no_figure(experiment, make_run, tmp_path, saved):
     run = make_run(experiment, training={"num_epochs": 1})
-    state, _ = train(run, tmp_path)
+    state = train(run, tmp_path)
     with pytest.raises(RunsError, match="the run has not ended yet"):
         figures.write_figures([tmp_path], tmp_path)
     held = write_results(run, state, tmp_path)
@@ -110,7 +110,8 @@ def test_what_cannot_be_drawn_leaves_no_figure(experiment, make_run, tmp_path, s
 
 def test_results_say_that_validation_did_not_select_the_state(experiment, make_run, tmp_path):
     run = make_run(experiment, training={"num_epochs": 1})
-    state, best = train(run, tmp_path)
+    state = train(run, tmp_path)
+    best = int(state.step)
     other = dataclasses.replace(state, step=state.step + 1)
     selection = write_results(run, other, tmp_path)["selected_by"]
     assert selection.startswith(f"no validation: the checkpoint of step {best}, the best by ")

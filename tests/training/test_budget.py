@@ -76,7 +76,7 @@ def test_the_schedule_ends_with_the_budget(experiment, make_run, tmp_path, costs
 
 def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, monkeypatch):
     changes = {"training": {"num_epochs": 20, "max_minutes": 1.0}}
-    expected, _ = train(make_run(experiment, **changes), tmp_path / "whole")
+    expected = train(make_run(experiment, **changes), tmp_path / "whole")
     # The run that is stopped begins with the first length; a resumption measures nothing.
     broken = make_run(experiment, **changes)
     with monkeypatch.context() as patch:
@@ -84,7 +84,7 @@ def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, m
         with pytest.raises(Stopped):
             train(broken, tmp_path / "broken")
     assert len(costs) == 2
-    resumed, _ = train(make_run(experiment, **changes), tmp_path / "broken")
+    resumed = train(make_run(experiment, **changes), tmp_path / "broken")
     assert len(costs) == 2
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)

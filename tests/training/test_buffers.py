@@ -89,7 +89,8 @@ def test_the_optimizer_has_no_moments_of_a_buffer(centered_run):
 
 def test_a_run_resumes_and_is_evaluated_with_its_buffers(centered_run, tmp_path):
     run = centered_run()
-    best, step = train(run, tmp_path)
+    best = train(run, tmp_path)
+    step = int(best.step)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         variables = checkpoints.restore_variables(step, run.model, run.experiment.optimizer)
         last, _ = checkpoints.restore_latest(run.step.initial_state())

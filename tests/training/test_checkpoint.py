@@ -26,7 +26,7 @@ def train_once(tmp_path_factory):
     def train_or_reuse(run):
         if not cache:
             folder = tmp_path_factory.mktemp("trained")
-            cache["state"], _ = train(run, folder)
+            cache["state"] = train(run, folder)
             cache["folder"] = folder
         return cache["folder"], cache["state"]
 
@@ -90,7 +90,7 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
     folder, steps = run_copy
     metrics = list(workdir.read_metrics(folder))
     damage(folder / "checkpoints" / str(steps[-1]))
-    state, _ = train(run, folder)
+    state = train(run, folder)
     notice = capfd.readouterr().err
     assert f"checkpoint {steps[-1]} is damaged" in notice
     assert fault in notice
@@ -288,7 +288,7 @@ def test_a_damaged_file_of_digests_is_a_damaged_checkpoint(
         path.write_text("" if damage == "empty" else "{")
     # The damage that such a checkpoint would hide.
     flip_a_bit(folder / "checkpoints" / str(steps[-1]))
-    state, _ = train(run, folder)
+    state = train(run, folder)
     assert f"checkpoint {steps[-1]} is damaged: {path}" in capfd.readouterr().err
     for one, other in zip(*map(jax.tree.leaves, (train_once(run)[1], state)), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.config import Experiment
+from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.config_json import from_json, to_json
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir
-from linseqrec.training.checkpoint import CheckpointError, Checkpoints
-from linseqrec.training.loop import NonFiniteError, train
+from linseqrec.training.checkpoint import CheckpointError, Checkpoints, Progress
+from linseqrec.training.loop import NonFiniteError, Schedule, train
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
 from linseqrec.training.step import StepRunner
@@ -53,7 +53,8 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     experiment, make_run, tmp_path, monkeypatch, changes
 ):
     whole = make_run(experiment, **changes)
-    expected, best = train(whole, tmp_path / "whole")
+    expected = train(whole, tmp_path / "whole")
+    best = int(expected.step)
 
     broken = make_run(experiment, **changes)
     steps = broken.batches.steps_per_epoch
@@ -62,9 +63,9 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
         train(broken, tmp_path / "broken")
     # It had gone on after its last checkpoint: those records must not appear twice.
     assert records(tmp_path / "broken")[-1]["step"] > 2 * steps
-    resumed, resumed_best = train(make_run(experiment, **changes), tmp_path / "broken")
+    resumed = train(make_run(experiment, **changes), tmp_path / "broken")
 
-    assert resumed_best == best
+    assert int(resumed.step) == best
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
     assert records(tmp_path / "broken") == records(tmp_path / "whole")
@@ -87,13 +88,23 @@ def test_a_validation_is_logged_once_even_if_its_save_failed(
 
 
 def test_a_finished_run_is_not_trained_again(experiment, make_run, tmp_path, monkeypatch):
-    state, best = train(make_run(experiment), tmp_path)
+    state = train(make_run(experiment), tmp_path)
+    best = int(state.step)
     again = make_run(experiment)
     stop_at(monkeypatch, 1)
-    restored, restored_best = train(again, tmp_path)
-    assert restored_best == best
+    restored = train(again, tmp_path)
+    assert int(restored.step) == best
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_that_was_made_shorter_ends_where_it_is():
+    """Its last checkpoint, saved between two validations, is past the new end."""
+    schedule = Schedule(TrainingConfig(), num_steps=1000, evaluate_every=300, preemption=Mock())
+    progress = Progress({}, validated_step=900)
+    assert schedule.validates(1150, progress) and not schedule.finished(progress)
+    progress = progress.after_validation(1150, 0.1)
+    assert schedule.finished(progress) and not schedule.validates(1150, progress)
 
 
 def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(
@@ -105,7 +116,8 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(
         optimizer={"learning_rate": 0.3},
         training={"num_epochs": 30, "patience": 3},
     )
-    state, best = train(run, tmp_path)
+    state = train(run, tmp_path)
+    best = int(state.step)
     scores = {
         record["step"]: record["validation/none/NDCG@10"]
         for record in records(tmp_path)
@@ -135,7 +147,8 @@ def test_the_first_filter_selects_and_is_named(experiment, make_run, tmp_path, c
         training={"num_epochs": 12},
         evaluation={"filter_seen": filters},
     )
-    state, best = train(run, tmp_path)
+    state = train(run, tmp_path)
+    best = int(state.step)
     scores = {
         name: {
             record["step"]: record[f"validation/{name}/NDCG@10"]
@@ -228,7 +241,8 @@ def test_another_model_does_not_take_the_checkpoint(experiment, make_run, tmp_pa
 
 def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_path, monkeypatch):
     run = make_run(experiment)
-    state, best = train(run, tmp_path)
+    state = train(run, tmp_path)
+    best = int(state.step)
     results = write_results(run, state, tmp_path)
     assert results == json.loads((tmp_path / "results.json").read_text())
     assert results["step"] == best

@@ -20,7 +20,7 @@ import numpy as np
 from linseqrec.benchmarks import measuring
 from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.pipeline import Plan, TrainingBatches
+from linseqrec.data.pipeline import TrainingBatches
 from linseqrec.data.rows import cut_windows, pack
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import Split, leave_one_out
@@ -29,11 +29,11 @@ from linseqrec.training.loop import train
 from linseqrec.training.run import Run
 from linseqrec.training.step import StepRunner, TrainState
 
-_PLANS: tuple[tuple[Plan, int, int], ...] = (
-    ("windows", 200, 128),
-    ("packed", 200, 128),
-    ("packed", 2_048, 16),
-    ("prefixes", 200, 512),
+_ROWS = (
+    DataConfig(plan="windows", length=200, batch_size=128),
+    DataConfig(plan="packed", length=200, batch_size=128),
+    DataConfig(plan="packed", length=2_048, batch_size=16),
+    DataConfig(plan="prefixes", length=200, batch_size=512),
 )
 _MAX_STEPS = 200  # steps to read of an epoch; shorter epochs are read to their end
 _LOOP_STEPS = 600  # steps of the training loop
@@ -47,11 +47,9 @@ def rows(repeats: int, num_users: int = 6_000) -> Iterator[measuring.Row]:
     dataset = _log(num_users)
     split = leave_one_out(dataset)
     epochs, counts = {}, {}
-    for plan, length, batch_size in _PLANS:
-        batches = TrainingBatches(
-            dataset, split, plan=plan, length=length, batch_size=batch_size, seed=0
-        )
-        name = f"{plan}, T {length:,}, {batch_size} rows"
+    for config in _ROWS:
+        batches = TrainingBatches(dataset, split, config, seed=0)
+        name = f"{config.plan}, T {config.length:,}, {config.batch_size} rows"
         steps = min(batches.steps_per_epoch, _MAX_STEPS)
         epochs[name] = _reader(batches, steps)
         tokens = sum(int(np.sum(batches[step].events.segment_ids > 0)) for step in range(steps))

@@ -6,7 +6,7 @@ One gather then reads the whole batch. Every process can thus read any step at a
 
 import dataclasses
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import numpy as np
@@ -23,10 +23,9 @@ from linseqrec.data.rows import (
     one_piece_a_row,
     pack,
 )
+from linseqrec.data.source import DataConfig
 from linseqrec.data.splits import Split
 
-Plan = Literal["packed", "windows", "prefixes"]
-Phase = Literal["fixed", "random"]
 # What the training loop reads ahead, so that the host makes a batch while the devices step.
 READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
@@ -67,82 +66,32 @@ class TrainingBatches(grain.MapDataset[Batch]):
         self,
         dataset: Dataset,
         split: Split,
+        config: DataConfig,
         *,
-        plan: Plan = "packed",
-        length: int,
-        batch_size: int,
         seed: int,
-        stride: int | None = None,
-        phase: Phase = "fixed",
         process_index: int = 0,
         process_count: int = 1,
-        request_times: bool = False,
-        renamed: float = 0.0,
     ):
         """Cuts the training events of a split into rows.
 
         Args:
           dataset: The events.
           split: A split of `dataset`; it says where each user's training events end.
-          plan: How training events become rows.
-            "packed": a row holds windows of several users. The loss equals the loss of "windows".
-            "windows": a row holds one window.
-            "prefixes": a row holds one target, predicted from up to T events before it at the last
-            slot. This is the training mode of the released RecGRELA.
-          length: T, slots in a row.
-          batch_size: Rows in a global batch.
+          config: How the events become rows, and rows batches.
           seed: Seed of the shuffles, at least 0.
-          stride: Distance between windows (see `cut_windows`). None: disjoint windows.
-          phase: Where to cut a history that is longer than a row. "fixed": at the same events in
-            every epoch, counted from the last one. "random": at other events in each epoch (see
-            `cut_at_random`), so that the context of a target changes. Both have the same number of
-            steps in every epoch.
           process_index: The slice of each global batch that this process reads, from 0.
           process_count: Number of equal slices of a global batch, one per process.
-          request_times: Whether events carry request times (see `Events`).
-          renamed: Share of the rows in which other items, drawn anew for each row and step, stand
-            for the row's own. What is left to learn there is how the events of a row follow each
-            other.
 
         Raises:
-          ValueError: An argument is out of range, the split is not of `dataset`, or no user has two
-            training events.
+          ValueError: The split is not of `dataset`, or no user has two training events.
         """
         super().__init__()
-        if plan not in ("packed", "windows", "prefixes"):
-            raise ValueError(f'plan is {plan!r}: it must be "packed", "windows" or "prefixes"')
-        if stride is not None and plan == "prefixes":
-            raise ValueError(
-                f'stride is {stride}, but plan "prefixes" makes a row of every prefix: set '
-                "stride=None"
-            )
-        if phase not in ("fixed", "random"):
-            raise ValueError(f'phase is {phase!r}: it must be "fixed" or "random"')
-        if phase == "random" and plan == "prefixes":
-            raise ValueError(
-                'phase is "random", but plan "prefixes" cuts no history: set phase="fixed"'
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}: it must be at least 0")
-        if not 0 <= process_index < process_count:
-            raise ValueError(
-                f"process_index is {process_index}: it must be at least 0 and below "
-                f"process_count={process_count}"
-            )
-        if batch_size % process_count:
-            raise ValueError(
-                f"batch_size is {batch_size}: it must be a multiple of the number of processes, "
-                f"{process_count}"
-            )
-        if not 0 <= renamed <= 1:
-            raise ValueError(f"renamed is {renamed}: it must be a share, from 0 to 1")
         if len(split.train_end) != dataset.num_users:
             raise ValueError(
                 f"the split has {len(split.train_end)} users, but the data set has "
                 f"{dataset.num_users}: make the split from this data set"
             )
+        plan, length = config.plan, config.row_length(dataset)
         starts, ends = np.asarray(dataset.offsets[:-1]), np.asarray(split.train_end)
         inputs = ends - starts - 1
         if not (inputs > 0).any():
@@ -151,25 +100,25 @@ class TrainingBatches(grain.MapDataset[Batch]):
                 "users has two training events. Take another split, or a larger data set"
             )
         # With a random phase, every epoch cuts these users again; `_pieces` are all other pieces.
-        cut_per_epoch = (inputs > length) & (phase == "random")
+        cut_per_epoch = (inputs > length) & (config.phase == "random")
         self._cut_per_epoch = starts[cut_per_epoch], ends[cut_per_epoch]
         if plan == "prefixes":
             self._pieces = every_prefix(starts, ends, length)
         else:
-            self._pieces = cut_windows(starts[~cut_per_epoch], ends[~cut_per_epoch], length, stride)
+            self._pieces = cut_windows(
+                starts[~cut_per_epoch], ends[~cut_per_epoch], length, config.stride
+            )
         lengths = self._pieces.lengths
         self._rows = pack(lengths, length) if plan == "packed" else one_piece_a_row(lengths)
-        self._dataset, self._plan, self._stride = dataset, plan, stride
-        self._request_times, self._renamed = request_times, renamed
-        self._seed = seed
+        self._dataset, self._config, self._seed = dataset, config, seed
         self._process_index = process_index
-        self._rows_per_process = batch_size // process_count
+        self._rows_per_process = config.batch_size // process_count
         self._epochs: dict[int, _Epoch] = {}
         self.length = length
-        self.batch_size = batch_size
+        self.batch_size = config.batch_size
         first_epoch = self._epoch(0)
         self.rows_per_epoch = len(first_epoch.counts)
-        self.steps_per_epoch = -(-self.rows_per_epoch // batch_size)
+        self.steps_per_epoch = -(-self.rows_per_epoch // self.batch_size)
         filled_slots = np.sum(first_epoch.pieces.lengths, dtype=np.int64)
         self.fill = float(filled_slots / (self.rows_per_epoch * length))
 
@@ -190,10 +139,10 @@ class TrainingBatches(grain.MapDataset[Batch]):
             members,
             counts,
             self.length,
-            last_only=self._plan == "prefixes",
-            request_times=self._request_times,
+            last_only=self._config.plan == "prefixes",
+            request_times=self._config.request_time == "known",
         )
-        return self._rename(batch, int(index)) if self._renamed else batch
+        return self._rename(batch, int(index)) if self._config.renamed else batch
 
     def users(self, index: int) -> np.ndarray:
         """The users, by index, whose events are in the batch of step `index`."""
@@ -227,7 +176,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         first_row = self._process_index * self._rows_per_process
         for row, (inputs, outputs) in enumerate(zip(items, targets, strict=True)):
             generator = np.random.default_rng((self._seed, index, first_row + row, 2))
-            if generator.random() >= self._renamed:
+            if generator.random() >= self._config.renamed:
                 continue
             own = np.setdiff1d(np.concatenate([inputs, outputs]), 0)
             others = 1 + generator.choice(self._dataset.num_items, len(own), replace=False)
@@ -267,9 +216,9 @@ class TrainingBatches(grain.MapDataset[Batch]):
                 self._pieces, order.pieces, rows.firsts[order.rows], rows.counts[order.rows]
             )
         generator = np.random.default_rng((self._seed, number, 1))
-        pieces, counts = cut_at_random(starts, ends, self.length, self._stride, generator)
+        pieces, counts = cut_at_random(starts, ends, self.length, self._config.stride, generator)
         firsts = np.cumsum(counts) - counts
-        if self._plan == "windows":
+        if self._config.plan == "windows":
             # One row per piece. There is one piece less for each cut that falls between two users.
             # Rows of padding keep the number of rows the same in every epoch.
             max_pieces = len(starts) + len(counts)

@@ -91,24 +91,17 @@ class Run:
         process_index, process_count = sharding.process_slice(mesh)
 
         source = load_source(data) if source is None else source
-        length = data.row_length(source.dataset)
         _check_splits_time(experiment, mesh)
-        sharding.check_slots(mesh, length)
+        sharding.check_slots(mesh, data.row_length(source.dataset))
         if trains and source.dataset.card["time"]["order_only"]:
             _check_reads_no_time(experiment)
         batches = TrainingBatches(
             source.dataset,
             source.split,
-            plan=data.plan,
-            length=length,
-            stride=data.stride,
-            phase=data.phase,
-            batch_size=data.batch_size,
+            data,
             seed=training.seed,
             process_index=process_index,
             process_count=process_count,
-            request_times=data.request_time == "known",
-            renamed=data.renamed,
         )
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
 

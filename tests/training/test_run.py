@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.pipeline import TrainingBatches
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.evaluation import queries
@@ -103,19 +102,6 @@ def test_whole_histories_are_read_whole(make_run, experiment, source):
     np.testing.assert_array_equal(ranks["whole"], ranks["long"])
     assert (ranks["whole"] != ranks["short"]).any()
     assert whole.evaluate(params, "test").protocol["max_length"] == 64
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"stride": 2}, {"phase": "random"}, {"plan": "windows", "stride": 3}], ids=str
-)
-def test_rows_are_made_as_the_configuration_says(make_run, experiment, source, options):
-    run = make_run(experiment, data={"length": 6, **options})
-    expected = TrainingBatches(
-        source.dataset, source.split, length=6, batch_size=8, seed=0, **options
-    )
-    assert run.batches.steps_per_epoch == expected.steps_per_epoch
-    for step in range(run.batches.steps_per_epoch):
-        jax.tree.map(np.testing.assert_array_equal, run.batches[step], expected[step])
 
 
 @pytest.mark.parametrize(("longest", "length"), [(1, 64), (63, 64), (64, 64), (65, 128)])

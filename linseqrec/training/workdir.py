@@ -168,16 +168,20 @@ def claim(
         changes = check_experiment(workdir, experiment, allowed_changes=allowed_changes)
         check_data(workdir, card)
         _check_checkpoints_exist(workdir)
-        if changes:
-            if (workdir / "results.json").exists():
+        if (workdir / "results.json").exists():
+            changes.pop("data.folder", None)
+            if changes:
                 raise WorkdirError(
                     f"the run in {workdir} has ended and has results on the test split, so its "
                     "configuration cannot change: train in another --workdir\n  "
                     + "\n  ".join(changes.values())
                 )
+        elif changes:
             _append_json(workdir / "config_changes.jsonl", changes)
             write_json(config_path, to_json(experiment))
     else:
+        if (workdir / "offsets.npy").exists():
+            raise WorkdirError(f"{workdir} is a dataset folder: choose another --workdir")
         if config_path.exists():
             _clear_other_start(workdir, experiment, card)
         write_json(workdir / "card.json", card)
@@ -282,7 +286,7 @@ def check_experiment(
     Args:
       workdir: The run's folder.
       experiment: The configuration.
-      allowed_changes: Fields, by dotted name, that may differ.
+      allowed_changes: Fields, by dotted name, that may differ; the data set's folder always may.
 
     Returns:
       A line of text for each field that differs, by field.
@@ -302,7 +306,9 @@ def check_experiment(
             f"--allow_config_change={','.join(unknown)}: the experiment has no such field; give "
             "dotted names, such as training.num_epochs"
         )
-    forbidden = [line for field, line in changes.items() if field not in allowed_changes]
+    # Whether the data are the same their digests tell (`check_data`), wherever they are now.
+    allowed = {*allowed_changes, "data.folder"}
+    forbidden = [line for field, line in changes.items() if field not in allowed]
     if forbidden:
         choices = "choose another --workdir, or set these fields back"
         if not (workdir / "results.json").exists():

@@ -229,6 +229,32 @@ def test_the_configuration_of_a_run_with_results_cannot_change(experiment, tmp_p
         workdir.claim(tmp_path, renamed(experiment), card, allowed_changes=["name"])
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_same_data_may_stand_in_another_folder(ended, experiment, tmp_path):
+    card = {"sha256": {"items": "1"}}
+    workdir.claim(tmp_path, experiment, card)
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    if ended:
+        (tmp_path / "results.json").write_text("{}")
+    data = dataclasses.replace(experiment.data, folder="moved")
+    moved = dataclasses.replace(experiment, data=data)
+    workdir.claim(tmp_path, moved, card)
+    # What has ended stays as it is.
+    assert workdir.read_experiment(tmp_path) == (experiment if ended else moved)
+    with pytest.raises(workdir.WorkdirError, match="on other data"):
+        workdir.claim(tmp_path, moved, {"sha256": {"items": "2"}})
+
+
+def test_a_dataset_folder_is_no_workdir(experiment, source, tmp_path):
+    dataset = source.dataset
+    users, items = (list(map(str, range(n))) for n in (dataset.num_users, dataset.num_items))
+    write_dataset(tmp_path / "data", dataset, users, items)
+    card = (tmp_path / "data" / "card.json").read_bytes()
+    with pytest.raises(workdir.WorkdirError, match="data is a dataset folder: choose another"):
+        workdir.claim(tmp_path / "data", experiment, {"sha256": {"items": "1"}})
+    assert (tmp_path / "data" / "card.json").read_bytes() == card
+
+
 def test_another_environment_is_printed_and_recorded(experiment, tmp_path, monkeypatch, capsys):
     card = {"sha256": {"items": "1"}}
     workdir.claim(tmp_path, experiment, card)

@@ -18,13 +18,15 @@ from linseqrec.files import read_json, write_json
 from linseqrec.training import distributed
 from linseqrec.training.optimizer import learning_rate
 from linseqrec.training.run import Run
-from linseqrec.training.step import StepRunner
+from linseqrec.training.step import StepRunner, TrainState
 from linseqrec.training.throughput import StepQueue
 from linseqrec.training.workdir import WorkdirError
 
 FILE = "budget.json"
 # Steps that are timed, at most, and the share of the budget that they may take.
 _TIMED_STEPS, _TIMED_SHARE = 50, 0.02
+# Of so many batches of a validation few compile: the programs differ in the rows' widths alone.
+_MANY_BATCHES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ def within_budget(run: Run, folder: Path, *, resumed: bool) -> Run:
         num_steps = distributed.on_first(fix)
     if num_steps == run.num_steps:
         return run
-    rate = learning_rate(run.experiment.optimizer, num_steps, shorten_warmup=True)
+    rate = learning_rate(run.experiment.optimizer, num_steps)
     return dataclasses.replace(run, num_steps=num_steps, learning_rate=rate)
 
 
@@ -117,21 +119,24 @@ def measure(run: Run, seconds: float) -> Costs:
         # Processes compute a step together: if one of them did more, it would wait for ever.
         num_steps = distributed.on_first(lambda: min(max(fitting, 1), _TIMED_STEPS))
         step = seconds_of(num_steps) / num_steps
-    moments: list[float] = []
-    run.evaluate(
-        runner.state.variables,
-        "validation",
-        between=lambda: moments.append(time.perf_counter()),
-    )
-    moments.append(time.perf_counter())
-    # The median batch, because the first batches of the pass include compilations.
-    validation = float(np.median(np.diff(moments))) * (len(moments) - 1)
+    batch_seconds = _validation_seconds(run, runner.state)
+    if len(batch_seconds) < _MANY_BATCHES:
+        batch_seconds = _validation_seconds(run, runner.state)
+    # The median, because the first batches of the first pass include compilations.
+    validation = float(np.median(batch_seconds)) * len(batch_seconds)
     return Costs(
         spent=time.perf_counter() - begun,
         compilation=compilation,
         step=step,
         validation=validation,
     )
+
+
+def _validation_seconds(run: Run, state: TrainState) -> np.ndarray:
+    """The time of each batch of a validation, in seconds."""
+    moments: list[float] = []
+    run.evaluate(state.variables, "validation", between=lambda: moments.append(time.perf_counter()))
+    return np.diff([*moments, time.perf_counter()])
 
 
 def _read(path: Path, minutes: float) -> int | None:

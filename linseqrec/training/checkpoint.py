@@ -169,6 +169,7 @@ class Checkpoints:
                 preservation_policy=self._preservation,
                 create=not read_only,
                 read_only=read_only,
+                save_interval_steps=0 if read_only else 1,
             )
         )
         self._sealing: threading.Thread | None = None
@@ -507,7 +508,7 @@ class Checkpoints:
             restored = self._read(step, part)
             return nnx.merge_state(restored["params"], restored["buffers"])
         # Some item rows wait for updates that the optimizer's state holds.
-        rate = learning_rate(optimizer, progress.num_steps, shorten_warmup=True)
+        rate = learning_rate(optimizer, progress.num_steps)
         catch_up = CatchUpRule.of(optimizer, rate)
         states = States(model, make_optimizer(optimizer, rate), catch_up, by_rows=True)
         state = self.restore(step, states.abstract_state)

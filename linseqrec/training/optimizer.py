@@ -20,8 +20,7 @@ class OptimizerConfig(Config):
       schedule: After the warm-up "constant"; "cosine", which falls to `final_fraction` of the peak
         until the run's last step; or "late_decay", which stays at the peak and falls linearly in
         the last fifth of the run (warmup-stable-decay, arXiv 2404.06395).
-      warmup_steps: Steps of linear increase from 0. Must fit into the run, but is shortened if
-        `training.num_epochs` is fractional or `training.max_minutes` cuts the run.
+      warmup_steps: Steps of linear increase from 0; in a run that is shorter, a tenth of the run.
       final_fraction: Of the peak, at the end of "cosine" and "late_decay".
       weight_decay: Decoupled, on the weights of dense layers only (see `decayed`).
       b1: Decay of the gradient's average.
@@ -41,27 +40,15 @@ class OptimizerConfig(Config):
     clip_norm: NotNegative = 0.0
 
 
-def learning_rate(
-    config: OptimizerConfig, num_steps: int, *, shorten_warmup: bool = False
-) -> optax.Schedule:
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """The learning rate by step.
 
     Args:
       config: The hyperparameters.
       num_steps: Length of the run.
-      shorten_warmup: Whether a warm-up that is longer than the run becomes a tenth of the run.
-
-    Raises:
-      ValueError: The warm-up is longer than the run, and must not be shortened.
     """
     warmup_steps = config.warmup_steps
     if warmup_steps > num_steps:
-        if not shorten_warmup:
-            raise ValueError(
-                f"optimizer.warmup_steps {warmup_steps} exceeds the run's {num_steps} steps: set "
-                f"--config.optimizer.warmup_steps={num_steps // 10}, or train for more epochs with "
-                "--config.training.num_epochs"
-            )
         warmup_steps = num_steps // 10
     peak, decaying_steps = config.learning_rate, max(num_steps - warmup_steps, 1)
     if config.schedule == "constant":

@@ -76,9 +76,9 @@ class Run:
 
         Raises:
           MeshError: If the mesh does not divide the batches, or several processes have none.
-          ConfigError: If the optimizer's settings do not fit the run's length, or there is no world
-            of that size. Also if the model reads times of a log that has none, cannot be told known
-            request times, or cannot take rows that are split over devices.
+          ConfigError: If there is no world of that size, or the model reads times of a log that has
+            none, cannot be told known request times, or cannot take rows that are split over
+            devices.
           DatasetError: If the folder is no dataset folder, or damaged.
           SplitError: If its events cannot be split so.
           WorldError: If there is no such world.
@@ -106,14 +106,7 @@ class Run:
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
 
         model = FunctionalModel.of(experiment, source.dataset.num_items, mesh)
-        try:
-            rate = learning_rate(
-                experiment.optimizer,
-                num_steps,
-                shorten_warmup=training.num_epochs % 1 != 0 or training.max_minutes > 0,
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        rate = learning_rate(experiment.optimizer, num_steps)
         return cls(experiment, source, batches, model, rate, num_steps, auc)
 
     @property

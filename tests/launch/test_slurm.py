@@ -105,10 +105,10 @@ def test_a_sweep_runs_as_a_job_array(prepared, tmp_path):
     pytest.importorskip("submitit")
     process = program(
         "sweep",
-        *(argument for argument in TINY if "warmup_steps" not in argument),
+        *TINY,
         f"--config.data.folder={prepared}",
         "--config.training.num_epochs=1",
-        "--grid=warmup_steps=1,99999",
+        "--grid=split=leave_one_out,folds",
         f"--workdir={tmp_path}",
         "--executor=slurm",
         "--parallel=2",
@@ -116,5 +116,5 @@ def test_a_sweep_runs_as_a_job_array(prepared, tmp_path):
     )
     assert process.returncode == 1, process.stderr
     assert "1 of 2 runs failed" in process.stderr and "Traceback" not in process.stderr
-    results = json.loads((tmp_path / "warmup_steps=1" / "results.json").read_text())
+    results = json.loads((tmp_path / "split=leave_one_out" / "results.json").read_text())
     assert "SASRec" in results["test"]

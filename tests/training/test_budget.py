@@ -42,6 +42,17 @@ def test_the_costs_of_a_run_are_measured(experiment, make_run):
     assert 0 < costs.step < costs.compilation < costs.spent and 0 < costs.validation < costs.spent
 
 
+def test_a_validation_of_few_batches_is_timed_without_its_compilations(
+    experiment, make_run, monkeypatch
+):
+    """The first pass compiles a program for each width of its rows."""
+    passes = [np.array([9.0, 9.0]), np.array([1.0, 2.0])]
+    monkeypatch.setattr(budget, "_validation_seconds", lambda run, state: passes.pop(0))
+    assert measure(make_run(experiment), seconds=1.0).validation == 3.0
+    passes = [np.array([9.0, 9.0, *[1.0] * 10])]
+    assert measure(make_run(experiment), seconds=1.0).validation == 12.0
+
+
 def test_the_first_process_decides_how_many_steps_are_timed(experiment, make_run, monkeypatch):
     run, place, placed = make_run(experiment), CompiledStep.place, []
     monkeypatch.setattr(
@@ -70,7 +81,7 @@ def test_the_schedule_ends_with_the_budget(experiment, make_run, tmp_path, costs
     assert records(tmp_path)[-1]["step"] == num_steps < run.num_steps
     assert num_steps == SLOW.steps_within(60, run.evaluate_every)
     assert costs == [60.0]
-    rate = learning_rate(run.experiment.optimizer, num_steps, shorten_warmup=True)
+    rate = learning_rate(run.experiment.optimizer, num_steps)
     assert float(rate(num_steps)) == 0.0 and float(rate(num_steps // 10)) == pytest.approx(0.01)
 
 

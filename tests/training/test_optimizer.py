@@ -4,7 +4,6 @@ import optax
 import pytest
 from flax import nnx
 
-from linseqrec.config_fields import ConfigError
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.gru4rec import GRU4RecConfig
@@ -42,7 +41,6 @@ def test_the_late_decay_takes_the_last_fifth_after_the_warmup():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"warmup_steps": 20}, "exceeds the run's 10 steps: set .*warmup_steps=1, or train"),
         ({"learning_rate": -0.1}, "learning_rate is -0.1: it must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan: it must be a finite number"),
         ({"epsilon": 0.0}, "epsilon is 0.0: it must be above 0"),
@@ -53,22 +51,13 @@ def test_settings_that_make_no_schedule_are_refused(wrong, message):
         learning_rate(OptimizerConfig(**wrong), 10)
 
 
-def test_a_warmup_that_is_longer_than_a_shortened_run_is_a_tenth_of_it():
+def test_a_warmup_that_is_longer_than_the_run_is_a_tenth_of_it():
     config = OptimizerConfig(learning_rate=0.1, warmup_steps=200)
-    rate = learning_rate(config, 100, shorten_warmup=True)
+    rate = learning_rate(config, 100)
     assert float(rate(5)) == pytest.approx(0.05) and float(rate(10)) == pytest.approx(0.1)
     # A warm-up that fits is not shortened.
-    np.testing.assert_array_equal(
-        [learning_rate(config, 200, shorten_warmup=True)(step) for step in range(200)],
-        [learning_rate(config, 200)(step) for step in range(200)],
-    )
-
-
-def test_a_fraction_of_an_epoch_shortens_the_warmup(experiment, make_run):
-    make_run(experiment, optimizer={"warmup_steps": 99}, training={"num_epochs": 1.5})
-    make_run(experiment, optimizer={"warmup_steps": 99}, training={"max_minutes": 1.0})
-    with pytest.raises(ConfigError, match="warmup_steps 99 exceeds"):
-        make_run(experiment, optimizer={"warmup_steps": 99}, training={"num_epochs": 1})
+    rate = learning_rate(config, 200)
+    assert float(rate(100)) == pytest.approx(0.05) and float(rate(200)) == pytest.approx(0.1)
 
 
 MODELS = {

@@ -148,7 +148,9 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
             try:
                 importlib.import_module(module)
             except ImportError as error:
-                raise app.UsageError(f"--import={module}: {error}") from error
+                raise app.UsageError(
+                    f"--import={module}: {error} (is its folder below PYTHONPATH?)"
+                ) from error
         main(argv)
         sigterm.ignore()
     except _USER_ERRORS as error:
@@ -166,6 +168,9 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         if path is None:
             raise
         sys.exit(f"error: {_printable(str(path))}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        os._exit(128 + signal.SIGINT)  # A compilation may go on in XLA's threads, as below.
     except Preempted as preempted:
         print(f"{preempted}; run the same command again to continue", file=sys.stderr)
         sigterm.ignore()
@@ -192,4 +197,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(split_overrides(argv))
     except (flags.Error, *_USER_ERRORS) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        message = " ".join(str(error).split())
+        # What absl says of a flag that is missing, and the values that it puts before our words.
+        message = re.sub(r"^flag --(\w+)=None: Flag --\1 must have .*", r"give --\1", message)
+        sys.exit("error: " + re.sub(r"^flags (\w+=\S* ?)+: ", "", message))

@@ -61,6 +61,8 @@ class TrainingLog(contextlib.ExitStack):
             self._records = self.enter_context(
                 MetricsLog(folder, step, validated=validated, wandb_project=wandb_project)
             )
+        if 0 < step < num_steps:
+            self._print(f"goes on from step {step:,} of {num_steps:,}")
         self._bar = self.enter_context(
             tqdm(
                 total=num_steps,

@@ -1,4 +1,4 @@
-"""Preemption: after a SIGTERM a run saves and ends, and the next start continues it."""
+"""Preemption: after a SIGTERM or Ctrl-C a run saves and ends, and the next start continues it."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ EXIT_CODE = 75
 
 
 class Preempted(BaseException):
-    """The run ends because of a SIGTERM.
+    """The run ends because of a SIGTERM or SIGINT (Ctrl-C).
 
     It is not an `Exception`, so that no library catches it as an error of its own.
 
@@ -33,7 +33,8 @@ class Preempted(BaseException):
 class Preemption:
     """A context manager that turns a SIGTERM into `Preempted` when the training state is complete.
 
-    A run ends in one of three ways after a SIGTERM:
+    So it does with a SIGINT (Ctrl-C); a second one is a `KeyboardInterrupt`. A run ends in one of
+    three ways after a SIGTERM, and after a SIGINT in one of the first two:
 
     - Between steps: the training loop reads `requested`, and all processes of the run agree on the
       step to end at (`distributed.Agreement`).
@@ -44,7 +45,7 @@ class Preemption:
       checkpoint and repeats the later steps exactly.
 
     Attributes:
-      requested: Whether the process has received a SIGTERM.
+      requested: Whether the process has received a SIGTERM or SIGINT.
     """
 
     def __init__(self, grace: float = 20.0):
@@ -61,11 +62,11 @@ class Preemption:
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        # Only the main thread may handle signals. In another one, SIGTERM kills the process as
-        # usual.
+        # Only the main thread may handle signals. In another one, they end the process as usual.
         if threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGTERM, self._request)
-            self._undo.callback(signal.signal, signal.SIGTERM, before)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before = signal.signal(number, self._request)
+                self._undo.callback(signal.signal, number, before)
             self._undo.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
             sys.unraisablehook = functools.partial(self._unraisable, sys.unraisablehook)
             self._undo.enter_context(self._countdown())
@@ -82,7 +83,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A context in which a SIGTERM raises `Preempted` at once.
+        """A context in which the signals raise `Preempted` at once.
 
         It has no effect if the run has several processes: the others would wait for this one, so
         they must all end at a step that they agree on.
@@ -99,8 +100,10 @@ class Preemption:
             self._interruptible = False
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
         self.requested = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._interruptible:
             raise Preempted
 

@@ -197,6 +197,12 @@ def test_an_analysis_that_cannot_be_is_refused_before_a_run_is_read(tmp_path, ar
     assert done.stderr.startswith("error: ") and message in done.stderr
 
 
+def test_a_flag_that_is_missing_is_asked_for():
+    assert program("recommend", "--workdir=x").stderr == "error: give --output\n"
+    done = program("train", SMALL[0])
+    assert done.stderr.startswith("error: give the folder of the run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -233,7 +239,6 @@ def test_an_analysis_that_cannot_be_is_refused_before_a_run_is_read(tmp_path, ar
         ([SMALL[0], "--config.data.folder=nowhere"], "nowhere"),
         ([SMALL[0], "--config.data.world=quack"], "quick"),
         ([SMALL[0], "--config.model.causal=false"], "it must be 'prefixes'"),
-        ([SMALL[0], "--config.optimizer.warmup_steps=99999"], "exceeds the run's"),
         ([], "give an experiment: --config="),
     ],
 )

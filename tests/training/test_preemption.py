@@ -1,4 +1,5 @@
-"""A SIGTERM between steps, while reading data, or in a validation: the run saves and continues."""
+"""A SIGTERM or Ctrl-C between steps, while reading data, or in a validation: the run saves and
+continues."""
 
 import contextlib
 import os
@@ -33,6 +34,14 @@ def in_a_step(run, monkeypatch, step):
         return apply(self, batch)
 
     monkeypatch.setattr(StepRunner, "step", apply_or_terminate)
+
+
+def by_ctrl_c(run, monkeypatch, step):
+    """Makes the run receive a SIGINT in a step."""
+    monkeypatch.setattr(
+        "tests.training.test_preemption.send_sigterm", lambda: os.kill(os.getpid(), signal.SIGINT)
+    )
+    in_a_step(run, monkeypatch, step)
 
 
 def in_validation(run, monkeypatch, step):
@@ -91,7 +100,8 @@ def train_once(tmp_path_factory):
     def train_or_reuse(run):
         if not cache:
             folder = tmp_path_factory.mktemp("whole")
-            cache.append((*train(run, folder), list(workdir.read_metrics(folder))))
+            state = train(run, folder)
+            cache.append((state, int(state.step), list(workdir.read_metrics(folder))))
         return cache[0]
 
     return train_or_reuse
@@ -99,11 +109,11 @@ def train_once(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "terminate",
-    [in_a_step, in_validation, in_validation_of_several_processes, in_reading],
+    [in_a_step, by_ctrl_c, in_validation, in_validation_of_several_processes, in_reading],
     ids=lambda function: function.__name__,
 )
 def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(
-    terminate, experiment, make_run, train_once, tmp_path, monkeypatch
+    terminate, experiment, make_run, train_once, tmp_path, monkeypatch, capsys
 ):
     uninterrupted = make_run(experiment)
     expected, best, records = train_once(uninterrupted)
@@ -119,8 +129,13 @@ def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(
             train(interrupted, tmp_path)
     assert 0 < preempted.value.step <= step
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
     resumed = train(make_run(experiment), tmp_path)
+    assert (
+        f"goes on from step {preempted.value.step} of {interrupted.num_steps}"
+        in capsys.readouterr().out
+    )
     assert int(resumed.step) == best
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -157,7 +157,8 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
     if not finished:
         listed = ", ".join(map(str, folders))
         stages = "".join(f"\n  {path}: {stage}" for path, stage in unfinished.items())
-        raise RunsError(f"no finished run in {listed}; {len(unfinished)} have begun{stages}")
+        begun = f"{len(unfinished)} {'has' if len(unfinished) == 1 else 'have'} begun"
+        raise RunsError(f"no finished run in {listed}; {begun}{stages}")
     return finished, unfinished
 
 
@@ -286,7 +287,10 @@ def _stage(folder: Path, missing: Sequence[str]) -> str:
         return f"has results, but no {' and no '.join(missing)}"
     workdir.read_experiment(folder)
     steps = [record["step"] for record in workdir.read_metrics(folder)]
-    return f"training, at step {steps[-1]:,.0f}" if steps else "training, nothing logged yet"
+    at = f"at step {steps[-1]:,.0f}" if steps else "nothing logged yet"
+    if workdir.is_locked(folder):
+        return f"training, {at}"
+    return f"stopped, {at}: its command goes on with it"
 
 
 def best_baseline(runs: Sequence[FinishedRun], filter_seen: str) -> tuple[str, np.ndarray] | None:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -287,9 +288,17 @@ def _differences(report: Report) -> Iterator[str]:
         for field, values in differing.items()
         if field != "name"
     ]
+    rows.append(["epoch of the checkpoint", *map(_epoch, report.configurations)])
     header = ["field", *(each.label for each in report.configurations)]
     yield "## What differs between the configurations"
     yield markdown_table(header, rows, text_columns=len(header))
+
+
+def _epoch(configuration: Configuration) -> str:
+    """The epoch that was selected, averaged over seeds; `num_epochs` is no more than a limit."""
+    epochs = [run.results.get("epoch") for run in configuration.runs]
+    known = all(isinstance(epoch, float) for epoch in epochs)
+    return f"{statistics.fmean(cast(list[float], epochs)):.1f}" if known else ""
 
 
 def _beats_counting(report: Report) -> str:

@@ -124,6 +124,7 @@ def save_run(tmp_path):
             {
                 "name": experiment.name,
                 "title": f"{experiment.name} on {data}{note}",
+                "epoch": 3.0 + experiment.training.seed,
                 "split": {"split": "leave_one_out"} | (split or {}),
                 "validation": {experiment.name: validated.summary()},
                 "test": summaries,

@@ -27,13 +27,14 @@ def test_every_run_below_is_found_once_and_the_unfinished_are_told_from_the_othe
     save_run("sweep/z", changed(training={"seed": 2}))
     (broken / "ranks" / "test.npz").unlink()
 
-    finished, unfinished = find_runs(
-        [tmp_path / "sweep", first, tmp_path / "sweep" / "x" / ".." / "deep"]
-    )
+    with workdir.lock(training):
+        finished, unfinished = find_runs(
+            [tmp_path / "sweep", first, tmp_path / "sweep" / "x" / ".." / "deep"]
+        )
     assert [run.folder for run in finished] == [first, second]
     assert unfinished == {
         training: "training, at step 40",
-        silent: "training, nothing logged yet",
+        silent: "stopped, nothing logged yet: its command goes on with it",
         failed: "did not begin; its log ends in: error: no such data",
         broken: "has results, but no ranks/test.npz",
     }
@@ -53,7 +54,7 @@ def test_a_run_whose_model_is_gone_is_named_and_the_others_reported(save_run):
     (stage,) = unfinished.values()
     assert list(unfinished) == [gone] and stage.startswith("cannot be read:")
     assert f"{config}: the class <run_path>:SASRecConfig cannot be found" in stage
-    with pytest.raises(RunsError, match="1 have begun\n.*b: cannot be read: .*cannot be found"):
+    with pytest.raises(RunsError, match="1 has begun\n.*b: cannot be read: .*cannot be found"):
         find_runs([gone])
 
 
@@ -90,5 +91,5 @@ def test_nothing_to_report_is_said(save_run, tmp_path):
     with pytest.raises(RunsError, match="no folder .*nowhere"):
         find_runs([tmp_path / "nowhere"])
     (save_run("a") / "results.json").unlink()
-    with pytest.raises(RunsError, match="no finished run in .*; 1 have begun"):
+    with pytest.raises(RunsError, match="no finished run in .*; 1 has begun"):
         find_runs([tmp_path])

@@ -77,7 +77,7 @@ def test_tables_hold_mean_and_deviation_over_seeds_and_baselines_once(ranks, tmp
             validation = numbers[1].partition(" ")[0]
             assert row.endswith(f"| 3 | {validation} | {numbers[0]} | {numbers[1]} |")
     assert text.count("| Markov | | | 1.0000 | 0.4307 |") == 2
-    assert f"- {tmp_path}/sweep/unfinished: training, nothing logged yet" in text
+    assert f"- {tmp_path}/sweep/unfinished: stopped, nothing logged yet" in text
     assert "3 configurations, 9 runs" in text
 
 
@@ -417,3 +417,14 @@ def test_names_are_neither_markdown_nor_html_nor_formulas(save_run, tmp_path):
 def test_each_of_many_comparisons_can_be_significant(comparisons):
     """The smallest p-value of a bootstrap, by Holm's correction."""
     assert comparisons * 2 / (num_samples(comparisons) + 1) < 0.05
+
+
+def test_models_differ_in_fields_and_in_the_epochs_that_were_selected(save_run, tmp_path):
+    for seed in range(2):
+        save_run(f"a/{seed}", changed(training={"seed": seed}))
+    other = changed(training={"num_epochs": 50.0, "seed": 4})
+    save_run("b", changed(other, name="Other"))
+    text = re.sub(" +", " ", to_markdown(make_report([tmp_path]), []))
+    assert "| field | SASRec | Other |" in text
+    assert f"| training.num_epochs | {EXPERIMENT.training.num_epochs} | 50.0 |" in text
+    assert "| epoch of the checkpoint | 3.5 | 7.0 |" in text

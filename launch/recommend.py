@@ -66,6 +66,9 @@ _NOW = flags.DEFINE_integer(
 _ITEMS = flags.DEFINE_string(
     "items", "", "Recommend these items only, by the log's own ids: ID,ID or @FILE. Empty: all."
 )
+_EXCLUDE = flags.DEFINE_string(
+    "exclude", "", "Recommend none of these items, by the log's own ids: ID,ID or @FILE."
+)
 _FILTER_SEEN = flags.DEFINE_bool("filter_seen", False, "Leave out items of the user's history.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -93,6 +96,9 @@ def main(_: list[str]) -> None:
     user_ids, item_ids = dataset.user_ids(), dataset.item_ids()
     requested_users = find_users(requested_ids, user_ids) if requested_ids else None
     allowed = flag_items(allowed_ids, item_ids) if allowed_ids else None
+    if _EXCLUDE.value:
+        excluded = flag_items(read_ids("exclude", _EXCLUDE.value), item_ids)
+        allowed = ~excluded if allowed is None else allowed & ~excluded
     users, ends = histories_before(dataset, run.source.split, before, requested_users)
     known = experiment.data.request_time == "known"
     requests = request_times(dataset, before, ends, known=known, now=_NOW.value)
@@ -120,12 +126,12 @@ def main(_: list[str]) -> None:
     )
     write(lists_table(lists, dataset, users, ends, user_ids, item_ids), output)
     print(f"checkpoint {step}: wrote {len(users)} lists to {output}")
-    if allowed is not None and (missing := len(allowed_ids) - allowed.sum()):
+    if allowed_ids and (missing := len(allowed_ids - set(item_ids))):
         print(f"{missing} of {len(allowed_ids)} --items are not in the data set: no list has them")
 
 
 def read_ids(flag: str, value: str) -> list[str]:
-    """The ids in the value of `--users` or `--items`: ID,ID or @FILE with one id per line.
+    """The ids in the value of a flag: ID,ID or @FILE with one id per line.
 
     Raises:
       ConfigError: The file cannot be read, or there is no id.
@@ -136,7 +142,7 @@ def read_ids(flag: str, value: str) -> list[str]:
         except OSError as error:
             raise ConfigError(f"--{flag}={value}: {error.strerror}") from error
     else:
-        parts = value.split(",")
+        parts = [part.strip() for part in value.split(",")]
     ids = [part for part in parts if part]
     if not ids:
         raise ConfigError(f"--{flag}={value} has no id: write ID,ID or one id per line of a file")

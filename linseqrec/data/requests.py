@@ -24,16 +24,32 @@ def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, "R"]
 
     Args:
       ids: The log's own ids of the users.
-      user_ids: The ids of all users, by index.
+      user_ids: The ids of all users, by index (`Dataset.user_ids`).
 
     Raises:
       RequestError: The data set has no user with some of these ids; names the ids.
     """
-    index_of = {str(user): index for index, user in enumerate(user_ids)}
-    unknown = [user for user in ids if user not in index_of]
-    if unknown:
-        raise RequestError(f"no such users in the data set: {first_ten(unknown)}")
-    return np.array([index_of[user] for user in dict.fromkeys(ids)], np.int64)
+    return _indices("users", list(dict.fromkeys(ids)), user_ids)
+
+
+def find_items(ids: Sequence[str], item_ids: np.ndarray) -> Int[np.ndarray, "R"]:
+    """The numbers of items, int64 [R], one for each id; "" is no item, 0.
+
+    Args:
+      ids: The log's own ids of the items.
+      item_ids: The ids of all items, by number (`Dataset.item_ids`).
+
+    Raises:
+      RequestError: The data set has no item with some of these ids; names the ids.
+    """
+    return _indices("items", ids, item_ids)
+
+
+def _indices(what: str, ids: Sequence[str], all_ids: np.ndarray) -> np.ndarray:
+    index_of = {str(each): index for index, each in enumerate(all_ids)}
+    if unknown := [each for each in ids if each not in index_of]:
+        raise RequestError(f"no such {what} in the data set: {first_ten(unknown)}")
+    return np.array([index_of[each] for each in ids], np.int64)
 
 
 def flag_items(ids: Collection[str], item_ids: np.ndarray) -> Bool[np.ndarray, "N1"]:

@@ -243,6 +243,8 @@ def _check_shapes(
         raise ValueError(
             f"q and k must be [B, T, H, K] and v [B, T, H, V], got {q.shape}, {k.shape}, {v.shape}"
         )
+    if not slots[1]:
+        raise ValueError("a row has no slot: T must be at least 1")
     for name, array in {"log_decay": log_decay, "beta": beta}.items():
         if array.shape != slots:
             raise ValueError(f"{name} must be [B, T, H] = {slots}, got {array.shape}")

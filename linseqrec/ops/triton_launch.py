@@ -54,7 +54,7 @@ def unfit(widths: Mapping[str, int], dtype: Any) -> str | None:
         return f"queries, keys and values must be bfloat16 or float32, got {jnp.dtype(dtype).name}"
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed: pip install 'linseqrec[cuda]'"
+            return f"{package} is not installed: pip install -e '.[cuda]'"
     if jax.default_backend() == "gpu":
         device = jax.devices()[0]
         capability = str(getattr(device, "compute_capability", "none"))

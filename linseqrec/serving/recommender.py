@@ -167,9 +167,9 @@ class Recommender:
         bad = since_origin[(since_origin < 0) | (since_origin > self._last_second)]
         if bad.size:
             raise ServingError(
-                f"time {int(bad[0]) + self.origin} is not within {self._last_second:,} s after "
-                f"{self.origin}, the time of the data set's first event: give whole seconds on the "
-                "log's own clock"
+                f"time {int(bad[0]) + self.origin} is not from {self.origin}, the time of the data "
+                f"set's first event, to {self.origin + self._last_second}: give whole seconds on "
+                "the log's own clock"
             )
         return since_origin.astype(np.int32)
 
@@ -528,5 +528,8 @@ def _checked_rows(history: Events) -> tuple[np.ndarray, np.ndarray]:
 def _integers(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
-        raise ServingError(f"{name} must be integers, got {array.dtype}")
+        hint = (
+            ": find_items (data/requests.py) gives those of ids" if array.dtype.kind == "U" else ""
+        )
+        raise ServingError(f"{name} must be integers, got {array.dtype}{hint}")
     return array.astype(np.int64)

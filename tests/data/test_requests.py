@@ -6,6 +6,7 @@ import pytest
 from linseqrec.data.dataset import Dataset, write_dataset
 from linseqrec.data.requests import (
     RequestError,
+    find_items,
     find_users,
     histories_before,
     request_times,
@@ -43,6 +44,13 @@ def test_the_targets_of_a_user_are_in_time_order():
     message = "there is no validation target in the folds split.*choose another split"
     with pytest.raises(RequestError, match=message):
         histories_before(dataset, split, "validation")
+
+
+def test_items_are_found_by_their_ids():
+    item_ids = np.array(["", "x", "y", "z"])
+    np.testing.assert_array_equal(find_items(["z", "", "x", "z"], item_ids), [3, 0, 1, 3])
+    with pytest.raises(RequestError, match="no such items in the data set: w, 1"):
+        find_items(["x", "w", "1"], item_ids)
 
 
 def test_errors_name_unknown_users_and_users_without_a_history(tmp_path):

@@ -107,11 +107,19 @@ def test_lists_hold_the_items_asked_for_and_ranks_stay_those_of_the_catalogue(
         assert process.returncode == 0, process.stderr
         frames.append(pl.read_parquet(output))
     assert f"1 of {len(asked) + 1} --items are not in the data set" in process.stdout
+    output = tmp_path / "others.parquet"
+    exclude = f"--exclude=@{tmp_path / 'stock.txt'}"
+    process = program(
+        "recommend", f"--workdir={workdir}", "--all", "--top_k=30", exclude, f"--output={output}"
+    )
+    assert process.returncode == 0, process.stderr
     whole, stock = frames
-    expected = whole.filter(pl.col("item").is_in(asked))
-    assert 0 < len(expected) < len(whole)
-    for column in ("user", "item", "score", "target", "target_rank"):
-        assert stock[column].to_list() == expected[column].to_list(), column
+    in_stock = pl.col("item").is_in(asked)
+    for shown, chosen in ((stock, in_stock), (pl.read_parquet(output), ~in_stock)):
+        expected = whole.filter(chosen)
+        assert 0 < len(expected) < len(whole)
+        for column in ("user", "item", "score", "target", "target_rank"):
+            assert shown[column].to_list() == expected[column].to_list(), column
 
 
 @pytest.mark.parametrize(

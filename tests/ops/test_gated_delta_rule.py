@@ -501,7 +501,7 @@ def test_triton_runs_or_says_why_not(monkeypatch):
     assert "queries, keys and values must be bfloat16 or float32, got float16" in refusal(half)
     with monkeypatch.context() as patch:
         patch.setattr(triton_launch, "_PACKAGES", ("no_such_package",))
-        assert "no_such_package is not installed: pip install 'linseqrec[cuda]'" in refusal({})
+        assert "no_such_package is not installed: pip install -e '.[cuda]'" in refusal({})
     with monkeypatch.context() as patch:
         # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
         patch.setattr(triton_launch, "_PACKAGES", ())
@@ -522,6 +522,7 @@ def test_refuses_what_does_not_fit():
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"k": inputs["k"][..., :3]}, r"q and k must be \[B, T, H, K\]"),
         ({"v": inputs["v"][:, :5]}, r"v \[B, T, H, V\]"),
+        ({name: x[:, :0] for name, x in inputs.items()}, "T must be at least 1"),
         ({"beta": inputs["beta"][..., None]}, r"beta must be \[B, T, H\] = \(2, 6, 2\)"),
         ({"log_decay": inputs["log_decay"][:1]}, r"log_decay must be \[B, T, H\]"),
         ({"segment_ids": LAYOUT}, r"segment_ids must be \[B, T\] = \(2, 6\)"),

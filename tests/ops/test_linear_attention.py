@@ -367,7 +367,7 @@ def test_triton_runs_or_says_why_not(monkeypatch):
     assert "'triton' does not fit causal=False" in refusal({}, causal=False)
     with monkeypatch.context() as patch:
         patch.setattr(triton_launch, "_PACKAGES", ("no_such_package",))
-        assert "no_such_package is not installed: pip install 'linseqrec[cuda]'" in refusal({})
+        assert "no_such_package is not installed: pip install -e '.[cuda]'" in refusal({})
     with monkeypatch.context() as patch:
         # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
         patch.setattr(triton_launch, "_PACKAGES", ())

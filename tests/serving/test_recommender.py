@@ -316,7 +316,7 @@ def test_seconds_count_from_the_first_event_of_the_data_set(recommender):
     # 0 stands for a user without an event.
     np.testing.assert_array_equal(recommender.seconds([0, ORIGIN + 90]), [0, 90])
     for time in (ORIGIN - 1, ORIGIN + 2**31):
-        with pytest.raises(ServingError, match=f"time {time} is not within"):
+        with pytest.raises(ServingError, match=f"time {time} is not from "):
             recommender.seconds([ORIGIN, time])
     with pytest.raises(ServingError, match="times must be integers, got float64"):
         recommender.seconds([1e9])

@@ -91,8 +91,10 @@ def lock(workdir: Path) -> Iterator[None]:
     Prints a warning if the file system has no locks.
 
     Raises:
-      WorkdirError: Another process has locked the workdir.
+      WorkdirError: Another process has locked the workdir, or it is a dataset folder.
     """
+    if (workdir / "offsets.npy").exists():
+        raise WorkdirError(f"{workdir} is a dataset folder: choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a+", errors="replace") as file:
         try:
@@ -180,8 +182,6 @@ def claim(
             _append_json(workdir / "config_changes.jsonl", changes)
             write_json(config_path, to_json(experiment))
     else:
-        if (workdir / "offsets.npy").exists():
-            raise WorkdirError(f"{workdir} is a dataset folder: choose another --workdir")
         if config_path.exists():
             _clear_other_start(workdir, experiment, card)
         write_json(workdir / "card.json", card)

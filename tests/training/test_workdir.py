@@ -19,6 +19,7 @@ from linseqrec.data.source import DataConfig
 from linseqrec.errors import FileError
 from linseqrec.training import workdir
 from linseqrec.training.log import MetricsLog
+from linseqrec.training.loop import train
 
 
 def test_readers_skip_an_incomplete_last_line_and_the_log_replaces_it(tmp_path):
@@ -245,14 +246,14 @@ def test_the_same_data_may_stand_in_another_folder(ended, experiment, tmp_path):
         workdir.claim(tmp_path, moved, {"sha256": {"items": "2"}})
 
 
-def test_a_dataset_folder_is_no_workdir(experiment, source, tmp_path):
+def test_a_dataset_folder_is_no_workdir(experiment, source, make_run, tmp_path):
     dataset = source.dataset
     users, items = (list(map(str, range(n))) for n in (dataset.num_users, dataset.num_items))
     write_dataset(tmp_path / "data", dataset, users, items)
-    card = (tmp_path / "data" / "card.json").read_bytes()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
     with pytest.raises(workdir.WorkdirError, match="data is a dataset folder: choose another"):
-        workdir.claim(tmp_path / "data", experiment, {"sha256": {"items": "1"}})
-    assert (tmp_path / "data" / "card.json").read_bytes() == card
+        train(make_run(experiment), tmp_path / "data")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
 
 
 def test_another_environment_is_printed_and_recorded(experiment, tmp_path, monkeypatch, capsys):

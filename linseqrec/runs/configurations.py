@@ -115,7 +115,7 @@ def group_by_configuration(
             if other is not run and not repeats:
                 raise RunsError(
                     f"{other.folder} and {run.folder} are the same configuration and seed: "
-                    "leave one out"
+                    "leave one out of --runs"
                 )
         if len(by_seed) == len(group):
             ordered = tuple(by_seed[seed] for seed in sorted(by_seed))

@@ -8,6 +8,7 @@ it could seal it, or somebody deleted them.
 
 import dataclasses
 import functools
+import logging
 import os
 import sys
 import threading
@@ -37,6 +38,9 @@ from linseqrec.training.step import States, TrainState
 
 # Two, so that a run can continue from the other one if one is damaged.
 _NUM_LATEST = 2
+# Orbax warns of each folder that is opened as we asked, to read only.
+_ORBAX_READS_ONLY = "Given directory is read only=%s"
+logging.getLogger("absl").addFilter(lambda record: record.msg != _ORBAX_READS_ONLY)
 
 
 class CheckpointError(UserError, RuntimeError):

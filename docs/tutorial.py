@@ -32,9 +32,8 @@ from absl import logging
 
 from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.data.dataset import Dataset
-from linseqrec.data.histories import gather_histories
+from linseqrec.data.histories import find_users, gather_histories
 from linseqrec.data.prepare import prepare
-from linseqrec.data.requests import find_users
 from linseqrec.data.source import DataConfig
 from linseqrec.data.worlds import generate, resized, world_config
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig

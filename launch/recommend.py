@@ -30,7 +30,7 @@ from absl import flags
 from launch.flags import define_data
 from launch.program import run_program
 from linseqrec.config_fields import ConfigError
-from linseqrec.data.requests import (
+from linseqrec.data.histories import (
     Before,
     find_users,
     flag_items,

@@ -529,7 +529,7 @@ def _integers(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
         hint = (
-            ": find_items (data/requests.py) gives those of ids" if array.dtype.kind == "U" else ""
+            ": find_items (data/histories.py) gives those of ids" if array.dtype.kind == "U" else ""
         )
         raise ServingError(f"{name} must be integers, got {array.dtype}{hint}")
     return array.astype(np.int64)

@@ -79,7 +79,24 @@ STUDY = Study(
             ),
             analyses=("buckets",),
         ),
-        Table("drift", "Tastes drift while a user is away.", models("drift")),
+        Table(
+            "drift",
+            "Tastes drift while a user is away. HyTRec's memory fades with the time between "
+            "events; that of Gated DeltaNet does not know it.",
+            (
+                *models("drift"),
+                Arm(
+                    "HyTRec, the long branch alone, 5 epochs",
+                    "experiments/drift.py:hytrec",
+                    {
+                        "model.branches": "long",
+                        "model.short_events": 0,
+                        "model.timed_attention": True,
+                        "training.num_epochs": 5.0,
+                    },
+                ),
+            ),
+        ),
         Table(
             "ultra_long",
             "Habits in histories of some 1,500 events: 1,500 users and 1,000 items, fewer than "
@@ -133,6 +150,13 @@ STUDY = Study(
             "SinkRec of one pass is better than Gated DeltaNet of equal size",
             "repetition",
             "SinkRec, one pass, dropout .1",
+            ("Gated DeltaNet",),
+        ),
+        Claim(
+            "A memory that fades with the time is better than one that does not know it, in "
+            "`drift`",
+            "drift",
+            "HyTRec, the long branch alone, 5 epochs",
             ("Gated DeltaNet",),
         ),
         *(

@@ -6,7 +6,7 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import FrameType
 
@@ -77,9 +77,11 @@ def run_local(
         return Failure(task, reason_of(code)) if code else None
 
     outcomes: list[Future[Failure | None]] = []
-    with ThreadPoolExecutor(parallel) as pool, _first_signal_raised():
+    with ThreadPoolExecutor(parallel) as pool, _first_signal_raised() as check:
         try:
             outcomes.extend(pool.submit(run, *each) for each in enumerate(tasks, start=1))
+            while wait(outcomes, timeout=1).not_done:
+                check()
             return [failure for outcome in outcomes if (failure := outcome.result())]
         finally:
             stopping.set()
@@ -103,8 +105,12 @@ def _variables(device: str | None, used: Sequence[str | None]) -> dict[str, str]
 
 
 @contextlib.contextmanager
-def _first_signal_raised() -> Iterator[None]:
-    """Raises the first signal as `Interrupted`, and ignores those that come while runs end."""
+def _first_signal_raised() -> Iterator[Callable[[], None]]:
+    """Raises the first signal as `Interrupted`, and ignores those that come while runs end.
+
+    Yields a function that raises it again: Python drops what a signal's handler raises in a
+    callback of the garbage collector, which JAX has.
+    """
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -112,9 +118,13 @@ def _first_signal_raised() -> Iterator[None]:
         if len(received) == 1:
             raise Interrupted(number)
 
+    def check() -> None:
+        if received:
+            raise Interrupted(received[0])
+
     before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
-        yield
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,5 +1,7 @@
 """Worker processes, with small programs in the place of trainings."""
 
+import gc
+import os
 import signal
 import sys
 
@@ -100,6 +102,26 @@ while True: signal.pause()
     assert (tmp_path / "a" / "log.txt").read_text().endswith("saved\n")
     assert not (tmp_path / "b").exists()
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_drops_is_raised_again(tmp_path, monkeypatch):
+    """What its handler raises in a callback of the garbage collector goes nowhere."""
+
+    def send(phase, _):
+        if phase == "stop":
+            gc.callbacks.remove(send)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def wait_and_collect(outcomes, timeout):
+        gc.callbacks.append(send)
+        gc.collect()
+        monkeypatch.undo()
+        return local.wait(outcomes, timeout)
+
+    monkeypatch.setattr(local, "wait", wait_and_collect)
+    with pytest.raises(Interrupted, match="SIGINT"):
+        run_local([task(tmp_path, "import time; time.sleep(60)")])
 
 
 def test_a_run_that_left_no_log_is_named_too(tmp_path):

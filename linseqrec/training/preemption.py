@@ -64,7 +64,9 @@ class Preemption:
     def __enter__(self) -> Self:
         # Only the main thread may handle signals. In another one, they end the process as usual.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            # A shell lets programs in the background ignore SIGINT: they go on doing so.
+            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            for number in (signal.SIGTERM, *[signal.SIGINT] * (not ignored)):
                 before = signal.signal(number, self._request)
                 self._undo.callback(signal.signal, number, before)
             self._undo.callback(setattr, sys, "unraisablehook", sys.unraisablehook)

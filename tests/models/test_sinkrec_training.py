@@ -95,7 +95,7 @@ def test_a_step_that_is_not_finite_leaves_the_codes_alone():
 def test_a_run_resumes_where_it_was_and_logs_the_perplexities(tmp_path):
     """Codebooks, their usage and the draws of new codes among it."""
     made = small_run()
-    whole, _ = loop.train(made, tmp_path / "run")
+    whole = loop.train(made, tmp_path / "run")
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         restored = checkpoints.restore(checkpoints.resolve("latest"), made.step.initial_state())
     first, _ = made.step.update(out_of_use(jax.tree.map(jnp.copy, whole)), made.batches[0])

@@ -92,6 +92,23 @@ def in_reading(run, monkeypatch, step):
     monkeypatch.setattr(type(run.batches), "__getitem__", read_or_terminate)
 
 
+@pytest.fixture
+def heeds_sigint():
+    """Where the suite runs in the background, it inherits that SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_in_the_background_goes_on_ignoring_sigint(heeds_sigint):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Preemption():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with Preemption():
+        assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
+
+
 @pytest.fixture(scope="module")
 def train_once(tmp_path_factory):
     """A function that trains a run once per module; returns its state, best step and records."""
@@ -113,7 +130,7 @@ def train_once(tmp_path_factory):
     ids=lambda function: function.__name__,
 )
 def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(
-    terminate, experiment, make_run, train_once, tmp_path, monkeypatch, capsys
+    terminate, experiment, make_run, train_once, heeds_sigint, tmp_path, monkeypatch, capsys
 ):
     uninterrupted = make_run(experiment)
     expected, best, records = train_once(uninterrupted)

@@ -170,6 +170,7 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         sys.exit(f"error: {_printable(str(path))}: {error.strerror}")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
+        sys.stdout.flush()
         os._exit(128 + signal.SIGINT)  # A compilation may go on in XLA's threads, as below.
     except Preempted as preempted:
         print(f"{preempted}; run the same command again to continue", file=sys.stderr)

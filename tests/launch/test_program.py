@@ -1,6 +1,7 @@
 """The settings that every program makes at its start."""
 
 import errno
+import os
 import re
 import signal
 import subprocess
@@ -93,3 +94,20 @@ def test_late_errors_of_a_failed_save_are_not_printed(error, place, shown, monke
     unraisable = types.SimpleNamespace(exc_value=error, object=place)
     program.show_unraisable(unraisable)
     assert printed == [unraisable] * shown
+
+
+def test_ctrl_c_ends_a_program_in_one_line_and_keeps_its_output():
+    lines = """
+import os, signal
+from launch.program import run_program
+def main(argv):
+    print("half")
+    os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # The suite may run in the background.
+run_program(main)
+"""
+    buffered = {name: own for name, own in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=ROOT, env=buffered, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "half\n", "stopped\n")

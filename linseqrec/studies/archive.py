@@ -83,6 +83,8 @@ def _joined_table(own: _Record, former: _Record, table: Table) -> _Record:
         ours, theirs = here.get(arm.label), recorded.get(arm.label)
         if theirs and not _is_of(theirs, arm, own["experiments"].get(arm.label)):
             theirs = None
+        if theirs and own["search"] and "validation" not in theirs:
+            theirs = None  # Recorded before the table was a search: nothing says what it selects.
         if joined := _joined_model(ours, theirs):
             models[arm.label] = joined
     if models == here:

@@ -386,6 +386,15 @@ def test_a_model_whose_arm_has_changed_is_not_taken_from_the_earlier_record(make
     assert run_names(joined(earlier, {})) == {"t, narrow, seed 0"}
 
 
+def test_what_was_recorded_before_a_table_was_a_search_is_not_taken(make, joined, tmp_path):
+    """Nothing says what validation would select of it."""
+    earlier = make({"narrow": [hits(of=0.3, seed=0)], "wide": [hits(of=0.5, seed=1)]})
+    shutil.rmtree(tmp_path / "wide")
+    shutil.rmtree(tmp_path / "narrow")
+    del earlier["tables"][0]["models"][1]["validation"]
+    assert run_names(joined(earlier, {})) == {"t, narrow, seed 0"}
+
+
 def test_a_model_whose_experiment_has_changed_is_not_taken_from_the_earlier_record(
     make, joined, tmp_path, monkeypatch
 ):

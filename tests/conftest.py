@@ -48,7 +48,7 @@ jaxtyping.install_import_hook(
 )
 
 # Tracing makes millions of short-lived objects. At Python's thresholds, looking for circles among
-# them takes a sixth of the suite's time.
+# them takes a tenth of the suite's time.
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 

@@ -1,4 +1,4 @@
-"""Finished runs: find them below folders, open them, name them."""
+"""Finished runs: found below folders, opened, named, and their best counting baseline."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Softmax attention: full, causal and in a sliding window, segment-aware.
+"""Softmax attention: causal, over all of the past or a sliding window, segment-aware.
 
 Axes: B batch, T time, S slots of keys, H heads, K key width, V value width, M memory slots,
 E a memory slot's width, C block, N blocks.
@@ -60,7 +60,6 @@ def softmax_attention(
     *,
     memory: MemorySlots | None = None,
     fading: Fading | None = None,
-    causal: bool = True,
     window: int | None = None,
     behind: int = 0,
     segment_ids: Int[Array, "B S"] | None = None,
@@ -70,8 +69,8 @@ def softmax_attention(
 ) -> Float[Array, "B T H V"]:
     """Averages values with weights softmax(scale <q_t, k_s> - faded) over the slots s t may see.
 
-    Those are the slots of t's own segment, up to t - behind where causal, and `window` of them
-    where there is a window. Source: arXiv 1706.03762. Memory slots, if given, stand beside those in
+    Those are the slots of t's own segment up to t - behind, the last `window` of them where there
+    is a window. Source: arXiv 1706.03762. Memory slots, if given, stand beside those in
     the same softmax, each query's own. A query that sees no slot at all reads 0.
 
     Args:
@@ -82,10 +81,8 @@ def softmax_attention(
       memory: Slots that only the query at t sees. Not for "dense".
       fading: What the scores lose with the keys' age, in float32 (float64 for float64). None:
         nothing.
-      causal: Whether slots after t are hidden.
-      window: How many slots t sees, from t - behind - window + 1 to t - behind; causal only. None:
-        all.
-      behind: How many slots the last one that t sees stands before t; causal only.
+      window: How many slots t sees, from t - behind - window + 1 to t - behind. None: all.
+      behind: How many slots the last one that t sees stands before t.
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
       implementation: None picks "triton" on a GPU where it can run and agrees with XLA
         (`triton_check`), else "banded" where a window is shorter than T, else "blockwise". With
@@ -94,8 +91,8 @@ def softmax_attention(
         more keys than its windows reach; both recompute the scores for the gradient, so that
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
         [T, T] scores at once. "triton" runs kernels of its own on an NVIDIA GPU (Hopper or
-        data-centre Blackwell, extra `cuda`): causal, without memory slots and fading, K and V up to
-        128, bfloat16 or float32. It reads no key outside a query's window or segment.
+        data-centre Blackwell, extra `cuda`): without memory slots and fading, K and V up to 128,
+        bfloat16 or float32. It reads no key outside a query's window or segment.
       scale: None: 1 / sqrt(K).
       block_size: The most queries in a block. "triton" has 64.
 
@@ -103,21 +100,18 @@ def softmax_attention(
       [B, T, H, V] in value's dtype; exactly 0 at padding, whatever stands there.
 
     Raises:
-      ValueError: shapes that do not match, a window that is not causal or not positive, slots
-        behind that are not causal or negative, an unknown implementation, "banded" without a
-        window, "dense" with memory slots, or "triton" for arguments or on a machine that it does
-        not fit.
+      ValueError: shapes that do not match, a window that is not positive, negative slots behind,
+        an unknown implementation, "banded" without a window, "dense" with memory slots, or "triton"
+        for arguments or on a machine that it does not fit.
       NotImplementedError: "triton" in a program for another platform than CUDA, when JAX lowers it.
     """
     _check_shapes(query, key, value, fading, segment_ids)
     _check_memory(query, value, memory)
     time, past = query.shape[1], key.shape[1] - query.shape[1]
-    if window is not None and (not causal or window < 1):
-        raise ValueError(f"a window is causal and at least 1, got {window} with causal={causal}")
-    if behind < 0 or (behind and not causal):
-        raise ValueError(
-            f"behind is at least 0, and 0 without causal=True; got {behind} with causal={causal}"
-        )
+    if window is not None and window < 1:
+        raise ValueError(f"a window is at least 1, got {window}")
+    if behind < 0:
+        raise ValueError(f"behind is at least 0, got {behind}")
     reach = None if window is None else window + behind
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
@@ -146,7 +140,7 @@ def softmax_attention(
         del segment_ids
         if form == "blockwise":
             return _blockwise(
-                query, key, value, memory, fading, runs, causal, reach, behind, scale, block_size
+                query, key, value, memory, fading, runs, reach, behind, scale, block_size
             )
         if form == "banded":
             if reach is None:
@@ -156,7 +150,7 @@ def softmax_attention(
         if form == "dense":
             if memory is not None:
                 raise ValueError("implementation 'dense' takes no memory slots")
-            return _dense(query, key, value, fading, runs, causal, reach, behind, scale)
+            return _dense(query, key, value, fading, runs, reach, behind, scale)
         raise ValueError(
             f"implementation {form!r}: choose None, 'blockwise', 'banded', 'dense' or 'triton'"
         )
@@ -173,7 +167,7 @@ def softmax_attention(
     if implementation not in (None, "triton"):
         output = by_form(implementation, *arrays)
     else:
-        unfit = _unfit_for_triton(query, key, value, memory, fading, causal)
+        unfit = _unfit_for_triton(query, key, value, memory, fading)
         sizes = query.shape[-1], value.shape[-1], jnp.result_type(query, key, value).name
         apart = triton_launch.rows_apart(query)
         if implementation == "triton":
@@ -225,11 +219,8 @@ def _unfit_for_triton(
     value: Array,
     memory: MemorySlots | None,
     fading: Fading | None,
-    causal: bool,
 ) -> str | None:
     """Why the Triton kernels cannot compute this; None if they can."""
-    if not causal:
-        return "it must be causal"
     if memory is not None:
         return "it takes no memory slots"
     if fading is not None:
@@ -288,15 +279,13 @@ def _visible(
     key_slots: Int[Array, "Tk"],
     query_runs: Int[Array, "B Tq"],
     key_runs: Int[Array, "B Tk"],
-    causal: bool,
     reach: int | None,
     behind: int,
 ) -> Bool[Array, "B 1 Tq Tk"]:
     """Which key each query sees: those from `behind` slots before it on, and less than `reach`."""
     visible = query_runs[:, :, None] == key_runs[:, None, :]
     distance = query_slots[:, None] - key_slots[None, :]
-    if causal:
-        visible = visible & (distance >= behind)
+    visible = visible & (distance >= behind)
     if reach is not None:
         visible = visible & (distance < reach)
     return visible[:, None]
@@ -384,7 +373,6 @@ def _blockwise(
     memory: MemorySlots | None,
     fading: Fading | None,
     runs: Int[Array, "B S"],
-    causal: bool,
     reach: int | None,
     behind: int,
     scale: float,
@@ -403,13 +391,13 @@ def _blockwise(
         times = _to_blocks(_query_times(fading, past, 0 if memory else behind), size, 1)
     count = len(queries)
 
-    # A causal block needs no keys beyond its end, but a loop's body has one shape: so up to four
+    # A block needs no keys beyond its end, but a loop's body has one shape: so up to four
     # loops over parts of the row, each with the keys up to its part's end.
-    parts = max(1, min(4, count // 2)) if causal else 1
+    parts = max(1, min(4, count // 2))
     ends = [count * (part + 1) // parts for part in range(parts)]
     outputs = []
     for start, end in zip([0, *ends], ends, strict=False):
-        seen = min(past + end * size, total) if causal else total
+        seen = min(past + end * size, total)
         keys, values, key_runs = key[:, :, :seen], value[:, :, :seen], runs[:, :seen]
         fades = None if fading is None else fading._replace(times=fading.times[:, :seen])
 
@@ -422,7 +410,7 @@ def _blockwise(
         ) -> Array:
             query, query_runs, slots, memory_slots, times = block
             key_slots = jnp.arange(keys.shape[2])
-            visible = _visible(slots, key_slots, query_runs, key_runs, causal, reach, behind)
+            visible = _visible(slots, key_slots, query_runs, key_runs, reach, behind)
             own = _with_slots(memory, memory_slots)
             return _attend(query, keys, values, own, fades, times, visible, scale)
 
@@ -483,9 +471,7 @@ def _banded(
         seen = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, halo + size, axis)  # noqa: E731
         key_runs = seen(all_runs, 1)
         key_slots = jnp.arange(-halo, size)
-        visible = _visible(
-            key_slots[halo:], key_slots, key_runs[:, halo:], key_runs, True, reach, behind
-        )
+        visible = _visible(key_slots[halo:], key_slots, key_runs[:, halo:], key_runs, reach, behind)
         fades, times = None, None
         if fading is not None:
             fades = fading._replace(times=seen(all_times, 1))
@@ -507,14 +493,13 @@ def _dense(
     value: Float[Array, "B S H V"],
     fading: Fading | None,
     runs: Int[Array, "B S"],
-    causal: bool,
     reach: int | None,
     behind: int,
     scale: float,
 ) -> Float[Array, "B T H V"]:
     slots = jnp.arange(key.shape[1])
     past = key.shape[1] - query.shape[1]
-    visible = _visible(slots[past:], slots, runs[:, past:], runs, causal, reach, behind)
+    visible = _visible(slots[past:], slots, runs[:, past:], runs, reach, behind)
     bias = None
     if fading is not None:
         dtype = jnp.promote_types(query.dtype, jnp.float32)

@@ -18,31 +18,32 @@ HEADS, KEY, VALUE = 2, 5, 7
 SCALE = 0.9  # unlike the default: scores large enough that a wrong one shows
 # Of the slots, in seconds: minutes apart.
 TIMES = np.cumsum(np.random.default_rng(4).integers(1, 500, LAYOUT.shape), axis=1, dtype=np.int32)
+# Three years pass before slot 3: what is older has faded.
+YEARS_LATER = TIMES + np.int32(3 * 365 * 86_400) * (np.arange(SLOTS) >= 3).astype(np.int32)
 
-# Implementation, block size, window, causal: ten blocks in four parts, one block, windows within a
+# Implementation, block size, window: ten blocks in four parts, one, two, windows within a
 # block, of exactly one block, in two spans, and longer than the row. Last, how many slots behind,
 # where not 0: fewer than a segment has, and more.
 FORMS = [
-    ("dense", 64, None, True),
-    ("dense", 64, None, False),
-    ("dense", 64, 3, True),
-    ("blockwise", 2, None, True),
-    ("blockwise", 64, None, True),
-    ("blockwise", 5, None, False),
-    ("blockwise", 4, 3, True),
-    ("banded", 1, 1, True),
-    ("banded", 2, 2, True),
-    ("banded", 5, 3, True),
-    ("banded", 1, 4, True),
-    ("banded", 64, 6, True),
-    ("banded", 1, 50, True),
-    ("dense", 64, None, True, 2),
-    ("dense", 64, 3, True, 1),
-    ("blockwise", 4, None, True, 3),
-    ("blockwise", 4, 3, True, 5),
-    ("banded", 2, 3, True, 2),
-    ("banded", 5, 1, True, 8),
-    ("banded", 1, 50, True, 1),
+    ("dense", 64, None),
+    ("dense", 64, 3),
+    ("blockwise", 2, None),
+    ("blockwise", 64, None),
+    ("blockwise", 5, None),
+    ("blockwise", 4, 3),
+    ("banded", 1, 1),
+    ("banded", 2, 2),
+    ("banded", 5, 3),
+    ("banded", 1, 4),
+    ("banded", 64, 6),
+    ("banded", 1, 50),
+    ("dense", 64, None, 2),
+    ("dense", 64, 3, 1),
+    ("blockwise", 4, None, 3),
+    ("blockwise", 4, 3, 5),
+    ("banded", 2, 3, 2),
+    ("banded", 5, 1, 8),
+    ("banded", 1, 50, 1),
 ]
 
 
@@ -64,45 +65,38 @@ def fading_inputs():
     return random_inputs() | {"rate": np.array([4e-3, 5e-4], np.float32)}
 
 
-def times_of(form):
-    """Where the future is hidden, three years pass before slot 3: what is older has faded."""
-    years = 3 * 365 * 86_400 if form[3] else 0
-    return TIMES + np.int32(years) * (np.arange(SLOTS) >= 3).astype(np.int32)
-
-
 @partial(jax.jit, static_argnames="form")
 def apply(form, inputs, segment_ids=None):
-    implementation, block_size, window, causal, behind = parts(form)
+    implementation, block_size, window, behind = parts(form)
     inputs = dict(inputs)
     rate = inputs.pop("rate", None)
     return softmax_attention(
         **inputs,
-        fading=None if rate is None else Fading(times_of(form), rate),
+        fading=None if rate is None else Fading(YEARS_LATER, rate),
         segment_ids=segment_ids,
         implementation=implementation,
         block_size=block_size,
         window=window,
-        causal=causal,
         behind=behind,
         scale=SCALE,
     )
 
 
 def parts(form):
-    return (*form, 0)[:5]
+    return (*form, 0)[:4]
 
 
 def sees(form, ids, t, s):
-    _, _, window, causal, behind = parts(form)
+    _, _, window, behind = parts(form)
     last = t - behind
-    return ids[t] == ids[s] != 0 and (not causal or s <= last) and (not window or last - s < window)
+    return ids[t] == ids[s] != 0 and s <= last and (not window or last - s < window)
 
 
 def by_loops(form, inputs, segment_ids):
     """The definition, a query at a time in float64."""
     q, k, v = (np.asarray(inputs[name], np.float64) for name in ("query", "key", "value"))
     rate = np.asarray(inputs.get("rate", np.zeros(HEADS)), np.float64)
-    times = times_of(form).astype(np.float64)
+    times = YEARS_LATER.astype(np.float64)
     output = np.zeros(v.shape)
     for b, ids in enumerate(segment_ids):
         for t in np.flatnonzero(ids):
@@ -125,7 +119,7 @@ def by_matrix(form, inputs, segment_ids):
     real = {n: keep(segment_ids > 0, x) for n, x in inputs.items() if n != "rate"}
     scores = SCALE * jnp.einsum("bthk,bshk->bhts", real["query"], real["key"])
     if "rate" in inputs:
-        times = times_of(form).astype(np.float64)
+        times = YEARS_LATER.astype(np.float64)
         ages = times[:, :, None] - times[:, None, :]
         scores = scores - inputs["rate"][:, None, None] * ages[:, None]
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e9)) * mask[:, None]
@@ -153,7 +147,7 @@ def test_queries_of_the_last_slots_read_as_in_the_whole_row(form, before):
     assert_close(apply(form, last, LAYOUT), expected, 2e-6)
 
 
-@in_all([("blockwise", 4, None, True), ("blockwise", 4, None, False), ("banded", 1, 4, True)])
+@in_all([("blockwise", 4, None), ("banded", 1, 4)])
 @pytest.mark.parametrize("time", [1, 4, 9])
 def test_equals_the_definition_without_segments(form, time):
     inputs = random_inputs(2, time)
@@ -166,7 +160,7 @@ def test_defaults():
     inputs["query"] *= SCALE * np.sqrt(KEY)
     scaled = inputs | {"query": random_inputs()["query"]}
     for window, chosen in [(None, "blockwise"), (4, "banded"), (SLOTS, "blockwise")]:
-        expected = apply((chosen, 64, window, True), scaled)
+        expected = apply((chosen, 64, window), scaled)
         assert_close(jax.jit(partial(softmax_attention, window=window))(**inputs), expected, 2e-6)
         traced = str(jax.make_jaxpr(partial(softmax_attention, window=window))(**inputs))
         named = partial(softmax_attention, window=window, implementation=chosen)
@@ -193,15 +187,15 @@ def float64_gradients(form, inputs, segment_ids):
 
 
 GRADIENTS = [
-    ("dense", 64, None, True),
-    ("blockwise", 2, None, True),
-    ("blockwise", 5, None, False),
-    ("banded", 2, 2, True),
-    ("banded", 5, 3, True),
-    ("banded", 1, 4, True),
-    ("dense", 64, None, True, 2),
-    ("blockwise", 4, None, True, 3),
-    ("banded", 2, 3, True, 2),
+    ("dense", 64, None),
+    ("blockwise", 2, None),
+    ("blockwise", 5, None),
+    ("banded", 2, 2),
+    ("banded", 5, 3),
+    ("banded", 1, 4),
+    ("dense", 64, None, 2),
+    ("blockwise", 4, None, 3),
+    ("banded", 2, 3, 2),
 ]
 
 
@@ -221,7 +215,7 @@ def test_gradients_and_nothing_from_padding(form):
         assert_close(gradient, expected[name], 5e-6)
 
 
-@in_all([("blockwise", 5, None, True), ("banded", 5, 3, True)])
+@in_all([("blockwise", 5, None), ("banded", 5, 3)])
 def test_bfloat16(form):
     """Within 1 % (gradients 2 %) of the largest number, against float64 on the rounded inputs."""
     inputs = {name: jnp.asarray(x, jnp.bfloat16) for name, x in random_inputs().items()}
@@ -233,9 +227,9 @@ def test_bfloat16(form):
         assert_close(gradient, expected[name], 2e-2)
 
 
-@in_all([form for form in FORMS if form[3]])
+@in_all()
 def test_nothing_reads_the_future_nor_beyond_the_window(form):
-    inputs, (_, _, window, _, behind) = random_inputs(), parts(form)
+    inputs, (_, _, window, behind) = random_inputs(), parts(form)
     # A query that sees one slot reads its value, whatever it asks.
     names = ("key", "value") if behind else ("query", "key", "value")
     before = np.asarray(apply(form, inputs))
@@ -249,7 +243,7 @@ def test_nothing_reads_the_future_nor_beyond_the_window(form):
         np.testing.assert_array_equal(differs, expected)
 
 
-@in_all([("blockwise", 4, None, True), ("blockwise", 5, None, False), ("banded", 1, 4, True)])
+@in_all([("blockwise", 4, None), ("banded", 1, 4)])
 def test_packed_row_equals_its_parts_in_any_order_and_padding(form):
     inputs = random_inputs(1)
 
@@ -264,7 +258,7 @@ def test_packed_row_equals_its_parts_in_any_order_and_padding(form):
             assert_close(output, alone[part], 2e-6)
 
 
-@in_all([("blockwise", 4, None, True), ("banded", 1, 4, True)])
+@in_all([("blockwise", 4, None), ("banded", 1, 4)])
 def test_under_vmap_and_shard_map(form):
     inputs = random_inputs()
     expected = apply(form, inputs, LAYOUT)
@@ -277,7 +271,7 @@ def test_under_vmap_and_shard_map(form):
     assert_close(sharded(inputs, LAYOUT), expected, 2e-6)
 
 
-@in_all([("blockwise", 64, None, True), ("banded", 64, 100, True)])
+@in_all([("blockwise", 64, None), ("banded", 64, 100)])
 def test_memory_of_the_gradient_grows_linearly(form):
     lengths, bytes_ = [2**11, 2**14], []
     for time in lengths:
@@ -327,7 +321,7 @@ def test_memory_slots_in_bfloat16():
     inputs = random_inputs()
     inputs |= memory_slots(inputs)
     inputs = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), inputs)
-    form = ("banded", 5, 3, True)
+    form = ("banded", 5, 3)
     output = apply(form, inputs, LAYOUT)
     assert output.dtype == jnp.bfloat16
     assert_close(output, with_memory_by_loops(form, inputs, LAYOUT), 1e-2)
@@ -346,7 +340,7 @@ def test_memory_slots_stand_in_the_same_softmax(form):
 
 def test_gradients_of_memory_slots():
     """Finite differences in float64 along a random direction."""
-    form = ("banded", 1, 4, True)
+    form = ("banded", 1, 4)
     inputs = random_inputs()
     inputs |= memory_slots(inputs)
     gradient = gradients(form, inputs, LAYOUT)
@@ -370,7 +364,7 @@ def test_gradients_of_memory_slots():
     assert np.all(np.asarray(gradient["memory"].slots)[LAYOUT == 0] == 0)
 
 
-@in_all([form for form in FORMS if form[3]])
+@in_all()
 @pytest.mark.parametrize("past", [1, 6, 16])
 def test_the_last_queries_alone_equal_those_of_the_whole_row(form, past):
     inputs = random_inputs()
@@ -397,8 +391,7 @@ def test_triton_runs_or_says_why_not(monkeypatch):
     assert "must be bfloat16 or float32, got float16" in refusal(
         {name: array.astype(np.float16) for name, array in inputs.items()}
     )
-    assert "'triton' cannot run here: it must be causal" in refusal({"causal": False})
-    assert "it takes no memory slots" in refusal(memory_slots(inputs))
+    assert "'triton' cannot run here: it takes no memory slots" in refusal(memory_slots(inputs))
     fading = Fading(TIMES, np.ones(HEADS, np.float32))
     assert "it takes no fading" in refusal({"fading": fading})
     with monkeypatch.context() as patch:
@@ -418,10 +411,8 @@ def test_refuses_what_does_not_fit():
     rate = np.ones(HEADS, np.float32)
     slots = memory_slots(inputs)["memory"]
     for wrong, message in [
-        ({"window": 0}, "window"),
-        ({"window": 3, "causal": False}, "window"),
+        ({"window": 0}, "a window is at least 1"),
         ({"behind": -1}, "behind is at least 0"),
-        ({"behind": 1, "causal": False}, "behind is at least 0, and 0 without causal=True"),
         ({"implementation": "banded"}, "needs a window"),
         ({"implementation": "flash"}, "'flash'"),
         ({"block_size": 0}, "block_size"),

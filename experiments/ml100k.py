@@ -31,7 +31,7 @@ MODELS = {
     # A log of a tenth of ML-1M's size overfits at the published rates of 0.1.
     "recgrela": ("RecGRELA", partial(RecGRELAConfig, dropout=0.3, drop_path=0.2)),
     "hytrec": ("HyTRec", partial(HyTRecConfig, dropout=0.3)),
-    "sinkrec": ("SinkRec", partial(SinkRecConfig, dropout=0.3)),
+    "sinkrec": ("SinkRec", partial(SinkRecConfig, dropout=0.3, memory_dropout=0.3)),
     "gated_deltanet": ("Gated DeltaNet", partial(GatedDeltaNetConfig, dropout=0.3)),
     "sasrec": ("SASRec", partial(SASRecConfig, dropout=0.3)),
     "hstu": ("HSTU", partial(HSTUConfig, dropout=0.3)),

@@ -45,10 +45,18 @@ STUDY = Study(
                 Arm("Gated DeltaNet", "experiments/foursquare.py:gated_deltanet"),
             ),
         ),
+        Table(
+            "ml100k",
+            "Film ratings of 943 users, who watch no film twice.",
+            (
+                *arms("experiments/ml100k.py:sinkrec", _ARMS),
+                Arm("Gated DeltaNet", "experiments/ml100k.py:gated_deltanet"),
+            ),
+        ),
     ),
     claims=tuple(
         Claim(f"SinkRec is better than {other}, on `{table}` (SinkRec)", table, "SinkRec", (label,))
-        for table in ("repetition", "foursquare")
+        for table in ("repetition", "foursquare", "ml100k")
         for label, other in {
             "without the memory": "SinkRec without its memory",
             "reads not purified": "SinkRec that does not purify its reads",

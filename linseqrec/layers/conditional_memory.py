@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from linseqrec.layers.standard import Dense, exact_gelu, layer_norm
+from linseqrec.layers.standard import Dense, dropout, exact_gelu, layer_norm, split_key
 from linseqrec.layers.states import Stateless, empty, empty_recent, past_or_none
 from linseqrec.ops.quantization import (
     code_counts,
@@ -61,6 +61,15 @@ class MemoryReading:
     losses: dict[str, Float[Array, ""]]
     code_counts: Float[Array, "S L K"]
     metrics: dict[str, Float[Array, ""]]
+
+    def dropped(self, rate: float, key: PRNGKeyArray | None) -> "MemoryReading":
+        """The reading with dropout on its vectors and slots."""
+        vector_key, slots_key = split_key(key, 2)
+        return dataclasses.replace(
+            self,
+            vector=dropout(self.vector, rate, vector_key),
+            slots=dropout(self.slots, rate, slots_key),
+        )
 
 
 class ConditionalMemory(nnx.Module):

@@ -5,7 +5,7 @@ the "semantic state sink". SinkRec keeps recurring patterns in a memory of their
 for what it does not cover.
 
     E = √D E[items];  X = Drop(E)
-    m, n, ρ = ConditionalMemory(E)                                       once
+    m, n, ρ = ConditionalMemory(Drop(E));  m = Drop(m);  n = Drop(n)     once, at a rate of its own
     for r = 1..R, with one block's parameters:                           ℓ, W_gv zero at first
         X = X + ℓ_r
         X = X + σ(⟨N_m(W_gk m), N_x(X)⟩ / √D) W_gv m                     reinjection
@@ -121,6 +121,8 @@ class SinkRecConfig(ModelConfig):
       quantization_weight: Of L_vq in the loss.
       reconstruction_weight: Of L_rec in the loss; 0 builds no decoder.
       dropout: Rate on the embeddings and every branch of the block but the reinjection.
+      memory_dropout: Rate on the embeddings that the memory reads, and on its vectors and slots.
+        Its windows of several events can learn a small log by heart.
       chunk_size: The most events that the recurrence takes at once; changes speed, not results.
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
         Quantisation is float32.
@@ -152,6 +154,7 @@ class SinkRecConfig(ModelConfig):
     quantization_weight: NotNegative = 0.1
     reconstruction_weight: NotNegative = 0.1
     dropout: Rate = 0.1
+    memory_dropout: Rate = 0.0
     chunk_size: Count = 64
     dtype: Dtype = "auto"
 
@@ -265,10 +268,12 @@ class SinkRec(SequenceModel):
     ) -> Encoding:
         """Returns hidden states [B, T, D], the weighted losses, the memory's metrics, the state."""
         config, events = self.config, self.request_time.visible_events(events)
-        embedding_key, *loop_keys = split_key(dropout_key, 1 + config.loops)
+        embedding_key, *loop_keys, read_key, memory_key = split_key(dropout_key, 3 + config.loops)
         embedded, ids = self._embed(events), events.segment_ids
         gaps, last_timestamp = gaps_in_days(events.timestamps, ids, state.last_timestamp)
-        memory, embeddings = self.memory(embedded, ids, state.embeddings)
+        read = dropout(embedded, config.memory_dropout, read_key)
+        memory, embeddings = self.memory(read, ids, state.embeddings)
+        memory = memory.dropped(config.memory_dropout, memory_key)
         inputs = MixerInputs(ids, gaps, self.gap_features(gaps), memory, waits_in_days(events))
 
         # The memory's codes are of items, whenever they come: it reads no request times.

@@ -130,6 +130,21 @@ def test_in_parts_equals_the_whole_row(cuts):
     np.testing.assert_array_equal(past.values, last.values)
 
 
+def test_dropout_takes_of_the_vectors_and_of_the_slots_each_its_own():
+    reading, _ = read(memory(), embeddings(), ONE)
+    dropped = reading.dropped(0.25, jax.random.key(0))
+    gone = {}
+    for name in ("vector", "slots"):
+        before, after = np.asarray(getattr(reading, name)), np.asarray(getattr(dropped, name))
+        gone[name] = after == 0
+        assert 0.1 < np.mean(gone[name][ONE > 0]) < 0.4
+        assert_close(after, np.where(gone[name], 0, before / 0.75), 1e-6)
+    same = gone["slots"][:, :, 0] == gone["vector"][..., : WIDTH // 2]
+    assert not same[ONE > 0].all()
+    np.testing.assert_array_equal(dropped.error, reading.error)
+    assert reading.dropped(0.25, None).vector is reading.vector
+
+
 def test_a_window_reads_its_taps_and_no_others():
     made, x = memory(), embeddings()
     ids = np.array([[1] * 9 + [2] * 10] * len(LAYOUT), np.int32)

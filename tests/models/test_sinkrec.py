@@ -272,6 +272,22 @@ def test_dropout_is_a_function_of_the_key_and_leaves_the_memory_alone():
         assert float(first.losses[name]) == pytest.approx(float(loss), rel=1e-6)
 
 
+def test_the_memory_has_a_dropout_of_its_own():
+    """On what it reads, so that its losses change, and on what is read of it; not in evaluation."""
+    model, arrays = random_model(dataclasses.replace(ONCE, dropout=0.0, memory_dropout=0.3))
+    plain, _ = random_model(dataclasses.replace(ONCE, dropout=0.0))
+    encoding, expected = run(model, ragged()), run(plain, ragged())
+    np.testing.assert_array_equal(encoding.hidden, expected.hidden)
+    first, other = (run(model, ragged(), dropout_key=jax.random.key(s)) for s in (0, 1))
+    for name, loss in first.losses.items():
+        assert len({float(loss), float(other.losses[name]), float(encoding.losses[name])}) == 3
+    # Items without vectors: there is nothing to drop of what it reads.
+    load_parameters(model, arrays | {"embedding/table": 0 * arrays["embedding/table"]})
+    first, other = (run(model, ragged(), dropout_key=jax.random.key(s)) for s in (0, 1))
+    assert first.losses == other.losses
+    assert (np.abs(first.hidden - other.hidden).max(axis=(1, 2)) > 0.1).all()
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -298,6 +314,7 @@ def test_dropout_is_a_function_of_the_key_and_leaves_the_memory_alone():
         ),
         (dict(reconstruction_weight=math.inf), "reconstruction_weight is inf"),
         (dict(levels=0), "levels is 0"),
+        (dict(memory_dropout=1.0), "memory_dropout is 1.0: it must be at least 0 and below 1"),
         (dict(codes=0), "codes is 0"),
     ],
 )

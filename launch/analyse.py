@@ -42,12 +42,12 @@ _ANALYSES = flags.DEFINE_multi_string(
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _SPLIT = flags.DEFINE_enum(
-    "split", "validation", ["validation", "test"], "The targets, which end the histories."
+    "split", "validation", ["validation", "test"], "Targets; each history ends before its own."
 )
-_USERS = flags.DEFINE_integer("users", 512, "Histories at most; buckets takes all.", 2)
+_USERS = flags.DEFINE_integer("users", 512, "Most histories; buckets reads all.", 2)
 _METRIC = flags.DEFINE_string("metric", "NDCG@10", "buckets: the metric to draw.")
-_CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: own events.", 8)
-_SHOWN = flags.DEFINE_integer("shown", 8, "insertion_probe: times the rare event comes.", 1)
+_CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: the user's own events.", 8)
+_SHOWN = flags.DEFINE_integer("shown", 8, "insertion_probe: copies of the rare event.", 1)
 _INSERTIONS = flags.DEFINE_list(
     "insertions", ["0", "4", "16", "64", "256"], "insertion_probe: events inserted, ascending."
 )
@@ -106,7 +106,7 @@ def _settings() -> analyses.Settings:
         insertions = tuple(map(int, _INSERTIONS.value))
     except ValueError:
         given = ",".join(_INSERTIONS.value)
-        raise ConfigError(f"--insertions={given}: they are counts of events") from None
+        raise ConfigError(f"--insertions={given}: type counts, as in 0,4,16") from None
     probe = ProbeConfig(
         insertions, _CONTEXT.value, _SHOWN.value, pattern=_PATTERN.value, noise=_NOISE.value
     )

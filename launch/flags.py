@@ -72,7 +72,7 @@ def experiment() -> Experiment:
     """The experiment that the parsed flags ask for.
 
     Raises:
-      ConfigError: If there is none, or it cannot be.
+      ConfigError: If --config is missing, or the experiment is invalid.
     """
     if not flags.FLAGS.config:
         raise ConfigError("give an experiment: --config=experiments/FILE.py:NAME")
@@ -95,7 +95,7 @@ def load_experiment(experiment: str | Path) -> Experiment:
         raise ConfigError(f"no experiment file {file}{nearest(file, others)}")
     module, names = runpy.run_path(file), [name] if colon else []
     if "get_config" not in module:
-        raise ConfigError(f"{file} defines no get_config()")
+        raise ConfigError(f"{file} defines no get_config(): see experiments/quick.py")
     signature = inspect.signature(module["get_config"])
     try:
         signature.bind(*names)

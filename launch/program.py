@@ -47,10 +47,10 @@ def run_program(main: Callable[[list[str]], None], *, keep_freed_memory: bool = 
 
 
 def show_unraisable(unraisable: Any) -> None:
-    """Prints an exception that could not be raised, but for TensorStore's of a failed save.
+    """Prints an unraisable exception, except those of TensorStore after a failed save.
 
-    Writes of other arrays that end after the failure find Orbax's event loop closed. TensorStore
-    would print that for each of them, beside our error in one line.
+    The failure closes Orbax's event loop. For each other array whose write ends later, TensorStore
+    would print that the loop is closed, beside our error in one line.
     """
     if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

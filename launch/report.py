@@ -21,7 +21,7 @@ _OUTPUT = define_folder("output", "Unset: `report` in the first folder.")
 _METRICS = flags.DEFINE_list("metrics", list(METRICS), "HR, NDCG or MRR at a cut-off.")
 _AGAINST = flags.DEFINE_string("against", "", "Compare with this configuration (a label) only.")
 _SELECTED = flags.DEFINE_bool(
-    "selected", False, "Of each model, only the configuration that is the best in validation."
+    "selected", False, "Report each model's best configuration by validation only."
 )
 _DRAWN = flags.DEFINE_string("drawn", "NDCG@10", "The figures' metric.")
 

@@ -2,12 +2,12 @@ r"""Trains what a study compares, and writes its record, page and figures.
 
     python -m launch.study --study=experiments/studies/worlds.py --workdir=runs/studies
 
-The runs come most wanted first: all configurations with one seed, then with the next. The same
-command goes on where it stopped and skips the runs that have finished. `--minutes` ends it in time.
-When it ends, `results/NAME.json` and `results/NAME.md` hold what has been measured so far, and the
-parts of README.md and RESULTS.md that show studies are made anew. For tables that lack runs,
-`results/runs` keeps the results and the ranks of those on generated worlds: with them a study goes
-on where the workdirs are gone. What is recorded of other runs stays, and runs here join it.
+The program trains all configurations with one seed, then with the next. The same command continues
+and skips finished runs. `--minutes` limits its time. At its end it writes the results so far to
+`results/NAME.json` and `results/NAME.md`, and updates the parts of README.md and RESULTS.md that
+show studies. For unfinished tables, `results/runs` keeps the results and ranks of runs on generated
+worlds, so that the study can continue without their workdirs. The record keeps earlier runs whose
+results are gone, and adds the runs here.
 
     python -m launch.study --render    # pages from the records, without a run
 
@@ -52,8 +52,8 @@ _ANALYSE = flags.DEFINE_bool("analyse", False, "Analyse the checkpoints of the t
 _DROP = flags.DEFINE_bool(
     "drop",
     False,
-    "Let recorded runs leave whose arm has changed or is gone; of the tables that --tables names, "
-    "all whose results are gone.",
+    "Drop recorded runs whose arm has changed or is gone; in the tables of --tables, all recorded "
+    "runs whose results are gone.",
 )
 
 _ROOT = Path(__file__).parents[1]
@@ -124,7 +124,7 @@ def _left(study: Study, runs: Sequence[StudyRun], recorded: Set[str]) -> list[St
 
 
 def _earlier(path: Path) -> dict[str, Any]:
-    """The record as it is, without what may leave it."""
+    """The record on disk; --drop leaves out --tables."""
     if not path.exists():
         return {"tables": [], "claims": []}
     record = read_record(path)

@@ -3,9 +3,9 @@ r"""Trains many runs of an experiment: grids, zips and random draws over its fie
     python -m launch.sweep --config=experiments/quick.py:sasrec --workdir=runs/sweep \
         --grid optimizer.learning_rate=1e-3,3e-4 --grid seed=0,1,2 --parallel=2
 
-A field is given by its name or the end of it, where that means one field (`seed`). All `--zip` are
-taken element by element, the `--range`s are drawn from together `--random` times, and the runs are
-the product of these and of the grids. `--config.FIELD=VALUE` holds for every run.
+Name a field in full, or by an end of its name that no other has (`seed`). All `--zip` lists
+advance together. `--random=N` draws N times from all `--range`s together. The runs are the product
+of the grids, the zipped lists and the draws. `--config.FIELD=VALUE` holds for every run.
 
 The plan is printed first. Each run has a folder named from its overrides; the same command again
 skips the runs that have finished, train now or wait in SLURM's queue, and goes on with the others.
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     )
     jobs = queued(workdir / _JOBS) if _EXECUTOR.value == "slurm" else {}
     plan = make_plan(experiment, axis, workdir, queued=jobs)
-    # The printed commands alone are the output of their executor.
+    # With --executor=print, stdout has the commands alone.
     with contextlib.redirect_stdout(sys.stderr if _EXECUTOR.value == "print" else sys.stdout):
         print(plan_table(plan), flush=True)
     check_no_clash(plan)

@@ -46,11 +46,11 @@ _ALLOWED = flags.DEFINE_list(
 _GRACE = flags.DEFINE_float("grace", 20.0, "Seconds from SIGTERM to the end of the process.", 0.0)
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the configuration, and end.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Steps to trace, for TensorBoard's profiler.", 0)
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, of several.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
 _PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Processes of this run.", 1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", 0)
 _DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "none", ["none", "auto"], "Whether a cluster tells the three flags above."
+    "distributed", "none", ["none", "auto"], "auto: the cluster gives address, count and id."
 )
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for the other processes.", 1

@@ -38,7 +38,7 @@ class TrainingConfig(Config):
       patience: Validations without a better NDCG@10 before the run stops; 0 never stops early.
       accumulation_steps: Parts a batch is split into, one gradient each, to save memory.
       log_every: Steps between training metrics.
-      seed: Of parameters, dropout and the order of the data.
+      seed: Seed of the parameters and of training's random draws.
     """
 
     num_epochs: Positive = 10.0
@@ -103,7 +103,7 @@ class Experiment(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_baseline = re.fullmatch(r"oracle|(recent )?popularity|.*markov.*", self.name.lower())
-        require(not is_baseline, "name", self.name, "another name than a baseline in its tables")
+        require(not is_baseline, "name", self.name, "a name that no baseline in the tables has")
         data, steps, longest = self.data, self.training.accumulation_steps, self.model.longest_row
         want = f"a divisor of data.batch_size, {data.batch_size}"
         require(data.batch_size % steps == 0, "training.accumulation_steps", steps, want)

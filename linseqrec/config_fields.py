@@ -127,7 +127,7 @@ def convert(value: Any, hint: Any, field: str) -> Any:
         return _convert_plain(value, hint, field)
     cls = kind or hint
     if isinstance(cls, type) and cls not in (Any, types.UnionType):
-        # JSON gives a field of another class, such as `list`, a tuple.
+        # Other classes take all but text: from JSON, a `list` field gets a tuple.
         strict = text or cls is tuple or dataclasses.is_dataclass(cls) or issubclass(cls, Config)
         want = f"a {cls.__module__}.{cls.__qualname__}".replace("builtins.", "")
         require(not strict or isinstance(value, cls), field, value, want)

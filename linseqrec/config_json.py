@@ -37,7 +37,7 @@ def from_json(value: Any, hint: Any, prefix: str = "", *, floats: bool = False) 
       floats: Whether 40 in a field of type float becomes 40.0.
 
     Raises:
-      ConfigError: If a class is another or cannot be made, or has no such field: the file is of
+      ConfigError: If a class is not admitted, cannot be made, or lacks a field: the file is of
         another version.
     """
     if isinstance(value, list):
@@ -83,7 +83,7 @@ def _find_class(named: Any, hint: Any) -> type:
         raise ConfigError(f"the class {named} is no dataclass")
     if not issubclass(cls, _classes(hint)):
         want = getattr(hint, "__name__", hint)
-        raise ConfigError(f"the class {named} is not {want}, which its field holds")
+        raise ConfigError(f"the class {named} is not a subclass of {want}")
     return cls
 
 
@@ -103,8 +103,8 @@ def override(config: Any, values: Mapping[str, Any]) -> Any:
       values: By dotted name.
 
     Raises:
-      ConfigError: If they make a configuration that cannot be, or that JSON does not give back, so
-        that no run of it could go on or be evaluated.
+      ConfigError: If the configuration is invalid, or JSON cannot store and restore it: its runs
+        could not continue or be evaluated.
     """
     tree = to_json(config)
     for field, value in values.items():

@@ -26,7 +26,7 @@ def test_seeds_are_those_that_jax_tells_apart():
 
 @pytest.mark.parametrize("name", ["Markov", "Personal Markov, last 200 events", "oracle"])
 def test_an_experiment_has_no_baseline_s_name(name):
-    with pytest.raises(ConfigError, match=f"name is '{name}': it must be another name than a bas"):
+    with pytest.raises(ConfigError, match=f"name is '{name}': it must be a name that no baseline"):
         Experiment(name=name)
 
 

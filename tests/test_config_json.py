@@ -64,10 +64,13 @@ class Effect:
         ({"class": "linseqrec.errors:UserError"}, "is no dataclass"),
         ({"class": "os:abort"}, "os:abort is no dataclass"),
         ({"class": "subprocess:Popen", "args": ["false"]}, "subprocess:Popen is no dataclass"),
-        ({"class": "linseqrec.training.optimizer:OptimizerConfig"}, "is not ModelConfig, which"),
+        (
+            {"class": "linseqrec.training.optimizer:OptimizerConfig"},
+            "is not a subclass of ModelConfig",
+        ),
         (
             {"class": "tests.test_config_json:Effect"},
-            "Effect is not ModelConfig, which its field",
+            "Effect is not a subclass of ModelConfig",
         ),
         ({"class": 3}, "the class 3 cannot be found"),
         ({"width": 8, "heads": 2}, "model.class is missing beside width, heads"),
@@ -84,7 +87,7 @@ def test_json_of_a_model_that_cannot_be_made_is_refused(model, message):
 
 
 def test_json_of_another_class_is_refused():
-    with pytest.raises(ConfigError, match="own_configs:OwnConfig is not Experiment"):
+    with pytest.raises(ConfigError, match="own_configs:OwnConfig is not a subclass of Experiment"):
         from_json(to_json(OwnConfig()), Experiment)
 
 

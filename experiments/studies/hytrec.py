@@ -33,9 +33,9 @@ STUDY = Study(
     about=(
         "HyTRec reads the last events by softmax attention and all before them by a linear memory. "
         "Its paper claims more than 8 % more hits than either branch alone on the longest "
-        "histories. All arms of a table train by one recipe. Here the long branch alone reads all "
-        "events, the last ones too, and the softmax blocks of the branches know the time. The arms "
-        "differ in size."
+        "histories. All arms of a table train by one recipe. The arm of the long branch "
+        "alone reads all events. Softmax blocks read the time unless the arm's name denies it. The "
+        "arms differ in size."
     ),
     tables=(
         Table(

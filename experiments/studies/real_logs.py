@@ -41,8 +41,8 @@ STUDY = Study(
     name="real_logs",
     title="Real logs",
     about=(
-        "All models have width 64 and train by one recipe a log, which also has their rates of "
-        "dropout (`experiments/LOG.py`). The split is leave-one-out. Validation NDCG@10 selects "
+        "All models have width 64. Each log has one recipe (`experiments/LOG.py`), which sets "
+        "every model's dropout. The split is leave-one-out. Validation NDCG@10 selects "
         "the checkpoint. The test split is read once. [Where the logs come from](../docs/data.md)."
     ),
     tables=(

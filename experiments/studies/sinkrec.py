@@ -50,6 +50,11 @@ STUDY = Study(
             "Film ratings of 943 users, who watch no film twice.",
             (
                 *arms("experiments/ml100k.py:sinkrec", _ARMS),
+                Arm(
+                    "no dropout around the memory",
+                    "experiments/ml100k.py:sinkrec",
+                    {"model.memory_dropout": 0.0},
+                ),
                 Arm("Gated DeltaNet", "experiments/ml100k.py:gated_deltanet"),
             ),
         ),

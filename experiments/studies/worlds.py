@@ -82,7 +82,7 @@ STUDY = Study(
         Table(
             "drift",
             "Tastes drift while a user is away. HyTRec's memory fades with the time between "
-            "events; that of Gated DeltaNet does not know it.",
+            "events; Gated DeltaNet reads no times.",
             (
                 *models("drift"),
                 Arm(
@@ -121,9 +121,9 @@ STUDY = Study(
         ),
         Table(
             "ultra_long_renamed",
-            "The same world. Each model trains for 6 epochs, and in 7 of 10 rows other items stand "
-            "for the row's own, drawn anew each time (`data.renamed`, ours). There it can only "
-            "learn to look up what followed an item before in the same row. RecGRELA starts with "
+            "The same world. Each model trains for 6 epochs. In 7 of 10 rows, random items "
+            "replace the row's own, anew each time (`data.renamed`, ours). From such a row a model "
+            "learns only to look up what followed an item in it. RecGRELA starts with "
             "lookups; HyTRec, SinkRec and Gated DeltaNet have keys of 128, SinkRec one pass.",
             (
                 *(

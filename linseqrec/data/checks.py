@@ -189,7 +189,7 @@ def _other_unit(log: Log, row: int, unit: str) -> LogError:
         row,
         f"the time {_show(log.written_time(row))} reads as {times.UNIT_NAMES[unit]}, but time_unit "
         f"is {log.time_unit} ({times.UNIT_NAMES[str(log.time_unit)]}). Set time_unit={unit} if all "
-        "times are.",
+        "times have this unit.",
     )
 
 

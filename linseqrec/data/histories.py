@@ -21,7 +21,7 @@ class RequestError(UserError, ValueError):
 
 
 def find_users(ids: Sequence[str], user_ids: np.ndarray) -> Int[np.ndarray, "R"]:
-    """The indices of users, int64 [R], in the order of their ids and each one once.
+    """The indices of users, int64 [R], in the order of `ids`, each user once.
 
     Args:
       ids: The log's own ids of the users.

@@ -46,7 +46,7 @@ class SharedScores:
 
 @dataclasses.dataclass(frozen=True)
 class SparseScores:
-    """Scores of B rows: the shared scores, but for some pairs of a row and an item.
+    """Scores of B rows: the shared scores, except for some pairs of a row and an item.
 
     Attributes:
       shared: The scores of all other pairs.
@@ -84,7 +84,7 @@ class SparseScores:
 def _find(
     keys: Int[np.ndarray, "Q"], among: Int[np.ndarray, "P"]
 ) -> tuple[Bool[np.ndarray, "Q"], Int[np.ndarray, "F"]]:
-    """Which keys are among others, which ascend, and the places there of those that are."""
+    """Which keys are among the ascending `among`, and the places there of those found."""
     places = np.searchsorted(among, keys)
     found = places < len(among)
     found[found] = among[places[found]] == keys[found]

@@ -206,12 +206,12 @@ class ConditionalMemory(nnx.Module):
         counts: Float[Array, "S L K"],
         key: PRNGKeyArray,
     ) -> None:
-        """Averages a batch's use of the codes in, and replaces the dead; changes the module.
+        """Updates the average use of the codes, and replaces dead codes; changes the module.
 
-        A dead code becomes what its level quantises of an event drawn from the batch, after the
-        levels before it have got their new codes, and counts as used a quarter as often as the mean
-        from then on. Codes of all levels draw different events while there are enough, or a level's
-        new codes would leave the next nothing; a code that nothing is left for stays as it was.
+        A dead code becomes the residual that its level quantises of an event drawn from the batch,
+        by the new codes of the levels before it. Its use restarts at a quarter of the mean. Codes
+        of all levels draw different events while there are enough: otherwise a level's new codes
+        would leave the next level no residual. A code with an empty residual stays as it was.
         Frozen codebooks, and a batch without events, change nothing.
 
         Args:

@@ -54,10 +54,10 @@ class DeltaInputs(NamedTuple):
 
 
 class GatedDelta(nnx.Module):
-    """What stands around a gated delta memory: its projections before it, its gates, its output.
+    """The parts around a gated delta memory: projections, gates and output.
 
-    The mixers built on it say, in `inputs`, what goes into the rule between them. With a head's
-    q, k, v not yet of unit length:
+    A subclass makes the `DeltaInputs` of the rule from them. Here a head's q, k, v are not yet of
+    unit length:
 
         q, k, v = SiLU(conv(W_qkv x));  log α = -e^a softplus(W_α x + b);  β = σ(W_β x)
         y = W_o (RMSNorm(o) ⊙ SiLU(W_g x))
@@ -163,9 +163,9 @@ class GatedDelta(nnx.Module):
         x: Float[Array, "B T D"],
         left: Float[Array, "B T H 1"] | float = 1.0,
     ) -> Float[Array, "B T D"]:
-        """What was read, normalised, weighed by what is `left` of it, gated, mixed over the heads.
+        """The mixer's output: the reading normalised, times `left`, gated, mixed over the heads.
 
-        The norm takes out of a reading how much the memory has faded; `left` comes after it.
+        The norm removes from a reading how far the memory has faded: `left` comes after it.
         """
         gate, read = jax.nn.silu(self.output_gate(x)), self.norm(output)
         read = (left * read).astype(read.dtype)

@@ -18,10 +18,10 @@ from linseqrec.ops.rotary import rotary
 
 Selector = Literal["silu", "convex"]
 
-# Standard deviation and minus the mean of the numbers that φ is taken of in a fresh lookup.
+# In a fresh lookup, the inputs of φ have this deviation, and minus this mean.
 # Untrained, a head of width 64 finds one event among 120 in 41 % of cases; with 2 and 2 in 18 %.
 _SHARPNESS, _SPARSITY = 3.0, 4.0
-# The answer is one event in a mean over many: at ½ the residual stream would drown it.
+# A lookup reads a mean over many events with one answer: ½ would lose it in the residual stream.
 _GAIN = 8.0
 
 

@@ -65,8 +65,8 @@ class Gate(Dense):
 class GateLogits(Gate):
     """A gate of one logit a head, in float32 whatever the model computes in.
 
-    A logit of 3 rounded to bfloat16 is off by up to .008, and the logarithm of what a memory keeps
-    by as much times its rate, at every event anew.
+    bfloat16 rounds a logit of 3 by up to .008. The logarithm of what a memory keeps is then off by
+    .008 times the memory's rate, at every event.
     """
 
     def __init__(self, inputs: int, heads: int, *, bias: bool = False, rngs: nnx.Rngs):

@@ -96,7 +96,7 @@ def lookup_decay(heads: int) -> tuple[Float[Array, "H"], Float[Array, "H"]]:
     """Content decay log α = -e^a softplus(b): the parameters a = 0, and b by the half-lives.
 
     Returns:
-      The logarithm of the rate, and what softplus makes the step; float32 [H].
+      The logarithm of the rate, and what softplus turns into the step; float32 [H].
     """
     half_lives = jnp.resize(jnp.array(_HALF_LIVES), (heads,))
     steps = math.log(2) / half_lives

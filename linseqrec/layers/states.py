@@ -89,10 +89,10 @@ class MixerTrace:
       keys: The keys by which events were written.
       memory: The matrix memory after each row's last event; of a mixer that is not recurrent the
         sum over all of the row's slots, padding included.
-      gates: Of a gated delta memory, float32 by name: "kept", α; "written", how much of its value
-        an event writes, gates and all; and where the mixer has them "spike", TADN's σ(W_s ..),
-        "coverage", c, and "removal", λ. Of a late memory they are those of the event that it
-        takes, but for the gap in α, the present event's. Of other mixers empty.
+      gates: float32 by name; empty unless the mixer is a gated delta memory. "kept": α. "written":
+        the share of its value that an event writes, after all gates. Some mixers: "spike" (TADN's
+        σ(W_s ..)), "coverage" (c), "removal" (λ). With a delay they are those of the event that a
+        slot writes, but the time gap in α is that of the slot's own event.
       attended: What RecGRELA's linear attention read, heads side by side; None of other mixers.
       augmented: The same once its local branch has joined; None of other mixers, or without it.
       delay: How many events late the memory is: slot t writes event t - delay of its history, and

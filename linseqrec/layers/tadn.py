@@ -109,13 +109,12 @@ class TADN(GatedDelta):
     T = ∞, and Δ changes nothing. Where request times are known, the fading runs on to the
     request: RMSNorm(o) is multiplied by exp(-(request - τ_t) / T).
 
-    With `delay` the memory is so many events late: event t reads it as event t - delay left it,
-    faded until now. k, v, β, s and the decay by W_α are event j = t - delay's at the step that
-    writes it, Δ is event t's own, and so that the time from j to t counts too,
-    v <- exp(-(τ_t - τ_j) / T) v. The rule is linear in memory and values together, so this is
-    exactly exp(-(τ_t - τ_j) / T) times the memory that event j left without a delay. Of the last
-    `delay` events only the question enters: q, that is event t and the taps of the convolution
-    before it, and the output gate.
+    With `delay` the memory is that many events late: event t reads the memory that event
+    j = t - delay left, faded until t. The step of event t writes event j: k, v, β, s and the decay
+    by W_α are those of j. Δ is that of t, and v <- exp(-(τ_t - τ_j) / T) v adds the time from j to
+    t. The rule is linear in memory and values together, so this is exactly exp(-(τ_t - τ_j) / T)
+    times the memory that j left without a delay. The last `delay` events enter only q (event t and
+    the convolution's taps before it) and the output gate.
     """
 
     def __init__(
@@ -266,7 +265,7 @@ class NoSpikeGate(Stateless):
 
 
 class Delay(nnx.Module):
-    """A memory that takes each write so many events late, faded since."""
+    """A memory that takes each write `events` events late, faded since."""
 
     def __init__(self, events: int):
         self.events = events
@@ -279,7 +278,7 @@ class Delay(nnx.Module):
     def take(
         self, write: Write, segment_ids: Int[Array, "B T"], pending: Recent
     ) -> tuple[Write, Recent]:
-        """The writes of so many events before, 0 where there are none; and the last ones."""
+        """The writes `events` events back, 0 where there are none; and the last ones."""
         return delayed(write, self.events, segment_ids=segment_ids, recent=past_or_none(pending))
 
     def fade(

@@ -1,4 +1,4 @@
-"""SinkRec's recurrent mixer: a gated delta memory that reads times and what is known already."""
+"""SinkRec's mixer: a gated delta rule that decays with time and writes covered events less."""
 
 import math
 from typing import Literal

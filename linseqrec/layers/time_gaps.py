@@ -24,7 +24,7 @@ Time = Literal["gaps", "shuffled", "positions", "none"]
 # log T of a decay exp(-days / T), [H]; infinity where nothing fades.
 Horizon = nnx.Param | Array | float
 
-# The longest gap that a model is told of.
+# The longest gap that a model reads; longer ones are cut.
 MOST_DAYS = 3_650.0
 # Of the decay's time constants, in days.
 _HORIZONS = (1.0, 365.0)
@@ -39,7 +39,7 @@ class Clock:
       segment_ids: One id from 1 per history; 0 is padding.
       positions: Within the history, from 0; a carried history's go on.
       gaps: Days since the event before, float32.
-      age: Days since the event before which a late memory stops, float32 (see `TADN`).
+      age: Days since the newest event in a late memory, float32 (see `TADN`).
       wait: Days from each event to the request after it, float32; None where it is hidden.
     """
 
@@ -87,7 +87,7 @@ def gaps_in_days(
 
 
 def shuffled_gaps(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """Permutes the gaps of each segment: a control, whose decays have the right sizes at no event.
+    """Permutes the gaps of each segment: a control whose decays keep their sizes, not places.
 
     The permutation depends on the number of events only, so that other padding and other neighbours
     see the same one; a history that is an event longer has another. The first event keeps its gap
@@ -135,10 +135,10 @@ def gaps_taken(
 
 
 class DaysSince(nnx.Module):
-    """The days that have passed at each event since the one so many events before it.
+    """The days that have passed at each event since the one `events` events before it.
 
-    They are sums of so many gaps, of which none is lost behind years of others, as it would be in a
-    difference of two sums over the row.
+    They are sums of that many gaps. A difference of two sums over the row would lose short gaps
+    behind years of others.
     """
 
     def __init__(self, events: int):
@@ -237,7 +237,7 @@ def initial_log_horizon(heads: int, *, rngs: nnx.Rngs) -> Float[Array, "H"]:
     return jax.random.uniform(rngs.params(), (heads,), minval=low, maxval=high)
 
 
-# j runs over so many waves.
+# The number of waves j.
 _WAVES = 8
 
 

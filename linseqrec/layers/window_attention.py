@@ -27,8 +27,8 @@ class WindowState:
     """What attention over a window carries from one call to the next.
 
     Attributes:
-      window: Keys and values [B, window - 1, H, K] of the last events, and what else is kept of
-        them.
+      window: Keys and values [B, window - 1 + behind, H, K] of the last events, and what else is
+        kept of them.
       convolution: The last inputs of the short convolution, [B, W - 1, 3 D]; () without it.
     """
 
@@ -49,9 +49,9 @@ class WindowAttention(nnx.Module):
 
     It then starts as a lookup (`layers/starting_values.py`, ours), and knows of no positions.
 
-    What it carries are the keys and values of the last `window - 1` events: a short window makes it
-    the recent past's layer, a window as long as the histories makes it full causal attention with a
-    cache of fixed capacity. A row that a window does not cut is computed as without one.
+    It carries the keys and values of the last `window - 1 + behind` events. A short window makes it
+    a layer for the recent past. A window as long as the histories makes it full causal attention
+    with a fixed cache. A row that a window does not cut is computed as without one.
 
     With `behind`, event t asks the `window` events up to t - behind, at their own positions and
     times; where a history has none so old it reads 0.
@@ -160,8 +160,8 @@ class TimedWindowAttention(WindowAttention):
 
         y = W_o softmax(q kᵀ / √K - (t_q - t_k) / T) v + b_o      T = e^c days a head
 
-    The factor exp(-(t_q - t_k) / T) on a softmax weight is what a decaying memory has on a write
-    (`TADN`); the idea is ours, and ALiBi's with days for positions.
+    A softmax weight gets the factor exp(-(t_q - t_k) / T), as a write does in a decaying memory
+    (`TADN`). Ours: ALiBi with days in place of positions.
 
     Attributes:
       log_horizon: c, float32 [H].

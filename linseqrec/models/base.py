@@ -85,9 +85,9 @@ class SequenceModel(nnx.Module):
     def encode(self, events: Events, state: Any, *, dropout_key: PRNGKeyArray | None) -> Encoding:
         """Encodes a batch that goes on from a state; see `__call__`.
 
-        Training on drawn negatives gives each item of a batch another id, its row in a cut table.
-        Look items up in an `ItemEmbedding`, compare ids with each other and with 0, and compute
-        nothing else from them.
+        Training on drawn negatives replaces each item id by a row number of a smaller table. So use
+        ids only to look items up in an `ItemEmbedding`, and to compare them with each other and
+        with 0.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement encode")
 

@@ -91,7 +91,7 @@ BlockState = dict[str, Any]
 class FuXiLinearConfig(ModelConfig):
     """FuXi-Linear's hyperparameters.
 
-    The defaults are its released ones for long histories, but for width and dropout.
+    Defaults are as released for long histories, but for width, heads, dropout, temperature.
 
     Attributes:
       width: D; released: 128.
@@ -101,7 +101,7 @@ class FuXiLinearConfig(ModelConfig):
       positional: Whether blocks have the positional channel.
       periods: P, periods of the temporal channel; twice as many divide the width.
       first_period: The shortest period, in seconds.
-      period_ratio: Of each period to the one before; the longest is at most 2^31 seconds.
+      period_ratio: Ratio of each period to the one before; the longest is at most 2^31 seconds.
       position_width: E, width of the positional channel's vectors; even.
       feed_forward: Width of the feed-forward half's hidden layer, in widths.
       dropout: Rate on the embeddings, before the output projection, and before SwiGLU. Released:

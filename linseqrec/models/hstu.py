@@ -69,7 +69,7 @@ _EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class HSTUConfig(ModelConfig):
-    """HSTU's hyperparameters; the defaults are its released ones for ML-1M, but for the width.
+    """HSTU's hyperparameters; released values for ML-1M, except width and temperature.
 
     Attributes:
       width: D; released: 50.

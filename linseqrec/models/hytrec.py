@@ -9,8 +9,8 @@
     per block:  H = H + Drop(Mixer(RMSNorm(H)));  H = H + Drop(SwiGLU(RMSNorm(H)))
 
 TADN is `layers/tadn.py`, attention `layers/window_attention.py`. For the prediction after
-event t, the short branch sees the events from t - K + 1 on, and what the long branch remembers are
-the events up to t - K, exactly at every position. What it is asked is the field `question`:
+event t, the short branch sees the events from t - K + 1 on. At every position the long branch
+remembers exactly the events up to t - K. The field `question` says which query reads this memory:
 
     "delayed"  the question of event t - K, that is the branch's own output of K events ago:
                    long_t <- long_{t-K} within the history; a learned vector where t < K
@@ -23,9 +23,9 @@ the events up to t - K, exactly at every position. What it is asked is the field
                    long <- Drop(TADN(RMSNorm(long), question RMSNorm(short)))
                The question is the short branch's output at event t, and at the W - 1 before it.
 
-Where the present asks, each branch is normed before the fusion: RMSNorm(long), RMSNorm(short).
-So a row trains on all of its positions, and the model streams: its state holds the layers' states
-and what K events have still to be heard of.
+With "present" and "short", the fusion reads RMSNorm(long) and RMSNorm(short). A row trains on all
+of its positions, and the model streams: its state holds the layers' states and what the long branch
+has not yet taken of the last K events.
 
 Source: arXiv 2602.18283, of which the abstract was at hand and not the equations. From the paper:
 long-term preferences in a linear branch and the K most recent events in a softmax branch; the long
@@ -103,7 +103,7 @@ from linseqrec.layers.window_attention import TimedWindowAttention, WindowAttent
 from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.recent import Recent, delayed
 
-# A block's: `TADNState` of TADN, `Recent` of softmax attention.
+# A block's state: `TADNState` of TADN, `WindowState` of softmax attention.
 BlockState = Any
 
 Question = Literal["delayed", "present", "short"]
@@ -115,7 +115,7 @@ class HyTRecConfig(ModelConfig):
 
     Attributes:
       width: D.
-      heads: Of every mixer; they divide the width into even parts.
+      heads: Heads of every mixer; they divide the width into even parts.
       short_events: K, the events that the short branch sees and the long branch's memory does not.
       short_layers: n_s, the short branch's blocks.
       num_layers: The long branch's blocks, a multiple of the ratio's sum.
@@ -130,10 +130,10 @@ class HyTRecConfig(ModelConfig):
         long branch is asked by `question`; with `short_events=0` it is a plain stack over all
         events, whatever the question.
       gate: What TADN's write gate weighs (see `TADN`).
-      time: What the decay takes for the days between events: "gaps" themselves, and from the last
-        event to a known request time; "positions" 1 at every event; "shuffled" the gaps of each
-        history in another order (see `shuffled_gaps`), which takes whole histories and so carries
-        no state; "none" nothing: there is no T.
+      time: The days that the decay reads at an event: "gaps", those since the event before, and on
+        to a known request time; "positions", 1; "shuffled", the gaps of the history in another
+        order (see `shuffled_gaps`): needs whole histories, so that no state is carried; "none": no
+        decay with time (no T).
       timed_attention: Whether the softmax blocks' weights fade with that time, too (see
         `TimedWindowAttention`). Without it the model knows of no time in the last K events.
       attention_convolution: Whether the softmax blocks' queries, keys and values go through a short
@@ -234,7 +234,7 @@ class HyTRecConfig(ModelConfig):
 
     @property
     def reads_timestamps(self) -> list[str]:
-        """The setting by which what it reads is the log's own times, if it is."""
+        """The setting by which it reads the log's own times; [] if it reads none."""
         own = self.reads_time and self.time != "positions"
         return [f"time={self.time!r}"] if own else []
 
@@ -271,7 +271,7 @@ class HyTRecState:
     Attributes:
       long: One state a block of the long branch; empty without the branch.
       short: One state a block of the short branch; empty without the branch.
-      reading: Of the layer in which the short branch asks; () without it.
+      reading: State of the layer in which the short branch asks; () without it.
       delay: The last K outputs of the long branch, [B, K, D], where its answer is late; else ().
       gaps: The last K gaps in days, [B, K], where a late memory fades; else ().
       length: int32 [B], events so far: the position of the next one.

@@ -10,7 +10,7 @@ Marked [P]: the paper and its released code. Marked [O]: ours.
   norms (ε = 1e-5), the dropouts, and all starting values.
 - [O] Segments: a history's first event multiplies the state before it by 0. The released code pads
   one history a row on its left.
-- [O] No bias an item in the scores: they are those of every model here. The released model has one.
+- [O] The scores have no bias per item, as in every model here. The released model has one.
 - [O] The unit runs as one associative scan in complex64 (`ops/diagonal_recurrence.py`). The
   released code doubles intervals, in the same numbers.
 

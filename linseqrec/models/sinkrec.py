@@ -1,8 +1,8 @@
 """SinkRec: memory-conditioned gated delta networks (arXiv 2606.09888).
 
-Recurring semantics come to fill the state of a linear model and bias what is read from it later,
-the "semantic state sink". SinkRec keeps recurring patterns in a memory of their own, and the state
-for what it does not cover.
+In a linear model, recurring semantics come to fill the state and bias later reads: the "semantic
+state sink". SinkRec keeps recurring patterns in a memory of their own, and uses the state for what
+this memory does not cover.
 
     E = √D E[items];  X = Drop(E)
     m, n, ρ = ConditionalMemory(Drop(E));  m = Drop(m);  n = Drop(n)     once, at a rate of its own

@@ -24,7 +24,7 @@ def parameter_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def load_parameters(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Sets all parameters and buffers of a model, in place; a refused set changes none.
+    """Sets all parameters and buffers of a model in place; none if the arrays misfit.
 
     Args:
       model: The model.

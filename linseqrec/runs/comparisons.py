@@ -49,10 +49,10 @@ class Comparison:
 
 
 def num_samples(comparisons: int) -> int:
-    """Resamplings of each bootstrap.
+    """The number of resamplings of each bootstrap.
 
-    Up to 50 comparisons have enough that a corrected p-value of .005 is possible, 200 for .02, and
-    more for .04.
+    The least possible corrected p-value is .005 up to 50 comparisons, .02 up to 200, and at most
+    .04 beyond.
     """
     return max(_MIN_SAMPLES, min(400 * comparisons, _MAX_SAMPLES), 50 * comparisons)
 

@@ -290,7 +290,7 @@ def _stage(folder: Path, missing: Sequence[str]) -> str:
     at = f"at step {steps[-1]:,.0f}" if steps else "nothing logged yet"
     if workdir.is_locked(folder):
         return f"training, {at}"
-    return f"stopped, {at}: its command goes on with it"
+    return f"stopped, {at}: run its command again"
 
 
 def best_baseline(runs: Sequence[FinishedRun], filter_seen: str) -> tuple[str, np.ndarray] | None:

@@ -43,7 +43,7 @@ _SIGNIFICANCE = 0.05
 # The palette has no more colours.
 _MAX_DRAWN = len(COLOURS)
 _VALIDATION = f"validation {SELECTION_METRIC}"
-# Of up to so many configurations all pairs are compared: the time grows with their square.
+# Up to this many configurations, all pairs are compared: the time grows with their square.
 _MAX_PAIRED = 10
 
 
@@ -123,8 +123,8 @@ def make_report(
       metrics: Rank metrics (`metrics.per_target`).
       against: A configuration's label, to compare the others with it only. Empty: all pairs, or of
         more than ten configurations each with the best in validation.
-      selected: Whether to report of each model, by its name, the configuration only that is the
-        best in validation.
+      selected: Whether to report only the best configuration by validation of each model, by its
+        name.
 
     Raises:
       RunsError: If no run has finished, runs cannot be compared, or no configuration is called

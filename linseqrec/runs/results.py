@@ -132,4 +132,4 @@ def _selection(run: Run, state: TrainState, folder: Path) -> str:
         return criterion
     if step == best:
         return criterion
-    return f"no validation: the checkpoint of step {best}, the best by {criterion}, was damaged"
+    return f"recency: the checkpoint of step {best}, the best by {criterion}, was damaged"

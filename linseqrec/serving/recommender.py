@@ -35,8 +35,8 @@ from linseqrec.training.model import FunctionalModel, split_model
 Tree = TypeVar("Tree")
 
 _LAST_SECOND = np.iinfo(np.int32).max
-# The year 2000. Of a log that begins later, a time as great as its origin is one of the log's own
-# clock: in seconds since the first event it would lie 30 years ahead.
+# The year 2000. If a log begins later, a time from its origin on must be on the log's own clock: as
+# seconds since the first event it would lie 30 years ahead.
 _LATE_ORIGIN = 946_684_800
 # What a run's card must hold.
 _CARD = {"counts": {"items": int}, "time": {"first": int}}

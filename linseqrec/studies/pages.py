@@ -21,13 +21,13 @@ _BLOCK = re.compile(
     r"(<!-- study ([^>]*) -->\n)((?:(?!<!-- study).)*?)(<!-- end of study -->)", re.DOTALL
 )
 _HOW = (
-    'A claim that ends in "(MODEL)" is that of its paper; the others are ours. The difference is '
-    "the first mean minus the second; with a margin, minus the second times one plus the margin. "
-    "The first ± is the standard error over users, the second that over seeds. A verdict needs two "
-    "standard errors, and more with few seeds (Student's t); else the claim is open. Verdicts in "
-    "bold rest on several seeds. Where runs are of several machines, differences are not paired: "
-    "their users then count as different ones. Counting is the baseline with the best NDCG@10 that "
-    "only counts. A published figure counts as exact."
+    'A claim with "(MODEL)" is from that model\'s paper; the others are ours. The difference is '
+    "first mean − (1 + margin) × second mean; the margin is 0 unless given. The first ± is the "
+    "standard error over users, the second the one over seeds. A verdict needs two standard "
+    "errors, and more with few seeds (Student's t); else the claim is open. Verdicts in bold rest "
+    "on several seeds. If runs come from several machines, the difference is unpaired: it treats "
+    'the users as different. "Counting" is the counting baseline with the best NDCG@10. A '
+    "published figure counts as exact."
 )
 
 
@@ -100,8 +100,8 @@ def _search_block(table: Record) -> str:
         rows.setdefault(name, {})[change] = number(_validation(model))
     cells = [[name, *(own.get(change, "") for change in changes)] for name, own in rows.items()]
     return (
-        f"Validation {SELECTION_METRIC} of all that were tried, by which the rows above were "
-        f"selected:\n\n{markdown_table(['', *changes], cells, text_columns=1)}"
+        f"Validation {SELECTION_METRIC} of all configurations tried; it selected the rows "
+        f"above:\n\n{markdown_table(['', *changes], cells, text_columns=1)}"
     )
 
 
@@ -111,7 +111,7 @@ def _missing(table: Record) -> str:
     for label, seeds in table["missing"].items():
         by_seeds.setdefault(", ".join(map(str, seeds)), []).append(label)
     return ". ".join(
-        f"Seed{'s' * (',' in seeds)} {seeds} of {'; '.join(labels)}"
+        f"Seed{'s' * (',' in seeds)} {seeds}: {'; '.join(labels)}"
         for seeds, labels in by_seeds.items()
     )
 

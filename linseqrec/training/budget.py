@@ -25,7 +25,7 @@ from linseqrec.training.workdir import WorkdirError
 FILE = "budget.json"
 # Steps that are timed, at most, and the share of the budget that they may take.
 _TIMED_STEPS, _TIMED_SHARE = 50, 0.02
-# Of so many batches of a validation few compile: the programs differ in the rows' widths alone.
+# Of this many batches of a validation few compile: programs differ in the rows' widths alone.
 _MANY_BATCHES = 10
 
 
@@ -35,7 +35,7 @@ class Costs:
 
     Attributes:
       spent: What the measurement itself took.
-      compilation: Compiling the step and its first execution.
+      compilation: The first two steps with their compilation.
       step: A step, with the reading of its batch.
       validation: A validation.
     """

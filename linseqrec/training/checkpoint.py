@@ -336,9 +336,9 @@ class Checkpoints:
           like: A training state (arrays or their shapes) of the run's configuration.
 
         Returns:
-          State and progress, the state with the buffers of `like` if it is of a version that did
-          not save them. None if the run has no checkpoint, or a kill left it with nothing but
-          its first one, before the digests were written.
+          State and progress. A checkpoint of an earlier version may lack the buffers if those of
+          `like` have no arrays. None if the run has no checkpoint, or was killed in its first save,
+          before the digests were written.
 
         Raises:
           CheckpointError: All checkpoints are damaged, or the newest sound one does not fit `like`.

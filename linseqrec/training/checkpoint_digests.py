@@ -27,7 +27,7 @@ def digests_path(folder: Path, step: int) -> Path:
 
 
 def seal(folder: Path, step: int, kept: Collection[int]) -> None:
-    """Writes the digests of a checkpoint; deletes what it replaces, and digests without one.
+    """Writes a checkpoint's digests; deletes `replaced/` and digests of deleted checkpoints.
 
     Args:
       folder: The folder of the checkpoints.

@@ -12,8 +12,8 @@ update i on, and with r = b1 / sqrt(b2):
     row <- row - m / (sqrt(v) + sqrt(1 - b2^(i + 1)) epsilon) * sum over j = 1..k of
         r^j rate(i + j - 1) sqrt(1 - b2^(i + j)) / (1 - b1^(i + j))
 
-This is what dense Adam does, but that its epsilon counts as in the first of the k updates, and that
-terms of the sum below 1e-9 are left out. Source: ours.
+This is what dense Adam does, except that its epsilon counts as in the first of the k updates, and
+that terms of the sum below 1e-9 are left out. Source: ours.
 
 Axis letters: N1 rows of the table, U rows that a batch touches.
 """
@@ -174,8 +174,8 @@ def rows_of_ids(ids: Sequence[Int[Array, "..."]], num_rows: int) -> Int[Array, "
       num_rows: N1, rows of the item table.
 
     Returns:
-      U is what the ids can name at most, and no more than N1. Past the last row that they do name
-      stands `num_rows`, which is no row.
+      Row numbers [U], filled up at the end with `num_rows`, which is no row. U is the number of ids
+      plus 1, at most N1.
     """
     size = min(1 + sum(math.prod(each.shape) for each in ids), num_rows)
     every = jnp.concatenate([jnp.zeros(1, jnp.int32), *(jnp.ravel(each) for each in ids)])
@@ -188,7 +188,7 @@ def row_numbers(ids: Int[Array, "..."], rows: Int[Array, "U"]) -> Int[Array, "..
 
 
 def write_rows(state: State, row_state: State, rows: Int[Array, "U"]) -> State:
-    """A training state that takes its item rows `rows` from `row_state`, and all else as well."""
+    """The state `row_state`, with its item rows written to `rows` in the tables of `state`."""
     merged = of_rows(
         lambda part, table: table.at[rows].set(part, mode="drop"),
         dataclasses.replace(row_state, row_steps=None),

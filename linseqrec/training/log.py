@@ -184,8 +184,8 @@ class MetricsLog(contextlib.ExitStack):
 
         Args:
           step: The updates applied so far.
-          metrics: Values by name, which a repeated run repeats.
-          speed: Values by name, which it does not repeat: they go to `speed.jsonl`.
+          metrics: Values by name that are the same if the run is repeated.
+          speed: Values by name that are not; they go to `speed.jsonl`.
         """
         speed = speed or {}
         for name, values in (("metrics", metrics), ("speed", speed)):

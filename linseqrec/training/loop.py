@@ -39,14 +39,14 @@ def train(
     Validation selects the best checkpoint, by NDCG@10 under the first filter. The test split is not
     read here.
 
-    Of several processes each calls this with its own run, on one folder that all of them see. The
+    Each of several processes calls this with its own run, on one folder that all of them see. The
     first process writes the logs; all take part in validations and checkpoints.
 
     Args:
       run: The run.
       folder: The workdir; created, or holding the same experiment on the same data.
-      preemption: What SIGTERM does, where the caller handles it already; else SIGTERM is handled
-        for the length of this call.
+      preemption: The caller's handler of SIGTERM and Ctrl-C. None: this call installs one until it
+        ends.
       wandb_project: The W&B project to mirror metrics to; empty for none.
       allowed_changes: Fields of the configuration that may differ from the run's so far.
       profile_steps: Steps to trace into `profile/`, after the first few; 0 for none.
@@ -61,7 +61,7 @@ def train(
       ConfigError: If the configuration in the folder cannot be read.
       CheckpointError: If all checkpoints are damaged, or one could not be saved.
       NonFiniteError: If a loss, gradient or update is not finite; the last good checkpoint stays.
-      Preempted: After SIGTERM; the state is saved, and the same call goes on.
+      Preempted: After SIGTERM or Ctrl-C. The state is saved; the same call continues the run.
     """
     experiment = run.experiment
     with contextlib.ExitStack() as stack:
@@ -202,8 +202,8 @@ def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None
 class Schedule:
     """Decides what the training loop does beside its steps.
 
-    Several processes decide alike: steps are counted by all, and what one process alone knows (the
-    time since the last save, a SIGTERM) all of them agree on.
+    All processes decide alike: each counts the steps, and they agree on what only one of them knows
+    (the time since the last save, a SIGTERM).
 
     Attributes:
       saves: Whether the loop saves a checkpoint before its next step.

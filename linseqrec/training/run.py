@@ -39,7 +39,7 @@ class Run:
     Attributes:
       experiment: The configuration.
       source: The events, and which of them each split predicts.
-      batches: Training batches by step; of several processes, this one's rows of them.
+      batches: Training batches by step; with several processes, the rows of this one.
       model: The model as functions of its variables.
       learning_rate: The learning rate by step.
       num_steps: Length of the run, in steps.
@@ -85,7 +85,7 @@ class Run:
         """
         data, training = experiment.data, experiment.training
         if mesh is None and jax.process_count() > 1:
-            raise sharding.MeshError("several processes need a mesh over the devices of all")
+            raise sharding.MeshError("several processes need a mesh: pass one over all devices")
         if trains:
             sharding.check_rows(mesh, data.batch_size, training.accumulation_steps)
         process_index, process_count = sharding.process_slice(mesh)
@@ -223,7 +223,7 @@ def _check_reads_no_time(experiment: Experiment) -> None:
     model = experiment.model
     if model.reads_timestamps:
         raise ConfigError(
-            f"{experiment.name} reads the time between events, by model "
-            f"{' '.join(model.reads_timestamps)}, and this log has only their order; which "
-            "other values read none is in docs/train_on_your_log.md, under 'Logs without times'"
+            f"{experiment.name} reads the time between events (model "
+            f"{' '.join(model.reads_timestamps)}), but this log has only their order: set the "
+            "values of docs/train_on_your_log.md, 'Logs without times'"
         )

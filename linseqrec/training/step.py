@@ -105,17 +105,16 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the step.
 
-    Randomness is folded from the seed and the step's number, so a resumed run repeats it; one that
-    is resumed on another kind of device draws other numbers. With accumulation the batch is split
-    into microbatches; the prediction loss's gradient is the whole batch's, weighted by target, up
-    to rounding. An auxiliary loss, like a model's metric, is the microbatches' mean, weighted by
-    their events.
+    The seed and the step's number give all random numbers. A resumed run draws the same ones, but
+    other ones on another kind of device. Accumulation splits the batch into microbatches. The
+    gradient of the prediction loss is, up to rounding, that of the whole batch, weighted by target.
+    Auxiliary losses and the model's metrics are means over microbatches, weighted by their events.
 
     Args:
       graphdef: The model's structure (`split_model`).
       optimizer: The Optax chain.
       prediction_loss: The objective (`make_loss`).
-      seed: Of the keys of dropout and of drawn negatives.
+      seed: Seed of dropout and of drawn negatives.
       accumulation_steps: Microbatches that a batch is split into.
       mesh: Where the batch is divided (`linseqrec.sharding`); None for one device.
       catch_up: What brings item rows up to date, for states with `row_steps`: a step then reads and
@@ -128,7 +127,7 @@ def make_train_step(
       update is not finite changes neither the model nor the optimizer, and halts the state.
     """
     # Accelerators have an instruction for "rbg" bits. With several devices, XLA would draw the bits
-    # of all on each.
+    # of all devices on each.
     on_one = jax.default_backend() != "cpu" and mesh is None
     generator = "rbg" if on_one else "threefry2x32"
 
@@ -311,7 +310,7 @@ class States:
 
     @functools.cached_property
     def _shardings(self) -> Any:
-        """Of the state's arrays; None without a mesh."""
+        """The shardings of the state's arrays; None without a mesh."""
         if self.model.mesh is None:
             return None
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
@@ -355,7 +354,7 @@ class CompiledStep(States):
         )
 
     def place(self, batch: Batch) -> Batch:
-        """This process's rows of a batch on the devices: all rows of all processes together."""
+        """The batch of all processes on the devices, made from this process's rows."""
         return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
 
 

@@ -43,7 +43,7 @@ _RECORDS = (
     "wandb_id.json",
 )
 _RECORD_FOLDERS = ("tensorboard", "profile")
-# What the parts of these files hold that programs read.
+# Forms (`check_form`) of the parts of these files that programs read.
 _CARD = {"sha256": {str: str}}
 PROTOCOL = {
     "split": str,
@@ -306,7 +306,7 @@ def check_experiment(
             f"--allow_config_change={','.join(unknown)}: the experiment has no such field; give "
             "dotted names, such as training.num_epochs"
         )
-    # Whether the data are the same their digests tell (`check_data`), wherever they are now.
+    # The digests tell whether the data are the same (`check_data`), wherever they are now.
     allowed = {*allowed_changes, "data.folder"}
     forbidden = [line for field, line in changes.items() if field not in allowed]
     if forbidden:
@@ -489,13 +489,13 @@ def check_sealed(workdir: Path, name: str, results: Mapping[str, Any]) -> None:
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
     if results["sha256"].get(name) != digest:
-        raise FileError(f"{path} has changed since the run ended: it was edited or is damaged")
+        raise FileError(f"{path} has changed since the run ended: put it back as it was")
 
 
 def _sealed(workdir: Path) -> dict[str, Any] | None:
-    """The results of a run if it has ended and they carry digests; None also if they are damaged.
+    """The results of a run that has ended, if they have digests; None also if they are damaged.
 
-    What reads the configuration or the card does not need the results, so damage is no error here.
+    The callers read the configuration or the card alone, so damage is no error here.
     """
     try:
         results = read_results(workdir)

@@ -184,7 +184,7 @@ def test_an_analysis_asked_for_by_name_that_applies_to_no_run_is_refused(trained
     ("argument", "message"),
     [
         ("--analysis=state_sunk", "no analysis state_sunk: there are state_sink"),
-        ("--insertions=a", "--insertions=a: they are counts of events"),
+        ("--insertions=a", "--insertions=a: type counts, as in 0,4,16"),
         ("--insertions=", "insertions must ascend from 0 or more"),
         ("--metric=foo", "no metric 'foo'; there are HR@1"),
         ("--analysis=buckets --analysis=all,sunk", "no analysis sunk: there are"),

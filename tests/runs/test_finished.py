@@ -34,7 +34,7 @@ def test_every_run_below_is_found_once_and_the_unfinished_are_told_from_the_othe
     assert [run.folder for run in finished] == [first, second]
     assert unfinished == {
         training: "training, at step 40",
-        silent: "stopped, nothing logged yet: its command goes on with it",
+        silent: "stopped, nothing logged yet: run its command again",
         failed: "did not begin; its log ends in: error: no such data",
         broken: "has results, but no ranks/test.npz",
     }

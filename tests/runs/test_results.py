@@ -114,4 +114,4 @@ def test_results_say_that_validation_did_not_select_the_state(experiment, make_r
     best = int(state.step)
     other = dataclasses.replace(state, step=state.step + 1)
     selection = write_results(run, other, tmp_path)["selected_by"]
-    assert selection.startswith(f"no validation: the checkpoint of step {best}, the best by ")
+    assert selection.startswith(f"recency: the checkpoint of step {best}, the best by ")

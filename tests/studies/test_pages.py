@@ -92,7 +92,7 @@ def test_a_page_says_what_was_measured_and_what_was_not():
     assert "| a\\|b | 12 k | 2 | .3000 ± .0100 |" in page
     assert page.index("| Markov | | | .4000 |") > page.index("a\\|b")
     assert "Standard errors over users, at most: NDCG@10 .0200." in page
-    assert "Not run yet. Seeds 0, 1 of b; c. Seed 2 of a." in page
+    assert "Not run yet. Seeds 0, 1: b; c. Seed 2: a." in page
     assert "- Runs: 2, 5 minutes of training; on 1 x cpu, 2 cores; jax 1." in page
     assert "- Commit abc: a\\|b." in page
     assert "- a\\|b: model.dilations=1,2." in page
@@ -138,7 +138,7 @@ def search():
 def test_a_search_shows_of_each_model_what_validation_selects():
     record = search()
     page = re.sub(" +", " ", to_page(record))
-    results, tried = page.split("Validation NDCG@10 of all that were tried")
+    results, tried = page.split("Validation NDCG@10 of all configurations tried")
     assert "| A, fast | 12 k | 2 | .1000" in results and "| B, slow |" in results
     assert "| A, slow |" not in results
     assert "| | slow | fast |" in tried

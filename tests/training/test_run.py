@@ -128,7 +128,7 @@ def test_a_log_without_times_trains_no_model_that_reads_them(experiment):
         "temporal_addressing=True temporal_decay=True": SinkRecConfig(),
     }
     for settings, model in reading.items():
-        with pytest.raises(ValueError, match=f"^It reads the time .*, by model {settings}, and"):
+        with pytest.raises(ValueError, match=rf"^It reads the time .* \(model {settings}\), but"):
             make(model)
     for fields in (
         {"time": "positions"},

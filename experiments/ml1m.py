@@ -11,7 +11,7 @@ The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `f
 `mamba2`, `lrurec`, `gru4rec` and `linrec`. With `--config.data.request_time=known` a model is told
 when each prediction is asked for. That is another task, whose results stand in tables of their own.
 
-`recgrela_released` is RecGRELA as released: bidirectional, and one target a row. Its epoch has
+`recgrela_released` is RecGRELA as released: bidirectional, and one target per row. Its epoch has
 981,491 rows of 200 slots, which is work for a GPU: a step takes some 40 s of a CPU core. The batch
 of 2,048 rows is the published one, and accumulation limits its memory.
 

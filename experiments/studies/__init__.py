@@ -1,1 +1,1 @@
-"""Studies, one a file: `python -m launch.study --study=experiments/studies/NAME.py`."""
+"""Studies, one per file: `python -m launch.study --study=experiments/studies/NAME.py`."""

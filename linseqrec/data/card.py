@@ -120,7 +120,7 @@ def make_card(
 
 
 def format_card(card: Mapping[str, Any]) -> str:
-    """The card as lines of text, one name and value a line."""
+    """The card as lines of text, one name and value per line."""
     rows = [("source", f"{card['source']}")]
     reader = card.get("reader")
     if reader:

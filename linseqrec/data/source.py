@@ -32,7 +32,7 @@ class DataConfig(Config):
       temporal_targets: The targets of a user in a period of the "global_temporal" split: the last
         event, the first event, or all events.
       plan: How training events become rows: "packed" (several histories a row), "windows" (one
-        history a row) or "prefixes" (one target a row, as in the released RecGRELA).
+        history per row) or "prefixes" (one target per row, as in the released RecGRELA).
       length: T, slots in a row, and the longest history that evaluation reads. 0: the longest
         history of the data set, rounded up to a multiple of 64. Packed rows then hold many users
         each, so that a batch of the same number of events needs fewer rows.

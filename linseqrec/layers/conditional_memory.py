@@ -46,7 +46,7 @@ class MemoryReading:
 
     Attributes:
       vector: m, [B, T, D] in the compute dtype.
-      slots: n, [B, T, M, D_c] in the compute dtype: one slot a window and level.
+      slots: n, [B, T, M, D_c] in the compute dtype: one slot per window and level.
       error: ρ, float32 [B, T], the mean of the windows' relative errors, without gradient.
       losses: "vq", L_vq, the mean over windows and events; with decoders "reconstruction", L_rec,
         the mean over windows; not weighted.
@@ -112,7 +112,7 @@ class ConditionalMemory(nnx.Module):
           width: D.
           window: w, events in a window.
           dilations: r of each window.
-          levels: L, codes a window.
+          levels: L, codes per window.
           codes: K, codes in a codebook.
           frozen: Whether the codebooks stay as they were drawn.
           decoder: Whether the windows are reconstructed.

@@ -63,7 +63,7 @@ class Gate(Dense):
 
 
 class GateLogits(Gate):
-    """A gate of one logit a head, in float32 whatever the model computes in.
+    """A gate of one logit per head, in float32 whatever the model computes in.
 
     bfloat16 rounds a logit of 3 by up to .008. The logarithm of what a memory keeps is then off by
     .008 times the memory's rate, at every event.
@@ -301,7 +301,7 @@ class SwiGLU(nnx.Module):
 
 
 class PositionEmbedding(nnx.Module):
-    """One learned vector a position, added to the item's embedding.
+    """One learned vector per position, added to the item's embedding.
 
     Attributes:
       table: float32 [max_length, D], drawn from N(0, deviation²), by default as item vectors are.

@@ -110,7 +110,7 @@ class MixerTrace:
         """What belongs to the event that each slot writes.
 
         Args:
-          values: [..., T], of each slot's own event; one history a row, from slot 0.
+          values: [..., T], of each slot's own event; one history per row, from slot 0.
           nothing: For slots that write no event.
         """
         late, kept = np.full_like(values, nothing), max(values.shape[-1] - self.delay, 0)

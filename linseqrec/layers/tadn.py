@@ -85,7 +85,7 @@ class TADN(GatedDelta):
         q, k, v = SiLU(conv(W_qkv x));  q = q / |q| / √K;  k = k / |k|            per head
         β = σ(W_β x)
         log α = -e^a softplus(W_α x + b) - Δ / T                                  T = e^c, in days
-        s = σ(W_s [x; x - mean(x_1..x_t)] + b_s)                                  one a head
+        s = σ(W_s [x; x - mean(x_1..x_t)] + b_s)                                  one per head
         o = gated_delta_rule(q, k, v, log α, β), gated by s
         y = W_o (RMSNorm(o) ⊙ SiLU(W_g x))
 

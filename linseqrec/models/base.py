@@ -127,11 +127,11 @@ class SequenceModel(nnx.Module):
         """Reads a batch, dropout off, and returns what the linear mixers held.
 
         Args:
-          events: The batch, [B, T], one history a row.
+          events: The batch, [B, T], one history per row.
 
         Returns:
-          A trace a pass by name, first to last: "blocks/0", and "blocks/0 loop 2" where a block is
-          passed through more than once.
+          A trace per pass by name, first to last: "blocks/0", and "blocks/0 loop 2" for a second
+          pass through the block.
 
         Raises:
           ValueError: If no mixer of the model has a matrix memory.

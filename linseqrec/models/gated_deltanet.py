@@ -124,13 +124,13 @@ class GatedDeltaNet(SequenceModel):
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> list[GatedDeltaState]:
-        """One state a block."""
+        """One state per block."""
         return [block.initial_state(batch_size) for block in self.blocks]
 
     def encode(
         self, events: Events, state: list[GatedDeltaState], *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
-        """Returns hidden states [B, T, D], no auxiliary losses, and one state a block."""
+        """Returns hidden states [B, T, D], no auxiliary losses, and one state per block."""
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
         x = self.embedding(events.items) * self.config.width**0.5
         x = self.request_time.enter(x, events)

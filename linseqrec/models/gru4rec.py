@@ -17,7 +17,7 @@ Marked [P]: the papers and the authors' PyTorch code. Marked [O]: ours.
 - [O] Gradients go back through whole rows. The authors' go back one event.
 - [O] Dropout falls on a layer's outputs. The authors' code also drops entries of the carried state,
   which over hundreds of events would erase it.
-- [O] No bias an item in the scores: they are those of every model here. The authors' have one.
+- [O] The scores have no bias per item, as in every model here. The authors' have one.
 
 The parameters by name, with i the layer from 0, kernels [in, out]. Columns are those of the reset
 gate, then of the update gate, then of the candidate, as in PyTorch's cells:
@@ -153,13 +153,13 @@ class GRU4Rec(SequenceModel):
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> list[Float[Array, "B D"]]:
-        """One state a layer."""
+        """One state per layer."""
         return [layer.initial_state(batch_size) for layer in self.layers]
 
     def encode(
         self, events: Events, state: list[Float[Array, "B D"]], *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
-        """Returns hidden states [B, T, D], no auxiliary losses, and one state a layer."""
+        """Returns hidden states [B, T, D], no auxiliary losses, and one state per layer."""
         embedding_key, *layer_keys = split_key(dropout_key, 1 + len(self.layers))
         x = self.request_time.enter(self.embedding(events.items), events)
         x = dropout(x, self.config.dropout, embedding_key)

@@ -269,8 +269,8 @@ class HyTRecState:
     """The past of each row's history, of a size that does not depend on its length.
 
     Attributes:
-      long: One state a block of the long branch; empty without the branch.
-      short: One state a block of the short branch; empty without the branch.
+      long: One state per block of the long branch; empty without the branch.
+      short: One state per block of the short branch; empty without the branch.
       reading: State of the layer in which the short branch asks; () without it.
       delay: The last K outputs of the long branch, [B, K, D], where its answer is late; else ().
       gaps: The last K gaps in days, [B, K], where a late memory fades; else ().

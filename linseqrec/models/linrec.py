@@ -14,7 +14,7 @@ paper's equations.
   The released code divides a key by the length of its own features and leaves out 1 / √N, so that
   its sums grow with the history.
 - [O] Causal: the released code sums over all slots of a window, later ones and padding included,
-  and trains on one target a row. Here event t reads the events up to t, and N and the lengths of
+  and trains on one target per row. Here event t reads the events up to t, and N and the lengths of
   the keys' features are those of these events (`LinRecAttention`).
 
 The parameters by name, with i the block from 0, kernels [in, out], each with a bias beside it:
@@ -218,13 +218,13 @@ class LinRec(SequenceModel):
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> list[LinRecState]:
-        """One state a block."""
+        """One state per block."""
         return [block.initial_state(batch_size) for block in self.blocks]
 
     def encode(
         self, events: Events, state: list[LinRecState], *, dropout_key: PRNGKeyArray | None
     ) -> Encoding:
-        """Returns hidden states [B, T, D], no auxiliary losses, and one state a block.
+        """Returns hidden states [B, T, D], no auxiliary losses, and one state per block.
 
         Raises:
           ValueError: If the row is longer than `max_length`.

@@ -9,7 +9,7 @@ Marked [P]: the paper and its released code. Marked [O]: ours.
 - [P] The unit (`LinearRecurrentUnit`), the feed-forward half (4 D, GELU, dropout inside), the post
   norms (ε = 1e-5), the dropouts, and all starting values.
 - [O] Segments: a history's first event multiplies the state before it by 0. The released code pads
-  one history a row on its left.
+  one history per row on its left.
 - [O] The scores have no bias per item, as in every model here. The released model has one.
 - [O] The unit runs as one associative scan in complex64 (`ops/diagonal_recurrence.py`). The
   released code doubles intervals, in the same numbers.
@@ -182,7 +182,7 @@ class LRURec(SequenceModel):
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> list[Float[Array, "B 2 E"]]:
-        """One state a block."""
+        """One state per block."""
         return [block.initial_state(batch_size) for block in self.blocks]
 
     def encode(
@@ -192,7 +192,7 @@ class LRURec(SequenceModel):
         *,
         dropout_key: PRNGKeyArray | None,
     ) -> Encoding:
-        """Returns hidden states [B, T, D], no auxiliary losses, and one state a block."""
+        """Returns hidden states [B, T, D], no auxiliary losses, and one state per block."""
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))
         x = dropout(self.embedding(events.items), self.config.dropout, embedding_key)
         x = self.request_time.enter(self.norm(x), events)

@@ -237,7 +237,7 @@ class RecGRELA(SequenceModel):
     ) -> Encoding:
         """Returns hidden states [B, T, D], no auxiliary losses, and the state.
 
-        The released form reads positions off the slots, and wants one right-padded history a row.
+        The released form reads positions off the slots, and wants one right-padded history per row.
         In the causal form a carried history's positions go on from `state.length`.
         """
         embedding_key, *block_keys = split_key(dropout_key, 1 + len(self.blocks))

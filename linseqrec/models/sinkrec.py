@@ -109,7 +109,7 @@ class SinkRecConfig(ModelConfig):
       memory_window: w, events in a window of the memory.
       dilations: Slots between a window's events: (1,) is contiguous windows only, (2, 4) dilated
         only.
-      levels: L, codes a window.
+      levels: L, codes per window.
       codes: K, codes in a codebook.
       codebook: "learned", or "frozen" as it was drawn.
       write_gate: What suppresses writes: "memory"; "input", a gate of the same place that does not
@@ -205,7 +205,7 @@ class SinkRecState:
     """The past of each row's history, of a size that does not depend on its length.
 
     Attributes:
-      loops: One state a loop.
+      loops: One state per loop.
       embeddings: The last events' embeddings, for the memory's windows; () without memory.
       last_timestamp: int32 [B], the last event's time in seconds; -1 before any.
     """

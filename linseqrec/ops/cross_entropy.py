@@ -44,7 +44,7 @@ class Blocks(NamedTuple):
 
     Attributes:
       token: Tokens a block.
-      catalogue: Rows of the item table a block; the whole table (N + 1) means one pass.
+      catalogue: Rows of the item table per block; the whole table (N + 1) means one pass.
     """
 
     token: int

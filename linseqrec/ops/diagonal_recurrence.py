@@ -17,7 +17,7 @@ def diagonal_recurrence(
     segment_ids: Int[Array, "B T"] | None = None,
     initial_state: Complex[Array, "B E"] | None = None,
 ) -> tuple[Complex[Array, "B T E"], Complex[Array, "B E"]]:
-    """Runs one complex number a channel over each history.
+    """Runs one complex number per channel over each history.
 
         h_t = multiplier * h_{t-1} + inputs_t
 

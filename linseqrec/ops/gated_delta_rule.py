@@ -374,7 +374,7 @@ def _chunked(
 
 
 class _Kept(NamedTuple):
-    """What the gradient reads again, of all groups: T (C + V) + N K V numbers a head."""
+    """What the gradient reads again, of all groups: T (C + V) + N K V numbers per head."""
 
     state: Array
     inverse: Array

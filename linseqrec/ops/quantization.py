@@ -78,7 +78,7 @@ def residual_quantization(
 
     Args:
       x: [..., D], any float dtype.
-      codebooks: [L, K, D], one a level.
+      codebooks: [L, K, D], one per level.
 
     Returns:
       Codes, residuals and retrieved codes of each level.

@@ -24,7 +24,7 @@ class MemorySlots(NamedTuple):
 
     Slot m has the key `slots[m] @ key[:, h]` and the value `slots[m] @ value[:, h]` in head h.
     Neither is ever formed: a query is taken to the slots' space instead, and what it collects
-    there is taken to the values, so that M slots cost M vectors an event, not M keys and M values.
+    there is taken to the values, so that M slots cost M vectors per event, not M keys and M values.
 
     Attributes:
       slots: [B, T, M, E], any float dtype.

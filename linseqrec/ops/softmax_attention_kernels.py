@@ -35,7 +35,7 @@ def _place(N, H):
 
 @triton.jit
 def _bounds(x, row, chunk, T, otherwise, C: tl.constexpr):
-    """One number a slot of [B, T]."""
+    """One number per slot of [B, T]."""
     time = chunk * C + tl.arange(0, C)
     return tl.load(x + row * T + time, mask=time < T, other=otherwise)
 

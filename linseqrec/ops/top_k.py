@@ -127,7 +127,7 @@ def catalogue_top_k(
     if hidden.shape[1] != table.shape[1]:
         raise ValueError(f"shapes do not fit: hidden {hidden.shape}, table {table.shape}")
     if seen is not None and (seen.ndim != 2 or len(seen) != len(hidden)):
-        raise ValueError(f"seen must be [{len(hidden)}, S], one row a query, not {seen.shape}")
+        raise ValueError(f"seen must be [{len(hidden)}, S], one row per query, not {seen.shape}")
     if allowed is not None and allowed.shape != table.shape[:1]:
         raise ValueError(f"allowed must be [{num_items + 1}], one flag an id, not {allowed.shape}")
     return _top_k(hidden, table, seen, allowed, block=items_a_block(num_items + 1, item_block), k=k)

@@ -30,7 +30,7 @@ def runs_of(runs, row, chunk, T, C: tl.constexpr, SEGMENTS: tl.constexpr):
 
 @triton.jit
 def per_slot(gate, slot, inside):
-    """One number a slot, float32."""
+    """One number per slot, float32."""
     return tl.load(gate + slot, mask=inside, other=0.0).to(tl.float32)
 
 

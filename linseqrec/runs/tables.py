@@ -24,7 +24,7 @@ def results_table(
       metrics: The columns.
 
     Returns:
-      One table a filter of seen items, headed by the protocol; first the filter that fits the log
+      One table per filter of seen items, headed by the protocol; first the filter that fits the log
       (`filters_by_fit`).
 
     Raises:

@@ -106,7 +106,7 @@ class CatchUpRule:
     def supports(self, shapes: tuple[nnx.State, nnx.State]) -> bool:
         """Whether a step may update single item rows of a model.
 
-        The terms of the sum must shrink. And all arrays with a row an item must be `ItemRows`: a
+        The terms of the sum must shrink. And all arrays with a row per item must be `ItemRows`: a
         model that reads another array by item would read wrong rows of it.
 
         Args:

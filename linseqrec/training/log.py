@@ -133,7 +133,7 @@ class TrainingLog(contextlib.ExitStack):
 
 
 class MetricsLog(contextlib.ExitStack):
-    """`metrics.jsonl` and `speed.jsonl`, a record a line, mirrored to TensorBoard and W&B.
+    """`metrics.jsonl` and `speed.jsonl`, a record per line, mirrored to TensorBoard and W&B.
 
     Opening the log at a step drops the records after that step: a resumed run writes them again.
     """

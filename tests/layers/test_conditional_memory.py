@@ -18,7 +18,7 @@ from tests.ops.layouts import LAYOUT
 
 WIDTH, CODES, LEVELS, DILATIONS = 8, 6, 2, (1, 3)
 ONE = np.where(LAYOUT > 0, 1, 0)
-ONE[0, 8:10] = 1  # one history a row
+ONE[0, 8:10] = 1  # one history per row
 
 
 def memory(seed=0, **overrides):

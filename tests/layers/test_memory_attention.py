@@ -117,7 +117,7 @@ def test_in_parts_equals_the_whole_row(cuts, kernel):
     made, _ = layer(kernel=kernel)
     x, slots = random_inputs()
     ids = np.where(LAYOUT > 0, 1, 0)
-    ids[0, 7:10] = 1  # one history a row
+    ids[0, 7:10] = 1  # one history per row
     whole, last = apply(made, x, ids, slots=slots)
     state, parts = None, []
     for start, end in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):

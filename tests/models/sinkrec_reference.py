@@ -33,7 +33,7 @@ def sinkrec(config, arrays, events):
 
 
 def read_memory(config, arrays, embedded):
-    """m [T, D], n [T, M, D/2], ρ [T]; L_vq, a number a window and event; what was missed of each
+    """m [T, D], n [T, M, D/2], ρ [T]; L_vq, a number per window and event; what was missed of each
     window of each event, and its square."""
     time, width = embedded.shape
     vectors, slots, errors, vq = [], [], [], []

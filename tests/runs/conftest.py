@@ -43,7 +43,7 @@ def changed(experiment=EXPERIMENT, **parts):
 
 
 def evaluation(ranks, lengths, targets, **protocol):
-    """A test result of the ranks {filter: [M]}; two targets a user."""
+    """A test result of the ranks {filter: [M]}; two targets per user."""
     metrics = {name: rank_metrics(values) for name, values in ranks.items()}
     return EvaluationResult(
         protocol={

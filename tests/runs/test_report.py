@@ -154,7 +154,7 @@ def test_p_values_are_those_of_resampling_users_with_holm_s_correction(ranks, tm
         )
         assert each.result.difference == pytest.approx(difference.mean())
         assert each.result.users == TARGETS // 2
-        # Two targets a user, drawn together.
+        # Two targets per user, drawn together.
         means = difference.reshape(-1, 2).mean(1)[users].mean(1)
         share = min((means <= 0).mean(), (means >= 0).mean())
         spread = 2 * np.sqrt((share + 1e-3) / 4000)
@@ -267,7 +267,7 @@ def test_figures_draw_the_mean_over_seeds(ranks, tmp_path):
     held = np.mean([gains(ranks[rate, seed]["all"], "HR@10") for seed in range(3)], 0)[short]
     drawn, _, (bars,) = containers[0].lines
     assert float(drawn.get_ydata()[0]) == pytest.approx(held.mean())
-    # Two targets a user, of which a bucket may hold one.
+    # Two targets per user, of which a bucket may hold one.
     users = np.flatnonzero(short) // 2
     by_user = np.array([(held - held.mean())[users == user].sum() for user in np.unique(users)])
     count = len(by_user)

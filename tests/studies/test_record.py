@@ -73,7 +73,7 @@ def test_a_model_has_mean_deviation_and_error(make):
     (model,) = record["tables"][0]["models"]
     got = model["metrics"]["none"]["HR@10"]
     means = [float((own <= 10).mean()) for own in ranks]
-    # Two targets a user: a user's targets are drawn together.
+    # Two targets per user: a user's targets are drawn together.
     by_user = [
         sum(float(own[i] <= 10) for own in ranks for i in (user, user + 1)) / 6
         for user in range(0, TARGETS, 2)
@@ -120,7 +120,7 @@ def test_a_claim_is_judged_by_two_standard_errors(make, first, second, verdict):
     values = {label: np.array([own <= 10 for own in each], float) for label, each in ranks.items()}
     means = {label: own.mean(1) for label, own in values.items()}
     difference = values["narrow"].mean(0) - values["wide"].mean(0)
-    # Two targets a user: a user's targets are drawn together.
+    # Two targets per user: a user's targets are drawn together.
     by_user = difference.reshape(-1, 2).mean(1)
     assert got["effect"] == pytest.approx(difference.mean())
     assert got["error_over_users"] == pytest.approx(by_user.std(ddof=1) / math.sqrt(len(by_user)))

@@ -8,7 +8,8 @@ The other models are `hytrec`, `sinkrec`, `gated_deltanet`, `sasrec`, `hstu`, `f
 between events. `--config.data.folder=FOLDER` names another folder. Training stops by itself, ten
 validations after the best one. Look at the card that `launch.prepare` prints:
 
-- A small log (some 100,000 events or fewer) overfits: `--config.model.dropout=0.3`.
+- A small log (some 100,000 events or fewer) overfits: `--config.model.dropout=0.3`, and for SinkRec
+  `--config.model.memory_dropout=0.3`, too.
 - Half of the users have far more events than a row holds: `--config.data.length=400`. SASRec, HSTU,
   FuXi-Linear, LinRec, and RecGRELA with learned positions also need
   `--config.model.max_length=400`.

@@ -34,10 +34,12 @@ _REPETITION: dict[str, dict[str, Any]] = {
 _EXPERIMENT = "experiments/repetition.py:gated_deltanet"
 _WIDE = {"model.width": 128, "model.value_width": 128, "training.num_epochs": 20.0}
 _SHARE = {"data.renamed": 0.7}
-_LONGER = "width 128, 32 epochs, 7 of 10 rows renamed"
 _RENAMED: dict[str, dict[str, Any]] = {
-    _LONGER: _WIDE | _SHARE | {"training.num_epochs": 32.0},
     "width 128, 20 epochs, 7 of 10 rows renamed": _WIDE | _SHARE,
+    "width 128, 32 epochs, 7 of 10 rows renamed": _WIDE | _SHARE | {"training.num_epochs": 32.0},
+    "width 128, keys of 256, 20 epochs, 7 of 10 rows renamed": (
+        _WIDE | _SHARE | {"model.key_width": 256}
+    ),
     "width 128, 20 epochs": _WIDE,
 }
 _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {

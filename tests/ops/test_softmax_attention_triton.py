@@ -22,9 +22,9 @@ if not ON_GPU and triton_interpreter.why_not():
     pytest.skip(triton_interpreter.why_not(), allow_module_level=True)
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
-ALL = ("triton", 64, None, True)
-WINDOW = ("triton", 64, 3, True)
-BEHIND = ("triton", 64, 3, True, 2)
+ALL = ("triton", 64, None)
+WINDOW = ("triton", 64, 3)
+BEHIND = ("triton", 64, 3, 2)
 
 
 @pytest.fixture(autouse=True)

@@ -139,8 +139,9 @@ def test_dropout_takes_of_the_vectors_and_of_the_slots_each_its_own():
         gone[name] = after == 0
         assert 0.1 < np.mean(gone[name][ONE > 0]) < 0.4
         assert_close(after, np.where(gone[name], 0, before / 0.75), 1e-6)
-    same = gone["slots"][:, :, 0] == gone["vector"][..., : WIDTH // 2]
-    assert not same[ONE > 0].all()
+    # One key for both would draw the same mask, number by number.
+    vector, slots = gone["vector"].ravel(), gone["slots"].ravel()
+    assert (vector != slots[: vector.size]).any()
     np.testing.assert_array_equal(dropped.error, reading.error)
     assert reading.dropped(0.25, None).vector is reading.vector
 

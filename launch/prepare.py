@@ -18,7 +18,7 @@ from launch.flags import define_folder
 from launch.program import run_program
 from linseqrec.data import filters
 from linseqrec.data.card import format_card
-from linseqrec.data.prepare import prepare
+from linseqrec.data.prepare import TIED_ORDERS, prepare
 from linseqrec.data.readers import FORMATS, spark
 from linseqrec.data.readers.formats import TIME_UNITS
 
@@ -81,6 +81,12 @@ _DUPLICATES = flags.DEFINE_enum(
     list(filters.DUPLICATES),
     "Which of several events with the same user, item and time to keep. `keep`: all of them. "
     "`error`: refuse the log.",
+)
+_TIED_ORDER = flags.DEFINE_enum(
+    "tied_order",
+    "log",
+    list(TIED_ORDERS),
+    "Order of a user's events of equal time: as in the log, or random, drawn once.",
 )
 _ENGINE = flags.DEFINE_enum("engine", "polars", ["polars", "spark"], "Engine of the preparation.")
 _SPARK_MASTER = flags.DEFINE_string(
@@ -157,6 +163,7 @@ def main(argv: list[str]) -> None:
         duplicates=_DUPLICATES.value,
         user_core=_USER_CORE.value,
         item_core=_ITEM_CORE.value,
+        tied_order=_TIED_ORDER.value,
         spark=_spark_session(),
     )
     print(format_card(dataset.card))

@@ -41,14 +41,15 @@ def make_card(
       Sizes, history lengths, rates, digests and library versions. A rate is a share of all events,
       or of all users, in [0, 1]:
 
-      - ties: events with the time of the same user's event before them; users whose last two events
-        have the same time.
+      - ties: events with the time of the same user's event before them; how many of these have a
+        larger item number than that event (a half, if their order says nothing; all, if the log
+        sorts them by item); users whose last two events have the same time.
       - duplicates: events that repeat an earlier event's user, item and time.
       - repeats: events that repeat an earlier event's user and item.
     """
     num_users, num_events = len(offsets) - 1, len(items)
     lengths = np.diff(offsets)
-    ties, distinct_triples, distinct_pairs = 0, 0, 0
+    ties, ascending, distinct_triples, distinct_pairs = 0, 0, 0, 0
     for first, last in _user_blocks(offsets):
         begin, end = int(offsets[first]), int(offsets[last])
         item = np.asarray(items[begin:end], dtype=np.int64)
@@ -58,6 +59,7 @@ def make_card(
         is_first = np.ones(end - begin, dtype=bool)
         is_first[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
         ties += int(np.count_nonzero(~is_first))
+        ascending += int(np.count_nonzero(~is_first[1:] & (item[1:] > item[:-1])))
         distinct_triples += _count_distinct((np.cumsum(is_first) - 1) * (num_items + 1) + item)
         distinct_pairs += _count_distinct(user * (num_items + 1) + item)
     last_event = offsets[1:][lengths >= 2] - 1
@@ -86,6 +88,7 @@ def make_card(
         "ties": {
             "events": ties,
             "event_rate": _rate(ties, num_events),
+            "ascending_rate": _rate(ascending, ties),
             "users_with_tied_last": users_with_tied_last,
             "user_rate": _rate(users_with_tied_last, num_users),
         },
@@ -144,9 +147,10 @@ def format_card(card: Mapping[str, Any]) -> str:
         span = f"{utc(time['first'])} to {utc(time['last'])} UTC"
         rows.append(("time", f"{span} ({time['first']} to {time['last']} s, {days:,.1f} days)"))
         ties = card["ties"]
-        rows.append(
-            ("ties", f"{ties['event_rate']:.1%} of events, {ties['user_rate']:.1%} of users' last")
-        )
+        text = f"{ties['event_rate']:.1%} of events"
+        if ties["events"] and "ascending_rate" in ties:
+            text += f" ({ties['ascending_rate']:.0%} of them in ascending order of items)"
+        rows.append(("ties", f"{text}, {ties['user_rate']:.1%} of users' last"))
         rows.append(("duplicates", f"{card['duplicates']['rate']:.2%} of events"))
     rows.append(("repeats", f"{card['repeats']['rate']:.1%} of events"))
     if card["folds"]:

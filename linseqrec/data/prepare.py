@@ -14,6 +14,8 @@ from linseqrec.data.dataset import Dataset, check_free, write_dataset
 from linseqrec.data.readers import Log, read_file, read_frame
 from linseqrec.data.readers.formats import TIME_UNITS
 
+TIED_ORDERS = ("log", "random")
+
 _Filter: TypeAlias = Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]
 
 
@@ -32,6 +34,7 @@ def prepare(
     duplicates: str = "keep",
     user_core: int = 1,
     item_core: int = 1,
+    tied_order: str = "log",
     spark: Any = None,
 ) -> Dataset:
     """Writes a dataset folder from a log, and returns the data set.
@@ -39,8 +42,8 @@ def prepare(
     `prepare` applies the filters in this order: `drop_missing`, `time_range`, `min_rating`,
     `behaviours`, `duplicates`, the cores. It then numbers users and items: shorter ids first, then
     by text, so that ids that are numbers sort by value. It sorts each user's events by time, and
-    events of equal time in the order of the log. Only the filters drop events. The card counts
-    users, items and events before and after each filter.
+    events of equal time by `tied_order`. Only the filters drop events. The card counts users, items
+    and events before and after each filter.
 
     Args:
       log: A log file, plain or gzip, in one of `readers.FORMATS`, or a folder of Parquet files. Or
@@ -66,6 +69,10 @@ def prepare(
       user_core: Smallest number of events of a user; 1 drops no user. `prepare` applies it with
         `item_core` until both hold.
       item_core: Smallest number of events of an item; 1 drops no item.
+      tied_order: The order of a user's events of equal time: "log", as in the log, or "random",
+        drawn once, the same in each preparation. A log that sorts the products of a basket by
+        their ids tells a model something of the next one that nobody knew at that time. The card
+        says how many tied events follow an event of a smaller item number.
       spark: A Spark session (`readers.spark.start_session`) that reads the file in place of
         Polars. A Spark frame needs none. Only the numbered events leave Spark's workers. The data
         set is the same to the last byte.
@@ -87,6 +94,7 @@ def prepare(
         duplicates,
         user_core,
         item_core,
+        tied_order,
     )
     _check_arguments(choices)
     check_free(folder)
@@ -119,6 +127,9 @@ def _check_arguments(choices: "_FilterChoices") -> None:
     if choices.duplicates not in filters.DUPLICATES:
         known = ", ".join(filters.DUPLICATES)
         raise ValueError(f"duplicates={choices.duplicates!r} must be one of {known}.")
+    if choices.tied_order not in TIED_ORDERS:
+        known = ", ".join(TIED_ORDERS)
+        raise ValueError(f"tied_order={choices.tied_order!r} must be one of {known}.")
     for name in ("user_core", "item_core"):
         if getattr(choices, name) < 1:
             raise ValueError(
@@ -132,7 +143,7 @@ def _check_arguments(choices: "_FilterChoices") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _FilterChoices:
-    """The filter arguments of `prepare`."""
+    """The arguments of `prepare` that choose events and their order."""
 
     drop_missing: bool
     time_range: tuple[float, float] | None
@@ -141,6 +152,7 @@ class _FilterChoices:
     duplicates: str
     user_core: int
     item_core: int
+    tied_order: str
 
 
 def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series, pl.Series]:
@@ -174,7 +186,7 @@ def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series
         filter_counts.insert(0, {"filter": name, "before": read, "after": counts})
     if unit != "order":
         checks.check_span(log, frame, unit)
-    dataset, user_ids, item_ids = _sort_and_number(log, frame, unit, ids)
+    dataset, user_ids, item_ids = _sort_and_number(log, frame, unit, ids, choices.tied_order)
     dataset.card.update(
         reader={
             "format": log.format,
@@ -182,6 +194,7 @@ def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series
             "ignored_columns": log.ignored,
             "time_unit": unit,
             "times": _TIMES[unit],
+            "tied_order": choices.tied_order,
         },
         read=read,
         filters=filter_counts,
@@ -236,6 +249,12 @@ def _check_choices(log: Log, choices: _FilterChoices) -> None:
     if log.time_unit == "order" and (choices.time_range or choices.duplicates != "keep"):
         raise log.error(
             None, "the log has no times, which time_range and duplicates need. Leave both out."
+        )
+    if log.time_unit == "order" and choices.tied_order != "log":
+        raise log.error(
+            None,
+            f"the log has no times, so no events are tied: leave tied_order={choices.tied_order} "
+            "out.",
         )
     if log.time_unit is None and choices.time_range:
         raise log.error(
@@ -362,7 +381,7 @@ def _apply_filters(
 
 
 def _sort_and_number(
-    log: Log, frame: nw.LazyFrame[Any], unit: str, ids: dict[str, pl.Series]
+    log: Log, frame: nw.LazyFrame[Any], unit: str, ids: dict[str, pl.Series], tied_order: str
 ) -> tuple[Dataset, pl.Series, pl.Series]:
     """The data set of the sorted events, with consecutive user and item numbers, and their ids."""
     order_only = unit == "order"
@@ -371,6 +390,9 @@ def _sort_and_number(
     events = filters.collect(
         frame.sort(*keys).select("user", "item", *([] if order_only else ["timestamp"]), *folds)
     )
+    if tied_order == "random":
+        draws = np.random.default_rng(0).random(len(events))
+        events = events[np.lexsort((draws, events["timestamp"], events["user"]))]
     users, items = events["user"].to_numpy(), events["item"].to_numpy()
     user_starts = np.flatnonzero(np.diff(users, prepend=-1))
     offsets = np.append(user_starts, len(users)).astype(np.int64)

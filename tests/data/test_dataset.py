@@ -260,11 +260,13 @@ def test_the_card_equals_counts_from_a_loop_over_events(histories, block):
     finally:
         cards._BLOCK_EVENTS = previous
 
-    ties = repeats = duplicates = tied_last = 0
+    ties = ascending = repeats = duplicates = tied_last = 0
     for history in histories:
         seen = collections.Counter()
         for index, (item, time) in enumerate(history):
-            ties += index > 0 and history[index - 1][1] == time
+            tied = index > 0 and history[index - 1][1] == time
+            ties += tied
+            ascending += tied and item > history[index - 1][0]
             repeats += seen[item] > 0
             duplicates += seen[item, time] > 0
             seen.update([item, (item, time)])
@@ -272,6 +274,7 @@ def test_the_card_equals_counts_from_a_loop_over_events(histories, block):
     lengths = [len(history) for history in histories]
     assert card["counts"] == {"users": len(histories), "items": 4, "events": len(events)}
     assert (card["ties"]["events"], card["ties"]["users_with_tied_last"]) == (ties, tied_last)
+    assert card["ties"]["ascending_rate"] == (ascending / ties if ties else 0)
     assert card["ties"]["user_rate"] == tied_last / len(histories)
     assert card["duplicates"] == {"events": duplicates, "rate": duplicates / len(events)}
     assert card["repeats"] == {"events": repeats, "rate": repeats / len(events)}
@@ -305,7 +308,8 @@ def test_format_card_shows_counts_and_rates():
     lines = {name: text.strip() for name, text in lines.items()}
     assert lines["source"] == "a test"
     assert lines["data set"] == "2 users, 3 items, 5 events"
-    assert lines["ties"] == "40.0% of events, 50.0% of users' last"
+    ascending = "50% of them in ascending order of items"
+    assert lines["ties"] == f"40.0% of events ({ascending}), 50.0% of users' last"
     assert lines["repeats"] == "20.0% of events"
     assert lines["folds"] == "train 3, validation 1, test 1"
     assert lines["time"] == "1970-01-01 00:00:05 to 1970-01-01 00:00:09 UTC (5 to 9 s, 0.0 days)"

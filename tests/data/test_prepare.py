@@ -122,6 +122,29 @@ def test_the_core_repeats_until_no_event_is_dropped(tmp_path):
     assert sorted(histories(dataset)) == ["100", "101", "102", "103"]
 
 
+def test_a_random_tied_order_moves_tied_events_only(tmp_path):
+    """Baskets of twenty products in ascending order, as many logs write them."""
+    rows = [
+        (user, item, time)
+        for time in range(30)
+        for user in range(3)
+        for item in range(100 * (time % 4), 100 * (time % 4) + 20)
+    ]
+    logged, drawn, again = (
+        prepare(frame_of(rows), tmp_path / name, tied_order=order)
+        for name, order in (("logged", "log"), ("drawn", "random"), ("again", "random"))
+    )
+    for before, after in zip(histories(logged).values(), histories(drawn).values(), strict=True):
+        assert sorted(before, key=lambda event: event[1]) == before != after
+        assert [time for _, time in after] == [time for _, time in before]
+        for start in range(0, len(before), 20):
+            assert set(after[start : start + 20]) == set(before[start : start + 20])
+    np.testing.assert_array_equal(drawn.items, again.items)
+    assert logged.card["ties"]["ascending_rate"] == 1
+    assert 0.45 < drawn.card["ties"]["ascending_rate"] < 0.55
+    assert drawn.card["reader"]["tied_order"] == "random"
+
+
 def test_ids_are_numbered_by_length_then_text(tmp_path):
     rows = [("b", "10", 1), ("b", "9", 2), ("a", "x", 3), ("aa", "9", 1), ("a", "é", 4)]
     dataset = prepare(frame_of(rows), tmp_path / "set")
@@ -160,6 +183,8 @@ def test_the_timestamps_of_a_log_without_times_are_positions(tmp_path):
     assert dataset.card["time"]["order_only"]
     assert "order only" in dataset.card["reader"]["times"]
     assert dataset.card["repeats"]["events"] == 1
+    with pytest.raises(LogError, match="no events are tied: leave tied_order=random out"):
+        prepare(path, tmp_path / "other", tied_order="random")
     for arguments in ({"duplicates": "first"}, {"time_range": (0, 9)}):
         with pytest.raises(LogError, match="the log has no times, .*Leave both out"):
             prepare(path, tmp_path / "other", **arguments)
@@ -789,6 +814,7 @@ def test_bad_arguments_are_refused(tmp_path):
     rows = frame_of([(1, 1, 1)])
     for arguments, message in (
         ({"duplicates": "drop"}, "duplicates='drop' must be one of keep, first, last, error"),
+        ({"tied_order": "item"}, "tied_order='item' must be one of log, random"),
         ({"user_core": 0}, "user_core=0 must be at least 1"),
         ({"item_core": -1}, "item_core=-1 must be at least 1"),
         ({"time_range": (5, 5)}, r"time_range=\(5, 5\): the first time must be smaller"),

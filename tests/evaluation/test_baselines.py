@@ -12,6 +12,7 @@ from linseqrec.evaluation.baselines import (
     DecayedMarkov,
     Markov,
     PersonalMarkov,
+    PersonalPopularity,
     Popularity,
     RecentPopularity,
     TimedMarkov,
@@ -148,6 +149,38 @@ def test_personal_markov_is_its_formula(make_split, max_length):
             PersonalMarkov(dataset, split, **bad)
     with pytest.raises(ValueError, match="max_length must be positive, got 0"):
         PersonalMarkov(dataset, split, max_length=0)
+
+
+@pytest.mark.parametrize("make_split", SPLITS)
+def test_personal_popularity_is_its_formula(make_split):
+    dataset = make_dataset()
+    split = make_split(dataset)
+    sequences = training_sequences(dataset, split)
+    repeats = sum(item in s[:index] for s in sequences for index, item in enumerate(s))
+    num_events = sum(map(len, sequences))
+    shares = item_counts(dataset, split) / num_events
+    baseline = PersonalPopularity(dataset, split)
+    # Every position of two users, too: a history of no event has popularity alone.
+    first = np.arange(dataset.offsets[1], dataset.offsets[3])
+    users = np.concatenate([split.test.users, np.repeat([1, 2], np.diff(dataset.offsets[1:4]))])
+    positions = np.concatenate([split.test.positions, first])
+    scores = baseline(users, positions)
+    for row, (user, position) in enumerate(zip(users, positions, strict=True)):
+        own = np.zeros(ITEMS + 1)
+        for event in range(dataset.offsets[user], position):
+            own[dataset.items[event]] += 1 / np.sqrt(position - event + 10)
+        rate = repeats / num_events
+        expected = rate * own / max(own.sum(), 1e-9) + (1 - rate) * shares
+        np.testing.assert_allclose(scores[row], expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(baseline(users[3:4], positions[3:4])[0], scores[3])
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_personal_popularity_stands_where_users_repeat_items(repeats):
+    items = [1, 2, 3, 1 if repeats else 4, 5, 6]
+    dataset = Dataset.from_arrays(items, range(6), [0, 6], num_items=6)
+    baselines = fit_baselines(dataset, leave_one_out(dataset))
+    assert ("Personal popularity" in baselines) == repeats
 
 
 def make_timed_dataset():

@@ -1,12 +1,13 @@
 r"""A year of supermarket purchases, leave-one-out: 2,449 households, 28,164 products.
 
 Histories are long (median 389 purchases, the longest 4,088), and 43 % of the purchases are repeats.
-The purchases of a basket share their time and have no order, so the next event is often another
-product of the same basket. docs/data.md says where the log is from.
+The purchases of a basket share their time. The file sorts them by product, and the command below
+puts them in a random order. The next event is often another product of the same basket.
+docs/data.md says where the log is from.
 
     python -m launch.prepare --input=logs/completejourney/transactions.parquet \
         --columns user=household_id,item=product_id,timestamp=transaction_timestamp \
-        --user_core=5 --item_core=5 --output=data/completejourney
+        --user_core=5 --item_core=5 --tied_order=random --output=data/completejourney
     python -m launch.train --config=experiments/completejourney.py:gated_deltanet \
         --workdir=runs/completejourney/gated_deltanet
 

@@ -2,7 +2,7 @@ r"""MovieLens ml-latest-small, leave-one-out: 610 users, 9,724 films, 100,836 ra
 
 With 610 targets the standard error of HR@10 is some .012.
 
-    python -m launch.prepare --input=logs/ml-latest-small/ratings.csv --tied_order=random \
+    python -m launch.prepare --input=logs/ml-latest-small/ratings.csv \
         --output=data/ml-latest-small
     python -m launch.train --config=experiments/mllatest.py:recgrela \
         --workdir=runs/mllatest/recgrela

@@ -82,6 +82,8 @@ class Experiment(Config):
       name: For tables and figures.
       note: What a reader of the results must know (synthetic data, imputed timestamps, ...).
       model: The config object that builds the model.
+      own_items: Whether scores start in favour of the items that the user had before
+        (`linseqrec.models.own_items`), for logs in which users repeat items.
       data: The log, its split, and the rows it is cut into.
       loss: The training objective.
       optimizer: AdamW's hyperparameters.
@@ -93,6 +95,7 @@ class Experiment(Config):
     name: str = "recgrela"
     note: str = ""
     model: ModelConfig = RecGRELAConfig()
+    own_items: bool = False
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -102,7 +105,7 @@ class Experiment(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        is_baseline = re.fullmatch(r"oracle|(recent )?popularity|.*markov.*", self.name.lower())
+        is_baseline = re.fullmatch(r"oracle|.*popularity|.*markov.*", self.name.lower())
         require(not is_baseline, "name", self.name, "a name that no baseline in the tables has")
         data, steps, longest = self.data, self.training.accumulation_steps, self.model.longest_row
         want = f"a divisor of data.batch_size, {data.batch_size}"

@@ -183,7 +183,7 @@ class SinkRecConfig(ModelConfig):
 
     def uses(self, name: str) -> int:
         """How often an event goes through a parameter: a shared block's in every pass."""
-        return self.loops if self.shared and name.startswith("blocks/") else 1
+        return self.loops if self.shared and "blocks/" in name else 1
 
     def build(self, num_items: int, *, rngs: nnx.Rngs, request_time: bool = False) -> "SinkRec":
         """Makes the model with fresh parameters; see `ModelConfig.build`."""

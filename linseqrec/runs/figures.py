@@ -58,6 +58,7 @@ _REFERENCES = (
     "Timed Markov",
     "Timed Personal Markov",
     ORACLE,
+    "Personal popularity",
 )
 
 Record = Mapping[str, Any]

@@ -16,6 +16,7 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError
 from linseqrec.events import Events
 from linseqrec.models.base import SequenceModel
+from linseqrec.models.own_items import OwnItems
 
 
 def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
@@ -39,7 +40,8 @@ def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
     rngs = nnx.Rngs(experiment.training.seed)
     # A model that reads no request times may have a build without the argument.
     request_time = {"request_time": True} if known else {}
-    return experiment.model.build(num_items, rngs=rngs, **request_time)
+    model = experiment.model.build(num_items, rngs=rngs, **request_time)
+    return OwnItems(model) if experiment.own_items else model
 
 
 def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

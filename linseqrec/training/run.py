@@ -208,6 +208,11 @@ def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
             "not say that its layers take rows that are split over devices (splits_time): set "
             "mesh.sequence to 1"
         )
+    if experiment.own_items:
+        raise ConfigError(
+            f"mesh.sequence is {mesh.shape[SEQUENCE]}, and own_items takes whole rows: set one of "
+            "them to 1 or false"
+        )
 
 
 def _check_reads_no_time(experiment: Experiment) -> None:

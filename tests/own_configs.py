@@ -5,7 +5,8 @@ from typing import Literal
 
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
 from linseqrec.data.source import DataConfig
-from linseqrec.models.base import ModelConfig
+from linseqrec.models.base import Dtype, ModelConfig
+from linseqrec.models.own_items import OwnItems
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 
@@ -26,6 +27,18 @@ class OwnConfig(ModelConfig):
 @dataclasses.dataclass(frozen=True)
 class OwnRecGRELAConfig(RecGRELAConfig):
     """A model that trains."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnItemsConfig(ModelConfig):
+    """Another model, whose scores start in favour of the history's items (`models.own_items`)."""
+
+    model: ModelConfig = RecGRELAConfig()
+    dtype: Dtype = "auto"
+
+    def build(self, num_items, *, rngs, **request_time):
+        model = dataclasses.replace(self.model, dtype=self.dtype)
+        return OwnItems(model.build(num_items, rngs=rngs, **request_time))
 
 
 @dataclasses.dataclass(frozen=True)

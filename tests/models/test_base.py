@@ -22,6 +22,7 @@ from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
 from tests.models.reference import make_events, random_histories, random_model, run
+from tests.own_configs import OwnItemsConfig
 
 HYTREC = HyTRecConfig(
     width=8, heads=1, short_events=3, short_layers=1, num_layers=2, ratio="1:1", attention_window=4
@@ -54,6 +55,8 @@ WHOLE_ROWS = {
     "recgrela released": RecGRELAConfig(width=8, heads=1, num_layers=1, causal=False),
     "hytrec shuffled": dataclasses.replace(HYTREC, time="shuffled"),
 }
+CARRYING["lrurec, own items"] = OwnItemsConfig(model=CARRYING["lrurec"])
+WHOLE_ROWS["sasrec, own items"] = OwnItemsConfig(model=WHOLE_ROWS["sasrec"])
 EVENTS = make_events([random_histories([9])[0:1], [random_histories([5], seed=1)[0]]], 9)
 
 

@@ -19,6 +19,7 @@ from linseqrec.models.mamba2 import Mamba2Config
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
+from tests.own_configs import OwnItemsConfig
 
 NUM_ITEMS = 40
 DELAYED = HyTRecConfig(
@@ -67,6 +68,8 @@ MODELS = {
     "gru4rec": GRU4RecConfig(width=16, num_layers=2),
     "linrec": LinRecConfig(width=16, heads=2, num_layers=2),
 }
+MODELS["lrurec, own items"] = OwnItemsConfig(MODELS["lrurec"])
+MODELS["sasrec, own items"] = OwnItemsConfig(MODELS["sasrec"])
 
 
 # One configuration of each system is told request times, too.

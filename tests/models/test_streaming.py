@@ -15,6 +15,7 @@ from tests.models.reference import (
     random_model,
     run,
 )
+from tests.own_configs import OwnItemsConfig
 
 MODELS = {
     "mamba2": Mamba2Config(
@@ -24,6 +25,7 @@ MODELS = {
     "gru4rec": GRU4RecConfig(width=6, num_layers=2),
     "linrec": LinRecConfig(width=12, heads=3, num_layers=2, max_length=20),
 }
+MODELS["lrurec, own items"] = OwnItemsConfig(MODELS["lrurec"])
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -125,12 +125,19 @@ def sparse_run(experiment, sparse_source):
 
 
 @pytest.mark.parametrize(
-    ("loss", "parts"),
-    [("sampled", 1), ("sampled", 2), ("bce", 1), ("gbce", 2)],
-    ids=["sampled", "sampled, in two parts", "bce", "gbce, in two parts"],
+    ("loss", "parts", "own_items"),
+    [
+        ("sampled", 1, False),
+        ("sampled", 2, False),
+        ("sampled", 1, True),
+        ("bce", 1, False),
+        ("gbce", 2, False),
+    ],
+    ids=["sampled", "sampled, in two parts", "sampled, own items", "bce", "gbce, in two parts"],
 )
-def test_a_step_by_rows_is_the_dense_step(sparse_run, loss, parts):
+def test_a_step_by_rows_is_the_dense_step(sparse_run, loss, parts, own_items):
     run = sparse_run(
+        own_items=own_items,
         loss=LossConfig(kind=loss, negatives=3),
         training=TrainingConfig(num_epochs=10, accumulation_steps=parts),
     )

@@ -149,7 +149,8 @@ def format_card(card: Mapping[str, Any]) -> str:
         ties = card["ties"]
         text = f"{ties['event_rate']:.1%} of events"
         if ties["events"] and "ascending_rate" in ties:
-            text += f" ({ties['ascending_rate']:.0%} of them in ascending order of items)"
+            advice = "; see --tied_order" if ties["ascending_rate"] > 0.9 else ""
+            text += f" ({ties['ascending_rate']:.0%} of them in ascending order of items{advice})"
         rows.append(("ties", f"{text}, {ties['user_rate']:.1%} of users' last"))
         rows.append(("duplicates", f"{card['duplicates']['rate']:.2%} of events"))
     rows.append(("repeats", f"{card['repeats']['rate']:.1%} of events"))

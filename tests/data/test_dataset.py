@@ -313,6 +313,9 @@ def test_format_card_shows_counts_and_rates():
     assert lines["repeats"] == "20.0% of events"
     assert lines["folds"] == "train 3, validation 1, test 1"
     assert lines["time"] == "1970-01-01 00:00:05 to 1970-01-01 00:00:09 UTC (5 to 9 s, 0.0 days)"
+    sorted_by_item = Dataset.from_arrays([1, 2, 3], [7, 7, 7], [0, 3])
+    ascending = "100% of them in ascending order of items; see --tied_order"
+    assert f"66.7% of events ({ascending}), " in cards.format_card(sorted_by_item.card)
     order = Dataset.from_arrays([1], [0], [0, 1], order_only=True)
     assert "order only" in cards.format_card(order.card)
 

@@ -210,8 +210,8 @@ def _check_splits_time(experiment: Experiment, mesh: Mesh | None) -> None:
         )
     if experiment.own_items:
         raise ConfigError(
-            f"mesh.sequence is {mesh.shape[SEQUENCE]}, and own_items takes whole rows: set one of "
-            "them to 1 or false"
+            f"mesh.sequence is {mesh.shape[SEQUENCE]}, and own_items reads whole rows: set "
+            "mesh.sequence to 1 or own_items to false"
         )
 
 

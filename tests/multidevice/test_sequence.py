@@ -105,6 +105,8 @@ def test_what_cannot_be_split_is_refused(source):  # noqa: F811
     mesh = make_mesh(MeshConfig(1, sequence=4))
     with pytest.raises(ConfigError, match="mesh.sequence is 4, and SASRecConfig does not say"):
         Run.of(dataclasses.replace(EXPERIMENT, model=SASRecConfig()), source, mesh)
+    with pytest.raises(ConfigError, match="mesh.sequence is 4, and own_items reads whole rows"):
+        Run.of(dataclasses.replace(EXPERIMENT, own_items=True), source, mesh)
     odd = dataclasses.replace(EXPERIMENT.data, length=30)
     with pytest.raises(MeshError, match="does not divide rows of 30 slots; .*data.length=32"):
         Run.of(dataclasses.replace(EXPERIMENT, data=odd), source, mesh)

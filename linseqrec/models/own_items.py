@@ -3,13 +3,13 @@
     m_k   mean of the history's item vectors, weighted by 2^(-age / half-life k), age in events
     h     what the model predicts with;   h' = h + sum over k of g_k * m_k;   scores h' Eᵀ
 
-Item vectors are those of the output table, E. With a fresh g, a row of E that occurs in the history
-is scored above the others from the first step on, by how often and how lately it occurred: the
-counting baseline `PersonalPopularity`, in a state of fixed size. Where most events repeat an item
-and the catalogue is large, that takes a model many epochs to learn (results/recipe.md).
+Item vectors are those of the output table, E. From the first step on, items of the history are
+scored above the others, by how often and how lately they occurred: the counting baseline
+`PersonalPopularity`, in a state of fixed size. Where users repeat items of a large catalogue, a
+model needs many epochs to learn this by itself.
 
-Width limits it. A mean of many item vectors is as close to an item that is not among them as 1 / √D
-of their lengths, so wide tables tell a user's items apart better.
+The means tell a user's items apart from the others the better, the wider E is: the score of an item
+that the user never had is a sum of products of unrelated vectors, which are of the order of 1 / √D.
 """
 
 import dataclasses

@@ -116,6 +116,7 @@ STUDY = Study(
                 "experiments/foursquare.py:gated_deltanet",
                 {"the experiment": {}, "own items": {"own_items": True}},
             ),
+            seeds=(0,),
         ),
         Table(
             "schedule",

@@ -6,7 +6,7 @@
 Item vectors are those of the output table, E. From the first step on, items of the history are
 scored above the others, by how often and how lately they occurred: the counting baseline
 `PersonalPopularity`, in a state of fixed size. Where users repeat items of a large catalogue, a
-model needs many epochs to learn this by itself.
+model needs many epochs to learn this by itself (results/recipe.md).
 
 The means tell a user's items apart from the others the better, the wider E is: the score of an item
 that the user never had is a sum of products of unrelated vectors, which are of the order of 1 / √D.

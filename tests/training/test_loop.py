@@ -169,7 +169,7 @@ def test_the_first_filter_selects_and_is_named(experiment, make_run, tmp_path, c
 def test_counting_within_the_length_stands_beside_counting_all(experiment, make_run, length, named):
     run = make_run(experiment, data={"length": length})
     found = evaluate_baselines(run, "test")
-    assert [name for name in found if name.startswith("Personal")] == ["Personal Markov"] + [
+    assert [name for name in found if name.startswith("Personal Markov")] == ["Personal Markov"] + [
         f"Personal Markov, last {length} events"
     ] * named
     if named:

@@ -24,7 +24,9 @@ def test_seeds_are_those_that_jax_tells_apart():
         TrainingConfig(seed=2**32)
 
 
-@pytest.mark.parametrize("name", ["Markov", "Personal Markov, last 200 events", "oracle"])
+@pytest.mark.parametrize(
+    "name", ["Markov", "Personal Markov, last 200 events", "Personal popularity", "oracle"]
+)
 def test_an_experiment_has_no_baseline_s_name(name):
     with pytest.raises(ConfigError, match=f"name is '{name}': it must be a name that no baseline"):
         Experiment(name=name)

@@ -54,7 +54,8 @@ STUDY = Study(
         ),
         Table(
             "completejourney",
-            "Purchases of 2,449 households among 28,164 products.",
+            "Purchases of 2,449 households among 28,164 products, those of a basket in a random "
+            "order. Scores start in favour of the household's own products (`own_items`).",
             arms("experiments/completejourney.py:hytrec", _BRANCHES),
             seeds=(0,),
         ),

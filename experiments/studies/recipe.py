@@ -180,13 +180,13 @@ STUDY = Study(
             ("width 64",),
         ),
         Claim(
-            "They are better than counting, at width 128, on purchases",
+            "Gated DeltaNet of width 128 with own items is better than counting on purchases",
             "own_items",
             "width 128, own items",
             COUNTING,
         ),
         Claim(
-            "They are better on check-ins",
+            "Scores that start in favour of the user's own items are better, on check-ins",
             "own_items_foursquare",
             "own items",
             ("the experiment",),

@@ -41,9 +41,9 @@ def make_card(
       Sizes, history lengths, rates, digests and library versions. A rate is a share of all events,
       or of all users, in [0, 1]:
 
-      - ties: events with the time of the same user's event before them; how many of these have a
-        larger item number than that event (a half, if their order says nothing; all, if the log
-        sorts them by item); users whose last two events have the same time.
+      - ties: events with the time of the same user's event before them; users whose last two events
+        have the same time. "ascending_rate" is the share of the tied events whose item number is
+        larger than that of the event before: a half, if their order says nothing.
       - duplicates: events that repeat an earlier event's user, item and time.
       - repeats: events that repeat an earlier event's user and item.
     """

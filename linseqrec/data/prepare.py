@@ -86,7 +86,7 @@ def prepare(
       DatasetError: The folder is not empty.
       ValueError: An argument is out of range, or does not apply to this log.
     """
-    choices = _FilterChoices(
+    choices = _Choices(
         drop_missing,
         time_range,
         min_rating,
@@ -123,7 +123,7 @@ def prepare(
     return write_dataset(folder, dataset, user_ids, item_ids)
 
 
-def _check_arguments(choices: "_FilterChoices") -> None:
+def _check_arguments(choices: "_Choices") -> None:
     if choices.duplicates not in filters.DUPLICATES:
         known = ", ".join(filters.DUPLICATES)
         raise ValueError(f"duplicates={choices.duplicates!r} must be one of {known}.")
@@ -142,7 +142,7 @@ def _check_arguments(choices: "_FilterChoices") -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _FilterChoices:
+class _Choices:
     """The arguments of `prepare` that choose events and their order."""
 
     drop_missing: bool
@@ -155,7 +155,7 @@ class _FilterChoices:
     tied_order: str
 
 
-def _make_dataset(log: Log, choices: _FilterChoices) -> tuple[Dataset, pl.Series, pl.Series]:
+def _make_dataset(log: Log, choices: _Choices) -> tuple[Dataset, pl.Series, pl.Series]:
     """The data set in memory, with the log's own ids of its users and of its items."""
     _check_choices(log, choices)
     read = None
@@ -233,7 +233,7 @@ def _count_present(log: Log) -> dict[str, int]:
     }
 
 
-def _check_choices(log: Log, choices: _FilterChoices) -> None:
+def _check_choices(log: Log, choices: _Choices) -> None:
     if choices.min_rating is not None and "rating" not in log.columns:
         raise log.error(
             None,
@@ -316,7 +316,7 @@ def _encode(
 
 
 def _filter_steps(
-    log: Log, choices: _FilterChoices, in_range: nw.Expr | None
+    log: Log, choices: _Choices, in_range: nw.Expr | None
 ) -> list[tuple[str, _Filter]]:
     """The name and the function of each filter, in the order of their application."""
     steps: list[tuple[str, _Filter]] = []

@@ -47,8 +47,9 @@ def fit_baselines(
     baselines: dict[str, SparseScorer] = {"Popularity": Popularity(dataset, split)}
     if not dataset.card["time"]["order_only"]:
         baselines["Recent popularity"] = RecentPopularity(dataset, split, share=0.1)
-    if _repeat_rate(dataset, split):
-        baselines["Personal popularity"] = PersonalPopularity(dataset, split)
+    personal = PersonalPopularity(dataset, split)
+    if personal.repeat_rate:
+        baselines["Personal popularity"] = personal
     baselines["Markov"] = Markov(dataset, split)
     baselines["Decayed Markov"] = DecayedMarkov(dataset, split)
     baselines["Personal Markov"] = PersonalMarkov(dataset, split)
@@ -121,10 +122,10 @@ class PersonalPopularity(SparseScorer):
 
     def __init__(self, dataset: Dataset, split: Split):
         """Counts items, and repeats, among the training events."""
-        self._dataset, self._repeat_rate = dataset, _repeat_rate(dataset, split)
+        self._dataset, self.repeat_rate = dataset, _repeat_rate(dataset, split)
         counts = item_counts(dataset, split).astype(np.float64)
         shares = counts / max(counts.sum(), 1)
-        self._shared = SharedScores((1 - self._repeat_rate) * shares)
+        self._shared = SharedScores((1 - self.repeat_rate) * shares)
 
     def sparse(self, users: np.ndarray, positions: np.ndarray) -> SparseScores:
         """Scores; the sum of a row is at most 1."""
@@ -136,7 +137,7 @@ class PersonalPopularity(SparseScorer):
         weights = (positions[rows] - events + 10.0) ** -0.5
         own = np.bincount(places, weights=weights, minlength=len(keys))
         own = _shares(SparseScores(self._shared, len(users), keys, own)).values
-        values = self._repeat_rate * own + self._shared.scores[keys % num_slots]
+        values = self.repeat_rate * own + self._shared.scores[keys % num_slots]
         return SparseScores(self._shared, len(users), keys, values)
 
     def sizes(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ scored above the others, by how often and how lately they occurred: the counting
 `PersonalPopularity`, in a state of fixed size. Where users repeat items of a large catalogue, a
 model needs many epochs to learn this by itself (results/recipe.md).
 
-The means tell a user's items apart from the others the better, the wider E is: the score of an item
-that the user never had is a sum of products of unrelated vectors, which are of the order of 1 / √D.
+A wider E tells a user's items apart from the others better. The score of an item that he never had
+is a sum of products of unrelated vectors, and each of them is of the order of 1 / √D.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.events import Events
 from linseqrec.layers.states import MixerTrace, empty, past_or_none
-from linseqrec.models.base import Encoding, NoState, SequenceModel
+from linseqrec.models.base import Encoding, SequenceModel
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 
 # In events. A sum of the three falls with age about as `PersonalPopularity`'s weights do.
@@ -59,16 +59,15 @@ class OwnItems(SequenceModel):
         shape = (len(_HALF_LIVES), table.shape[1])
         self.gain = nnx.Param(jnp.full(shape, 1 / (len(_HALF_LIVES) * jnp.mean(table**2))))
 
-    def encode(self, events: Events, state: Any, *, dropout_key: PRNGKeyArray | None) -> Encoding:
+    def encode(
+        self, events: Events, state: OwnItemsState, *, dropout_key: PRNGKeyArray | None
+    ) -> Encoding:
         """Returns the model's encoding with the means added to its hidden vectors."""
-        carries = isinstance(state, OwnItemsState)
-        encoding = self.model(events, state.model if carries else None, dropout_key=dropout_key)
-        means, sums = self._means(
-            events.items, events.segment_ids, past_or_none(state.sums) if carries else None
-        )
+        encoding = self.model(events, state.model, dropout_key=dropout_key)
+        means, sums = self._means(events.items, events.segment_ids, past_or_none(state.sums))
         added = jnp.einsum("BTMD,MD->BTD", means, self.gain[...])
         hidden = encoding.hidden + added.astype(encoding.hidden.dtype)
-        after = OwnItemsState(encoding.state, sums) if carries else NoState()
+        after = OwnItemsState(encoding.state, sums)
         return dataclasses.replace(encoding, hidden=hidden, state=after)
 
     def _means(
@@ -94,13 +93,16 @@ class OwnItems(SequenceModel):
         # At padding both are 0.
         return weighted[..., :-1] / jnp.maximum(weighted[..., -1:], 1e-9), sums
 
-    def initial_state(self, batch_size: int) -> OwnItemsState | NoState:
-        """The model's state and empty sums; none for a model that carries none."""
-        state = self.model.initial_state(batch_size)
-        if isinstance(state, NoState):
-            return state
+    def initial_state(self, batch_size: int) -> OwnItemsState:
+        """The model's state, and empty sums."""
         means, width = self.gain.shape
-        return OwnItemsState(state, empty(batch_size, means, 1, width + 1))
+        sums = empty(batch_size, means, 1, width + 1)
+        return OwnItemsState(self.model.initial_state(batch_size), sums)
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether the model does; the sums alone are of no use."""
+        return self.model.carries_state
 
     def item_table(self) -> Float[Array, "N1 D"]:
         """The model's."""

@@ -58,6 +58,7 @@ _REFERENCES = (
     "Timed Markov",
     "Timed Personal Markov",
     ORACLE,
+    # A place is a look. Names that are added come last, so that the others keep theirs.
     "Personal popularity",
 )
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
+from linseqrec.models.own_items import OwnItems
 from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.checkpoint import Progress
 from linseqrec.training.loss import LossConfig
@@ -41,6 +42,13 @@ def test_an_event_costs_what_the_dense_layers_multiply(name, monkeypatch):
     monkeypatch.setattr(nnx.Linear, "__call__", counted)
     jax.eval_shape(lambda: nnx.merge(graphdef, params, rest)(events).hidden)
     assert flops_per_event(params, config) == 6 * sum(products) / 16
+
+
+def test_own_items_add_no_dense_layer():
+    """Blocks that events pass through three times count three times within another model, too."""
+    model = SINKREC.build(20, rngs=nnx.Rngs(0))
+    alone = flops_per_event(nnx.state(model, nnx.Param), SINKREC)
+    assert flops_per_event(nnx.state(OwnItems(model), nnx.Param), SINKREC) == alone
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,13 @@ STUDY = Study(
             models("completejourney"),
             seeds=(0,),
         ),
+        Table(
+            "completejourney_known",
+            "The same purchases. The models know the time at which each prediction is asked for, "
+            "and so whether the basket goes on.",
+            models("completejourney", _WITH_TIME, _KNOWN),
+            seeds=(0,),
+        ),
     ),
     claims=(
         Claim(
@@ -107,6 +114,12 @@ STUDY = Study(
         Claim(
             "Gated DeltaNet is better than counting on purchases",
             "completejourney",
+            "Gated DeltaNet",
+            COUNTING,
+        ),
+        Claim(
+            "Gated DeltaNet, told the request time, is better than counting on purchases",
+            "completejourney_known",
             "Gated DeltaNet",
             COUNTING,
         ),

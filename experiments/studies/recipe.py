@@ -104,7 +104,6 @@ STUDY = Study(
                 {
                     "width 64, own items: the experiment": {},
                     "width 64": {"own_items": False},
-                    "width 128, own items": {"model.width": 128, "model.value_width": 128},
                 },
             ),
             seeds=(0,),
@@ -158,7 +157,7 @@ STUDY = Study(
         Claim(
             "A linear memory that trained on renamed rows recalls habits better than counting",
             "renamed",
-            "width 128, 20 epochs, 7 of 10 rows renamed",
+            "width 128, keys of 256, 20 epochs, 7 of 10 rows renamed",
             COUNTING,
         ),
         Claim(
@@ -178,12 +177,6 @@ STUDY = Study(
             "own_items",
             "width 64, own items: the experiment",
             ("width 64",),
-        ),
-        Claim(
-            "Gated DeltaNet of width 128 with own items is better than counting on purchases",
-            "own_items",
-            "width 128, own items",
-            COUNTING,
         ),
         Claim(
             "Scores that start in favour of the user's own items are better, on check-ins",

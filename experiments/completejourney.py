@@ -16,7 +16,7 @@ Most of what can be predicted here is how often and how lately a household bough
 
 The other models are `recgrela`, `hytrec`, `sinkrec`, `sasrec`, `hstu`, `fuxi_linear`, `mamba2`,
 `lrurec`, `gru4rec` and `linrec`. With `--config.data.request_time=known` a model is told when the
-next purchase is made.
+next purchase is made, and so whether the basket goes on.
 
 Results: results/real_logs.md.
 """

@@ -72,7 +72,8 @@ STUDY = Study(
             "row's own, anew each time (`data.renamed`, ours). From such a row a model learns only "
             "to look up what followed an item in it. RecGRELA and SinkRec (one pass, "
             "dropout .1) have the size of their experiments; HyTRec has one head, keys of 80, "
-            "and no lookups in its softmax blocks.",
+            "and no lookups in its softmax blocks. Of the arms with renamed rows, the claim "
+            "against counting takes the one whose seed 0 has the best NDCG@10 in validation.",
             (
                 *arms(_EXPERIMENT, _RENAMED),
                 *(
@@ -157,7 +158,7 @@ STUDY = Study(
         Claim(
             "A linear memory that trained on renamed rows recalls habits better than counting",
             "renamed",
-            "width 128, keys of 256, 20 epochs, 7 of 10 rows renamed",
+            "width 128, 32 epochs, 7 of 10 rows renamed",
             COUNTING,
         ),
         Claim(

@@ -284,7 +284,7 @@ class PersonalMarkov(SparseScorer):
     does. Where no user repeats an item, the baseline is `Markov`. Source: ours.
 
     With request times (`timed`), p is `TimedMarkov`'s. An event of the history that is at least
-    half a day old then has a weight of 1 + 20 exp(-(d / 1.5 h)^2) in t and n, where d is the
+    half a day old then has a weight of 1 + 20 exp(-(d / 1.5 h)^2) in t and n. Here d is the
     distance between its time of day and the request's.
     """
 

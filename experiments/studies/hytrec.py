@@ -25,17 +25,18 @@ _FORMS = {
     "both, the short branch asks": _TIMED | {"model.question": "short"},
 }
 
-_CLAIM = "Two branches have over 8 % more hits than either alone (HyTRec)"
+_CLAIM = "Two branches have over 8 % more hits than either alone"
 
 STUDY = Study(
     name="hytrec",
     title="HyTRec: two branches or one",
     about=(
         "HyTRec reads the last events by softmax attention and all before them by a linear memory. "
-        "Its paper claims more than 8 % more hits than either branch alone on the longest "
-        "histories. All arms of a table train by one recipe. The arm of the long branch "
-        "alone reads all events. Softmax blocks read the time unless the arm's name denies it. The "
-        "arms differ in size."
+        "The abstract of its paper reports over 8 % more hits than other models for users with the "
+        "longest histories; we could not read more of it. We ask a question of our own: do two "
+        "branches have over 8 % more hits than either branch alone? All arms of a table train by "
+        "one recipe. The arm of the long branch alone reads all events. Softmax blocks read the "
+        "time unless the arm's name denies it. The arms differ in size."
     ),
     tables=(
         Table(
@@ -82,7 +83,7 @@ STUDY = Study(
             min_events=1000,
         ),
         Claim(
-            "Two branches are better than the long one alone, in `drift` (HyTRec)",
+            "Two branches are better than the long one alone, in `drift`",
             "drift",
             "both branches",
             ("the long branch alone",),

@@ -35,7 +35,8 @@ STUDY = Study(
         ),
         Table(
             "foursquare",
-            "Check-ins in New York, 76 % of them revisits.",
+            "Check-ins in New York, 76 % of them revisits. Personal popularity, the best baseline "
+            "here, was added later: [real logs](real_logs.md) have it.",
             arms("experiments/foursquare.py:recgrela", _ARMS),
         ),
     ),

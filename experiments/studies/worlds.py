@@ -161,7 +161,7 @@ STUDY = Study(
         ),
         *(
             Claim(
-                f"{label} is better than HSTU and FuXi-Linear on the longest histories",
+                f"{label} is better than HSTU and FuXi-Linear in `ultra_long`",
                 "ultra_long",
                 label,
                 ("HSTU", "FuXi-Linear"),
@@ -169,23 +169,23 @@ STUDY = Study(
             for label in OURS
         ),
         Claim(
-            "RecGRELA with lookup is better than HSTU and FuXi-Linear on the longest histories, "
-            "after 6 epochs each",
+            "RecGRELA with lookup is better than HSTU and FuXi-Linear in `ultra_long`, after 6 "
+            "epochs each",
             "ultra_long",
             "RecGRELA, lookup, 6 epochs",
             ("HSTU, 6 epochs", "FuXi-Linear, 6 epochs"),
         ),
         Claim(
-            "SinkRec, trained on renamed rows, recalls habits of long histories better than "
-            "counting",
+            "SinkRec that trained on renamed rows recalls habits better than counting, in "
+            "`ultra_long`",
             "ultra_long_renamed",
             "SinkRec",
             COUNTING,
         ),
         *(
             Claim(
-                f"{label}, trained on renamed rows, is better on the longest histories than HSTU "
-                "and FuXi-Linear, trained on them or not",
+                f"{label} that trained on renamed rows is better in `ultra_long` than HSTU and "
+                "FuXi-Linear, each with and without renamed rows",
                 "ultra_long_renamed",
                 label,
                 (

@@ -38,6 +38,7 @@ from linseqrec.ops.softmax_attention import softmax_attention
 # Batch, time, heads, key and value width. The slow forms are left out of the long rows on a CPU.
 _CPU_SIZES = ((4, 2_048, 4, 64), (1, 8_192, 4, 64))
 _GPU_SIZES = ((1, 8_192, 16, 128), (8, 2_048, 8, 64))
+_COMPILED_SIZES = (*_GPU_SIZES, (256, 200, 2, 32))
 _SHORT = 4_096
 _LENGTHS = tuple(2**power for power in range(11, 17))
 _STEPS = (10, 10_000)
@@ -56,7 +57,7 @@ def rows(repeats: int) -> Iterator[Row]:
     ):
         yield from _growth(repeats, name, operation)
     yield from _streaming(repeats)
-    for size in _GPU_SIZES:
+    for size in _COMPILED_SIZES:
         for kernels in KERNELS:
             yield from compiled_kernels(kernels, size, "bfloat16")
 

@@ -21,13 +21,14 @@ _BLOCK = re.compile(
     r"(<!-- study ([^>]*) -->\n)((?:(?!<!-- study).)*?)(<!-- end of study -->)", re.DOTALL
 )
 _HOW = (
-    'A claim with "(MODEL)" is from that model\'s paper; the others are ours. The difference is '
-    "first mean − (1 + margin) × second mean; the margin is 0 unless given. The first ± is the "
-    "standard error over users, the second the one over seeds. A verdict needs two standard "
-    "errors, and more with few seeds (Student's t); else the claim is open. Verdicts in bold rest "
-    "on several seeds. If runs come from several machines, the difference is unpaired: it treats "
-    'the users as different. "Counting" is the counting baseline with the best NDCG@10. A '
-    "published figure counts as exact."
+    'A claim with "(MODEL)" follows that model\'s paper, and is tested on our data with our code; '
+    "the others are ours. The difference is first mean − (1 + margin) × second mean; the margin is "
+    "0 unless given. The first ± is the standard error over users, the second the one over seeds. "
+    "A claim holds if the difference is above 0 by two standard errors, and more with few seeds "
+    "(Student's t). It does not hold if the difference is as far below 0, and is open otherwise. "
+    "Verdicts in bold rest on several seeds. If runs come from several machines, the difference is "
+    'unpaired: it treats the users as different. "Counting" is the counting baseline with the best '
+    "NDCG@10. A published figure counts as exact."
 )
 
 
@@ -44,13 +45,15 @@ def to_page(record: Record) -> str:
         f"python -m launch.study --study=experiments/studies/{record['name']}.py \\\n"
         "    --workdir=runs/studies\n"
         "```",
-        "The same command goes on where it stopped, and skips the runs that have finished.",
+        "The same command goes on where it stopped. In a clone it trains only what is not "
+        "recorded; with `--output=runs/results` it trains everything again.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _section(record: Record, table: Record) -> Iterator[str]:
-    yield f"## {escape(table['title'] or table['name'])}"
+    # The name is what `--tables` takes.
+    yield f"## `{table['name']}`" + (f": {escape(table['title'])}" if table["title"] else "")
     yield table["caption"]
     for filter_seen in table["filters"]:
         yield results_block(table, filter_seen)
@@ -358,8 +361,9 @@ def cost_table(cost: Record) -> str:
     ]
     devices = ", ".join(dict.fromkeys(cost["devices"]))
     return (
-        f"Forward, random histories of 100 to 12,000 events, width 64, four blocks; {devices}, "
-        f"{cost['processor']}, one core. An exponent of 1 is linear, 2 quadratic; {exponents}. "
+        "Forward, random histories of 100 to 12,000 events, width 64, four blocks (HyTRec also two "
+        f"short ones, SinkRec one block passed twice); {devices}, {cost['processor']}, one core. "
+        f"An exponent of 1 is linear, 2 quadratic; {exponents}. "
         "[All times](docs/cost.md):\n\n"
         f"{markdown_table(['', *columns], cells, text_columns=1)}"
     )

@@ -87,7 +87,9 @@ RECORD = {
 
 def test_a_page_says_what_was_measured_and_what_was_not():
     page = re.sub(" +", " ", to_page(RECORD))
-    assert "# A &lt;study&gt;" in page and "## a log; split leave_one_out; synthetic data" in page
+    assert (
+        "# A &lt;study&gt;" in page and "## `t`: a log; split leave_one_out; synthetic data" in page
+    )
     assert "Test, 1,200 targets, all 50 items ranked, seen items not filtered, mean ties" in page
     assert "| a\\|b | 12 k | 2 | .3000 ± .0100 |" in page
     assert page.index("| Markov | | | .4000 |") > page.index("a\\|b")

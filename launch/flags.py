@@ -34,7 +34,8 @@ def split_overrides(argv: list[str]) -> list[str]:
     """Rewrites each `--config.seed=1` as `--config.FIELD=seed=1`, one flag of absl for all fields.
 
     Like any flag of absl, an override may also be written `--config.seed 1`, and that of a bool
-    `--config.model.gate` or `--noconfig.model.gate`.
+    `--config.model.gate` or `--noconfig.model.gate`. A field without a value stays one: only a
+    bool can be set so (`overrides`).
     """
     if _OVERRIDES not in flags.FLAGS:
         return argv
@@ -42,10 +43,12 @@ def split_overrides(argv: list[str]) -> list[str]:
     while rest:
         argument = rest.pop(0)
         if match := re.fullmatch(r"--?(no)?config\.([^=]+)(=.*)?", argument, re.DOTALL):
-            value = match[3] or ("=false" if match[1] else "=true")
-            if match[0] == f"--config.{match[2]}" and rest and not rest[0].startswith("-"):
+            negated, field, value = match.groups(default="")
+            if negated:
+                value = value or "=false"
+            elif not value and rest and not re.match("--?[A-Za-z]", rest[0]):
                 value = f"={rest.pop(0)}"
-            argument = f"--{_OVERRIDES}={match[2]}{value}"
+            argument = f"--{_OVERRIDES}={field}{value}"
         split.append(argument)
     return split
 
@@ -59,8 +62,10 @@ def overrides(experiment: Experiment) -> dict[str, Any]:
     """
     names, values = field_names(experiment), dict[str, Any]()
     for given in flags.FLAGS[_OVERRIDES].value or ():
-        field, text = assignment(given, names)
+        field, text = assignment(given if "=" in given else f"{given}=true", names)
         value = parse(text, field, experiment)
+        if "=" not in given and not isinstance(value, bool):
+            raise ConfigError(f"{field} has no value: write --config.{field}=VALUE")
         if field in values and isinstance(value, tuple):
             both = to_text(values[field] + value)
             raise ConfigError(f"{field} is given twice: write --config.{field}={both} for a list")
@@ -93,7 +98,11 @@ def load_experiment(experiment: str | Path) -> Experiment:
     if not Path(file).is_file():
         others = map(str, Path(file).parent.glob("*.py"))
         raise ConfigError(f"no experiment file {file}{nearest(file, others)}")
-    module, names = runpy.run_path(file), [name] if colon else []
+    names = [name] if colon else []
+    try:
+        module = runpy.run_path(file)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
     if "get_config" not in module:
         raise ConfigError(f"{file} defines no get_config(): see experiments/quick.py")
     signature = inspect.signature(module["get_config"])

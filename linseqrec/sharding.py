@@ -38,7 +38,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def parameter_path(path: jax.tree_util.KeyPath) -> str:
-    """The name of the leaf at `path` of a model's `nnx.Param` state; the rules go by it."""
+    """The name of the leaf at `path` of parameters or of any state; `RULES` go by it."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 

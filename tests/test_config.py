@@ -51,6 +51,8 @@ def test_an_experiment_has_no_baseline_s_name(name):
         ),
         (DataConfig, {"phase": "rand"}, r"phase is 'rand'.*did you mean 'random'"),
         (DataConfig, {"batch_size": 0}, "batch_size is 0: it must be at least 1"),
+        (DataConfig, {"world_users": 0}, "world_users is 0: it must be at least 1, or none"),
+        (DataConfig, {"world_length": 0}, "world_length is 0: it must be above 0, or none"),
         (DataConfig, {"split": "fold"}, r"split is 'fold'.*did you mean 'folds'"),
         (LossConfig, {"kind": "ful"}, r"kind is 'ful'.*did you mean 'full'"),
         (LossConfig, {"negatives": 0}, "negatives is 0"),

@@ -24,7 +24,7 @@ from linseqrec.data.rows import (
     pack,
 )
 from linseqrec.data.source import DataConfig
-from linseqrec.data.splits import Split
+from linseqrec.data.splits import Split, SplitError
 
 # What the training loop reads ahead, so that the host makes a batch while the devices step.
 READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -83,7 +83,8 @@ class TrainingBatches(grain.MapDataset[Batch]):
           process_count: Number of equal slices of a global batch, one per process.
 
         Raises:
-          ValueError: The split is not of `dataset`, or no user has two training events.
+          ValueError: The split is not of `dataset`.
+          SplitError: No user has two training events.
         """
         super().__init__()
         if len(split.train_end) != dataset.num_users:
@@ -95,7 +96,7 @@ class TrainingBatches(grain.MapDataset[Batch]):
         starts, ends = np.asarray(dataset.offsets[:-1]), np.asarray(split.train_end)
         inputs = ends - starts - 1
         if not (inputs > 0).any():
-            raise ValueError(
+            raise SplitError(
                 f"split {split.name!r} leaves nothing to train on: none of the {dataset.num_users} "
                 "users has two training events. Take another split, or a larger data set"
             )

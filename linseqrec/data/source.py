@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from linseqrec.config_fields import Config, Count, CountOrZero, Probability, require
+from linseqrec.config_fields import Config, Count, CountOrZero, Positive, Probability, require
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Split, from_folds, global_temporal, leave_one_out
 from linseqrec.data.worlds import World, generate, resized, world_config
@@ -51,9 +51,9 @@ class DataConfig(Config):
     folder: str = ""
     world: str = "quick"
     world_seed: CountOrZero = 0
-    world_users: int | None = None
-    world_length: float | None = None
-    world_items: int | None = None
+    world_users: Count | None = None
+    world_length: Positive | None = None
+    world_items: Count | None = None
     split: Literal["leave_one_out", "global_temporal", "folds"] = "leave_one_out"
     validation_quantile: float = 0.8
     test_quantile: float = 0.9

@@ -172,8 +172,8 @@ def from_folds(dataset: Dataset) -> Split:
       The split.
 
     Raises:
-      SplitError: The data set has no folds, a fold is not 0, 1 or 2, or the folds of a user
-        decrease: his events must be training, then validation, then test events.
+      SplitError: The data set has no folds, or the folds of a user decrease: his events must be
+        training, then validation, then test events.
     """
     if dataset.folds is None:
         raise SplitError(
@@ -181,12 +181,6 @@ def from_folds(dataset: Dataset) -> Split:
             "leave_one_out or global_temporal"
         )
     folds = np.asarray(dataset.folds)
-    unknown = np.flatnonzero((folds < TRAIN) | (folds > TEST))
-    if len(unknown):
-        raise SplitError(
-            f"event {unknown[0]} has fold {folds[unknown[0]]}: it must be 0 (train), "
-            "1 (validation) or 2 (test)"
-        )
     decreases = np.flatnonzero(np.diff(folds) < 0) + 1
     # The fold may decrease at the first event of a user.
     decreases = decreases[~np.isin(decreases, dataset.offsets)]

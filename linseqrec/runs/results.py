@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from linseqrec.data.worlds import oracle_scores
 from linseqrec.errors import FileError
 from linseqrec.evaluation.baselines import fit_baselines
 from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
@@ -40,7 +41,7 @@ def evaluate_baselines(run: Run, split: SplitName) -> dict[str, EvaluationResult
     )
     if run.source.world is not None:
         scorers[ORACLE] = functools.partial(
-            run.source.world.oracle_scores, request_time=request_time
+            oracle_scores, run.source.world, request_time=request_time
         )
     return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}
 

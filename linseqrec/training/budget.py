@@ -16,7 +16,6 @@ from linseqrec.data.pipeline import READ_AHEAD
 from linseqrec.errors import FileError
 from linseqrec.files import read_json, write_json
 from linseqrec.training import distributed
-from linseqrec.training.optimizer import learning_rate
 from linseqrec.training.run import Run
 from linseqrec.training.step import StepRunner, TrainState
 from linseqrec.training.throughput import StepQueue
@@ -57,7 +56,7 @@ class Costs:
 
 
 def within_budget(run: Run, folder: Path, *, resumed: bool) -> Run:
-    """The run with as many steps as fit into `training.max_minutes`; or the run itself without it.
+    """The run with as many steps as fit into `training.max_minutes`, which it must have.
 
     All processes of a run call this together. The first one's clock decides.
 
@@ -70,8 +69,6 @@ def within_budget(run: Run, folder: Path, *, resumed: bool) -> Run:
       WorkdirError: The length that the run began with cannot be read.
     """
     minutes = run.experiment.training.max_minutes
-    if not minutes:
-        return run
     num_steps = distributed.on_first(lambda: _read(folder / FILE, minutes)) if resumed else None
     if num_steps is None:
         costs = measure(run, 60 * minutes)
@@ -88,10 +85,8 @@ def within_budget(run: Run, folder: Path, *, resumed: bool) -> Run:
             return fitting
 
         num_steps = distributed.on_first(fix)
-    if num_steps == run.num_steps:
-        return run
-    rate = learning_rate(run.experiment.optimizer, num_steps)
-    return dataclasses.replace(run, num_steps=num_steps, learning_rate=rate)
+    # A resumed run may have fewer epochs than it began with.
+    return dataclasses.replace(run, num_steps=min(num_steps, run.num_steps))
 
 
 def measure(run: Run, seconds: float) -> Costs:

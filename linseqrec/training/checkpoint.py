@@ -514,7 +514,7 @@ class Checkpoints:
         # Some item rows wait for updates that the optimizer's state holds.
         rate = learning_rate(optimizer, progress.num_steps)
         catch_up = CatchUpRule.of(optimizer, rate)
-        states = States(model, make_optimizer(optimizer, rate), catch_up, by_rows=True)
+        states = States(model, make_optimizer(optimizer, rate), catch_up)
         state = self.restore(step, states.abstract_state)
         return states.up_to_date(state).variables
 

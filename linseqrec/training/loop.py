@@ -56,6 +56,7 @@ def train(
 
     Raises:
       DistributedError: If the first of several processes could not begin.
+      FileError: If `config.json` or `card.json` of the run in the folder is damaged.
       WorkdirError: If the folder holds a run of another configuration or on other data, or is in
         use.
       ConfigError: If the configuration in the folder cannot be read.
@@ -73,8 +74,9 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", shapes=run.step.shapes)
         )
-        with preemption.interruptible():
-            run = within_budget(run, folder, resumed=bool(checkpoints.steps()))
+        if experiment.training.max_minutes:
+            with preemption.interruptible():
+                run = within_budget(run, folder, resumed=bool(checkpoints.steps()))
         iterator = iter(run.batches.to_iter_dataset(READ_AHEAD))
         if (restored := checkpoints.restore_latest(run.step.abstract_state)) is not None:
             state, progress = restored

@@ -19,7 +19,7 @@ class OptimizerConfig(Config):
       learning_rate: The peak.
       schedule: After the warm-up "constant"; "cosine", which falls to `final_fraction` of the peak
         until the run's last step; or "late_decay", which stays at the peak and falls linearly in
-        the last fifth of the run (warmup-stable-decay, arXiv 2404.06395).
+        the last fifth of the steps after the warm-up (warmup-stable-decay, arXiv 2404.06395).
       warmup_steps: Steps of linear increase from 0; in a run that is shorter, a tenth of the run.
       final_fraction: Share of the peak rate at the end of "cosine" and "late_decay".
       weight_decay: Decoupled, on the weights of dense layers only (see `decayed`).

@@ -33,8 +33,8 @@ class Preempted(BaseException):
 class Preemption:
     """A context manager that turns a SIGTERM into `Preempted` when the training state is complete.
 
-    So it does with a SIGINT (Ctrl-C); a second one is a `KeyboardInterrupt`. A run ends in one of
-    three ways after a SIGTERM, and after a SIGINT in one of the first two:
+    A first SIGINT (Ctrl-C) does the same; a second one is a `KeyboardInterrupt`. After a SIGTERM a
+    run ends in one of three ways. After a SIGINT only the first two apply:
 
     - Between steps: the training loop reads `requested`, and all processes of the run agree on the
       step to end at (`distributed.Agreement`).

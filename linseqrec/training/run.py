@@ -41,7 +41,6 @@ class Run:
       source: The events, and which of them each split predicts.
       batches: Training batches by step; with several processes, the rows of this one.
       model: The model as functions of its variables.
-      learning_rate: The learning rate by step.
       num_steps: Length of the run, in steps.
       auc: Whether evaluations add the pooled AUC.
     """
@@ -50,7 +49,6 @@ class Run:
     source: Source
     batches: TrainingBatches
     model: FunctionalModel
-    learning_rate: optax.Schedule
     num_steps: int
     auc: bool = False
 
@@ -106,8 +104,7 @@ class Run:
         num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
 
         model = FunctionalModel.of(experiment, source.dataset.num_items, mesh)
-        rate = learning_rate(experiment.optimizer, num_steps)
-        return cls(experiment, source, batches, model, rate, num_steps, auc)
+        return cls(experiment, source, batches, model, num_steps, auc)
 
     @property
     def evaluate_every(self) -> int:
@@ -121,6 +118,11 @@ class Run:
         return item_counts(self.source.dataset, self.source.split)
 
     @functools.cached_property
+    def learning_rate(self) -> optax.Schedule:
+        """The learning rate by step; it ends with the run."""
+        return learning_rate(self.experiment.optimizer, self.num_steps)
+
+    @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The Optax chain."""
         return make_optimizer(self.experiment.optimizer, self.learning_rate)
@@ -130,12 +132,15 @@ class Run:
         """The training step, and the state that it starts from."""
         training, mesh = self.experiment.training, self.model.mesh
         loss = make_loss(self.experiment.loss, self.item_counts, mesh)
-        catch_up = CatchUpRule.of(self.experiment.optimizer, self.learning_rate)
+        catch_up = None
+        # Drawn negatives leave most item rows without a gradient.
+        if loss.proposal is not None:
+            rule = CatchUpRule.of(self.experiment.optimizer, self.learning_rate)
+            catch_up = rule if rule.supports(self.model.shapes) else None
         return CompiledStep(
             self.model,
             self.optimizer,
             catch_up,
-            by_rows=loss.proposal is not None and catch_up.supports(self.model.shapes),
             prediction_loss=loss,
             seed=training.seed,
             accumulation_steps=training.accumulation_steps,

@@ -105,10 +105,11 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds the step.
 
-    The seed and the step's number give all random numbers. A resumed run draws the same ones, but
-    other ones on another kind of device. Accumulation splits the batch into microbatches. The
-    gradient of the prediction loss is, up to rounding, that of the whole batch, weighted by target.
-    Auxiliary losses and the model's metrics are means over microbatches, weighted by their events.
+    The seed and the step's number give all random numbers. A resumed run draws the same ones on the
+    same kind of device; another kind draws others. Accumulation splits the batch into microbatches.
+    The gradient of the prediction loss is, up to rounding, that of the whole batch, weighted by
+    target. Auxiliary losses and the model's metrics are means over microbatches, weighted by their
+    events.
 
     Args:
       graphdef: The model's structure (`split_model`).
@@ -259,15 +260,13 @@ class States:
     Attributes:
       model: The model; its mesh is what a state is divided over.
       optimizer: The Optax chain.
-      catch_up: What the optimizer does to item rows whose gradient is zero.
-      by_rows: Whether steps update single rows of the item table.
+      catch_up: What the optimizer does to item rows whose gradient is zero, if steps update single
+        rows of the item table; None if they update the whole table.
     """
 
     model: FunctionalModel
     optimizer: optax.GradientTransformation
-    catch_up: item_rows.CatchUpRule
-    _: dataclasses.KW_ONLY
-    by_rows: bool
+    catch_up: item_rows.CatchUpRule | None
 
     def initial_state(self) -> TrainState:
         """The training state before the first step."""
@@ -286,10 +285,12 @@ class States:
         Steps on drawn negatives leave rows behind that they do not read. Before the table is used
         as a whole, all are brought up to date.
         """
-        return state if state.row_steps is None else self._catch_up_all(state)
+        return self._catch_up_all(state)
 
     @functools.cached_property
-    def _catch_up_all(self) -> Any:
+    def _catch_up_all(self) -> Callable[[TrainState], TrainState]:
+        if self.catch_up is None:
+            return lambda state: state
         return jax.jit(
             self.catch_up.catch_up_all_rows,
             donate_argnums=0,
@@ -316,7 +317,8 @@ class States:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     def _init_state(self, params: nnx.State, buffers: nnx.State) -> TrainState:
-        return init_state(params, buffers, self.optimizer, by_rows=self.by_rows)
+        by_rows = self.catch_up is not None
+        return init_state(params, buffers, self.optimizer, by_rows=by_rows)
 
 
 @dataclasses.dataclass(frozen=True)

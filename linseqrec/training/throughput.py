@@ -22,7 +22,8 @@ from linseqrec.training.checkpoint import Progress
 from linseqrec.training.loss import LossConfig
 from linseqrec.training.model import FunctionalModel
 
-# Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`.
+# Dense bfloat16 FLOP/s of one device by the vendors' datasheets, by a part of `device_kind`; the
+# first that fits counts. JAX calls a v5p "TPU v5".
 _DATASHEET = {
     "A100": 312e12,
     "H100": 989e12,
@@ -30,7 +31,7 @@ _DATASHEET = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
     "TPU v6": 918e12,
 }
 
@@ -63,16 +64,16 @@ def flops_per_target(table: Float[Array, "N1 D"], loss: LossConfig) -> float:
 
 
 def peak_flops(dtype: DTypeLike) -> float:
-    """FLOP/s that all devices together could do.
+    """FLOP/s that one device could do.
 
     The vendor's figure for bfloat16 where it is known; else, and for float32, what a large matrix
     product reaches now (on a CPU that depends on who else is using it).
     """
     device = jax.devices()[0]
-    if dtype == jnp.bfloat16:
+    if jnp.dtype(dtype) == jnp.bfloat16:
         for name, flops in _DATASHEET.items():
             if name in device.device_kind:
-                return flops * jax.device_count()
+                return flops
     size = 1024 if device.platform == "cpu" else 8192
     square = jnp.full((size, size), 0.5, dtype)
     multiply = jax.jit(jnp.matmul)
@@ -82,7 +83,7 @@ def peak_flops(dtype: DTypeLike) -> float:
         start = time.perf_counter()
         multiply(square, square).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return 2.0 * size**3 / float(np.min(seconds)) * jax.device_count()
+    return 2.0 * size**3 / float(np.min(seconds))
 
 
 class Meter:
@@ -95,7 +96,8 @@ class Meter:
         self._per_event = flops_per_event(model.abstract[0], config)
         table = jax.eval_shape(model.item_table, nnx.merge_state(*model.shapes))
         self._per_target = flops_per_target(table, loss)
-        self._peak = peak_flops(config.compute_dtype)
+        devices = 1 if model.mesh is None else model.mesh.size
+        self._peak = devices * peak_flops(config.compute_dtype)
         self._steps: list[tuple[jax.Array, jax.Array, jax.Array]] = []
         self._loss = progress.unlogged.get("loss", 0.0)
         self._targets = progress.unlogged.get("targets", 0.0)

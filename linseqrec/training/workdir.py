@@ -40,6 +40,7 @@ _RECORDS = (
     "speed.jsonl",
     "environments.jsonl",
     "config_changes.jsonl",
+    "budget.json",
     "wandb_id.json",
 )
 _RECORD_FOLDERS = ("tensorboard", "profile")

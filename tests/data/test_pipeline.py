@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.pipeline import TrainingBatches
 from linseqrec.data.source import DataConfig
-from linseqrec.data.splits import Split, Targets, leave_one_out
+from linseqrec.data.splits import Split, SplitError, Targets, leave_one_out
 from tests.real_logs import real_log
 
 ORIGIN = 5_000_000_000  # beyond int32: timestamps must be subtracted before they are cast
@@ -129,7 +129,7 @@ def test_an_epoch_makes_every_prediction_once(counts, plan, length, batch_size, 
     expected = expected_predictions(dataset, split, length, plan, stride)
     options = dict(plan=plan, length=length, batch_size=batch_size, seed=seed, stride=stride)
     if not expected:
-        with pytest.raises(ValueError, match="split 'test' leaves nothing to train on: none of"):
+        with pytest.raises(SplitError, match="split 'test' leaves nothing to train on: none of"):
             batches_of(dataset, split, **options)
         return
     batches = batches_of(dataset, split, **options)

@@ -187,13 +187,6 @@ def test_folds_that_decrease_are_refused_with_user_and_event(folds, message):
         from_folds(make([range(3), range(4)], folds))
 
 
-def test_unknown_and_missing_folds_are_refused():
+def test_missing_folds_are_refused():
     with pytest.raises(ValueError, match="the data set has no folds: prepare it from a log with"):
         from_folds(make([range(3)]))
-    # Not by `from_arrays`, which checks folds too.
-    whole = make([range(3)])
-    odd = Dataset(
-        whole.items, whole.timestamps, whole.offsets, 3, whole.card, np.array([0, 3, 2], np.int8)
-    )
-    with pytest.raises(ValueError, match=r"event 1 has fold 3: it must be 0 \(train\), 1"):
-        from_folds(odd)

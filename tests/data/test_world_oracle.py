@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from linseqrec.data.worlds import World, WorldError, generate, world_config
+from linseqrec.data.worlds import World, WorldError, generate, oracle_scores, world_config
 from tests.data.small_worlds import SMALL, large_world, last_events
 
 
@@ -90,7 +90,7 @@ def test_the_oracle_equals_the_definition(request_time):
     users, positions = last_events(world)
     chosen = np.random.default_rng(0).choice(len(users), 40, replace=False)
     users, positions = users[chosen], positions[chosen]
-    scores = world.oracle_scores(users, positions, request_time=request_time)
+    scores = oracle_scores(world, users, positions, request_time=request_time)
     assert scores.dtype == np.float32
     assert np.all(scores[:, 0] == -np.inf)
     times = world.dataset.timestamps
@@ -110,7 +110,7 @@ def test_frequencies_of_events_match_the_oracle(request_time):
     world = large_world()
     users, positions = last_events(world)
     assert len(users) == 64_000
-    scores = world.oracle_scores(users, positions, request_time=request_time)
+    scores = oracle_scores(world, users, positions, request_time=request_time)
     probabilities = scores[:, 1:].astype(np.float64)
     occurred = np.zeros_like(probabilities)
     occurred[np.arange(len(users)), world.dataset.items[positions] - 1] = 1
@@ -159,7 +159,7 @@ def test_the_number_of_saved_states_changes_no_event():
     np.testing.assert_array_equal(few.dataset.timestamps, many.dataset.timestamps)
     last = few.dataset.offsets[1:] - 1
     users = np.arange(len(last))
-    np.testing.assert_array_equal(few.oracle_scores(users, last), many.oracle_scores(users, last))
+    np.testing.assert_array_equal(oracle_scores(few, users, last), oracle_scores(many, users, last))
 
 
 def hit_rate(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -183,11 +183,11 @@ def test_the_oracle_of_the_quick_preset_is_far_above_the_baselines():
     targets = data.items[last]
     popular = hit_rate(np.broadcast_to(popularity, (2_000, data.num_items + 1)), targets)
     markov = hit_rate(transitions[data.items[last - 1]], targets)
-    oracle = hit_rate(world.oracle_scores(users, last), targets)
+    oracle = hit_rate(oracle_scores(world, users, last), targets)
     assert popular + 0.1 < markov < oracle - 0.15
     assert 0.5 < oracle < 0.7
     # The oracle is calibrated: its hit rate is the mean probability of its ten best items.
-    scores = world.oracle_scores(users, last)[:, 1:]
+    scores = oracle_scores(world, users, last)[:, 1:]
     expected = np.sort(scores, axis=1)[:, -10:].sum(axis=1)
     assert abs(expected.mean() - oracle) < 4 * math.sqrt((expected * (1 - expected)).sum()) / 2_000
 
@@ -196,11 +196,11 @@ def test_the_oracle_refuses_events_whose_state_it_does_not_know():
     world = generate(SMALL, 0)
     end = int(world.dataset.offsets[1])
     with pytest.raises(WorldError, match=f"the last 8 events of user 0, {end - 8} to {end - 1}"):
-        world.oracle_scores(np.array([0]), np.array([end - 9]))
+        oracle_scores(world, np.array([0]), np.array([end - 9]))
     with pytest.raises(WorldError, match=f"but not event {end}: raise oracle_events"):
-        world.oracle_scores(np.array([0]), np.array([end]))
+        oracle_scores(world, np.array([0]), np.array([end]))
     with pytest.raises(WorldError, match="users runs from 40 to 40: it must be from 0 to 39"):
-        world.oracle_scores(np.array([40]), np.array([end - 1]))
+        oracle_scores(world, np.array([40]), np.array([end - 1]))
     message = "request_time is 'guessed': it must be 'hidden' or 'known'"
     with pytest.raises(WorldError, match=message):
-        world.oracle_scores(np.array([0]), np.array([end - 1]), request_time="guessed")
+        oracle_scores(world, np.array([0]), np.array([end - 1]), request_time="guessed")

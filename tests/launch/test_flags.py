@@ -25,6 +25,8 @@ def defined(monkeypatch):
         (["--config.model.heads=2"], "model.heads", 2),
         (["--config.heads", "2"], "model.heads", 2),
         (["-config.heads=2"], "model.heads", 2),
+        (["-config.heads", "2"], "model.heads", 2),
+        (["--config.mesh.data", "-1"], "mesh.data", -1),
         (["--config.heads=4", "--config.model.heads=2"], "model.heads", 2),
         (["--config.note="], "note", ""),
         (["--config.note=a=b,c"], "note", "a=b,c"),
@@ -58,6 +60,14 @@ def test_a_field_that_holds_a_bool_needs_no_value(defined, argument, gate):
     assert launch_flags.overrides(load_experiment(flags.FLAGS.config)) == {"model.gate": gate}
 
 
+@pytest.mark.parametrize("field", ["note", "data.folder", "seed", "filter_seen"])
+def test_a_field_that_holds_no_bool_needs_a_value(defined, field):
+    argv = ["train", f"--config.{field}", "--workdir=w", "--config=experiments/quick.py"]
+    flags.FLAGS(split_overrides(argv))
+    with pytest.raises(ConfigError, match=f"{field} (has no value: write --config|is 'true': it)"):
+        launch_flags.experiment()
+
+
 def test_overrides_may_stand_in_a_file_of_flags(defined, tmp_path):
     (tmp_path / "flags").write_text("--config=experiments/quick.py\n--config.seed=3\n")
     flags.FLAGS(split_overrides(["train", f"--flagfile={tmp_path / 'flags'}"]))
@@ -81,6 +91,7 @@ def test_a_program_without_a_configuration_takes_no_overrides(monkeypatch):
         ),
         ("def get_config(name): return 3", "", "own.py: get_config(name): missing a required argu"),
         ("def get_config(): return Experiment(name=SASRecConfig(heads=3))", "", "own.py: width 64"),
+        ("MODEL = SASRecConfig(heads=3)", "", "own.py: width 64"),
     ],
 )
 def test_a_file_that_defines_no_such_experiment_is_refused(tmp_path, body, name, message):

@@ -10,6 +10,7 @@ import pytest
 
 from linseqrec.config import Experiment
 from linseqrec.data.source import DataConfig
+from linseqrec.data.worlds import oracle_scores
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.runs import figures
@@ -86,7 +87,7 @@ def test_the_oracle_is_told_what_the_models_are():
         data = DataConfig(world="quick", world_users=60, request_time=request_time)
         run = Run.of(Experiment(data=data))
         ranks[request_time] = evaluate_baselines(run, "test")["Oracle"].ranks["none"]
-        scores = functools.partial(run.source.world.oracle_scores, request_time=request_time)
+        scores = functools.partial(oracle_scores, run.source.world, request_time=request_time)
         expected = run.evaluator("test").run_scores(scores).ranks["none"]
         np.testing.assert_array_equal(ranks[request_time], expected)
     assert (ranks["hidden"] != ranks["known"]).any()

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import time
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,9 +15,16 @@ from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.own_items import OwnItems
 from linseqrec.models.sinkrec import SinkRecConfig
+from linseqrec.training import throughput
 from linseqrec.training.checkpoint import Progress
 from linseqrec.training.loss import LossConfig
-from linseqrec.training.throughput import Meter, StepQueue, flops_per_event, flops_per_target
+from linseqrec.training.throughput import (
+    Meter,
+    StepQueue,
+    flops_per_event,
+    flops_per_target,
+    peak_flops,
+)
 from tests.models.reference import make_events, random_histories
 
 # Slots among the keys meet their kernel in the attention, and not in a dense layer's call.
@@ -60,6 +69,37 @@ def test_own_items_add_no_dense_layer():
 )
 def test_a_target_costs_its_scores(loss, candidates):
     assert flops_per_target(np.zeros((1_001, 8)), loss) == 6 * 8 * candidates
+
+
+DATASHEETS = {"NVIDIA H200": 989e12, "TPU v5": 459e12, "TPU v5 lite": 197e12}
+
+
+@pytest.mark.parametrize("kind", DATASHEETS)
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16], ids=["text", "dtype"])
+def test_the_peak_of_a_known_device_is_that_of_its_datasheet(kind, dtype, monkeypatch):
+    device = types.SimpleNamespace(device_kind=kind, platform="other")
+    monkeypatch.setattr(jax, "devices", lambda: [device] * 8)
+    assert peak_flops(dtype) == DATASHEETS[kind]
+
+
+def test_utilisation_is_that_of_the_devices_in_the_mesh(experiment, make_run, monkeypatch):
+    monkeypatch.setattr(throughput, "peak_flops", lambda dtype: 1e9)
+    run, shares = make_run(experiment), []
+    for mesh in (None, types.SimpleNamespace(size=4)):
+        model = types.SimpleNamespace(
+            mesh=mesh,
+            abstract=run.model.abstract,
+            shapes=run.model.shapes,
+            item_table=run.model.item_table,
+        )
+        now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: now)  # noqa: B023
+        meter = Meter(experiment.model, run.step.prediction_loss.config, model, Progress({}))
+        step = {name: jnp.float32(3) for name in ("events", "targets", "loss")}
+        meter.count(step)
+        now = 2.0
+        shares.append(meter.read(step)[1]["train/model_flop_utilisation"])
+    assert shares[0] == pytest.approx(4 * shares[1])
 
 
 def test_the_time_of_training_has_no_gaps(experiment, make_run, monkeypatch):

@@ -158,6 +158,7 @@ def test_a_new_run_replaces_a_start_that_saved_no_checkpoint(
     with MetricsLog(tmp_path, 0) as log:
         log.write(1, {"loss": 9.0}, {"speed": 1.0})
     (tmp_path / "profile").mkdir()
+    (tmp_path / "budget.json").write_text("{}")
     (tmp_path / "log.txt").write_text("$ python\n")
     # Orbax uses this name until the checkpoint is complete.
     (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir(parents=True)

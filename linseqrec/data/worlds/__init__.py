@@ -56,22 +56,20 @@ If the gap is known, eta becomes 0 or 1, and R becomes e^(-n/h), or 1 without an
 knows the past and the state, but not the ξ of an absence that begins with the next event.
 """
 
-from linseqrec.data.worlds.catalogue import Catalogue
 from linseqrec.data.worlds.config import WorldConfig, WorldError, resized, world_config
-from linseqrec.data.worlds.generation import BROWSE, BURST, HABIT, SUCCESSION, Latents
-from linseqrec.data.worlds.world import World, generate
+from linseqrec.data.worlds.generation import BROWSE, BURST, HABIT, SUCCESSION, World, generate
+from linseqrec.data.worlds.oracle import oracle_scores
 
 __all__ = [
     "BROWSE",
     "BURST",
     "HABIT",
     "SUCCESSION",
-    "Catalogue",
-    "Latents",
     "World",
     "WorldConfig",
     "WorldError",
     "generate",
+    "oracle_scores",
     "resized",
     "world_config",
 ]

@@ -1,11 +1,10 @@
-"""The random histories of a world, drawn one event at a time for all users together."""
+"""Generates worlds: a catalogue, then histories, one event at a time for all users together."""
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 
-from linseqrec.data.worlds.catalogue import Catalogue, make_catalogue
+from linseqrec.data.dataset import Dataset
 from linseqrec.data.worlds.config import WorldConfig, WorldError
 
 # Seconds since 1970. The first events of the users fall within one year from here.
@@ -14,6 +13,47 @@ YEAR = 365 * 86_400  # seconds
 
 # The origin of an event: the user's taste, a burst, a successor of the last item, or a habit.
 BROWSE, BURST, SUCCESSION, HABIT = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """The properties of the items, the same for all users. Row 0 of an array is padding.
+
+    Attributes:
+      popularity: w, float64 [N + 1], the popularity of each item; sums to 1. w_0 = 0.
+      category: c, int64 [N + 1], from 0; -1 for padding.
+      category_mass: W, float64 [C], the popularity of each category; sums to 1.
+      successors: int64 [N + 1, S], the successors of each item, with repetitions.
+      successor_weights: v, float64 [S], the probability of each successor; sums to 1.
+      motif_weights: nu, float64 [M], the probability of each habit of a user; sums to 1.
+    """
+
+    popularity: np.ndarray
+    category: np.ndarray
+    category_mass: np.ndarray
+    successors: np.ndarray
+    successor_weights: np.ndarray
+    motif_weights: np.ndarray
+    _by_category: np.ndarray = dataclasses.field(repr=False)
+    _cumulative: np.ndarray = dataclasses.field(repr=False)
+    _first: np.ndarray = dataclasses.field(repr=False)
+
+    def draw(self, categories: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """One item of each category, drawn by popularity.
+
+        Args:
+          categories: int [...], the categories.
+          uniform: float64 [...], uniform random numbers in [0, 1).
+
+        Returns:
+          int64 [...], the items.
+        """
+        first, end = self._first[categories], self._first[categories + 1]
+        low = self._cumulative[first]
+        cumulative = low + uniform * (self._cumulative[end] - low)
+        index = np.searchsorted(self._cumulative, cumulative, side="right") - 1
+        # Rounding may move `cumulative` to the next category.
+        return self._by_category[np.clip(index, first, end - 1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,41 +79,42 @@ class Latents:
     motifs: np.ndarray
 
 
-class Histories(NamedTuple):
-    """The events of a world, with the hidden variables behind them.
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A generated data set, with the hidden variables behind its events.
 
     Attributes:
-      items: int32 [E].
-      timestamps: int64 [E], seconds since 1970.
-      offsets: int64 [U + 1]; the events of user u are `offsets[u]:offsets[u + 1]`.
-      sources: uint8 [E], the origin of each event: BROWSE, BURST, SUCCESSION or HABIT.
-      catalogue: The items.
-      latents: The states before the last events, and the habits.
+      config: The parameters of the world.
+      dataset: The events. The card says that they are synthetic, and holds `config` and `seed`.
+      sources: uint8 [E], the origin of each event: BROWSE (taste), BURST, SUCCESSION or HABIT.
+      catalogue: Categories, popularity and successors of the items.
+      latents: The habits of the users, and their states before each of their last events.
     """
 
-    items: np.ndarray
-    timestamps: np.ndarray
-    offsets: np.ndarray
+    config: WorldConfig
+    dataset: Dataset
     sources: np.ndarray
     catalogue: Catalogue
     latents: Latents
 
 
-def draw_histories(config: WorldConfig, seed: int) -> Histories:
-    """The random histories of a world.
+def generate(config: WorldConfig, seed: int) -> World:
+    """A random world; the same configuration and seed give the same bytes.
 
     Args:
-      config: The parameters of the world.
-      seed: At least 0. The same seed and configuration give the same bytes.
+      config: The parameters of the world; `world_config` has the presets.
+      seed: At least 0.
 
     Returns:
-      The events and their hidden variables.
+      The world, in memory.
 
     Raises:
-      WorldError: The timestamps span more seconds than int32 holds.
+      WorldError: The seed is negative, or the timestamps do not fit int32 seconds.
     """
+    if seed < 0:
+        raise WorldError(f"seed is {seed}: it must be at least 0")
     catalogue_seed, user_seed, event_seed = np.random.SeedSequence(seed).spawn(3)
-    catalogue = make_catalogue(config, np.random.default_rng(catalogue_seed))
+    catalogue = _make_catalogue(config, np.random.default_rng(catalogue_seed))
     rng = np.random.default_rng(user_seed)
     lengths = _draw_lengths(config, rng)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -103,7 +144,52 @@ def draw_histories(config: WorldConfig, seed: int) -> Histories:
         )
     row_of_user = np.argsort(order)
     latents = Latents(*(field[row_of_user] for field in (*users.saved_states, users.motifs)))
-    return Histories(items, timestamps, offsets, sources, catalogue, latents)
+    dataset = Dataset.from_arrays(
+        items,
+        timestamps,
+        offsets,
+        num_items=config.num_items,
+        source=f"generated world {config.name!r}, seed {seed}: synthetic, nobody's behaviour",
+    )
+    card_entry = {"synthetic": True, "seed": seed, "config": dataclasses.asdict(config)}
+    dataset = dataclasses.replace(dataset, card={**dataset.card, "world": card_entry})
+    return World(config, dataset, sources, catalogue, latents)
+
+
+def _make_catalogue(config: WorldConfig, rng: np.random.Generator) -> Catalogue:
+    """A random catalogue. Popularity and category do not depend on the item's id."""
+    items, categories = config.num_items, config.num_categories
+    popularity = np.zeros(items + 1)
+    popularity[1:] = rng.permutation(np.arange(1, items + 1.0) ** -config.zipf_exponent)
+    popularity /= popularity.sum()
+    category = np.full(items + 1, -1, np.int64)
+    category[1:] = rng.permutation(np.arange(items) % categories)
+
+    by_category = 1 + np.argsort(category[1:], kind="stable")
+    cumulative = np.concatenate([[0.0], np.cumsum(popularity[by_category])])
+    first = np.searchsorted(category[by_category], np.arange(categories + 1))
+    catalogue = Catalogue(
+        popularity=popularity,
+        category=category,
+        category_mass=np.bincount(category[1:], popularity[1:], minlength=categories),
+        successors=np.zeros((items + 1, config.num_successors), np.int64),
+        successor_weights=_harmonic(config.num_successors),
+        motif_weights=_harmonic(config.num_motifs),
+        _by_category=by_category,
+        _cumulative=cumulative,
+        _first=first,
+    )
+    within = rng.random((items, config.num_successors)) < config.successor_within
+    any_category = rng.choice(categories, size=within.shape, p=catalogue.category_mass)
+    successor_category = np.where(within, category[1:, None], any_category)
+    catalogue.successors[1:] = catalogue.draw(successor_category, rng.random(within.shape))
+    return catalogue
+
+
+def _harmonic(count: int) -> np.ndarray:
+    """Weights proportional to 1, 1/2, 1/3, ..., with sum 1."""
+    weights = 1.0 / np.arange(1, count + 1)
+    return weights / weights.sum()
 
 
 def _draw_lengths(config: WorldConfig, rng: np.random.Generator) -> np.ndarray:

@@ -77,7 +77,16 @@ def page(report: Mapping[str, Any]) -> str:
     """The report as Markdown with one table per case."""
     devices = ", ".join(dict.fromkeys(report["devices"]))
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    lines = ["# Benchmark", "", f"{report['time']}; {devices}; {report['processor']}; {versions}."]
+    lines = [
+        "# Benchmark",
+        "",
+        f"`python -m launch.benchmark --suite={','.join(report['suites'])} --output=FILE.json` "
+        "writes this page. ms: the median of several rounds. ratio: the median over the rounds of "
+        "a time divided by that of the table's first row. Compare times within a table only: other "
+        "programs may have used the machine. B is rows, T events a row, D the width.",
+        "",
+        f"{report['time']}; {devices}; {report['processor']}; {versions}.",
+    ]
     for suite, rows in report["suites"].items():
         lines += ["", f"## {suite}"]
         for case, group in itertools.groupby(rows, key=operator.itemgetter("case")):

@@ -91,24 +91,16 @@ def gated_delta_rule(
         implementation = "recurrent"
     if implementation not in (None, "triton"):
         return _by_xla(*arguments, implementation=implementation, chunk_size=chunk_size)
-    widths = {"K": q.shape[-1], "V": v.shape[-1]}
-    unfit = triton_launch.unfit(widths, jnp.result_type(q, k, v))
-    if implementation == "triton":
-        if unfit is not None:
-            raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
-        return gated_delta_rule_triton.gated_delta_rule(*arguments)
-    chunked = functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size)
-    apart = triton_launch.rows_apart(q)
-    if unfit is not None or apart is None:
-        return chunked(*arguments)
-    dtype = jnp.result_type(q, k, v).name
-    if not triton_check.by_default(lambda: _kernels_agree(*widths.values(), dtype)):
-        return chunked(*arguments)
-    # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
-    # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
-    kernels = gated_delta_rule_triton.gated_delta_rule
-    form = functools.partial(jax.lax.platform_dependent, cuda=kernels, default=chunked)
-    return apart(form)(*arguments)
+    widths, dtype = {"K": q.shape[-1], "V": v.shape[-1]}, jnp.result_type(q, k, v)
+    form = triton_launch.choose(
+        implementation,
+        q,
+        triton_launch.unfit(widths, dtype),
+        kernels=gated_delta_rule_triton.gated_delta_rule,
+        by_xla=functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size),
+        agrees=lambda: _kernels_agree(*widths.values(), dtype.name),
+    )
+    return form(*arguments)
 
 
 @functools.cache

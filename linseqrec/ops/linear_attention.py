@@ -127,22 +127,17 @@ def linear_attention(
     arguments = (x, segment_ids, epsilon, initial_state)
     if picked not in ("triton", "chunked") or implementation == "chunked":
         return by_xla(*arguments)
-    unfit = triton_launch.unfit(_widths(x), jnp.result_type(*jax.tree.leaves(x)))
-    if implementation == "triton":
-        if unfit is not None:
-            raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
-        return _by_triton(*arguments)
-    apart = triton_launch.rows_apart(query)
-    if unfit is not None or apart is None:
-        return by_xla(*arguments)
-    dtype = jnp.result_type(*jax.tree.leaves(x)).name
+    dtype = jnp.result_type(*jax.tree.leaves(x))
     sizes = tuple(array.shape[-1] for array in x if array is not None)
-    if not triton_check.by_default(lambda: _kernels_agree(sizes, dtype)):
-        return by_xla(*arguments)
-    # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
-    # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
-    form = functools.partial(jax.lax.platform_dependent, cuda=_by_triton, default=by_xla)
-    return apart(form)(*arguments)
+    form = triton_launch.choose(
+        implementation,
+        query,
+        triton_launch.unfit(_widths(x), dtype),
+        kernels=_by_triton,
+        by_xla=by_xla,
+        agrees=lambda: _kernels_agree(sizes, dtype.name),
+    )
+    return form(*arguments)
 
 
 @functools.cache

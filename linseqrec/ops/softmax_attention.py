@@ -167,19 +167,16 @@ def softmax_attention(
     if implementation not in (None, "triton"):
         output = by_form(implementation, *arrays)
     else:
-        unfit = _unfit_for_triton(query, key, value, memory, fading)
         sizes = query.shape[-1], value.shape[-1], jnp.result_type(query, key, value).name
-        apart = triton_launch.rows_apart(query)
-        if implementation == "triton":
-            if unfit:
-                raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
-            output = by_triton(*arrays)
-        elif unfit or apart is None or not triton_check.by_default(lambda: _kernels_agree(*sizes)):
-            output = by_form(by_xla, *arrays)
-        else:
-            default = partial(by_form, by_xla)
-            form = partial(jax.lax.platform_dependent, cuda=by_triton, default=default)
-            output = apart(form)(*arrays)
+        form = triton_launch.choose(
+            implementation,
+            query,
+            _unfit_for_triton(query, key, value, memory, fading),
+            kernels=by_triton,
+            by_xla=partial(by_form, by_xla),
+            agrees=lambda: _kernels_agree(*sizes),
+        )
+        output = form(*arrays)
     if behind and memory is None:
         # A softmax over nothing is one over all slots alike.
         sees = jnp.pad(runs, ((0, 0), (behind, 0)), constant_values=-1)[:, past : past + time]

@@ -15,6 +15,7 @@ from jax.interpreters import mlir, xla
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from linseqrec.ops import triton_check
 from linseqrec.sharding import DATA, SEQUENCE
 
 CHUNK = 64
@@ -61,6 +62,40 @@ def unfit(widths: Mapping[str, int], dtype: Any) -> str | None:
         if capability.split(".")[0] not in _CAPABILITIES:
             return f"{device.device_kind} has compute capability {capability}, not 9.0 or 10.0"
     return None
+
+
+def choose(
+    implementation: str | None,
+    x: Array,
+    unfit: str | None,
+    *,
+    kernels: Function,
+    by_xla: Function,
+    agrees: Callable[[], bool],
+) -> Function:
+    """The form of an operation that runs: its Triton kernels, or XLA's form.
+
+    Args:
+      implementation: "triton" for the kernels. None for them where they can run and agree with XLA.
+      x: One of the operation's arrays, [B, ...].
+      unfit: Why the kernels cannot run (`unfit`); None if they can.
+      kernels: Runs the kernels.
+      by_xla: Takes the same arguments.
+      agrees: Whether the kernels agree with XLA (`triton_check.by_default`).
+
+    Raises:
+      ValueError: "triton" for inputs or on a machine that it does not fit.
+    """
+    if implementation == "triton":
+        if unfit is not None:
+            raise ValueError(f"implementation 'triton' cannot run here: {unfit}")
+        return kernels
+    apart = None if unfit is not None else rows_apart(x)
+    if apart is None or not triton_check.by_default(agrees):
+        return by_xla
+    # JAX decides when it lowers the program. The default backend would be wrong on a machine with a
+    # GPU that runs a program on its CPU, and on one without that lowers for CUDA.
+    return apart(functools.partial(jax.lax.platform_dependent, cuda=kernels, default=by_xla))
 
 
 def rows_apart(x: Array) -> Callable[[Function], Function] | None:

@@ -37,6 +37,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+from tests import typechecker  # noqa: E402
+
 # The tests check the shapes and dtypes that functions declare. JAX takes NumPy arrays for its own.
 # Triton compiles the source of its kernels, which must stay as it is.
 jaxtyping.Array = jax.Array | np.ndarray
@@ -44,7 +46,7 @@ ops = (pathlib.Path(__file__).parents[1] / "linseqrec" / "ops").glob("*.py")
 checked = [path.stem for path in ops if not path.stem.endswith(("_kernels", "_tiles"))]
 jaxtyping.install_import_hook(
     ("linseqrec.layers", "linseqrec.models", *(f"linseqrec.ops.{name}" for name in checked)),
-    "beartype.beartype",
+    f"{typechecker.__name__}.check",
 )
 
 # Tracing makes millions of short-lived objects. At Python's thresholds, looking for circles among

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from linseqrec.config_fields import ConfigError, convert, field_types, nearest
+from linseqrec.config_fields import ConfigError, nearest
 
 _CLASS = "class"
 
@@ -47,14 +47,13 @@ def from_json(value: Any, hint: Any, prefix: str = "", *, floats: bool = False) 
     if _CLASS not in value:
         raise ConfigError(f"{prefix}{_CLASS} is missing beside {', '.join(value)}")
     cls, fields = _find_class(value[_CLASS], hint), dict[str, Any]()
-    # `typing.get_type_hints` leaves the limits out, `field_types` keeps them.
     hints = typing.get_type_hints(cls)
     for name in (name for name in value if name != _CLASS):
         if name not in hints:
             raise ConfigError(f"{cls.__name__} has no field {name!r}{nearest(name, hints)}")
         made = from_json(value[name], hints[name], f"{prefix}{name}.", floats=floats)
-        made = convert(made, field_types(cls)[name], f"{prefix}{name}")
-        fields[name] = float(made) if floats and hints[name] is float else made
+        whole = floats and hints[name] is float and type(made) is int
+        fields[name] = float(made) if whole else made
     try:
         return cls(**fields)
     except ConfigError as error:

@@ -119,7 +119,9 @@ def _run(folder: Path, trained: Experiment) -> Run:
         if not field.startswith(_CHANGEABLE):
             changeable = "evaluation.filter_seen, evaluation.batch_size, data.length and the mesh"
             raise ConfigError(f"--config.{field}: an evaluation may change {changeable} only")
-    experiment = override(dataclasses.replace(trained, mesh=MeshConfig()), given)
+    # The stride is one of training, and would not fit every length.
+    data = dataclasses.replace(trained.data, stride=None)
+    experiment = override(dataclasses.replace(trained, mesh=MeshConfig(), data=data), given)
     return Run.of(
         experiment,
         workdir.load_data(folder, _DATA.value),

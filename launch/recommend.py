@@ -138,9 +138,11 @@ def read_ids(flag: str, value: str) -> list[str]:
     """
     if value.startswith("@"):
         try:
-            parts = Path(value[1:]).read_text(encoding="utf-8").splitlines()
+            parts = Path(value[1:]).read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
             raise ConfigError(f"--{flag}={value}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"--{flag}={value}: the file is no UTF-8 text") from error
     else:
         parts = [part.strip() for part in value.split(",")]
     ids = [part for part in parts if part]

@@ -19,6 +19,7 @@ from linseqrec.runs.report import METRICS, make_report, to_markdown, write_repor
 _RUNS = flags.DEFINE_multi_string("runs", None, "A run, or a folder of runs.", required=True)
 _OUTPUT = define_folder("output", "Unset: `report` in the first folder.")
 _METRICS = flags.DEFINE_list("metrics", list(METRICS), "HR, NDCG or MRR at a cut-off.")
+flags.register_validator("metrics", bool, message="name at least one metric")
 _AGAINST = flags.DEFINE_string("against", "", "Compare with this configuration (a label) only.")
 _SELECTED = flags.DEFINE_bool(
     "selected", False, "Report each model's best configuration by validation only."

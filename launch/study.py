@@ -209,6 +209,8 @@ def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> 
             to = output / pages.analysis_folder(record, table)
             command = [sys.executable, "-m", "launch.analyse", "--split=test", f"--output={to}"]
             command += [f"--analysis={','.join(table['analyses'])}"]
+            if modules := flags.FLAGS["import"].value:
+                command += [f"--import={','.join(modules)}"]
             done = subprocess.run([*command, *(f"--workdir={folder}" for folder in folders)])
             if done.returncode:
                 print(f"{table['name']}: the analyses failed", file=sys.stderr)
@@ -219,7 +221,7 @@ def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> 
 def _write_pages(output: Path) -> None:
     records = {}
     for path in sorted(output.glob("*.json")):
-        if path.suffixes != [".json"]:
+        if path.name.endswith(".partial.json"):
             continue  # a kill left half of a record
         record = read_record(path)
         records[record["name"]] = record

@@ -112,16 +112,15 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
     """The rank of a rare event's item by the events inserted, repeated or random.
 
     Raises:
-      ConfigError: If a model has no positions for the longest history, or no history is long
-        enough.
+      ConfigError: If a model cannot read the longest history, or no history is long enough.
     """
     config, first = settings.probe, subjects[0]
     for subject in subjects:
-        longest = subject.run.experiment.model.longest_row
-        if longest is not None and config.length > longest:
+        longest = _probe_length(subject, config)
+        if config.length > longest:
             raise ConfigError(
-                f"the probe's longest history has {config.length} events, and {subject.name} has "
-                f"positions for {longest}: lower insertions or context"
+                f"the probe's longest history has {config.length} events, and {subject.name} reads "
+                f"rows of {longest}: lower insertions or context"
             )
     probes = make_probes(
         first.run.source.dataset,
@@ -142,6 +141,14 @@ def analyse_insertion_probe(subjects: Sequence[Subject], settings: Settings) -> 
     return numbers, figures.insertion_probe_figure(numbers, _systems(subjects), title)
 
 
+def _probe_length(subject: Subject, config: ProbeConfig) -> int:
+    """The slots of the rows in which a model reads probes."""
+    model = subject.run.experiment.model
+    if not model.causal:  # It may read padding: its rows are as wide as in training.
+        return subject.run.batches.length
+    return min(config.length, model.longest_row or config.length)
+
+
 def _probe_ranks(
     subject: Subject,
     table: Float[Array, "N1 D"],
@@ -152,11 +159,9 @@ def _probe_ranks(
 ) -> np.ndarray:
     """The ranks of the rare item by insertions and user, [R, U]."""
     known = subject.run.experiment.data.request_time == "known"
-    rows = []
+    length, rows = _probe_length(subject, config), []
     for insertions in config.insertions:
-        events, slot = probes.events(
-            arm, insertions, config.length, shown=shown, request_times=known
-        )
+        events, slot = probes.events(arm, insertions, length, shown=shown, request_times=known)
         rows.append(catalogue_ranks(subject.hidden(events, slot), table, probes.target))
     return np.stack(rows)
 

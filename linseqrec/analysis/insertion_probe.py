@@ -101,7 +101,7 @@ class Probes:
         Args:
           arm: One of `ARMS`.
           insertions: r.
-          length: T, slots to pad the rows to; `ProbeConfig.length` at most.
+          length: T, slots to pad the rows to.
           shown: Whether the rare event is among the events.
           request_times: Whether the events carry request times, one step after each event.
         """

@@ -70,7 +70,7 @@ class Subject:
     def histories(
         self, split: SplitName, count: int, *, at_least: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Histories of a split's targets, evenly chosen.
+        """Histories of users before their last targets in a split, evenly chosen.
 
         Args:
           split: The targets.
@@ -85,6 +85,9 @@ class Subject:
         users, positions = np.asarray(targets.users), np.asarray(targets.positions)
         long_enough = positions - np.asarray(self.run.source.dataset.offsets)[users] >= at_least
         users, positions = users[long_enough], positions[long_enough]
+        # One of each user: errors are over users, and the targets of one are alike.
+        last = np.flatnonzero(np.diff(users, append=-1))
+        users, positions = users[last], positions[last]
         chosen = np.unique(np.linspace(0, len(users) - 1, min(count, len(users))).astype(int))
         return users[chosen], positions[chosen]
 

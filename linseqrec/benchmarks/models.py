@@ -1,7 +1,8 @@
 """Time and memory of every model by the length of histories, and where a linear one gets cheaper.
 
 Parameters and histories are random, because the cost does not depend on their values. All models
-have width 64, two heads, and four blocks of their own kind. Times are relative to Gated DeltaNet.
+have width 64, two heads, and four blocks of their own kind; HyTRec also has two short ones, and
+SinkRec passes one block twice. Times are relative to Gated DeltaNet.
 HyTRec is there without a softmax layer in its long branch (1:0), and with one in four (3:1) over
 a window or over all events.
 

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -156,7 +157,8 @@ class Dataset:
                 arrays[name] = np.load(path, mmap_mode="r")
             except FileNotFoundError:
                 raise _missing_file(path) from None
-            except (ValueError, OSError, EOFError) as error:
+            # NumPy reads the header as Python's text.
+            except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
                 raise DatasetError(
                     f"{path} is not a readable .npy file ({error}): {_PREPARE_AGAIN}"
                 ) from None
@@ -241,7 +243,7 @@ def write_dataset(
     """
     import polars as pl  # here, because training should not import Polars
 
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()  # A link to an empty folder stays a link.
     check_free(folder)
     for role, ids, expected in (
         ("user", user_ids, dataset.num_users),

@@ -57,6 +57,15 @@ class Split:
     test: Targets
     description: dict[str, Any]
 
+    def check_targets(self) -> None:
+        """Raises `SplitError` if there is nothing to select a model by, or to test it on."""
+        for name, targets in (("validation", self.validation), ("test", self.test)):
+            if not len(targets):
+                raise SplitError(
+                    f"split {self.name!r} has no {name} targets: take another split, or a larger "
+                    "data set"
+                )
+
 
 def leave_one_out(dataset: Dataset) -> Split:
     """A split with each user's last event as test target and the one before for validation.

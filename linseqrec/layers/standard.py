@@ -34,6 +34,7 @@ class Dense(nnx.Linear):
         bias: bool = True,
         deviation: float | None = None,
         dtype: DTypeLike,
+        precision: jax.lax.Precision | None = None,
         rngs: nnx.Rngs,
     ):
         deviation = inputs**-0.5 if deviation is None else deviation
@@ -42,6 +43,7 @@ class Dense(nnx.Linear):
             outputs,
             use_bias=bias,
             dtype=dtype,
+            precision=precision,
             kernel_init=nnx.initializers.normal(deviation),
             rngs=rngs,
         )
@@ -66,11 +68,13 @@ class GateLogits(Gate):
     """A gate of one logit per head, in float32 whatever the model computes in.
 
     bfloat16 rounds a logit of 3 by up to .008. The logarithm of what a memory keeps is then off by
-    .008 times the memory's rate, at every event.
+    .008 times the memory's rate, at every event. Accelerators would round as much in a product of
+    float32 numbers.
     """
 
     def __init__(self, inputs: int, heads: int, *, bias: bool = False, rngs: nnx.Rngs):
-        super().__init__(inputs, heads, bias=bias, dtype=jnp.float32, rngs=rngs)
+        highest = jax.lax.Precision.HIGHEST
+        super().__init__(inputs, heads, bias=bias, dtype=jnp.float32, precision=highest, rngs=rngs)
 
 
 class Identity(nnx.Module):

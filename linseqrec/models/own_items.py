@@ -65,7 +65,8 @@ class OwnItems(SequenceModel):
         """Returns the model's encoding with the means added to its hidden vectors."""
         encoding = self.model(events, state.model, dropout_key=dropout_key)
         means, sums = self._means(events.items, events.segment_ids, past_or_none(state.sums))
-        added = jnp.einsum("BTMD,MD->BTD", means, self.gain[...])
+        highest = jax.lax.Precision.HIGHEST
+        added = jnp.einsum("BTMD,MD->BTD", means, self.gain[...], precision=highest)
         hidden = encoding.hidden + added.astype(encoding.hidden.dtype)
         after = OwnItemsState(encoding.state, sums)
         return dataclasses.replace(encoding, hidden=hidden, state=after)

@@ -203,13 +203,16 @@ def configuration_labels(experiments: Sequence[Experiment]) -> list[str]:
             repr({key: _as_number(values[key]) for key in values if key not in _NO_DIFFERENCE})
         )
         distinct.setdefault(keys[-1], experiment)
+    by_name: dict[str, list[Experiment]] = {}
+    for experiment in distinct.values():
+        by_name.setdefault(experiment.name, []).append(experiment)
+    differing = {name: differing_fields(namesakes) for name, namesakes in by_name.items()}
     labels = {}
     for key, experiment in distinct.items():
-        namesakes = [other for other in distinct.values() if other.name == experiment.name]
         own = flatten(experiment)
         parts = [
             f"{short_name(field, list(own))}={to_text(own[field])}"
-            for field, values in differing_fields(namesakes).items()
+            for field, values in differing[experiment.name].items()
             if field in own and not _is_usual(own[field], values)
         ]
         labels[key] = " ".join([experiment.name, *parts])

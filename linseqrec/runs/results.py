@@ -39,10 +39,11 @@ def evaluate_baselines(run: Run, split: SplitName) -> dict[str, EvaluationResult
         max_length=length if (evaluator.lengths > length).any() else None,
         request_times=request_time == "known",
     )
-    if run.source.world is not None:
-        scorers[ORACLE] = functools.partial(
-            oracle_scores, run.source.world, request_time=request_time
-        )
+    if (world := run.source.world) is not None:
+        ends = np.asarray(world.dataset.offsets)[evaluator.users + 1]
+        # Of earlier events the oracle does not know the states.
+        if (ends - evaluator.positions <= world.config.oracle_events).all():
+            scorers[ORACLE] = functools.partial(oracle_scores, world, request_time=request_time)
     return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}
 
 

@@ -100,7 +100,9 @@ class Recommender:
         self._last_second = (
             min(_LAST_SECOND, origin - 1) if origin >= _LATE_ORIGIN else _LAST_SECOND
         )
-        self._chunk_length, self._item_block = chunk_length, item_block
+        # Learned positions have an end.
+        self._chunk_length = min(chunk_length, longest_history or chunk_length)
+        self._item_block = item_block
         self._initial_states = jax.jit(self._before_any_event, static_argnums=1)
         self._advance = jax.jit(
             self._after_events_and_requests if request_time else self._after_events
@@ -132,9 +134,6 @@ class Recommender:
         """
         folder = Path(folder)
         experiment, card = workdir.read_experiment(folder), workdir.read_card(folder, _CARD)
-        if longest := experiment.model.longest_row:
-            # Learned positions have an end.
-            settings["chunk_length"] = min(settings.get("chunk_length", longest), longest)
         num_items = card["counts"]["items"]
         model = FunctionalModel.of(experiment, num_items, None)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:

@@ -62,13 +62,15 @@ def run_local(
 
     def run(place: int, task: Task) -> Failure | None:
         device = free.get()
-        print(f"[{place}/{len(tasks)}] {task.label}: started", flush=True)
         try:
+            print(f"[{place}/{len(tasks)}] {task.label}: started", flush=True)
             process = task.start(_variables(device, used))
             processes.append(process)
             if stopping.is_set():
                 process.terminate()
             code = process.wait()
+        except BrokenPipeError:
+            raise  # Nobody reads what this program prints: it ends.
         except OSError as error:
             return Failure(task, str(error))
         finally:
@@ -122,7 +124,9 @@ def _first_signal_raised() -> Iterator[Callable[[], None]]:
         if received:
             raise Interrupted(received[0])
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    # `nohup` has SIGHUP ignored, so that a logout stops nothing.
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, interrupt) for number in {*_SIGNALS} - ignored}
     try:
         yield check
     finally:

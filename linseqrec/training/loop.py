@@ -56,6 +56,7 @@ def train(
 
     Raises:
       DistributedError: If the first of several processes could not begin.
+      SplitError: If there are no validation or no test targets.
       FileError: If `config.json` or `card.json` of the run in the folder is damaged.
       WorkdirError: If the folder holds a run of another configuration or on other data, or is in
         use.
@@ -65,6 +66,7 @@ def train(
       Preempted: After SIGTERM or Ctrl-C. The state is saved; the same call continues the run.
     """
     experiment = run.experiment
+    run.source.split.check_targets()
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------- the workdir is ours
         preemption = preemption or stack.enter_context(Preemption())

@@ -168,6 +168,18 @@ def test_histories_are_thinned_evenly_among_those_long_enough():
     assert len(subject("x", log).histories("test", 99, at_least=9)[0]) == 5
 
 
+def test_a_user_with_several_targets_has_one_history():
+    def split(dataset):
+        return global_temporal(dataset, 0.5, 0.7, "all")
+
+    several = subject("x", split=split)
+    targets = several.run.source.split.test
+    users, positions = several.histories("test", 99)
+    assert len(targets) > len(users) and users.tolist() == sorted(set(targets.users.tolist()))
+    for user, position in zip(users, positions, strict=True):
+        assert position == targets.positions[targets.users == user].max()
+
+
 def test_a_title_says_whose_histories_and_what_any_of_the_runs_must_say():
     first = subject("first")
     noted = dataclasses.replace(EXPERIMENT, note="20 % of the timestamps are imputed")
@@ -247,10 +259,25 @@ def test_the_probe_ranks_the_rare_item_after_each_history():
     np.testing.assert_allclose(np.log2(ranks.containers[1].lines[0].get_ydata(orig=False)), logs)
 
 
-def test_a_probe_longer_than_learned_positions_is_refused():
+def test_a_probe_longer_than_a_row_of_the_model_is_refused():
     learned = subject("learned", model={"positions": "learned", "max_length": 8})
-    with pytest.raises(ConfigError, match="10 events, and learned has positions for 8: lower"):
-        analyses.analyse_insertion_probe([learned], analyses.Settings(probe=PROBE))
+    released = subject("released", model={"causal": False}, data={"plan": "prefixes"})
+    for made in (learned, released):
+        with pytest.raises(ConfigError, match=f"10 events, and {made.name} reads rows of 8: low"):
+            analyses.analyse_insertion_probe([made], analyses.Settings(probe=PROBE))
+
+
+def test_a_model_that_reads_padding_is_probed_in_rows_as_in_training(monkeypatch):
+    released = subject("released", model={"causal": False}, data={"plan": "prefixes", "length": 13})
+    widths, hidden = set(), Subject.hidden
+
+    def note(self, events, slot):
+        widths.add(events.items.shape[1])
+        return hidden(self, events, slot)
+
+    monkeypatch.setattr(Subject, "hidden", note)
+    analyses.analyse_insertion_probe([released], analyses.Settings(probe=PROBE))
+    assert widths == {13}
 
 
 def test_the_state_sink_is_of_each_history_and_its_own_groups():

@@ -330,3 +330,27 @@ def test_ids_that_cannot_be_read_are_refused(content, folder):
         pl.DataFrame({"index": [0], column: ["a"]}).write_parquet(path)
     with pytest.raises(DatasetError, match="user_ids.parquet .*: prepare the data set again"):
         Dataset.open(folder, verify=False).user_ids()
+
+
+def test_a_flipped_bit_in_a_header_is_no_crash(folder):
+    path = folder / "items.npy"
+    good = path.read_bytes()
+    refused = 0
+    for place in range(8 * 128):
+        damaged = bytearray(good)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            Dataset.open(folder, verify=False)
+        except DatasetError as error:
+            assert "items.npy" in str(error) or "items" in str(error)
+            refused += 1
+    assert refused > 300
+
+
+def test_a_link_to_an_empty_folder_may_be_written(folder, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_dataset(tmp_path / "link", Dataset.open(folder), ["a", "b"], ["x", "y", "z"])
+    assert (tmp_path / "link").is_symlink()
+    assert Dataset.open(tmp_path / "link").items.tolist() == ITEMS

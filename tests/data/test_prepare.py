@@ -939,3 +939,10 @@ def users_of_unique_rows(rows):
     for user, row in rows.items():
         users_of[row.astype(np.int32).tobytes()].append(user)
     return {row: users[0] for row, users in users_of.items() if len(users) == 1}
+
+
+def test_a_row_column_of_text_is_refused(tmp_path):
+    """As text, 10 stands before 2."""
+    frame = pl.DataFrame({"user": ["a"] * 3, "item": ["x", "y", "z"], "line": ["1", "10", "2"]})
+    with pytest.raises(LogError, match="row column 'line' holds String: it must hold integers"):
+        prepare(frame, tmp_path / "set", columns={"row": "line"}, time_unit="order")

@@ -370,3 +370,10 @@ def test_values_that_cannot_be_parsed_are_null(tmp_path):
     frame = read_file(path).frame.collect()
     assert isinstance(frame, nw.DataFrame)
     assert frame["timestamp"].to_list() == [None, 5.0] and frame["rating"].to_list() == [None, 1.0]
+
+
+def test_a_first_line_that_no_reader_of_quotes_takes_is_no_crash(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes(b'"user","item","timestamp"\r"u","i","5"\n"u","i","6"\n')
+    with pytest.raises(LogError, match="line 1: cannot detect the format from the first line"):
+        read_file(path).frame.collect()

@@ -150,3 +150,16 @@ def test_a_user_error_is_one_line_and_writes_no_file(trained, tmp_path, argument
     assert process.returncode == 1
     assert process.stderr.startswith("error: ") and message in process.stderr
     assert "Traceback" not in process.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_file_of_ids_is_text_in_utf_8(trained, tmp_path):
+    workdir, _, _ = trained
+    ids, output = tmp_path / "ids.txt", tmp_path / "lists.csv"
+    arguments = [f"--workdir={workdir}", f"--users=@{ids}", f"--output={output}"]
+    ids.write_bytes("caf\xe9".encode("latin-1"))
+    refused = program("recommend", *arguments)
+    assert refused.returncode == 1 and "ids.txt: the file is no UTF-8 text" in refused.stderr
+    # Editors of Windows begin a text with a mark of its encoding.
+    ids.write_text("u3\n", encoding="utf-8-sig")
+    assert program("recommend", *arguments).returncode == 0
+    assert set(pl.read_csv(output)["user"]) == {"u3"}

@@ -257,6 +257,11 @@ def test_an_output_that_is_a_file_is_refused_before_the_work(tmp_path):
     assert done.returncode == 1 and "it is a file: name a folder" in done.stderr
 
 
+def test_a_report_needs_a_metric(tmp_path):
+    done = program("report", f"--runs={tmp_path}", "--metrics=")
+    assert done.returncode == 1 and "name at least one metric" in done.stderr
+
+
 def test_help_shows_shared_flags():
     shown = program("analyse", "--help").stdout
     assert "--data: Folder of the run's data set" in shown and "--output: Folder" in shown

@@ -82,6 +82,12 @@ def test_released_form_carries_no_state():
         released(events, state)
 
 
+def test_a_head_of_rotated_features_is_of_even_width():
+    with pytest.raises(ConfigError, match="heads is 2: it must be so that a head of width 50 / he"):
+        RecGRELAConfig(width=50, heads=2)
+    RecGRELAConfig(width=50, heads=2, positions="none")
+
+
 def test_released_form_trains_on_prefixes_only():
     with pytest.raises(ConfigError, match="data.plan.*'prefixes'"):
         Experiment(model=RELEASED, data=DataConfig(plan="packed"))

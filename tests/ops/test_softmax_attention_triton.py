@@ -93,7 +93,7 @@ def assert_exact(inputs, segment_ids, tolerance, **options):
     """Output and gradients are those of all scores at once in float64."""
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), inputs)
-        expected = jax.tree.map(np.asarray, both("dense", wide, segment_ids, **options))
+        expected = jax.tree.map(np.asarray, both("blockwise", wide, segment_ids, **options))
     actual = both("triton", inputs, segment_ids, **options)
     for got, wanted in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
         assert_close(got, wanted, tolerance)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from linseqrec.config import Experiment
-from linseqrec.data.source import DataConfig
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.source import DataConfig, Source
+from linseqrec.data.splits import leave_one_out
 from linseqrec.data.worlds import oracle_scores
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import MetricError
-from linseqrec.runs import figures
+from linseqrec.runs import figures, finished
 from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.runs.tables import results_table
 from linseqrec.training import workdir
@@ -116,3 +118,32 @@ def test_results_say_that_validation_did_not_select_the_state(experiment, make_r
     other = dataclasses.replace(state, step=state.step + 1)
     selection = write_results(run, other, tmp_path)["selected_by"]
     assert selection.startswith(f"recency: the checkpoint of step {best}, the best by ")
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_the_oracle_is_left_out_where_it_does_not_know_the_states(targets):
+    split = {"split": "global_temporal", "temporal_targets": targets}
+    run = Run.of(Experiment(data=DataConfig(world="quick", world_users=60, **split)))
+    found = evaluate_baselines(run, "test")
+    assert "Personal Markov" in found and ("Oracle" in found) == (targets == "last")
+
+
+def test_each_split_has_length_buckets_of_its_own(tmp_path):
+    """The longest history before a test target is in a bucket of its own, not yet in validation."""
+    lengths = np.array([1_001, 5, 7])
+    dataset = Dataset.from_arrays(
+        1 + np.arange(lengths.sum()) % 9,
+        np.concatenate([np.arange(length) for length in lengths]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
+    run = Run.of(Experiment(), Source(dataset, leave_one_out(dataset), None))
+    results = {
+        split: {"Popularity": evaluate_baselines(run, split)["Popularity"].summary()}
+        for split in ("validation", "test")
+    }
+    protocols = [results[split]["Popularity"]["protocol"] for split in ("validation", "test")]
+    assert len(protocols[0]["bucket_edges"]) < len(protocols[1]["bucket_edges"])
+    finished._check_summaries(tmp_path, results, protocols[1])
+    results["validation"]["Popularity"]["buckets"]["none"].pop()
+    with pytest.raises(FileError, match="validation, Popularity.* has 4 length buckets, not 5"):
+        finished._check_summaries(tmp_path, results, protocols[1])

@@ -407,6 +407,14 @@ def test_a_history_longer_than_the_learned_positions_is_an_error():
         recommender.recommend(recommender.update(states, [1, 1], [10**8] * 2), 2)
 
 
+def test_a_row_is_no_wider_than_the_longest_history_that_the_model_reads():
+    config = RecGRELAConfig(width=8, heads=1, num_layers=1, positions="learned", max_length=20)
+    events, model = histories([20, 3]), make_model(config)
+    # As a power of 2, the row would have 32 slots.
+    states = Recommender(model, longest_history=20).start(events)
+    np.testing.assert_allclose(states.hidden, whole_history_hidden(model, events), atol=2e-5)
+
+
 def test_a_run_with_learned_positions_is_served_in_rows_that_it_can_read(tmp_path):
     experiment = Experiment(
         model=RecGRELAConfig(width=8, heads=1, num_layers=1, positions="learned", max_length=24),

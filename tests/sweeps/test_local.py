@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -129,3 +130,34 @@ def test_a_run_that_left_no_log_is_named_too(tmp_path):
     assert "cannot be started" in str(failure)
     (missing,) = run_local([Task(tmp_path / "b", (str(tmp_path / "no-program"),))])
     assert "No such file" in missing.reason
+
+
+def test_a_hangup_that_nohup_ignores_stops_no_run(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hang_up = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); print('well')"
+        assert run_local([task(tmp_path, hang_up)]) == []
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "log.txt").read_text().endswith("well\n")
+
+
+def test_a_sweep_whose_output_nobody_reads_ends(tmp_path):
+    code = f"""
+import pathlib
+from linseqrec.sweeps.local import run_local
+from linseqrec.sweeps.task import Task
+run_local([Task(pathlib.Path({str(tmp_path)!r}) / name, ("true",)) for name in "abc"])
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode != 0 and "BrokenPipeError" in done.stderr

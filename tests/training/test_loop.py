@@ -8,6 +8,9 @@ import pytest
 
 from linseqrec.config import Experiment, TrainingConfig
 from linseqrec.config_json import from_json, to_json
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.source import Source
+from linseqrec.data.splits import SplitError, from_folds
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import evaluate_baselines, write_results
 from linseqrec.training import workdir
@@ -282,3 +285,15 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
 
     monkeypatch.setattr(type(run), "evaluate", lambda *_: pytest.fail("test was read twice"))
     assert write_results(run, state, tmp_path) == results
+
+
+@pytest.mark.parametrize("last", [1, 2], ids=["no test target", "no validation target"])
+def test_a_split_without_targets_is_refused_before_a_step(experiment, tmp_path, last):
+    dataset = Dataset.from_arrays(
+        [1, 2, 3, 2, 1, 3], [*range(6)], [0, 3, 6], folds=[0, 0, last] * 2
+    )
+    run = Run.of(experiment, Source(dataset, from_folds(dataset), None))
+    missing = {1: "test", 2: "validation"}[last]
+    with pytest.raises(SplitError, match=f"split 'folds' has no {missing} targets: take another"):
+        train(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

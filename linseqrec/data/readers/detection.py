@@ -156,7 +156,10 @@ def _has_column(names: list[str], role: str, column: str | int | None) -> bool:
 def split_fields(line: str, log_format: Format) -> list[str]:
     """The fields of one line of a text format."""
     if log_format.quoted and '"' in line:
-        return next(csv.reader([line], delimiter=log_format.separator))
+        try:
+            return next(csv.reader([line], delimiter=log_format.separator))
+        except csv.Error:
+            pass  # The reader of all lines says what is wrong with this one.
     return line.split(log_format.separator)
 
 

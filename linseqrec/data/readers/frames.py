@@ -43,6 +43,10 @@ def read_frame(
     schema = native.collect_schema()
     column_of = find_columns(where, list(schema), columns, {}, time_unit)
     values = {role: nw.col(str(name)) for role, name in column_of.items()}
+    if "row" in column_of and not (dtype := schema[str(column_of["row"])]).is_integer():
+        raise LogError(
+            where, f"the row column {column_of['row']!r} holds {dtype}: it must hold integers."
+        )
     float_ids = []
     for role in ("user", "item"):
         dtype = schema[str(column_of[role])]

@@ -1,5 +1,6 @@
 """How a study goes on where the workdirs of its runs are gone."""
 
+import math
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -139,6 +140,10 @@ def _joined_model(own: _Record | None, former: _Record | None) -> _Record | None
     runs = own["runs"] + former["runs"]
     if len({run["seed"] for run in runs}) < len(runs) or own["parameters"] != former["parameters"]:
         return own
+    if any(
+        set(former["metrics"].get(name, ())) != {*own["metrics"][name]} for name in own["metrics"]
+    ):
+        return own  # Of the runs before, other metrics were written down.
     by_seed = sorted(range(len(runs)), key=lambda place: runs[place]["seed"])
     metrics = {
         filter_seen: {
@@ -176,7 +181,8 @@ def _check_measured_alike(own: _Record, former: _Record) -> None:
         for each in own["baselines"]
         if each["label"] in scores
         and not all(
-            abs(value - scores[each["label"]][filter_seen][metric]) < _ROUNDING
+            abs(value - scores[each["label"]].get(filter_seen, {}).get(metric, math.inf))
+            < _ROUNDING
             for filter_seen, of_filter in each["metrics"].items()
             for metric, value in of_filter.items()
         )

@@ -409,6 +409,23 @@ def test_a_model_whose_experiment_has_changed_is_not_taken_from_the_earlier_reco
     assert table["models"] == [] and table["missing"]["narrow"] == [0, 1, 2]
 
 
+def test_runs_with_other_metrics_do_not_join(make, joined, tmp_path):
+    """What leaves the record so is named by `launch.study`."""
+    counting = {"Markov": {"none": hits(of=0.2, seed=5), "all": hits(of=0.2, seed=5)}}
+    earlier = make({"narrow": [None, hits(of=0.3, seed=1)]}, counting=counting)
+    shutil.rmtree(tmp_path / "narrow")
+    (table,) = earlier["tables"]
+    table["metrics"] = ["HR@10"]
+    for row in (*table["models"], *table["baselines"]):
+        for metrics in row["metrics"].values():
+            del metrics["NDCG@10"]
+    one = {"narrow": [hits(of=0.4, seed=0)]}
+    assert run_names(joined(earlier, one, counting=counting)) == {"t, narrow, seed 0"}
+    shutil.rmtree(tmp_path / "narrow")
+    with pytest.raises(StudyError, match=r"measured differently \(metrics, Markov\): --drop"):
+        joined(earlier, {"wide": [hits(of=0.4, seed=0)]}, counting=counting)
+
+
 def test_runs_that_were_measured_differently_do_not_join(make, joined, tmp_path):
     saved = {"counting": {"Markov": {"none": hits(of=0.2, seed=5), "all": hits(of=0.2, seed=5)}}}
     earlier = make({"narrow": [hits(of=0.3, seed=0)]}, **saved)

@@ -115,12 +115,11 @@ class RecGRELAConfig(ModelConfig):
             raise ConfigError(
                 f"width {self.width} must be even and a multiple of heads {self.heads}"
             )
-        # A pair of features that are rotated together must not be torn apart by the heads.
         require(
             self.positions != "rotary" or not self.causal or self.width % (2 * self.heads) == 0,
             "heads",
             self.heads,
-            f"so that a head of width {self.width} / heads is even, for rotary positions",
+            f"a divisor of {self.width // 2}, half the width: rotary positions turn pairs",
         )
         if self.selector == "convex" and not self.shortcut:
             raise ConfigError("selector 'convex' mixes in the shortcut: it needs shortcut=True")

@@ -86,7 +86,8 @@ def within_budget(run: Run, folder: Path, *, resumed: bool) -> Run:
 
         num_steps = distributed.on_first(fix)
     # A resumed run may have fewer epochs than it began with.
-    return dataclasses.replace(run, num_steps=min(num_steps, run.num_steps))
+    num_steps = min(num_steps, run.num_steps)
+    return run if num_steps == run.num_steps else dataclasses.replace(run, num_steps=num_steps)
 
 
 def measure(run: Run, seconds: float) -> Costs:

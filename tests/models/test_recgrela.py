@@ -83,7 +83,9 @@ def test_released_form_carries_no_state():
 
 
 def test_a_head_of_rotated_features_is_of_even_width():
-    with pytest.raises(ConfigError, match="heads is 2: it must be so that a head of width 50 / he"):
+    with pytest.raises(
+        ConfigError, match="heads is 2: it must be a divisor of 25, half the width: ro"
+    ):
         RecGRELAConfig(width=50, heads=2)
     RecGRELAConfig(width=50, heads=2, positions="none")
 

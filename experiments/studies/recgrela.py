@@ -35,8 +35,8 @@ STUDY = Study(
         ),
         Table(
             "foursquare",
-            "Check-ins in New York, 76 % of them revisits. Personal popularity, the best baseline "
-            "here, was added later: [real logs](real_logs.md) have it.",
+            "Check-ins in New York, 76 % of them revisits. The best baseline of this log, Personal "
+            "popularity, is in [real logs](real_logs.md) alone.",
             arms("experiments/foursquare.py:recgrela", _ARMS),
         ),
     ),

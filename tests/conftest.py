@@ -39,13 +39,18 @@ from absl import flags  # noqa: E402
 
 from tests import typechecker  # noqa: E402
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 # The tests check the shapes and dtypes that functions declare. JAX takes NumPy arrays for its own.
 # Triton compiles the source of its kernels, which must stay as it is.
 jaxtyping.Array = jax.Array | np.ndarray
-ops = (pathlib.Path(__file__).parents[1] / "linseqrec" / "ops").glob("*.py")
-checked = [path.stem for path in ops if not path.stem.endswith(("_kernels", "_tiles"))]
+checked = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "linseqrec" / "ops").rglob("*.py")
+    if not path.stem.endswith(("_kernels", "_tiles"))
+]
 jaxtyping.install_import_hook(
-    ("linseqrec.layers", "linseqrec.models", *(f"linseqrec.ops.{name}" for name in checked)),
+    ("linseqrec.layers", "linseqrec.models", *checked),
     f"{typechecker.__name__}.check",
 )
 

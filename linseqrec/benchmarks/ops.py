@@ -25,13 +25,13 @@ from jaxtyping import Array
 from linseqrec.benchmarks.measuring import Row, compare, growth_exponent, temporary_bytes
 from linseqrec.events import Events
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
-from linseqrec.ops import (
+from linseqrec.ops.gated_delta_rule import gated_delta_rule
+from linseqrec.ops.kernels import (
     gated_delta_rule_triton,
     linear_attention_triton,
     softmax_attention_triton,
     triton_launch,
 )
-from linseqrec.ops.gated_delta_rule import gated_delta_rule
 from linseqrec.ops.linear_attention import linear_attention
 from linseqrec.ops.softmax_attention import softmax_attention
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops import gated_delta_rule_triton, triton_check, triton_launch
 from linseqrec.ops.gated_delta_rule_associative import associative
 from linseqrec.ops.gated_delta_rule_parts import (
     FORGET,
@@ -21,6 +20,7 @@ from linseqrec.ops.gated_delta_rule_parts import (
     einsum_for,
     widen,
 )
+from linseqrec.ops.kernels import gated_delta_rule_triton, triton_check, triton_launch
 from linseqrec.ops.segments import cut, fill, keep, run_starts, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 

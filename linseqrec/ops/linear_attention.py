@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops import linear_attention_triton, triton_check, triton_launch
+from linseqrec.ops.kernels import linear_attention_triton, triton_check, triton_launch
 from linseqrec.ops.segments import (
     cut,
     fill,

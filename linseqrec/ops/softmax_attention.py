@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops import softmax_attention_triton, triton_check, triton_launch
+from linseqrec.ops.kernels import softmax_attention_triton, triton_check, triton_launch
 from linseqrec.ops.segments import keep, segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense", "triton"]

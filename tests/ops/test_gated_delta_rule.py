@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from linseqrec.ops import gated_delta_rule as rule
-from linseqrec.ops import gated_delta_rule_triton, triton_launch
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
+from linseqrec.ops.kernels import gated_delta_rule_triton, triton_launch
 from linseqrec.ops.segments import Cut
 from tests.ops.closeness import assert_close, projected, relative_rms
 from tests.ops.layouts import LAYOUT, packed, segment_layouts

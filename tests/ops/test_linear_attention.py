@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from linseqrec.ops import linear_attention_triton, triton_launch
+from linseqrec.ops.kernels import linear_attention_triton, triton_launch
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from tests.ops.closeness import assert_close, projected
 from tests.ops.layouts import LAYOUT, packed, segment_layouts

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.ops import triton_launch
+from linseqrec.ops.kernels import triton_launch
 from linseqrec.ops.running_mean import running_mean
 from tests.models.reference import jit
 from tests.ops.layouts import LAYOUT

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from linseqrec.ops import softmax_attention_triton, triton_launch
+from linseqrec.ops.kernels import softmax_attention_triton, triton_launch
 from linseqrec.ops.segments import keep
 from linseqrec.ops.softmax_attention import Fading, MemorySlots, softmax_attention
 from tests.ops.closeness import assert_close

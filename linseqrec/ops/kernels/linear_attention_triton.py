@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops import triton_launch
-from linseqrec.ops.segments import keep, segment_runs
-from linseqrec.ops.triton_launch import (
+from linseqrec.ops.kernels import triton_launch
+from linseqrec.ops.kernels.triton_launch import (
     CHUNK,
     Launch,
     Shape,
@@ -25,6 +24,7 @@ from linseqrec.ops.triton_launch import (
     vary_over,
     varying_axes,
 )
+from linseqrec.ops.segments import keep, segment_runs
 
 # Processors of an H100. The fewest chunks for which a part of a row pays for the launch that sums
 # it. The most parts, because a program adds up the sums of the others.
@@ -185,7 +185,7 @@ def _plan(time: int, lanes: int, widest: int, dtype: str, parts: int | None) -> 
 
 def _kernels() -> Any:
     # Needs Triton, which only who runs a kernel has to have.
-    from linseqrec.ops import linear_attention_kernels
+    from linseqrec.ops.kernels import linear_attention_kernels
 
     return linear_attention_kernels
 

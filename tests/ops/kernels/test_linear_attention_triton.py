@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.ops import linear_attention_triton, triton_launch
+from linseqrec.ops.kernels import linear_attention_triton, triton_launch
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from tests.ops import test_linear_attention as forms
-from tests.ops import triton_interpreter
 from tests.ops.closeness import assert_close, projected
+from tests.ops.kernels import triton_interpreter
 from tests.ops.layouts import LAYOUT
 
 TRITON = ("triton", 64)

@@ -25,7 +25,7 @@ Source: the chunked form of Gated DeltaNet (arXiv 2412.06464); the kernels are o
 import triton
 import triton.language as tl
 
-from linseqrec.ops.triton_tiles import columns, per_slot, put_columns, runs_of, slots, tile
+from linseqrec.ops.kernels.triton_tiles import columns, per_slot, put_columns, runs_of, slots, tile
 
 # Kernels read globals of this type only.
 _LOG2_E = tl.constexpr(1.4426950408889634)

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops import triton_launch
-from linseqrec.ops.segments import keep, segment_runs
-from linseqrec.ops.triton_launch import (
+from linseqrec.ops.kernels import triton_launch
+from linseqrec.ops.kernels.triton_launch import (
     CHUNK,
     Launch,
     Shape,
@@ -23,6 +22,7 @@ from linseqrec.ops.triton_launch import (
     vary_over,
     varying_axes,
 )
+from linseqrec.ops.segments import keep, segment_runs
 
 
 def gated_delta_rule(
@@ -119,7 +119,7 @@ def _plan(lanes: int, key: int, value: int, dtype: str) -> _Plan:
 
 def _kernels() -> Any:
     # Needs Triton, which only who runs a kernel has to have.
-    from linseqrec.ops import gated_delta_rule_kernels
+    from linseqrec.ops.kernels import gated_delta_rule_kernels
 
     return gated_delta_rule_kernels
 

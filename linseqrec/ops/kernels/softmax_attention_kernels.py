@@ -19,7 +19,7 @@ Source: FlashAttention-2 (arXiv 2307.08691); the kernels are ours.
 import triton
 import triton.language as tl
 
-from linseqrec.ops.triton_tiles import columns, per_slot, put_columns, slots
+from linseqrec.ops.kernels.triton_tiles import columns, per_slot, put_columns, slots
 
 # Of a score that is not seen: finite, so that no difference of two is NaN.
 _UNSEEN = tl.constexpr(-1e30)

@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from linseqrec.ops import (
-    gated_delta_rule,
+from linseqrec.ops import gated_delta_rule, linear_attention, softmax_attention
+from linseqrec.ops.kernels import (
     gated_delta_rule_triton,
-    linear_attention,
     linear_attention_triton,
-    softmax_attention,
     softmax_attention_triton,
     triton_check,
     triton_launch,

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.ops import triton_launch
-from tests.ops import triton_interpreter
+from linseqrec.ops.kernels import triton_launch
 from tests.ops.closeness import relative_rms
+from tests.ops.kernels import triton_interpreter
 from tests.ops.layouts import LAYOUT
 from tests.ops.test_gated_delta_rule import (
     apply,

@@ -15,7 +15,7 @@ from jax.interpreters import mlir, xla
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from linseqrec.ops import triton_check
+from linseqrec.ops.kernels import triton_check
 from linseqrec.sharding import DATA, SEQUENCE
 
 CHUNK = 64

@@ -35,7 +35,7 @@ Source: linear attention in chunks (arXiv 2006.16236, arXiv 2312.06635); the ker
 import triton
 import triton.language as tl
 
-from linseqrec.ops.triton_tiles import columns, per_slot, put_columns, runs_of, slots, tile
+from linseqrec.ops.kernels.triton_tiles import columns, per_slot, put_columns, runs_of, slots, tile
 
 
 @triton.jit

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops import triton_launch
-from linseqrec.ops.segments import segment_runs
-from linseqrec.ops.triton_launch import (
+from linseqrec.ops.kernels import triton_launch
+from linseqrec.ops.kernels.triton_launch import (
     Launch,
     Shape,
     dtype_name,
@@ -25,6 +24,7 @@ from linseqrec.ops.triton_launch import (
     vary_over,
     varying_axes,
 )
+from linseqrec.ops.segments import segment_runs
 
 
 class Reading(NamedTuple):
@@ -164,7 +164,7 @@ _TILES_OF_KERNELS = {
 
 def _kernels() -> Any:
     # Needs Triton, which only who runs a kernel has to have.
-    from linseqrec.ops import softmax_attention_kernels
+    from linseqrec.ops.kernels import softmax_attention_kernels
 
     return softmax_attention_kernels
 

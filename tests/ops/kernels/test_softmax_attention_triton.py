@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.ops import triton_launch
+from linseqrec.ops.kernels import triton_launch
 from linseqrec.ops.softmax_attention import softmax_attention
 from tests.ops import test_softmax_attention as forms
-from tests.ops import triton_interpreter
 from tests.ops.closeness import assert_close, projected
+from tests.ops.kernels import triton_interpreter
 from tests.ops.layouts import LAYOUT
 
 ON_GPU = jax.default_backend() == "gpu"

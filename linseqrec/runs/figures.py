@@ -108,7 +108,6 @@ def write_figures(
     output: Path,
     *,
     metric: str = "NDCG@10",
-    published: Mapping[str, Sequence[Record]] | None = None,
 ) -> list[Path]:
     """Draws finished runs together: `learning_curves.png` and `by_length.png`.
 
@@ -119,8 +118,6 @@ def write_figures(
       folders: The runs' workdirs, each once.
       output: Folder of the figures; made if it does not exist.
       metric: The metric that is drawn.
-      published: Learning curves from elsewhere: name to records of "epoch" and
-        "validation/FILTER/METRIC".
 
     Returns:
       The files.
@@ -135,7 +132,7 @@ def write_figures(
     check_comparable({str(run.folder): run.conditions for run in runs})
     configurations = group_by_configuration(runs, repeats=True)
     filters = filters_by_fit(runs[0].protocol)
-    figures = run_figures(configurations, filters, metric, title_of(runs), published or {})
+    figures = run_figures(configurations, filters, metric, title_of(runs))
     # The files are written when all figures are drawn, so that an error leaves none of them.
     return [save_figure(figure, output / name) for name, figure in figures.items()]
 
@@ -145,7 +142,6 @@ def run_figures(
     filters: Sequence[str],
     metric: str,
     title: str,
-    published: Mapping[str, Sequence[Record]] | None = None,
 ) -> dict[str, Figure]:
     """The figures of comparable configurations, by file name.
 
@@ -154,11 +150,9 @@ def run_figures(
       filters: Filters of seen items, a panel each.
       metric: The metric that is drawn.
       title: What the runs share (`title_of`).
-      published: As in `write_figures`.
     """
     logs = {each.label: [records for records in each.logs() if records] for each in configurations}
     curves: dict[str, Any] = {label: seeds for label, seeds in logs.items() if seeds}
-    curves |= {name: [list(records)] for name, records in (published or {}).items()}
     if any(len(configuration.runs) > 1 for configuration in configurations):
         title += "; means over seeds"
     runs = [run for configuration in configurations for run in configuration.runs]

@@ -33,7 +33,8 @@ def test_runs_of_both_kinds_have_tables_of_their_own_and_no_figure(trained, told
     titles = [line for line in done.stdout.splitlines() if "test targets; filter_seen" in line]
     assert len(titles) == 2
     assert ["request time known" in title for title in titles] == [False, True]
-    done = program("figures", *folders, f"--output={tmp_path}")
+    runs = [f"--runs={folder}" for folder in (trained[0], told[0])]
+    done = program("report", *runs, f"--output={tmp_path}")
     assert done.returncode == 1 and "they differ in their request time" in done.stderr
     done = program("analyse", *folders, f"--output={tmp_path}")
     assert done.returncode == 1 and "they differ in their request time" in done.stderr

@@ -93,18 +93,7 @@ def test_what_selected_the_checkpoint_is_printed_as_the_results_have_it(trained,
     assert "selected by no validation: it was damaged" in done.stdout, done.stderr
 
 
-def test_figures_of_runs_together(trained, tmp_path):
-    workdir, _, _ = trained
-    arguments = (f"--workdir={workdir}", f"--output={tmp_path}", "--metric=HR@10", "--published")
-    done = program("figures", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "by_length.png",
-        "learning_curves.png",
-    ]
-
-
-def test_figures_refuse_in_one_line(trained, tmp_path):
+def test_a_report_refuses_in_one_line(trained, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(trained[0], other)
     card = json.loads((other / "card.json").read_text())
@@ -116,14 +105,14 @@ def test_figures_refuse_in_one_line(trained, tmp_path):
         del results[name]
     (other / "results.json").write_text(json.dumps(results))
     for arguments, message in (
-        ([f"--workdir={other}"], "are runs on different data (items differ"),
-        (["--metric=NDCG@7"], "no metric 'NDCG@7'; there are HR@1, "),
+        ([f"--runs={other}"], "are runs on different data (items differ"),
+        (["--drawn=NDCG@7"], "no metric 'NDCG@7'; there are HR@1, "),
     ):
-        output = f"--output={tmp_path / 'figures'}"
-        done = program("figures", f"--workdir={trained[0]}", output, *arguments)
+        output = f"--output={tmp_path / 'report'}"
+        done = program("report", f"--runs={trained[0]}", output, *arguments)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ") and message in done.stderr
-        assert done.stderr.count("\n") == 1 and not (tmp_path / "figures").exists()
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "report").exists()
 
 
 def test_analyses_of_a_checkpoint(trained, tmp_path):

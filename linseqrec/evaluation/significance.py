@@ -1,11 +1,15 @@
-"""Whether one system is better than another: the paired bootstrap over users."""
+"""Whether one system is better than another: the bootstrap over users, and the error over seeds."""
 
 import dataclasses
+import math
 
 import numpy as np
+from scipy.stats import t as student_t
 
 # Counts drawn at a time, 128 MB of them.
 _BLOCK = 1 << 24
+# Student's t below which two standard errors of a normal distribution lie.
+_TWO_ERRORS = 0.97725
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +22,8 @@ class PairedDifference:
       confidence: Its nominal coverage.
       users: The number of users that were resampled.
       p_value: Two-sided p-value of "no difference": twice the share of resampled differences on the
-        other side of zero, at most 1. With n resamplings it is at least 2 / (n + 1).
+        other side of zero, at most 1. With n resamplings it is at least 2 / (n + 1). It is 1 for a
+        single user, who has no interval either (NaN).
     """
 
     difference: float
@@ -82,7 +87,9 @@ def paired_bootstrap(
         means[start : start + size] = totals[:, 0] / totals[:, 1]
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
-    beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    beyond = int(min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0)))
+    if len(per_user) == 1:
+        low, high, beyond = np.nan, np.nan, samples
     return PairedDifference(
         difference=float(differences.mean()),
         low=float(low),
@@ -91,3 +98,30 @@ def paired_bootstrap(
         users=len(per_user),
         p_value=min(1.0, 2 * (beyond + 1) / (samples + 1)),
     )
+
+
+def over_seeds(*sides: np.ndarray) -> tuple[float | None, float]:
+    """How far a difference of two systems' means may be due to the seeds of their training.
+
+    Args:
+      *sides: Each system's mean by seed; empty for a system without seeds, such as a baseline.
+
+    Returns:
+      The standard error, √(s₁² / n₁ + s₂² / n₂) of the standard deviations s over n seeds; None if
+      a system has a single seed. And what the difference must exceed: Student's t times the error
+      of the systems with several seeds (at many seeds, two errors); 0 if there is none.
+
+    Source: Welch, 1947, "The generalization of 'Student's' problem when several different
+      population variances are involved" (the degrees of freedom).
+    """
+    with_seeds = [means for means in sides if len(means)]
+    several = [means for means in with_seeds if len(means) > 1]
+    variances = np.array([means.var(ddof=1) / len(means) for means in several])
+    error, margin = math.sqrt(variances.sum()), 0.0
+    if error > 0:
+        freedom = variances.sum() ** 2 / sum(
+            variance**2 / (len(means) - 1)
+            for variance, means in zip(variances, several, strict=True)
+        )
+        margin = error * float(student_t.ppf(_TWO_ERRORS, freedom))
+    return error if with_seeds and len(several) == len(with_seeds) else None, margin

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 
 from linseqrec.errors import RunsError
 from linseqrec.evaluation.metrics import metric_per_target
-from linseqrec.evaluation.significance import PairedDifference, paired_bootstrap
+from linseqrec.evaluation.significance import PairedDifference, over_seeds, paired_bootstrap
 from linseqrec.runs.configurations import Configuration
 from linseqrec.runs.finished import best_baseline
 
@@ -29,9 +28,9 @@ class Comparison:
       metric: The metric.
       result: The first minus the second.
       p_holm: The p-value with Holm's correction for all comparisons of the same table.
-      seeds_error: The standard error of the difference over seeds, √(s₁² / n₁ + s₂² / n₂) of the
-        standard deviations over n seeds; None where either configuration has a single seed. A
-        baseline adds no variance.
+      seeds_error: The standard error of the difference over seeds (`over_seeds`); None where either
+        configuration has a single seed. A baseline adds no variance.
+      seeds_margin: What the difference must exceed to be more than the seeds' (`over_seeds`).
     """
 
     first: str
@@ -41,6 +40,7 @@ class Comparison:
     result: PairedDifference
     p_holm: float
     seeds_error: float | None
+    seeds_margin: float
 
     def row(self) -> dict[str, Any]:
         """The comparison as a row of a table."""
@@ -94,9 +94,7 @@ def compare(
                 metric,
                 first.per_target(filter_seen, metric),
                 second.per_target(filter_seen, metric),
-                _seeds_error(
-                    first.by_seed(filter_seen, metric), second.by_seed(filter_seen, metric)
-                ),
+                (first.by_seed(filter_seen, metric), second.by_seed(filter_seen, metric)),
             )
             for filter_seen, metric, (first, second) in itertools.product(filters, metrics, pairs)
         ],
@@ -123,7 +121,6 @@ def compare_with_counting(
         if (best := best_baseline(runs, filter_seen)) is None:
             continue
         for metric, each in itertools.product(metrics, configurations):
-            by_seed = each.by_seed(filter_seen, metric)
             cases.append(
                 _Case(
                     each.label,
@@ -132,7 +129,7 @@ def compare_with_counting(
                     metric,
                     each.per_target(filter_seen, metric),
                     metric_per_target(best[1], metric),
-                    _seeds_error(by_seed),
+                    (each.by_seed(filter_seen, metric),),
                 )
             )
     return _tested(cases, runs[0].users)
@@ -140,7 +137,7 @@ def compare_with_counting(
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """Two systems to compare: what a `Comparison` says of them, and their values [M]."""
+    """Two systems to compare: their values [M], and the means by seed of those with seeds."""
 
     first: str
     second: str
@@ -148,7 +145,7 @@ class _Case:
     metric: str
     first_values: np.ndarray
     second_values: np.ndarray
-    seeds_error: float | None
+    by_seed: tuple[np.ndarray, ...]
 
 
 def _tested(cases: Sequence[_Case], users: np.ndarray) -> list[Comparison]:
@@ -170,13 +167,7 @@ def _tested(cases: Sequence[_Case], users: np.ndarray) -> list[Comparison]:
             case.metric,
             result,
             float(p_holm),
-            case.seeds_error,
+            *over_seeds(*case.by_seed),
         )
         for case, result, p_holm in zip(cases, results, corrected, strict=True)
     ]
-
-
-def _seeds_error(*by_seed: np.ndarray) -> float | None:
-    if min(map(len, by_seed)) < 2:
-        return None
-    return math.sqrt(sum(values.var(ddof=1) / len(values) for values in by_seed))

@@ -334,13 +334,19 @@ def _beats_counting(report: Report) -> str:
         f"**Does it beat counting?** {escape(first.first)}{which} is {_verdict(first)} than "
         f"{escape(first.second)}, the best counting baseline by {SELECTION_METRIC}, "
         f"{where}: {result.difference:+.4f}, {result.confidence:.0%} "
-        f"interval {result.low:+.4f} to {result.high:+.4f}, p {first.p_holm:.4f}."
+        f"interval {result.low:+.4f} to {result.high:+.4f}, p {first.p_holm:.4f}; {_seeds(first)}."
         + (f" Of {len(tests)} configurations: {', '.join(counts)}." if counts else "")
     )
 
 
+def _seeds(comparison: Comparison) -> str:
+    error = comparison.seeds_error
+    return "a single seed" if error is None else f"standard error over seeds {error:.4f}"
+
+
 def _verdict(comparison: Comparison) -> str:
-    if comparison.p_holm >= _SIGNIFICANCE:
+    within_seeds = abs(comparison.result.difference) <= comparison.seeds_margin
+    if comparison.p_holm >= _SIGNIFICANCE or within_seeds:
         return "neither better nor worse"
     return "better" if comparison.result.difference > 0 else "worse"
 

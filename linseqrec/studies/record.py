@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import t as student_t
 
 from linseqrec.config import Experiment
 from linseqrec.config_json import to_json
 from linseqrec.errors import FileError
 from linseqrec.evaluation.metrics import mean_and_error, metric_per_target
 from linseqrec.evaluation.result import SELECTION_METRIC, filter_in_words, filters_by_fit
+from linseqrec.evaluation.significance import over_seeds
 from linseqrec.files import check_form, read_json
 from linseqrec.runs.comparable import check_comparable
 from linseqrec.runs.configurations import Configuration, differing_fields, experiment_digest
@@ -26,7 +26,6 @@ from linseqrec.training.model import FunctionalModel
 
 # A difference counts from so many standard errors on, and this is the normal distribution there.
 ERRORS = 2.0
-_COVERAGE = 0.97725
 
 # What pages read of a record (`files.check_form`).
 _NULL = type(None)
@@ -366,7 +365,7 @@ def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[s
         **_verdict(
             float(differences.mean()),
             mean_and_error(differences, runs[0].users[kept])[1],
-            [(1.0, first.by_seed), (1 + claim.margin, second.by_seed)],
+            [first.by_seed, (1 + claim.margin) * second.by_seed],
         ),
     }
 
@@ -402,7 +401,7 @@ def judged_apart(claim: Claim, table: Mapping[str, Any]) -> dict[str, Any]:
         **_verdict(
             first["mean"] - scale * second["mean"],
             math.hypot(first["error"], scale * second["error"]),
-            [(1.0, np.array(first["by_seed"])), (scale, np.array(second["by_seed"]))],
+            [np.array(first["by_seed"]), scale * np.array(second["by_seed"])],
         ),
     }
 
@@ -426,35 +425,25 @@ def _open(claim: Claim, reason: str) -> dict[str, Any]:
     return _asked(claim) | {"verdict": "open", "reason": reason}
 
 
-def _verdict(
-    effect: float, over_users: float, sides: Sequence[tuple[float, np.ndarray]]
-) -> dict[str, Any]:
+def _verdict(effect: float, over_users: float, sides: Sequence[np.ndarray]) -> dict[str, Any]:
     """An effect with its standard errors and what they say.
 
     Args:
       effect: The difference of two means.
       over_users: Its standard error over users.
-      sides: The factor of each mean, and the mean by seed; of a system without seeds, none.
+      sides: The two means by seed (`over_seeds`), each times its factor in the difference.
 
     A single seed has no error. If one side has only one, the verdict counts the other side's.
     """
-    sides = [(scale, means) for scale, means in sides if len(means)]
-    several = [(scale, means) for scale, means in sides if len(means) > 1]
-    variances = np.array([scale**2 * means.var(ddof=1) / len(means) for scale, means in several])
-    seeds_error, counted = math.sqrt(variances.sum()), 0.0
-    if seeds_error > 0:
-        # Welch-Satterthwaite: the two sides need not vary alike.
-        freedom = np.array([len(means) - 1 for _, means in several])
-        freedom = variances.sum() ** 2 / (variances**2 / freedom).sum()
-        counted = seeds_error * float(student_t.ppf(_COVERAGE, freedom)) / ERRORS
+    error, margin = over_seeds(*sides)
     verdict = "open"
-    if abs(effect) > ERRORS * math.hypot(over_users, counted):
+    if abs(effect) > math.hypot(ERRORS * over_users, margin):
         verdict = "holds" if effect > 0 else "does not hold"
     return {
         "effect": effect,
         "error_over_users": over_users,
-        "error_over_seeds": seeds_error if sides and len(several) == len(sides) else None,
-        "seeds": min(len(means) for _, means in sides),
+        "error_over_seeds": error,
+        "seeds": min(len(means) for means in sides if len(means)),
         "verdict": verdict,
         "reason": "",
     }

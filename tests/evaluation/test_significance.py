@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from linseqrec.evaluation import significance
-from linseqrec.evaluation.significance import paired_bootstrap
+from linseqrec.evaluation.significance import over_seeds, paired_bootstrap
 
 
 def test_the_interval_is_that_of_resampling_users_one_by_one():
@@ -46,6 +46,25 @@ def test_targets_of_one_user_are_no_independent_evidence():
     by_target = paired_bootstrap(first, np.zeros(1000), samples=2000)
     ratio = (by_user.high - by_user.low) / (by_target.high - by_target.low)
     assert ratio == pytest.approx(5, rel=0.1)
+
+
+def test_one_user_proves_nothing():
+    alone = paired_bootstrap([0.5, 1.0], [0.0, 0.5], np.array([7, 7]))
+    assert alone.difference == 0.5 and alone.p_value == 1
+    assert np.isnan(alone.low) and np.isnan(alone.high)
+
+
+def test_what_seeds_may_explain_is_student_s_t_times_their_error():
+    first, second = np.array([0.3, 0.1, 0.2]), np.array([0.4, 0.6, 0.5])
+    error, margin = over_seeds(first, second)
+    assert error == pytest.approx((0.01 / 3 + 0.01 / 3) ** 0.5)
+    # Of two samples with one variance and size, Welch's degrees of freedom are 2 (n - 1) = 4.
+    assert margin == pytest.approx(2.869 * error, rel=1e-3)
+    # Two degrees of freedom, and a system without seeds.
+    error, margin = over_seeds(first, np.empty(0))
+    assert margin == pytest.approx(4.527 * error, rel=1e-3)
+    assert over_seeds(first[:1], second) == (None, pytest.approx(margin))
+    assert over_seeds(first[:1]) == (None, 0)
 
 
 def test_equal_systems_differ_by_nothing_and_seeds_repeat():

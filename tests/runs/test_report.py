@@ -428,3 +428,17 @@ def test_models_differ_in_fields_and_in_the_epochs_that_were_selected(save_run, 
     assert "| field | SASRec | Other |" in text
     assert f"| training.num_epochs | {EXPERIMENT.training.num_epochs} | 50.0 |" in text
     assert "| epoch of the checkpoint | 3.5 | 7.0 |" in text
+
+
+def test_a_difference_within_the_error_over_seeds_is_none(save_run, tmp_path):
+    """One seed of three is far above counting, the others are not."""
+    middling = np.random.default_rng(2).integers(1, 30, TARGETS)
+    for seed, gain in enumerate((29, 0, 0)):
+        ranks = both(np.maximum(middling - gain, 1))
+        model = changed(training={"seed": seed})
+        save_run(f"seed{seed}", model, ranks, counting={"Markov": both(middling)})
+    text = to_markdown(report := make_report([tmp_path], ["NDCG@10"]))
+    first = report.against_counting[0]
+    assert first.p_holm < 0.01 and first.result.difference > 0
+    assert "SASRec is neither better nor worse than Markov" in text
+    assert f"; standard error over seeds {first.seeds_error:.4f}." in text

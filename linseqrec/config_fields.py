@@ -229,12 +229,19 @@ def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def flatten(config: Any) -> dict[str, Any]:
     """A configuration as {"optimizer.learning_rate": 0.001, ...}, in the order of its fields.
 
-    A section ("optimizer") has the name of its class for a value.
+    A section ("optimizer") has the name of its class for a value (`class_name`).
     """
     return {
-        name: type(value).__name__ if dataclasses.is_dataclass(value) else value
+        name: class_name(value) if dataclasses.is_dataclass(value) else value
         for name, value in _fields(config)
     }
+
+
+def class_name(config: Any) -> str:
+    """The name of a configuration's class, with its module if that is not the library's."""
+    cls = type(config)
+    own = cls.__module__.startswith("linseqrec.")
+    return cls.__qualname__ if own else f"{cls.__module__}:{cls.__qualname__}"
 
 
 def field_names(config: Any) -> list[str]:

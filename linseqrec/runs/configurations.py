@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import flatten, short_name, to_text
+from linseqrec.config_fields import class_name, flatten, short_name, to_text
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import make_buckets
 from linseqrec.files import sha256_of_json
@@ -182,7 +182,7 @@ def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for field in dataclasses.fields(config):
         name, value = f"{prefix}{field.name}", getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield name, type(value).__qualname__
+            yield name, class_name(value)
             yield from _changed(value, f"{name}.")
         elif value != field.default:
             yield name, _as_number(value)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from linseqrec.errors import RunsError
 from linseqrec.files import read_json, write_json
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.runs.configurations import (
+    configuration_labels,
     differing_fields,
     experiment_digest,
     group_by_configuration,
@@ -122,3 +125,17 @@ def test_a_digest_is_of_what_decides_the_results():
         changed(model=GatedDeltaNetConfig()),
     )
     assert len({digest, *map(experiment_digest, others)}) == 5
+
+
+def test_a_model_of_the_same_name_from_elsewhere_is_another():
+    """A user's copy of a model, with other code behind it."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(GatedDeltaNetConfig):
+        pass
+
+    Mine.__qualname__ = GatedDeltaNetConfig.__qualname__
+    own, copied = changed(model=GatedDeltaNetConfig()), changed(model=Mine())
+    assert experiment_digest(own) != experiment_digest(copied)
+    assert list(differing_fields([own, copied])) == ["model"]
+    assert len(set(configuration_labels([own, copied]))) == 2

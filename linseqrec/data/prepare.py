@@ -392,7 +392,9 @@ def _sort_and_number(
     )
     if tied_order == "random":
         draws = np.random.default_rng(0).random(len(events))
-        events = events[np.lexsort((draws, events["timestamp"], events["user"]))]
+        # The log's own split stays in order: training events stand before those that they predict.
+        order = (draws, *(events[name] for name in folds), events["timestamp"], events["user"])
+        events = events[np.lexsort(order)]
     users, items = events["user"].to_numpy(), events["item"].to_numpy()
     user_starts = np.flatnonzero(np.diff(users, prepend=-1))
     offsets = np.append(user_starts, len(users)).astype(np.int64)

@@ -145,6 +145,17 @@ def test_a_random_tied_order_moves_tied_events_only(tmp_path):
     assert drawn.card["reader"]["tied_order"] == "random"
 
 
+def test_a_random_tied_order_keeps_a_split_of_the_log_in_order(tmp_path):
+    folds = ("train", "train", "validation", "test", "test")
+    rows = [(user, item, 5, fold) for user in range(9) for item, fold in enumerate(folds)]
+    frame = pl.DataFrame(rows, schema=["user", "item", "timestamp", "fold"], orient="row")
+    dataset = prepare(frame, tmp_path / "set", columns={"fold": "fold"}, tied_order="random")
+    by_user = np.asarray(dataset.folds).reshape(9, 5)
+    np.testing.assert_array_equal(np.diff(by_user) >= 0, True)
+    firsts = np.asarray(dataset.items).reshape(9, 5)[:, 0]
+    assert len(set(firsts)) == 2
+
+
 def test_ids_are_numbered_by_length_then_text(tmp_path):
     rows = [("b", "10", 1), ("b", "9", 2), ("a", "x", 3), ("aa", "9", 1), ("a", "é", 4)]
     dataset = prepare(frame_of(rows), tmp_path / "set")

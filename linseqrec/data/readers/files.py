@@ -1,5 +1,6 @@
 """Log files: delimited text, JSON lines and Parquet, plain or gzip."""
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -251,6 +252,10 @@ def _read_json(
     head: raw_lines.Head, log_format: Format, columns: dict[str, str | int], unit: str | None
 ) -> Log:
     where = str(head.path)
+    with raw_lines.open_bytes(head.path) as file:
+        if file.read(3) == codecs.BOM_UTF8:  # Polars takes it for a part of the first event.
+            advice = "Remove it: sed '1s/^\\xEF\\xBB\\xBF//' FILE > NEW."
+            raise LogError(where, f"the file begins with a byte-order mark. {advice}", line=1)
     try:
         first = json.loads(head.lines[0])
     except ValueError as error:

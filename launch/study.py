@@ -85,7 +85,8 @@ def main(argv: list[str]) -> None:
     code = 0
     if left and not _RENDER.value:
         code = _train(left)
-        record = _make_record(study, runs, earlier, path)
+        # Others may have added runs in the meantime.
+        record = _make_record(study, runs, _earlier(path), path)
     unfinished = {table["name"] for table in record["tables"] if table["missing"]}
     for run in runs:
         if run.table.name in unfinished:

@@ -26,13 +26,13 @@ _BLOCK_BYTES = 1 << 22
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` when the body ends.
 
-    A reader sees the old file or the complete new one. If the body raises, `path` stays unchanged
-    and the temporary file is deleted.
+    A reader sees the old file or the complete new one, also if several processes write it. If the
+    body raises, `path` stays unchanged and the temporary file is deleted.
 
     Args:
       path: The file to write. Its folder must exist.
     """
-    partial = path.with_suffix(f".partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)

@@ -1,6 +1,7 @@
 """A file is the old one or the new one, never half of either."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -88,3 +89,14 @@ def test_damaged_arrays_are_named(damage, tmp_path):
     reason = "cannot be read: No such file" if damage == "missing" else "is damaged: "
     with pytest.raises(FileError, match=f"a.npz {reason}"):
         read_arrays(path)
+
+
+def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "report.md"
+    with replacing(path) as first:
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with replacing(path) as second:
+            second.write_text("second")
+            first.write_text("first")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from tests.launch.programs import program
+from tests.launch.programs import ROOT, program
 
 STUDY = """
 from linseqrec.studies.study import Arm, Study, Table
@@ -108,6 +110,28 @@ def test_a_record_does_not_lose_runs_unasked(studied):
     assert study(folder, "--render", "--drop").returncode == 0
     (table,) = json.loads((folder / "results" / "tiny.json").read_text())["tables"]
     assert [model["label"] for model in table["models"]] == ["Sasrec"]
+
+
+def test_runs_that_others_record_during_the_training_stay(studied, tmp_path):
+    """Two machines share a record."""
+    folder, _ = studied
+    (folder / "tiny.py").write_text(STUDY.replace("SEEDS", "(0,)"))
+    assert study(folder, "--render", "--drop").returncode == 0
+    full = folder / "results" / "tiny.json"
+    (tmp_path / "full.json").write_text(full.read_text())
+    record = json.loads(full.read_text())
+    record["tables"][0]["models"] = []
+    full.write_text(json.dumps(record))
+    code = (
+        "import sys; from launch import program, study; "
+        f"study._train = lambda runs: __import__('shutil').copy({str(tmp_path / 'full.json')!r}, "
+        f"{str(full)!r}) and 0; program.run_program(study.main)"
+    )
+    flags = [f"--study={folder / 'tiny.py'}", f"--output={full.parent}", f"--workdir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads(full.read_text())["tables"]
+    assert [len(model["runs"]) for model in table["models"]] == [1]
 
 
 @pytest.mark.parametrize(

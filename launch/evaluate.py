@@ -74,14 +74,14 @@ class _Table:
     Attributes:
       conditions: What their metrics depend on, besides the model.
       title: The data, the split, the targets and the filters.
-      baselines: Summaries by name.
+      baselines: For each length of rows, summaries by name.
       rows: The runs' summaries by label.
       written: Lines on the files that were written.
     """
 
     conditions: Conditions
     title: str
-    baselines: dict[str, Any]
+    baselines: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     rows: dict[str, Any] = dataclasses.field(default_factory=dict)
     written: list[str] = dataclasses.field(default_factory=list)
 
@@ -102,14 +102,15 @@ def main(_: list[str]) -> None:
             other = "" if length == trained.data.length else f"-length{length}"
             stem = folder / "evaluations" / f"{split}-{step}-{filters}{other}"
             result.save(stem.with_suffix(".npz"))
-            summaries = {run.experiment.name: result.summary()} | table.baselines
+            summaries = {run.experiment.name: result.summary()} | table.baselines[length]
             write_json(stem.with_suffix(".json"), {"step": step} | summaries)
             table.written.append(f"checkpoint {step}; written to {stem}.json and .npz")
     for table in tables:
         if len(tables) > 1:
             print(f"{table.title}\n")
         metrics = (*METRICS, "AUC") if _AUC.value else METRICS
-        print(results_table(table.rows | table.baselines, metrics))
+        baselines = {name: each for own in table.baselines.values() for name, each in own.items()}
+        print(results_table(table.rows | baselines, metrics))
         print("\n".join(table.written), end="\n\n" if len(tables) > 1 else "\n")
 
 
@@ -144,16 +145,18 @@ def _evaluate(run: Run, folder: Path) -> Iterator[tuple[int, SplitName, Evaluati
 def _table(tables: list[_Table], run: Run, split: SplitName, result: EvaluationResult) -> _Table:
     """The table of comparable evaluations; appends a new one if there is none."""
     conditions = Conditions.of_run(run, result.protocol)
-    for table in tables:
-        if comparable(table.conditions, conditions):
-            return table
-    filters = ",".join(result.protocol["filter_seen"])
-    title = shared_title([run.experiment], run.source.split.name)
-    title += f"; {split} targets; filter_seen={filters}"
-    evaluated = evaluate_baselines(run, split) if _BASELINES.value else {}
-    baselines = {name: each.summary() for name, each in evaluated.items()}
-    tables.append(_Table(conditions, title, baselines))
-    return tables[-1]
+    table = next((each for each in tables if comparable(each.conditions, conditions)), None)
+    if table is None:
+        filters = ",".join(result.protocol["filter_seen"])
+        title = shared_title([run.experiment], run.source.split.name)
+        title += f"; {split} targets; filter_seen={filters}"
+        table = _Table(conditions, title)
+        tables.append(table)
+    # One of the baselines reads as many events as the model.
+    if (length := run.experiment.data.length) not in table.baselines:
+        evaluated = evaluate_baselines(run, split) if _BASELINES.value else {}
+        table.baselines[length] = {name: each.summary() for name, each in evaluated.items()}
+    return table
 
 
 if __name__ == "__main__":

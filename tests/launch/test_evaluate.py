@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from linseqrec.config_json import to_json
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run
@@ -236,3 +237,23 @@ def test_the_python_code_of_the_page_gives_the_metrics_of_the_run(trained, tmp_p
     assert names["result"].metrics == pytest.approx(
         results["test"]["RecGRELA"]["metrics"]["none"], rel=1e-5
     )
+
+
+def test_runs_of_other_lengths_are_set_against_counting_of_their_own_length(trained, tmp_path):
+    folders = [tmp_path / name for name in ("short", "long")]
+    for folder, length in zip(folders, (3, 5), strict=True):
+        shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
+        (folder / "results.json").unlink()  # It has a digest of the configuration.
+        experiment = workdir.read_experiment(folder)
+        data = dataclasses.replace(experiment.data, length=length)
+        config = to_json(dataclasses.replace(experiment, data=data))
+        (folder / "config.json").write_text(json.dumps(config))
+    done = program("evaluate", *(f"--workdir={folder}" for folder in folders))
+    assert done.returncode == 0, done.stderr
+    assert len(tables(done.stdout)) == 1
+    names = [f"Personal Markov, last {length} events" for length in (3, 5)]
+    assert all(done.stdout.count(f"| {name} ") == 1 for name in names)
+    for folder, name, other in zip(folders, names, reversed(names), strict=True):
+        (path,) = (folder / "evaluations").glob("*.json")
+        written = json.loads(path.read_text())
+        assert name in written and other not in written

@@ -30,6 +30,9 @@ _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds per case.", lower_bo
 _OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file to write, with a Markdown file beside it. [default: no file]"
 )
+flags.register_validator(
+    "output", lambda path: not path or path.endswith(".json"), message="name a .json file"
+)
 
 
 def suite_names() -> list[str]:

@@ -1,5 +1,6 @@
 """A trained model's results: its test split, read once, beside the baselines."""
 
+import contextlib
 import functools
 import typing
 from collections.abc import Mapping
@@ -53,8 +54,8 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     The model's ranks, target by target, go to `ranks/SPLIT.npz`: every metric can be recomputed
     from them. The results carry digests of the run's files and of themselves
     (`workdir.seal_results`). If `results.json` exists, the function only returns its content, so
-    that no run reads its test split twice. Of several processes, all evaluate and the first one
-    writes.
+    that no run reads its test split twice. The workdir is locked. Of several processes, all
+    evaluate and the first one writes.
 
     Args:
       run: The run.
@@ -66,7 +67,14 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
 
     Raises:
       FileError: `results.json` exists and is damaged.
+      WorkdirError: Another process uses the workdir.
     """
+    with contextlib.ExitStack() as stack:
+        distributed.on_first(lambda: stack.enter_context(workdir.lock(folder)))
+        return _write_results(run, state, folder)
+
+
+def _write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if path.exists():
         written = workdir.read_results(folder)
@@ -80,7 +88,7 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
         "step": int(state.step),
         "epoch": int(state.step) / run.batches.steps_per_epoch,
         "selected_by": _selection(run, state, folder),
-        "environment": workdir.environment(experiment),
+        "environment": workdir.recorded_environment(folder) or workdir.environment(experiment),
         "split": division.description,
     }
     for split in typing.get_args(SplitName):

@@ -10,9 +10,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -75,6 +76,8 @@ _SEALED = (
 )
 # Fields that may be edited in config.json when the run has ended: its results stay true.
 _EDITABLE = ("name", "note", "data.folder", "evaluation.", "mesh.")
+# Seconds for which `lock` tries.
+_PATIENCE = 0.5
 # The versions in a run's environment. With jax-triton, which is optional, kernels run on GPUs.
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars", "jax-triton")
 
@@ -99,7 +102,7 @@ def lock(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a+", errors="replace") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 _notice(
@@ -121,11 +124,28 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
+def _lock(file: TextIO) -> None:
+    """Locks a file for this process alone.
+
+    Raises:
+      OSError: The file system has no locks. BlockingIOError: Another process has locked the file.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # It may be `is_locked`, which locks the file for a moment.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PATIENCE / 20)
+
+
 def is_locked(workdir: Path) -> bool:
     """Whether a process trains in a workdir now; False also where the file system has no locks."""
     try:
-        with (workdir / "lock").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (workdir / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return isinstance(error, BlockingIOError)
     return False
@@ -204,8 +224,7 @@ def _check_checkpoints_exist(workdir: Path) -> None:
     if (workdir / "results.json").exists():
         raise WorkdirError(
             f"the run in {workdir} has ended, but {folder} has no checkpoint: put the folder back, "
-            "or choose another --workdir to train again. launch.report and launch.figures need no "
-            "checkpoint"
+            "or choose another --workdir to train again. launch.report needs no checkpoint"
         )
     if ever_sealed(folder):
         raise WorkdirError(
@@ -420,12 +439,12 @@ def read_experiment(workdir: Path) -> Experiment:
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values in a configuration's JSON by dotted name, without the names of classes."""
+    """The values in a configuration's JSON by dotted name."""
     leaves: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
             leaves |= _leaves(value, f"{prefix}{name}.")
-        elif name != "class":
+        else:
             leaves[f"{prefix}{name}"] = value
     return leaves
 
@@ -513,15 +532,9 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
-    root = Path(__file__).parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        revision = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:  # Git is not installed.
-        revision = ""
     device = jax.devices()[0]
     return {
-        "git": revision or None,
+        "git": _revision(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "packages": packages,
         "device": f"{jax.device_count()} x {device.device_kind}",
@@ -530,13 +543,56 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+def _revision(root: Path) -> str | None:
+    """The git revision of a checkout; None where `root` is none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:
+        # Installed into an environment, the library lies within a repository of its user's.
+        if Path(git("rev-parse", "--show-toplevel") or "/").resolve() != root.resolve():
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=12") or None
+    except OSError:  # Git is not installed.
+        return None
+
+
+def recorded_environment(workdir: Path) -> dict[str, Any]:
+    """The environment that a run was trained in, as its starts have recorded it.
+
+    Returns:
+      As `environment`. Where starts differ, the values of all, in their order: "1 x H200, 1 x cpu".
+    """
+    merged: dict[str, Any] = {}
+    for start in _read_json_lines(workdir / "environments.jsonl", dict):
+        _merge(merged, start)
+    return merged
+
+
+def _merge(merged: dict[str, Any], start: Mapping[str, Any]) -> None:
+    for name, value in start.items():
+        if isinstance(value, dict):
+            _merge(merged.setdefault(name, {}), value)
+        elif merged.get(name) is None:
+            merged[name] = value
+        elif value is not None and str(value) not in str(merged[name]).split(", "):
+            merged[name] = f"{merged[name]}, {value}"
+
+
 def read_metrics(workdir: Path) -> Iterator[dict[str, float]]:
     """The records of `metrics.jsonl`, in order (see `read_records`)."""
     return read_records(workdir / "metrics.jsonl")
 
 
 def read_records(path: Path) -> Iterator[dict[str, float]]:
-    """The records of a JSON-lines file, in order; none if there is no file.
+    """The records of a file of metrics, in order, as `_read_json_lines` reads them."""
+    return _read_json_lines(path, {"step": int, str: float})
+
+
+def _read_json_lines(path: Path, form: Any) -> Iterator[Any]:
+    """The values of a JSON-lines file, in order; none if there is no file.
 
     Leaves out an incomplete last line, which a killed process may have written. Leaves out damaged
     lines and prints how many there are: records only inform, so they stop no program.
@@ -552,7 +608,7 @@ def read_records(path: Path) -> Iterator[dict[str, float]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = parse_json(line)
-            check_form(record, {"step": int, str: float})
+            check_form(record, form)
         except ValueError as error:
             if line.endswith(b"\n") or b"\0" in line:
                 damaged.append(f"line {number}: {error}")

@@ -412,6 +412,9 @@ def test_a_run_that_ended_keeps_its_configuration_but_for_what_readers_may_chang
     config["note"], config["data"]["folder"] = "remark", str(root / "data")
     path.write_text(json.dumps(config))
     assert outcome(drawn, root, "a", capsys)[0] == ["learning_curves.png", "by_length.png"]
+    other = {"class": "linseqrec.models.linrec:LinRecConfig"}
+    path.write_text(json.dumps(config | {"model": other}))
+    assert "model.class: " in outcome(drawn, root, "a", capsys)[0]
     config["model"]["dropout"] = 0.5
     path.write_text(json.dumps(config))
     for program in (drawn, restored, served):

@@ -39,6 +39,10 @@ def saved(monkeypatch):
 def test_runs_of_one_seed_are_told_apart_by_their_folders(experiment, make_run, tmp_path, saved):
     run = make_run(experiment, training={"num_epochs": 1})
     state = train(run, tmp_path / "first")
+    with workdir.lock(tmp_path / "first"):
+        # The test split is read once: nobody else evaluates the run in the meantime.
+        with pytest.raises(workdir.WorkdirError, match="first is in use by process"):
+            write_results(run, state, tmp_path / "first")
     write_results(run, state, tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     names = ["recgrela (first)", "recgrela (second)"]

@@ -5,6 +5,7 @@ import errno
 import importlib.metadata
 import json
 import struct
+import subprocess
 import sys
 import types
 
@@ -266,6 +267,47 @@ def test_another_environment_is_printed_and_recorded(experiment, tmp_path, monke
     workdir.claim(tmp_path, experiment, card)
     assert "continues with another device: 1 x cpu -> 8 x TPU" in capsys.readouterr().err
     assert len((tmp_path / "environments.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_a_run_was_trained_in_is_what_all_its_starts_recorded(
+    experiment, tmp_path, monkeypatch
+):
+    assert workdir.recorded_environment(tmp_path) == {}
+    own = workdir.environment(experiment)
+    card = {"sha256": {"items": "1"}}
+    for device, version in (("1 x cpu", "1.0"), ("8 x TPU", "1.1"), ("1 x cpu", "1.1")):
+        start = own | {"device": device, "packages": {"jax": version}}
+        monkeypatch.setattr(workdir, "environment", lambda _, start=start: start)
+        workdir.claim(tmp_path, experiment, card)
+    expected = own | {"device": "1 x cpu, 8 x TPU", "packages": {"jax": "1.0, 1.1"}}
+    assert workdir.recorded_environment(tmp_path) == expected
+
+
+def test_the_revision_is_that_of_the_library_s_own_checkout(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "mine")
+    inside = tmp_path / ".venv" / "site-packages"
+    inside.mkdir(parents=True)
+    assert workdir._revision(inside) is None
+    assert len(workdir._revision(tmp_path)) == 12
+
+
+def test_who_looks_whether_a_workdir_is_locked_keeps_nobody_out(tmp_path, monkeypatch):
+    tries = []
+
+    def locked_at_first(*_):
+        tries.append(1)
+        if len(tries) < 3:
+            raise BlockingIOError
+
+    monkeypatch.setattr(workdir.fcntl, "flock", locked_at_first)
+    monkeypatch.setattr(workdir.time, "sleep", lambda _: None)
+    with workdir.lock(tmp_path):
+        assert len(tries) == 3
 
 
 def test_load_data_finds_the_data_set_of_a_run_and_no_other(tmp_path):

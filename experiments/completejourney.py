@@ -11,8 +11,8 @@ docs/data.md says where the log is from.
     python -m launch.train --config=experiments/completejourney.py:gated_deltanet \
         --workdir=runs/completejourney/gated_deltanet
 
-Most of what can be predicted here is how often and how lately a household bought a product. With
-`--config.own_items=false` a model has to learn that from nothing.
+The best counting baseline here counts how often and how lately a household bought a product. With
+`--config.own_items=false` a model has to learn this by itself.
 
 The other models are `recgrela`, `hytrec`, `sinkrec`, `sasrec`, `hstu`, `fuxi_linear`, `mamba2`,
 `lrurec`, `gru4rec` and `linrec`. With `--config.data.request_time=known` a model is told when the

@@ -53,7 +53,7 @@ MODELS = {
     "linrec": ("LinRec", partial(LinRecConfig, dropout=0.1)),
 }
 RECIPE: dict[str, Any] = {
-    # More updates help these models more than larger batches do.
+    # Small batches, for more updates per epoch.
     "data": DataConfig(folder="data/ml-1m-times", batch_size=4),
     "optimizer": OptimizerConfig(
         learning_rate=2e-3, schedule="cosine", final_fraction=0.05, warmup_steps=300

@@ -30,7 +30,7 @@ from linseqrec.models.sinkrec import SinkRecConfig
 from linseqrec.training.optimizer import OptimizerConfig
 
 MODELS = {
-    # One head: a lookup wants all features in a key.
+    # One head of the full width finds single events best (`RecGRELAConfig.lookup`).
     "recgrela": (
         "RecGRELA",
         partial(RecGRELAConfig, heads=1, lookup=True, positions="none", dropout=0.0),
@@ -81,7 +81,7 @@ def get_config(name: str = "recgrela") -> Experiment:
     return Experiment(
         name=title,
         model=model(),
-        # More updates help these models more than larger batches do.
+        # Small batches, for more updates per epoch.
         data=DataConfig(world="repetition", length=400, batch_size=2),
         optimizer=OptimizerConfig(
             learning_rate=5e-3, schedule="cosine", final_fraction=0.05, warmup_steps=100

@@ -42,9 +42,9 @@ _ANALYSES = flags.DEFINE_multi_string(
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "`best`, `latest`, or a step.")
 _SPLIT = flags.DEFINE_enum(
-    "split", "validation", ["validation", "test"], "Targets; each history ends before its own."
+    "split", "validation", ["validation", "test"], "The targets; a history ends before its target."
 )
-_USERS = flags.DEFINE_integer("users", 512, "Most histories; buckets reads all.", 2)
+_USERS = flags.DEFINE_integer("users", 512, "Greatest number of histories; buckets reads all.", 2)
 _METRIC = flags.DEFINE_string("metric", "NDCG@10", "buckets: the metric to draw.")
 _CONTEXT = flags.DEFINE_integer("context", 64, "insertion_probe: the user's own events.", 8)
 _SHOWN = flags.DEFINE_integer("shown", 8, "insertion_probe: copies of the rare event.", 1)

@@ -12,7 +12,7 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError, assignment, field_names, nearest, parse, to_text
 from linseqrec.config_json import override
 
-# What is defined from here on belongs to the program that asked for it: its `--help` shows it.
+# absl counts the flags of the functions below as the caller's, so its `--help` shows them.
 flags.disclaim_key_flags()
 
 # Where `split_overrides` puts all `--config.FIELD=VALUE`.

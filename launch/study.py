@@ -40,7 +40,7 @@ from linseqrec.training.preemption import EXIT_CODE
 
 _STUDY = flags.DEFINE_string("study", "", "File of the study, in experiments/studies.")
 _WORKDIR = launch_flags.define_folder(
-    "workdir", "The runs of all studies stand in it.", default="runs/studies"
+    "workdir", "Folder of the runs of all studies.", default="runs/studies"
 )
 _OUTPUT = launch_flags.define_folder("output", "Folder of the records.", default="results")
 _TABLES = flags.DEFINE_list("tables", [], "Train for these tables only.")
@@ -125,7 +125,7 @@ def _left(study: Study, runs: Sequence[StudyRun], recorded: Set[str]) -> list[St
 
 
 def _earlier(path: Path) -> dict[str, Any]:
-    """The record on disk; --drop leaves out --tables."""
+    """The record on disk; with --drop, without the tables that --tables names."""
     if not path.exists():
         return {"tables": [], "claims": []}
     record = read_record(path)
@@ -203,7 +203,7 @@ def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> 
             for run in runs
             if run.table.name == table["name"]
             and run.seed == run.table.seeds[0]
-            # What is kept of a run has no checkpoint.
+            # `launch.analyse` needs a checkpoint, which `results/runs` does not keep.
             and run.results == run.folder
         ]
         if table["analyses"] and folders:

@@ -29,16 +29,18 @@ from linseqrec.sweeps.slurm import SlurmConfig, queued, read_options, submit, wa
 from linseqrec.sweeps.task import Failure, Task, train_task
 
 launch_flags.define_config()
-_WORKDIR = launch_flags.define_folder("workdir", "The runs' folders stand in it.")
+_WORKDIR = launch_flags.define_folder("workdir", "Folder of the sweep, with a folder for each run.")
 flags.mark_flag_as_required("workdir")
-_GRID = flags.DEFINE_multi_string("grid", [], "FIELD=VALUE,VALUE,...: each of them.")
-_ZIP = flags.DEFINE_multi_string("zip", [], "FIELD=VALUE,VALUE,...: in step with the other zips.")
-_RANGE = flags.DEFINE_multi_string(
-    "range", [], "FIELD=log:LOW:HIGH, lin:LOW:HIGH or int:LOW:HIGH, drawn from by --random."
+_GRID = flags.DEFINE_multi_string("grid", [], "FIELD=VALUE,VALUE,...: runs with each value.")
+_ZIP = flags.DEFINE_multi_string(
+    "zip", [], "FIELD=VALUE,VALUE,...: the n-th value goes with the n-th value of each other --zip."
 )
-_RANDOM = flags.DEFINE_integer("random", 0, "How many times the ranges are drawn from.", 0)
-_SWEEP_SEED = flags.DEFINE_integer("sweep_seed", 0, "Of the draws; not the runs' own.", 0)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, and stop there.")
+_RANGE = flags.DEFINE_multi_string(
+    "range", [], "FIELD=log:LOW:HIGH, lin:LOW:HIGH or int:LOW:HIGH: --random draws from it."
+)
+_RANDOM = flags.DEFINE_integer("random", 0, "Number of random draws from the ranges.", 0)
+_SWEEP_SEED = flags.DEFINE_integer("sweep_seed", 0, "Seed of the draws, not of the runs.", 0)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, and exit.")
 _EXECUTOR = flags.DEFINE_enum(
     "executor",
     "local",
@@ -54,7 +56,7 @@ _GPUS = flags.DEFINE_integer("slurm_gpus", 0, "GPUs of a job.", 0)
 _CPUS = flags.DEFINE_integer("slurm_cpus", 1, "CPU cores of a job.", 1)
 _MEMORY = flags.DEFINE_integer("slurm_memory_gb", 0, "Memory of a job; 0: the default.", 0)
 _REQUEUES = flags.DEFINE_integer("slurm_requeues", 10, "Times a job may reach its time limit.", 0)
-_LEAD = flags.DEFINE_integer("slurm_lead", 120, "Seconds before the end that SIGTERM comes.", 1)
+_LEAD = flags.DEFINE_integer("slurm_lead", 120, "Seconds from SIGTERM to the end of the job.", 1)
 _OPTION = flags.DEFINE_multi_string(
     "slurm_option", [], "NAME=VALUE, another option of sbatch: account=lab, qos=long; repeatable."
 )
@@ -99,8 +101,8 @@ def _task(run: PlannedRun, given: dict[str, object]) -> Task:
     if _EXECUTOR.value == "local":
         other.append(f"--grace={GRACE_SECONDS}")
     elif _EXECUTOR.value != "print":
-        # The job ends so many seconds after its SIGTERM.
-        other.append(f"--grace={max(_LEAD.value - 30, 20)}")
+        # SLURM ends the job `--slurm_lead` seconds after SIGTERM: the run must save before that.
+        other.append(f"--grace={max(_LEAD.value - 30, _LEAD.value // 2)}")
     return train_task(flags.FLAGS.config, given | run.overrides, other, run.folder)
 
 

@@ -110,7 +110,7 @@ class Experiment(Config):
         data, steps, longest = self.data, self.training.accumulation_steps, self.model.longest_row
         want = f"a divisor of data.batch_size, {data.batch_size}"
         require(data.batch_size % steps == 0, "training.accumulation_steps", steps, want)
-        # Positions that are learned have an end.
+        # A model with learned positions has no position beyond its max_length.
         want = f"at most {longest}, the longest row that the model reads (its max_length)"
         want += "" if data.length else "; 0 stands for whole histories"
         require(longest is None or 1 <= data.length <= longest, "data.length", data.length, want)

@@ -47,7 +47,7 @@ Positive = Annotated[float, Limit("above 0", lambda value: value > 0)]
 Rate = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= value < 1)]
 Probability = Annotated[float, Limit("a probability, from 0 to 1", lambda value: 0 <= value <= 1)]
 
-# What reads a text or a JSON value, and what it must be.
+# For each plain type: the parser of a text or JSON value, and the words for its values in errors.
 _PLAIN: dict[Any, tuple[flags.ArgumentParser, str]] = {
     bool: (flags.BooleanParser(), "true or false"),
     int: (flags.IntegerParser(), "a whole number"),
@@ -260,7 +260,7 @@ def differences(old: Any, new: Any) -> dict[str, str]:
 
 
 def resolve(name: str, fields: Sequence[str]) -> str:
-    """The one of the fields (`field_names`) that a name, or the end of one, means.
+    """The field among `fields` whose dotted name is `name` or ends in it.
 
     Raises:
       ConfigError: If it means none or several, with the candidates.

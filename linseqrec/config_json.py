@@ -95,7 +95,7 @@ def _classes(hint: Any) -> tuple[type, ...]:
 
 
 def override(config: Any, values: Mapping[str, Any]) -> Any:
-    """The configuration with other values of some fields, just as its JSON gives it back.
+    """The configuration with other values of some fields, after a round trip through JSON.
 
     Args:
       config: A configuration.

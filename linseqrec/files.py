@@ -1,4 +1,4 @@
-"""Files: written atomically, read although they may be damaged, and the digests of both."""
+"""Writes files atomically, names damage when it reads files, and computes digests."""
 
 import contextlib
 import hashlib

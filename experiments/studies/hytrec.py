@@ -1,4 +1,4 @@
-"""HyTRec's two branches against either alone, and the forms in which the present asks.
+"""HyTRec's two branches against either alone, and the three values of `question`.
 
     python -m launch.study --study=experiments/studies/hytrec.py --workdir=runs/studies
 

@@ -162,13 +162,13 @@ STUDY = Study(
             COUNTING,
         ),
         Claim(
-            "To rename most of the rows is better than not to, in `repetition`",
+            "Renaming 7 of 10 rows is better than renaming none, in `repetition`",
             "renamed",
             "width 128, 20 epochs, 7 of 10 rows renamed",
             ("width 128, 20 epochs",),
         ),
         Claim(
-            "To rename half of the rows is better than not to, on check-ins",
+            "Renaming half of the rows is better than renaming none, on check-ins",
             "renamed_foursquare",
             "half of the rows renamed",
             ("the experiment",),

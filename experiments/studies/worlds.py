@@ -12,7 +12,7 @@ from linseqrec.studies.study import COUNTING, Arm, Claim, Study, Table
 
 _GATED_DELTANET = "experiments/repetition.py:gated_deltanet"
 _LONGER: dict[str, Any] = {"training.num_epochs": 6.0}
-# What `experiments/repetition.py` starts with, where to recall habits is all.
+# The heads start as lookups, as in `experiments/repetition.py`.
 _LOOKUP: dict[str, Any] = {"model.heads": 1, "model.lookup": True, "model.positions": "none"}
 _WIDE_KEYS: dict[str, Any] = {
     "model.width": 80,
@@ -153,7 +153,7 @@ STUDY = Study(
             ("Gated DeltaNet",),
         ),
         Claim(
-            "A memory that fades with the time is better than one that does not know it, in "
+            "A memory that decays with elapsed time is better than one that reads no times, in "
             "`drift`",
             "drift",
             "HyTRec, the long branch alone, 5 epochs",

@@ -30,7 +30,7 @@ class Subject:
     Attributes:
       name: The run's name in figures.
       run: The checkpoint's run.
-      variables: The model's variables: its parameters, and what else it was trained to.
+      variables: The model's parameters and buffers.
       step: The checkpoint's step.
     """
 

@@ -19,9 +19,8 @@ def linear_mixers(model: SequenceModel) -> list[nnx.Module]:
 
 
 def is_recurrent(mixer: nnx.Module) -> bool:
-    """Whether a mixer's memory goes from event to event: all but the released RecGRELA's does.
+    """Whether a mixer updates its memory event by event: all do, except the released RecGRELA's.
 
-    It does within a row of HyTRec with shuffled gaps too, of which nothing is carried on from call
-    to call.
+    HyTRec with shuffled gaps counts too: it updates within a row, but carries no state on.
     """
     return not isinstance(mixer, RELA) or mixer.causal

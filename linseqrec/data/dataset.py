@@ -183,11 +183,11 @@ class Dataset:
             for name, digest in card["sha256"].items():
                 _check_sha256(folder, name, arrays.get(name), digest)
             _check_contents(arrays, counts["items"], str(folder))
-            times, said = arrays["timestamps"], [card["time"]["first"], card["time"]["last"]]
-            if len(times) and said != [int(times.min()), int(times.max())]:
+            times, bounds = arrays["timestamps"], [card["time"]["first"], card["time"]["last"]]
+            if len(times) and bounds != [int(times.min()), int(times.max())]:
                 raise DatasetError(
-                    f"{folder}: card.json says that the times run from {said[0]} to {said[1]}, but "
-                    f"they run from {times.min()} to {times.max()}: {_PREPARE_AGAIN}"
+                    f"{folder}: card.json says that the times run from {bounds[0]} to {bounds[1]}, "
+                    f"but they run from {times.min()} to {times.max()}: {_PREPARE_AGAIN}"
                 )
         return cls(num_items=counts["items"], card=card, folder=folder, **arrays)
 

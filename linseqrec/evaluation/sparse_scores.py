@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from linseqrec.evaluation.ranks import Counts
 
-# Keys are sorted if there are fewer than one for so many pairs of a row and an item.
+# `distinct` sorts the keys if there are fewer than one per this many pairs of a row and an item.
 _SIZE_PER_KEY = 16
 
 
@@ -84,7 +84,7 @@ class SparseScores:
 def _find(
     keys: Int[np.ndarray, "Q"], among: Int[np.ndarray, "P"]
 ) -> tuple[Bool[np.ndarray, "Q"], Int[np.ndarray, "F"]]:
-    """Which keys are among the ascending `among`, and the places there of those found."""
+    """Whether each key is in the ascending `among`, and the indices in `among` of those keys."""
     places = np.searchsorted(among, keys)
     found = places < len(among)
     found[found] = among[places[found]] == keys[found]

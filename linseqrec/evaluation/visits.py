@@ -96,7 +96,8 @@ class SeenPairs(NamedTuple):
       rows: For each slice and part the row of each pair in the slice.
       items: The item's row in the part of the table.
       starts: The first pair of each block, and the end of the last block's.
-      at_once: As many pairs as the block with the most has, or more: only its shape counts.
+      at_once: An array whose length is at least the largest number of pairs in a block. Only its
+        length is read.
     """
 
     rows: Int[Any, "slices parts P"]

@@ -1,7 +1,8 @@
 """SinkRec's conditional memory: recurring local patterns, quantised to codes (arXiv 2606.09888).
 
-That such a memory of contiguous and dilated windows is residually quantised, reinjected and shown
-to the attention is the paper's. We could not read its equations; those here are ours.
+From the paper's abstract: a memory of contiguous and dilated windows, residual quantisation,
+reinjection, and the memory as keys and values of the attention. Ours: all equations, because we
+could not read the paper's.
 """
 
 import dataclasses
@@ -29,13 +30,14 @@ from linseqrec.ops.quantization import (
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
 from linseqrec.ops.segments import keep
 
-# A code's use is averaged over some 50 steps; a code used a tenth as often as the mean is dead. A
-# new code has 46 steps to be used: at first the encoders still move, away from codes just seeded.
+# The average of a code's use spans some 50 steps. A code is dead if its use is below a tenth of the
+# mean. A new code starts at a quarter of the mean, so it has 46 steps before it can be dead: at the
+# start of training the encoders still move away from new codes.
 _USAGE_DECAY = 0.98
 _DEAD = 0.1
 _FRESH = 0.25
 _TINY = 1e-12
-# Of a residual's square, where that of a whole vector is its width: nothing is left to quantise.
+# A residual whose mean square is below this is empty; the vectors have a mean square of 1.
 _NOTHING_LEFT = 1e-6
 
 
@@ -208,11 +210,11 @@ class ConditionalMemory(nnx.Module):
     ) -> None:
         """Updates the average use of the codes, and replaces dead codes; changes the module.
 
-        A dead code becomes the residual that its level quantises of an event drawn from the batch,
-        by the new codes of the levels before it. Its use restarts at a quarter of the mean. Codes
-        of all levels draw different events while there are enough: otherwise a level's new codes
-        would leave the next level no residual. A code with an empty residual stays as it was.
-        Frozen codebooks, and a batch without events, change nothing.
+        For each dead code the method draws an event of the batch, quantises it by the new codes of
+        the earlier levels, and makes the residual the new code. The use of the new code starts at a
+        quarter of the mean. All codes draw different events if the batch has enough: otherwise the
+        new codes of one level would leave no residual for the next level. A dead code with an empty
+        residual stays. Frozen codebooks, and batches without events, change nothing.
 
         Args:
           embeddings: The items' embeddings of a training batch.

@@ -26,7 +26,7 @@ LONGEST_PERIOD = 2**31
 
 
 class Phases(NamedTuple):
-    """What the temporal channels of all blocks read of the times: P periods, twice.
+    """Queries, keys and decays of the temporal channels: P periods, each as sine and cosine.
 
     Attributes:
       query: The place of each request in each period, faded since the event; float32.
@@ -69,7 +69,7 @@ class TemporalPhases(nnx.Module):
           gaps: Days since the event before.
         """
         rates = 2 * math.pi / jnp.asarray(self.periods, jnp.float32)
-        # The rate at which what is left falls, a day.
+        # The decay rate of each period, per day.
         fading = SECONDS_PER_DAY * rates * jax.nn.softplus(-self.fading[...])
         cosine, sine = self._place(jnp.asarray(events.timestamps), rates)
         key = jnp.stack([cosine, sine], axis=-1)

@@ -149,7 +149,7 @@ class GatedDelta(nnx.Module):
         segment_ids: Int[Array, "B T"],
         memory: Float[Array, "B H K V"],
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-        """Takes the memory through a row's events: what each reads, and the memory after them."""
+        """The reading of each event from the memory, and the memory after the row's last event."""
         before = past_or_none(memory)
         if time_is_split():
             return _remember_split(inputs, segment_ids, before, self.chunk_size)
@@ -163,9 +163,10 @@ class GatedDelta(nnx.Module):
         x: Float[Array, "B T D"],
         left: Float[Array, "B T H 1"] | float = 1.0,
     ) -> Float[Array, "B T D"]:
-        """The mixer's output: the reading normalised, times `left`, gated, mixed over the heads.
+        """The mixer's output: readings normalised, times `left`, gated, and mixed over the heads.
 
-        The norm removes from a reading how far the memory has faded: `left` comes after it.
+        `left` is the factor by which a memory fades until the request. It comes after the norm,
+        which would remove it.
         """
         gate, read = jax.nn.silu(self.output_gate(x)), self.norm(output)
         read = (left * read).astype(read.dtype)

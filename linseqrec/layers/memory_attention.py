@@ -19,12 +19,12 @@ class MemoryAttention(nnx.Module):
         q, k, v = SiLU(conv(W_qkv x));  k^m_j, v^m_j = W_kv^m n_j            per head
         y = W_o softmax([q k_winᵀ ; q k^mᵀ] / √K) [v_win ; v^m]
 
-    That the memory is shown to the attention as keys and values is SinkRec's (arXiv 2606.09888);
-    the equations are ours. Linear in time.
+    From SinkRec's abstract (arXiv 2606.09888): the memory gives keys and values to the attention.
+    Ours: the equations. The time is linear in the row's length.
 
-    The attention knows no positions. A short convolution like the recurrence's, with weights of its
-    own, lets a key tell what came right before its event, so that one layer finds what followed the
-    last items earlier on; without it (q, k, v = W_qkv x) the window is a bag of whatever x holds.
+    The attention has no positions. With the short convolution, a key also depends on the events
+    right before its own, so that one layer can find which event followed the same items earlier.
+    Without it (q, k, v = W_qkv x) the attention itself ignores the order of the window's events.
     """
 
     def __init__(

@@ -18,11 +18,12 @@ from linseqrec.ops.rotary import rotary
 
 Selector = Literal["silu", "convex"]
 
-# In a fresh lookup, the inputs of φ have this standard deviation, and minus `_SPARSITY` as mean.
-# Untrained, a head of width 64 then finds one event among 120 in 41 % of cases; with both at 2, in
-# 18 %.
+# In a fresh lookup, the inputs of φ have the standard deviation `_SHARPNESS` and the mean
+# -`_SPARSITY`. An untrained head of width 64 then finds one event among 120 in 41 % of cases. With
+# 2.0 for both it is 18 %.
 _SHARPNESS, _SPARSITY = 3.0, 4.0
-# A lookup reads a mean over many events with one answer: ½ would lose it in the residual stream.
+# The reading is a mean over many events, of which one is the answer. The ½ of `copy_kernel` would
+# make it too small beside the residual stream.
 _GAIN = 8.0
 
 
@@ -188,23 +189,23 @@ class RELA(nnx.Module):
 
 
 class LookupRELA(RELA):
-    """RELA whose heads start as the question "what followed this item before?" (ours).
+    """RELA whose heads start as lookups of the item that followed the current item before (ours).
 
-    The answer is an item's own vector. Starting values alone cannot ask it: the key of an event and
-    its value are the same item. Two learned taps a feature, c_0 = 1 and c_1 = 0 at the start,
-    therefore give event n the key of the event before it,
+    In `RELA` the key and the value of an event are the same item, so no starting values make such a
+    lookup. Two learned taps per feature, c_0 = 1 and c_1 = 0 at the start, therefore give event n
+    the key of the event before it:
 
         k_n = W_k (c_0 ⊙ X_{n−1} + c_1 ⊙ X_n) + b_k
 
-    It is causal and has no rotation: rotated, a key that is many events old no longer matches its
-    query. What it starts with besides:
+    The layer is causal. It has no rotation, because a rotated key that is many events old no longer
+    matches its query. The other starting values:
 
     - W_k = W_q: an item's key is the query that finds it.
     - Columns of W_q of length `_SHARPNESS`, and biases of −`_SPARSITY`: φ is nearly 0 for most
       features, and large for a few. Near φ(0) = 1 all items have the same features.
-    - W_2 = I and W_3 = `_GAIN` · I: what is read is an item's normalised vector, which the tied
-      scores understand. The local branch starts with the current event alone.
-    - b_1 = 1: the output gate starts open. SiLU(0) is 0, and passes nothing on.
+    - W_2 = I and W_3 = `_GAIN` · I: a reading is the normalised vector of an item, so the tied
+      table gives this item a high score. The local branch starts with the current event alone.
+    - b_1 = 1: the output gate starts open. With b_1 = 0 it would pass nothing, because SiLU(0) = 0.
 
     Attributes:
       key_taps: c, float32 [2, D]; row 1 multiplies the current event.

@@ -52,7 +52,7 @@ class RequestTime(nnx.Module):
         return events
 
     def enter(self, x: Float[Array, "B T D"], events: Events) -> Float[Array, "B T D"]:
-        """The embedded events x, told of their requests.
+        """Adds the features of each event's request time to the embedded events x.
 
         Raises:
           ValueError: If the events carry no request times.
@@ -60,7 +60,7 @@ class RequestTime(nnx.Module):
         return x + self.input(self._features(events))
 
     def leave(self, hidden: Float[Array, "B T D"], events: Events) -> Float[Array, "B T D"]:
-        """What the scores read: the hidden vectors, told of their requests."""
+        """Scales and shifts the hidden vectors by the features of each event's request time."""
         gain, shift = jnp.split(self.output(self._features(events)), 2, axis=-1)
         return hidden * (1 + gain) + shift
 
@@ -97,9 +97,10 @@ class HiddenRequestTime(nnx.Module):
 def request_layer(
     known: bool, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> RequestTime | HiddenRequestTime:
-    """The layer of a model that is told request times, or the one of a model that is not.
+    """`RequestTime` if request times are known, else `HiddenRequestTime`.
 
-    A model makes it last, so that its other parameters start the same either way.
+    Call it after all other layers are made, so that these draw the same fresh parameters in both
+    cases.
     """
     return RequestTime(width, dtype=dtype, rngs=rngs) if known else HiddenRequestTime()
 

@@ -1,9 +1,9 @@
-"""What the mixers start with: heads that can look things up before they have learned anything.
+"""Starting values with which an untrained head already looks up what followed an item before.
 
-A memory recalls "what followed this item before" only if the query of an event finds the keys of
-the events that came after the same item. Drawn at random, four taps mix four items into every key,
-and queries and keys are compared in unrelated bases: there is nothing to find, and training takes
-long to make it. So a mixer with a short convolution starts as a lookup:
+For such a lookup, the query of an event must match the keys of the events that came after the same
+item. With random starting values it matches none: four random taps mix four items into every key,
+and random projections put queries and keys into unrelated bases. Training takes long to change
+this. So a mixer with a short convolution starts as a lookup:
 
     taps        head h compares x_{t-h} with x_{s-1-h}: its query is one event, its key the event
                 before. Its value is the current event. Before a delta memory they are 1/4: SiLU is
@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 _HALF_LIVES = (200.0, 2_000.0)
 # Of what a head reads, the share that it adds to the residual.
 _COPIED = 0.5
-# Taps before a delta memory, whose keys are scaled to length 1 and whose readings are normalised.
+# Taps before a delta memory. They can be small, because the mixer normalises keys and readings.
 LINEAR = 0.25
 
 

@@ -107,11 +107,11 @@ class MixerTrace:
     delay: int = dataclasses.field(default=0, metadata={"static": True})
 
     def of_written(self, values: np.ndarray, nothing: Any) -> np.ndarray:
-        """What belongs to the event that each slot writes.
+        """Shifts values from the slot of an event to the slot that writes the event to the memory.
 
         Args:
-          values: [..., T], of each slot's own event; one history per row, from slot 0.
-          nothing: For slots that write no event.
+          values: [..., T], one value per event; one history per row, from slot 0.
+          nothing: The value of slots that write no event.
         """
         late, kept = np.full_like(values, nothing), max(values.shape[-1] - self.delay, 0)
         late[..., values.shape[-1] - kept :] = values[..., :kept]

@@ -89,13 +89,14 @@ class TADN(GatedDelta):
         o = gated_delta_rule(q, k, v, log α, β), gated by s
         y = W_o (RMSNorm(o) ⊙ SiLU(W_g x))
 
-    Source: the abstract of HyTRec has a time-based decay and a gate that weighs the past against
-    the spike, in a delta network; all equations are ours. Decaying the memory over the gap before
-    each event is weighting each write by exp(-(now - then) / T), with "now" at the event that
-    reads; so every position trains at once. A memory that faded as a whole reads weaker, too:
-    RMSNorm takes that out only of reads well above its epsilon.
+    From the abstract of HyTRec: a delta network with a decay over time, and a gate that weighs the
+    past against the current event (the "spike"). All equations are ours. The decay over the gaps
+    weights each write by exp(-(now - then) / T), where "now" is the time of the reading event. So
+    all positions of a row train at once. A long gap also makes all readings smaller; RMSNorm undoes
+    this for readings well above its epsilon.
 
-    The rule writes S += k (β v - β Sᵀk)ᵀ: β v is written, β Sᵀk erased. What `gate` weighs by s:
+    The rule writes S += k (β v - β Sᵀk)ᵀ: it writes β v and erases β Sᵀk. `gate` decides what s
+    scales:
 
         "write"      v <- s v: the write is s β, the erase β.
         "retention"  α <- s α: how far the past is trusted, beside β, the write's strength.
@@ -105,16 +106,16 @@ class TADN(GatedDelta):
         "beta"       β <- s β: both.
         "none"       nothing; there is no gate.
 
-    Δ is what the caller takes for the days since the event before (`gaps_taken`); without `timed`
-    T = ∞, and Δ changes nothing. Where request times are known, the fading runs on to the
-    request: RMSNorm(o) is multiplied by exp(-(request - τ_t) / T).
+    Δ is the number of days since the event before, or a control in its place (`gaps_taken`).
+    Without `timed`, T = ∞ and Δ has no effect. If request times are known, the memory also fades
+    from event t to its request: exp(-(request - τ_t) / T) multiplies RMSNorm(o).
 
-    With `delay` the memory is that many events late: event t reads the memory that event
-    j = t - delay left, faded until t. The step of event t writes event j: k, v, β, s and the decay
-    by W_α are those of j. Δ is that of t, and v <- exp(-(τ_t - τ_j) / T) v adds the time from j to
-    t. The rule is linear in memory and values together, so this is exactly exp(-(τ_t - τ_j) / T)
-    times the memory that j left without a delay. The last `delay` events enter only q (event t and
-    the convolution's taps before it) and the output gate.
+    With `delay`, event t reads the memory after event j = t - delay, faded until t. The step of
+    event t writes event j: k, v, β, s and the decay by W_α are those of j, but Δ is that of t. The
+    factor exp(-(τ_t - τ_j) / T) on v accounts for the time from j to t. The rule is linear in the
+    memory and the values together, so the result is exactly exp(-(τ_t - τ_j) / T) times the memory
+    after event j without a delay. Of the last `delay` events, the layer reads only event t (by q
+    and the output gate) and the events before it that the convolution of q reaches.
     """
 
     def __init__(

@@ -35,13 +35,15 @@ class TDGD(GatedDelta):
         λ = σ(W_λ [x; m] + b_λ)
         o = gated_delta_rule((q − λ k^m) / √K, k, v, log α, β (1 − c))
 
-    What the memory covers is written less, and what the state answers to the memory's key is taken
-    out of the reading: Sᵀ(q − λ k^m) = Sᵀq − λ Sᵀk^m. No gate reads the state, so that the chunked
-    form stays exact, and c = λ = Δ = 0 is Gated DeltaNet. Temporal addressing and decay, purified
-    writing and purified reading are the paper's. We could not read its equations; these are ours.
+    The coverage c reduces the write of an event that the memory already covers. The removal λ
+    subtracts from a reading what the state recalls for the memory's key:
+    Sᵀ(q − λ k^m) = Sᵀq − λ Sᵀk^m. No gate reads the state, so the chunked form stays exact. With
+    c = λ = Δ = 0 the rule is Gated DeltaNet. From the paper's abstract: temporal addressing and
+    decay, purified writing and purified reading. Ours: the equations, because we could not read the
+    paper's.
 
-    Where request times are known, the temporal decay runs on to the request: RMSNorm(o) is
-    multiplied by exp(−(request − t) / T).
+    If request times are known, the memory also fades from event t to its request:
+    exp(−(request − t) / T) multiplies RMSNorm(o).
 
     A part that is off is a constant in these equations: U = 0, T = ∞, b_c = −∞ or b_λ = −∞; the
     gate that does not see the memory has w_1 = w_2 = 0 and reads x alone.
@@ -117,8 +119,8 @@ class TDGD(GatedDelta):
             if sees_memory or read_removal
             else Zeros(heads * key_width)
         )
-        # Gates start nearly shut: as Gated DeltaNet, but for some fifth of each write (an eighth by
-        # the bias, the rest by w_1 and w_2) and an eighth of what the memory's key reads.
+        # Both gates start nearly shut, so that the layer starts close to Gated DeltaNet: c is about
+        # .2 (the bias alone gives 1/8; w_1 and w_2 add the rest), and λ is about 1/8.
         self.coverage_gate = {
             "memory": lambda: GateOfBoth(2 * width, heads, rngs=rngs),
             "input": lambda: GateOfInput(width, heads, rngs=rngs),

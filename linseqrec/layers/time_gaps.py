@@ -17,8 +17,8 @@ from linseqrec.layers.states import Stateless, empty, empty_recent, past_or_none
 from linseqrec.ops.recent import Recent, after_recent, last_slots, slots_back
 from linseqrec.ops.segments import at_last_event, keep, segment_runs
 
-# What stands for the time before an event: the days since the one before; the same in another order
-# or 1, its controls; or nothing.
+# The time that a decay reads before an event: "gaps", the days since the event before; "shuffled",
+# these gaps in another order, and "positions", 1 for each event, which are controls; "none", 0.
 Time = Literal["gaps", "shuffled", "positions", "none"]
 
 # log T of a decay exp(-days / T), [H]; infinity where nothing fades.
@@ -89,11 +89,10 @@ def gaps_in_days(
 def shuffled_gaps(gaps: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
     """Permutes the gaps of each segment: a control whose decays keep their sizes, not places.
 
-    The permutation depends on the number of events only, so that other padding and other neighbours
-    see the same one; a history that is an event longer has another. The first event keeps its gap
-    (0, which decays nothing). A slot may get a gap of its future, so that the control needs the
-    whole history; it reads no item of the future, and what its clock tells can only make the
-    control stronger.
+    The permutation depends only on the number of events of the history, not on padding or on other
+    histories of the row. The first event keeps its gap of 0. A slot may get a gap from later in the
+    history, so the control needs the whole history. It never reads a later item, and later gaps can
+    only make the control stronger.
 
     Args:
       gaps: float32 [B, T].
@@ -125,7 +124,7 @@ def gaps_taken(
       segment_ids: [B, T], 0 = padding.
 
     Returns:
-      [B, T]. Of "positions" also before a history's first event, where nothing is left to fade.
+      [B, T]. With "positions" a history's first event has a gap of 1, which fades an empty memory.
     """
     if time == "shuffled":
         return shuffled_gaps(gaps, segment_ids)

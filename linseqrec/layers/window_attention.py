@@ -53,8 +53,8 @@ class WindowAttention(nnx.Module):
     a layer for the recent past. A window as long as the histories makes it full causal attention
     with a fixed cache. A row that a window does not cut is computed as without one.
 
-    With `behind`, event t asks the `window` events up to t - behind, at their own positions and
-    times; where a history has none so old it reads 0.
+    With `behind`, the query of event t sees the `window` events up to t - behind, at their own
+    positions and times. It reads 0 if the history has no event that old.
     """
 
     def __init__(

@@ -154,10 +154,10 @@ class SequenceModel(nnx.Module):
 
 
 class ModelConfig(Config):
-    """A model's hyperparameters: the object that builds it. Configs are frozen dataclasses of it.
+    """Base of the models' configurations: frozen dataclasses of hyperparameters that build a model.
 
-    What else is asked of a model has a default here. A config overrides a default by a field, a
-    class attribute or a property of the same name.
+    The attributes below have defaults. A configuration overrides a default by a field, a class
+    attribute or a property of the same name.
 
     Attributes:
       dtype: What the model computes in; its parameters are float32. "auto" leaves the choice to

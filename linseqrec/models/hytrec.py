@@ -12,28 +12,28 @@ TADN is `layers/tadn.py`, attention `layers/window_attention.py`. For the predic
 event t, the short branch sees the events from t - K + 1 on. At every position the long branch
 remembers exactly the events up to t - K. The field `question` says which query reads this memory:
 
-    "delayed"  the question of event t - K, that is the branch's own output of K events ago:
+    "delayed"  the query of event t - K: the branch gives its own output of K events ago,
                    long_t <- long_{t-K} within the history; a learned vector where t < K
-    "present"  that of event t, in each layer. The memory of a TADN layer holds the events up to
+    "present"  the query of event t, in each layer. The memory of a TADN layer holds events up to
                t - K, faded to now; softmax layers see keys up to t - K. Of the last K events the
                branch reads two things only: event t, by the residual, and the W - 1 events before
                it, by the convolution of each layer that has one.
-    "short"    that of the short branch: the long branch is a stream without delay, and one more
-               TADN layer reads a late memory of it, without a residual:
+    "short"    the query of the short branch. The long branch runs without delay. One more TADN
+               layer, without a residual, holds its outputs up to t - K:
                    long <- Drop(TADN(RMSNorm(long), question RMSNorm(short)))
-               The question is the short branch's output at event t, and at the W - 1 before it.
+               Its query is made of the short branch's outputs at event t and the W - 1 before it.
 
 With "present" and "short", the fusion reads RMSNorm(long) and RMSNorm(short). A row trains on all
 of its positions, and the model streams: its state holds the layers' states and what the long branch
 has not yet taken of the last K events.
 
-Source: arXiv 2602.18283, of which the abstract was at hand and not the equations. From the paper:
-long-term preferences in a linear branch and the K most recent events in a softmax branch; the long
-branch's sparsely interleaved softmax layers, at best 3 to 1; that its linear layers decay over time
-and gate the past against the fresh signal. Ours: every equation, that is the windows that keep the
-short branch within K, the delays, the null vector, the fusion, the frame of blocks and norms, all
-of TADN's gates, rotary positions, and the bound `attention_window` on the interleaved layers,
-without which their cache would grow with the history.
+Source: the abstract of arXiv 2602.18283; we could not read its equations. From the abstract: a
+linear branch for long-term preferences and a softmax branch for the K most recent events; softmax
+layers between the linear layers of the long branch, at best one to three; a decay over time and a
+gate that weighs the past against the current signal. Ours: every equation. This includes the
+windows of the short branch, the delays, the null vector, the fusion, blocks and norms, TADN's gates
+and rotary positions. `attention_window` is ours too: without it the cache of the softmax layers
+would grow with the history.
 
 The parameters by name, with i a block from 0, kernels [in, out]:
 
@@ -222,7 +222,7 @@ class HyTRecConfig(ModelConfig):
 
     @property
     def reads_time(self) -> bool:
-        """Whether any block's memory fades with the time between events."""
+        """Whether a layer's memory or its softmax weights fade with the time between events."""
         long, _ = self.block_windows()
         return self.time != "none" and (None in long or self.reads_long or self.timed_attention)
 

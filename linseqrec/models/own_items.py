@@ -8,8 +8,8 @@ scored above the others, by how often and how lately they occurred: the counting
 `PersonalPopularity`, in a state of fixed size. Where users repeat items of a large catalogue, a
 model needs many epochs to learn this by itself (results/recipe.md).
 
-At first, a wider E tells a user's items apart from the others better. The score of an item that he
-never had is a sum of products of unrelated vectors, and each of them is of the order of 1 / √D.
+In an untrained model, a larger width D separates the user's items better from the others: the score
+of an item that the user never had is a sum of products of unrelated vectors, each about 1 / √D.
 """
 
 import dataclasses

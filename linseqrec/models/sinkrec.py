@@ -14,7 +14,7 @@ this memory does not cover.
         X = X + Drop(SwiGLU(N(X)))
     scores = N(X) E[·]ᵀ;  loss = L_pred + 0.1 L_vq + 0.1 L_rec           N: RMS norms
 
-[P] The paper's, as its abstract and readers state it: the sink; a hybrid, looped block with shared
+[P] From the paper's abstract: the semantic state sink; a hybrid, looped block with shared
 parameters; a conditional memory of contiguous and dilated windows, residually quantised, reinjected
 and shown to the attention as keys and values; a gated delta network with temporal addressing and
 decay whose writing and reading the memory purifies; the three losses.

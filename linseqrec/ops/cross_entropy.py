@@ -11,10 +11,10 @@ back. Tokens are therefore taken block by block, and each block meets the catalo
 - **twice**, where it does not: catalogue block by catalogue block, first for an online logsumexp,
   then again for the gradients.
 
-Where more than one block of tokens is needed, those of weight 0 are skipped: they go to the end of
-a queue, and the loop runs over the blocks that the others fill. Where the table is split over
-devices, each takes two passes over its own rows, and what they agree on between the two is one
-logsumexp a token: no row of the table travels.
+With more than one block of tokens, the loop skips tokens of weight 0: a queue moves them to the
+end, and the loop runs over the blocks of the other tokens. If a mesh splits the table, each device
+makes two passes over its own rows. Between the passes the devices exchange one logsumexp per token,
+and no rows of the table.
 Everything here is ours; the online logsumexp is Milakov and Gimelshein's (arXiv 1805.02867).
 """
 
@@ -87,8 +87,8 @@ def choose_blocks(tokens: int, num_items: int, platform: str | None = None) -> B
     rows = num_items + 1
     affordable = _LOGIT_BUDGET[key] // rows
     one_pass = affordable >= min(tokens, _FEWEST_TOKENS)
-    most = min(tokens, _TOKEN_BLOCK[key], affordable if one_pass else tokens)
-    count = -(-tokens // most)
+    limit = min(tokens, _TOKEN_BLOCK[key], affordable if one_pass else tokens)
+    count = -(-tokens // limit)
     return Blocks(
         token=-(-tokens // count), catalogue=rows if one_pass else min(rows, _CATALOGUE_BLOCK[key])
     )
@@ -171,10 +171,10 @@ def catalogue_cross_entropy(
 
 
 def _vary_like(scalar: Array, array: Array) -> Array:
-    """`array`, said to vary over the mesh axes that `scalar` varies over; compiles to nothing.
+    """`array`, marked as varying over the mesh axes over which `scalar` varies; costs nothing.
 
-    Inside `jax.shard_map` a loop refuses a carry that starts out the same on all devices and ends
-    up different; and the gradient of a table that all devices share is to be summed over them.
+    Inside `jax.shard_map`, a loop needs this mark on a carry that is equal on all devices only at
+    the start. With it, JAX also sums the gradient of a table that all devices share.
     """
     return jnp.where(True, array, scalar.astype(array.dtype))
 
@@ -196,9 +196,9 @@ def _queue(weights: Float[Array, "M"], slots: int) -> _Queue:
 
 
 class _Gradients(NamedTuple):
-    """Gradients for a cotangent of 1, float32; that of the table is summed transposed.
+    """Gradients for a cotangent of 1, float32. The gradient of the table is transposed.
 
-    The matmul that forms it is faster so on a CPU (a third of the loss's time in two passes).
+    On a CPU, the matmul of the transposed gradient is faster.
     """
 
     hidden: Float[Array, "M D"]
@@ -219,7 +219,7 @@ def _blockwise_loss(
 
 
 def _share(part: _Part | None, nll: Float[Array, "M"]) -> Float[Array, "M"]:
-    """What a device adds to the sum: all know the whole of it, and their sum is to be one."""
+    """A device's share of the losses: each device has all of them, and devices are summed over."""
     return nll if part is None else nll / lax.axis_size(part.axis_name)
 
 
@@ -446,7 +446,7 @@ def _gradients(
     items: Float[Array, "N D"],
     scale: Float[Array, "M"],
 ) -> _Gradients:
-    """Gradients from that to the logits, `scale * difference`."""
+    """The gradients of hidden states and table, from `scale * difference`, that of the logits."""
     compute = hidden.dtype
     difference = difference.astype(compute)
     scaled = (scale[:, None] * hidden.astype(jnp.float32)).astype(compute)

@@ -125,8 +125,8 @@ def _check(
 
 
 def _initial_state(x: _Inputs, given: Array | None) -> Float[Array, "B H K V"]:
-    # Zeros derived from the inputs, not bare ones: inside shard_map, a scan's carry has to vary
-    # over the mesh axes that what is added to it varies over.
+    # Zeros computed from every input: inside shard_map, the carry of a scan must vary over the same
+    # mesh axes as the values that the scan adds to it.
     first = jax.tree.map(lambda a: a[:, 0], x)
     key = first.key * first.log_decay[..., None]
     zeros = jnp.zeros_like(key[..., None] * first.value[..., None, :], dtype=x.log_decay.dtype)

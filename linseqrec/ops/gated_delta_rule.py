@@ -267,8 +267,8 @@ def _prepare(
 
 
 def _initial_state(x: Inputs, given: Array | None) -> Float[Array, "B H K V"]:
-    # Zeros derived from every input, not bare ones: inside shard_map, a scan's carry has to vary
-    # over the mesh axes that what is added to it varies over.
+    # Zeros computed from every input: inside shard_map, the carry of a scan must vary over the same
+    # mesh axes as the values that the scan adds to it.
     first = jax.tree.map(lambda a: a[:, 0], x)
     reads = (first.query + first.key) * (first.log_decay + first.beta)[..., None]
     zeros = jnp.zeros_like(reads[..., None] * first.value[..., None, :], dtype=x.beta.dtype)
@@ -462,9 +462,10 @@ def _chunked_backward(
         d_reads = d_reads.at[..., -1].add(jnp.sum(state * d_state, axis=(-2, -1)))
         d_writes = jnp.sum(update * from_key, axis=-1)
 
-        # Of exp: its own product with whatever it multiplies, which is in hand. Of a log-decay: the
-        # sum over the pairs of slots that it stands between. A difference of sums, as forward,
-        # would leave a rounding error where forgetting leaves no gradient.
+        # The gradient of an exponent is the exponential times the exponential's gradient; both are
+        # known here. The gradient of a log-decay is the sum over all pairs of slots with the
+        # log-decay between them. A difference of two sums, as in the forward pass, would leave a
+        # rounding error where a memory that forgot everything has a gradient of 0.
         d_between = d_scores * scores + d_gram * gram
         d_between = d_between.at[..., -1, :].add(d_writes * writes)
         d_start = d_reads * reads

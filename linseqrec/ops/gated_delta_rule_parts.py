@@ -44,9 +44,9 @@ einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def einsum_for(dtype: DTypeLike) -> Callable[..., Array]:
-    """The einsum for what comes from inputs of a dtype."""
-    # TF32's 11 bits keep bfloat16 inputs whole and round what is computed from them eight times
-    # finer than bfloat16 does, whose own rounding would double the errors of the outputs.
+    """The einsum for products of inputs of this dtype, and of numbers computed from them."""
+    # bfloat16 inputs are exact in TF32 (11 bits). TF32 rounds the numbers computed from them eight
+    # times finer than bfloat16, which would double the errors of the outputs.
     if jnp.finfo(dtype).bits < 32:
         return functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGH)
     return einsum

@@ -261,8 +261,8 @@ def _pick(implementation: Implementation | None, causal: bool, time: int) -> Imp
 
 
 def _initial_state(x: _Features, given: LinearAttentionState | None) -> LinearAttentionState:
-    # Zeros derived from the inputs, not bare ones: inside shard_map, a scan's carry has to vary
-    # over the mesh axes that what is added to it varies over.
+    # Zeros computed from every input: inside shard_map, the carry of a scan must vary over the same
+    # mesh axes as the values that the scan adds to it.
     zeros = jax.tree.map(jnp.zeros_like, _sums(_heads_first(jax.tree.map(lambda a: a[:, :1], x))))
     if given is None:
         return zeros

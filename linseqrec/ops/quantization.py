@@ -111,10 +111,10 @@ def straight_through(
 def quantization_loss(quantized: Quantization, real: Bool[Array, "..."]) -> Float[Array, ""]:
     """Σ_l (‖sg(res_{l−1}) − C_l[c_l]‖² + ¼ ‖res_{l−1} − sg(C_l[c_l])‖²) / D.
 
-    The first term draws the codes to what they stand for, the second what they stand for to the
-    codes. Source: VQ-VAE (arXiv 1711.00937), once a level. A mean over the features, as losses of
-    reconstruction are: by their sum the second term outweighs those and draws all vectors together,
-    which is easiest to quantise and says nothing.
+    The first term moves the codes to the residuals, the second the residuals to the codes. Source:
+    VQ-VAE (arXiv 1711.00937), at each level. The loss is a mean over the features, like a
+    reconstruction loss. With a sum, the second term would dominate the reconstruction loss and make
+    all vectors equal, which are easy to quantise and carry no information.
 
     Args:
       quantized: The quantisation of [...] vectors.
@@ -133,8 +133,8 @@ def quantization_loss(quantized: Quantization, real: Bool[Array, "..."]) -> Floa
 def relative_error(quantized: Quantization) -> Float[Array, "..."]:
     """ρ = ‖x − Σ_l C_l[c_l]‖² / ‖x‖², the share of a vector's square that no code explains.
 
-    Without gradient. 1 for a vector of zeros that codes of zeros stand for; above 1 where the codes
-    lead away from x.
+    It has no gradient. It is 1 for a zero vector with zero codes, and above 1 if the sum of the
+    codes is farther from x than 0 is.
     """
     x = quantized.residuals[..., 0, :]
     error = x - jnp.sum(quantized.retrieved, axis=-2)

@@ -20,11 +20,11 @@ Implementation = Literal["blockwise", "banded", "dense", "triton"]
 
 
 class MemorySlots(NamedTuple):
-    """Slots that only the query of their own event sees, beside the others in the same softmax.
+    """Memory slots of each event: only the event's own query sees them, in the same softmax.
 
-    Slot m has the key `slots[m] @ key[:, h]` and the value `slots[m] @ value[:, h]` in head h.
-    Neither is ever formed: a query is taken to the slots' space instead, and what it collects
-    there is taken to the values, so that M slots cost M vectors per event, not M keys and M values.
+    Slot m has the key `slots[m] @ key[:, h]` and the value `slots[m] @ value[:, h]` in head h. The
+    attention never computes these. It maps the query to the space of the slots, and maps the
+    weighted sum of slots to a value. So M slots cost M vectors per event, not M keys and M values.
 
     Attributes:
       slots: [B, T, M, E], any float dtype.
@@ -178,7 +178,7 @@ def softmax_attention(
         )
         output = form(*arrays)
     if behind and memory is None:
-        # A softmax over nothing is one over all slots alike.
+        # A query that sees no key has equal weights for all slots: its output must become 0.
         sees = jnp.pad(runs, ((0, 0), (behind, 0)), constant_values=-1)[:, past : past + time]
         output = keep(sees == runs[:, past:], output)
     return output if segment_ids is None else keep(real, output)
@@ -297,10 +297,10 @@ def _faded(
 
 
 def _query_times(fading: Fading, past: int, behind: int) -> Int[Array, "B Tq"]:
-    """Each query's time as that of the last key it sees: a softmax is the same, and rounds less.
+    """For each query, the time of the last key that it sees, in place of the query's own time.
 
-    Counted from the query itself, all keys that stand far behind it would be years old, and the
-    minutes between them lost.
+    The softmax is the same. But ages of years, from the query's own time, would round away the
+    minutes between the keys.
     """
     times = fading.times
     return jnp.pad(times, ((0, 0), (behind, 0)))[:, past : times.shape[1]]
@@ -429,11 +429,12 @@ def _banded(
     scale: float,
     block_size: int,
 ) -> Float[Array, "B T H V"]:
-    """Spans of four reaches or more, or the row, each behind the reach - 1 slots before it.
+    """Attention over windows, in spans of at least four reaches, or in one span for the row.
 
-    A loop slides one block of queries along all spans at once, over the keys that the block
-    reaches. So a query meets fewer than reach + block_size keys, and what the gradient of a step's
-    slices costs is bounded by the reach, not by T.
+    The reach - 1 slots before a span stand before it, because its first queries see them. A loop
+    moves one block of queries along all spans at once, and gives it the keys that it reaches. So a
+    query meets fewer than reach + block_size keys. The cost of the gradient of one step grows with
+    the reach, not with T.
     """
     time = query.shape[1]
     size = min(block_size, time)

@@ -55,7 +55,7 @@ def _common_edges(edges: Sequence[int] | None) -> list[int] | None:
     return None if edges is None else [edge for edge in edges if edge <= BUCKET_EDGES[-1]]
 
 
-# The window of events that a model reads (`max_length`) is the model's own affair.
+# Runs whose models read different numbers of events (`max_length`) are comparable.
 _SHARED: dict[str, Callable[[Conditions], Any]] = {
     "split": lambda its: its.split,
     "targets": lambda its: [its.protocol.get("split"), its.protocol.get("targets")],

@@ -58,7 +58,7 @@ _REFERENCES = (
     "Timed Markov",
     "Timed Personal Markov",
     ORACLE,
-    # A place is a look. Names that are added come last, so that the others keep theirs.
+    # The index of a name decides its marker and line style. Add new names at the end.
     "Personal popularity",
 )
 

@@ -270,7 +270,7 @@ def _workdirs_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
     try:
         children = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     except OSError:
-        yield folder  # What is wrong with it is said where it is opened.
+        yield folder  # `find_runs` reports why it cannot be read.
         return
     below = [run for path in children for run in _workdirs_below(path, visited)]
     if not below and (folder / LOG).exists():

@@ -42,7 +42,7 @@ def evaluate_baselines(run: Run, split: SplitName) -> dict[str, EvaluationResult
     )
     if (world := run.source.world) is not None:
         ends = np.asarray(world.dataset.offsets)[evaluator.users + 1]
-        # Of earlier events the oracle does not know the states.
+        # The oracle knows the states of the last `oracle_events` events of a user only.
         if (ends - evaluator.positions <= world.config.oracle_events).all():
             scorers[ORACLE] = functools.partial(oracle_scores, world, request_time=request_time)
     return {name: evaluator.run_scores(scorer) for name, scorer in scorers.items()}

@@ -100,7 +100,7 @@ class Recommender:
         self._last_second = (
             min(_LAST_SECOND, origin - 1) if origin >= _LATE_ORIGIN else _LAST_SECOND
         )
-        # Learned positions have an end.
+        # A model with learned positions has no position beyond its max_length.
         self._chunk_length = min(chunk_length, longest_history or chunk_length)
         self._item_block = item_block
         self._initial_states = jax.jit(self._before_any_event, static_argnums=1)

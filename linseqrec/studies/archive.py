@@ -1,4 +1,4 @@
-"""How a study goes on where the workdirs of its runs are gone."""
+"""Keeps the results of a study's runs, so that the study can continue without their workdirs."""
 
 import math
 import shutil
@@ -13,7 +13,7 @@ from linseqrec.studies.record import judged_apart
 from linseqrec.studies.study import Arm, Claim, Study, StudyError, StudyRun, Table
 from linseqrec.training.checkpoint import newest_progress
 
-# What a record reads of a run. `results.json` comes last: a folder that has it is whole.
+# The files of a run that a record reads. A folder with `results.json`, copied last, is complete.
 _FILES = ("config.json", "card.json", "ranks/test.npz", str(BEST_BASELINE), "results.json")
 
 # In which the recorded runs of a table must agree with those here.
@@ -46,10 +46,10 @@ def keep(run: StudyRun) -> None:
 def with_earlier_runs(
     record: Mapping[str, Any], earlier: Mapping[str, Any], study: Study
 ) -> dict[str, Any]:
-    """A study's record, with the runs of an earlier record whose results are not here.
+    """Adds to a study's record the runs of an earlier record whose results are not on this machine.
 
-    A model keeps its recorded runs if the study still has its arm as it was, and the experiment's
-    file says the same. Runs of other seeds join them.
+    A model keeps its recorded runs if neither its arm in the study nor its experiment has changed.
+    Runs with other seeds on this machine join them.
 
     Args:
       record: The record of the runs here (`record.make_record`).
@@ -85,7 +85,7 @@ def _joined_table(own: _Record, former: _Record, table: Table) -> _Record:
         if theirs and not _is_of(theirs, arm, own["experiments"].get(arm.label)):
             theirs = None
         if theirs and own["search"] and "validation" not in theirs:
-            theirs = None  # Recorded before the table was a search: nothing says what it selects.
+            theirs = None  # The record has no validation metric by which the search could select.
         if joined := _joined_model(ours, theirs):
             models[arm.label] = joined
     if models == here:
@@ -143,7 +143,7 @@ def _joined_model(own: _Record | None, former: _Record | None) -> _Record | None
     if any(
         set(former["metrics"].get(name, ())) != {*own["metrics"][name]} for name in own["metrics"]
     ):
-        return own  # Of the runs before, other metrics were written down.
+        return own  # The recorded runs have other metrics.
     by_seed = sorted(range(len(runs)), key=lambda place: runs[place]["seed"])
     metrics = {
         filter_seen: {
@@ -190,7 +190,7 @@ def _check_measured_alike(own: _Record, former: _Record) -> None:
     if differing:
         raise StudyError(
             f"table {own['name']}: the recorded runs were measured differently ("
-            f"{', '.join(differing)}): --drop --tables={own['name']} lets them leave the record"
+            f"{', '.join(differing)}): --drop --tables={own['name']} removes them from the record"
         )
 
 

@@ -21,14 +21,15 @@ _BLOCK = re.compile(
     r"(<!-- study ([^>]*) -->\n)((?:(?!<!-- study).)*?)(<!-- end of study -->)", re.DOTALL
 )
 _HOW = (
-    'A claim with "(MODEL)" follows that model\'s paper, and is tested on our data with our code; '
-    "the others are ours. The difference is first mean − (1 + margin) × second mean; the margin is "
-    "0 unless given. The first ± is the standard error over users, the second the one over seeds. "
-    "A claim holds if the difference is above 0 by two standard errors, and more with few seeds "
-    "(Student's t). It does not hold if the difference is as far below 0, and is open otherwise. "
-    "Verdicts in bold rest on several seeds. If runs come from several machines, the difference is "
-    'unpaired: it treats the users as different. "Counting" is the counting baseline with the best '
-    "NDCG@10. A published figure counts as exact."
+    'A claim that ends in "(MODEL)" comes from that model\'s paper, and we test it on our data '
+    "with our code. The other claims are ours. The difference is first mean − (1 + margin) × "
+    "second mean; the margin is 0 unless the row shows one. The first ± is the standard error over "
+    "users, the second the standard error over seeds. A claim holds if the difference is more than "
+    "two standard errors above 0; with few seeds, Student's t asks for more. It does not hold if "
+    "the difference is as far below 0. Otherwise it is open. Verdicts in bold rest on several "
+    "seeds. If runs come from several machines, the users are not paired, which makes the error "
+    'larger. "Counting" is the counting baseline with the best NDCG@10. A published metric counts '
+    "as exact."
 )
 
 
@@ -45,8 +46,8 @@ def to_page(record: Record) -> str:
         f"python -m launch.study --study=experiments/studies/{record['name']}.py \\\n"
         "    --workdir=runs/studies\n"
         "```",
-        "The same command goes on where it stopped. In a clone it trains only what is not "
-        "recorded; with `--output=runs/results` it trains everything again.",
+        "The same command continues a study that was stopped. In a clone it trains only the runs "
+        "that the record lacks; with `--output=runs/results` it trains all runs again.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -361,9 +362,10 @@ def cost_table(cost: Record) -> str:
     ]
     devices = ", ".join(dict.fromkeys(cost["devices"]))
     return (
-        "Forward, random histories of 100 to 12,000 events, width 64, four blocks (HyTRec also two "
-        f"short ones, SinkRec one block passed twice); {devices}, {cost['processor']}, one core. "
-        f"An exponent of 1 is linear, 2 quadratic; {exponents}. "
+        "Time of a forward pass over random histories of 100 to 12,000 events, on one core "
+        f"({devices}, {cost['processor']}). Models have width 64 and four blocks; HyTRec has two "
+        "more in its short branch, and SinkRec passes one block twice. An exponent of 1 is linear, "
+        f"2 is quadratic; {exponents}. "
         "[All times](docs/cost.md):\n\n"
         f"{markdown_table(['', *columns], cells, text_columns=1)}"
     )

@@ -371,10 +371,10 @@ def _judged(claim: Claim, configurations: Mapping[str, Configuration]) -> dict[s
 
 
 def judged_apart(claim: Claim, table: Mapping[str, Any]) -> dict[str, Any]:
-    """A claim about models of a record's table whose runs are not here to be paired over users.
+    """A claim about two models whose per-user metrics are not both on this machine.
 
-    The errors of the two means add up as if their users were others. The same users make the error
-    of a difference smaller, as a rule.
+    The squared errors of the two means add up, as if the models had different users. A paired error
+    is usually smaller.
 
     Args:
       claim: The claim; the table has all its arms.

@@ -23,7 +23,7 @@ COUNTING = "counting"
 
 
 class StudyError(UserError, ValueError):
-    """A study that cannot be, or whose runs do not fit it."""
+    """A study is not valid, or runs do not fit it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Table:
 class Claim:
     """A statement that one system of a table is better than others.
 
-    It holds if the first system's mean is beyond (1 + `margin`) times the second's by two standard
-    errors. It does not hold if the mean is below by two. Otherwise it is open. With few seeds,
-    their standard error counts as much more as Student's t says.
+    It holds if the first system's mean is more than two standard errors above (1 + `margin`) times
+    the second's. It does not hold if it is more than two standard errors below. Otherwise it is
+    open. With few seeds, Student's t enlarges the standard error over seeds.
 
     Attributes:
       text: The statement, for readers, with the paper that makes it.
@@ -231,8 +231,8 @@ def study_runs(
       ConfigError: If an arm's configuration cannot be.
       StudyError: If it sets a field that its experiment does not have.
     """
-    most = max(len(table.seeds) for table in study.tables)
-    for place, table in itertools.product(range(most), study.tables):
+    num_seeds = max(len(table.seeds) for table in study.tables)
+    for place, table in itertools.product(range(num_seeds), study.tables):
         for arm, seed in itertools.product(table.arms, table.seeds[place : place + 1]):
             template = load(arm.config)
             names = field_names(template)

@@ -1,4 +1,4 @@
-"""From what is asked for on the command line to the overrides of each run."""
+"""Reads the grids, zips and ranges of the command line as the overrides of each run."""
 
 import re
 from collections.abc import Collection, Sequence

@@ -24,7 +24,8 @@ from linseqrec.training.workdir import WorkdirError
 FILE = "budget.json"
 # Steps that are timed, at most, and the share of the budget that they may take.
 _TIMED_STEPS, _TIMED_SHARE = 50, 0.02
-# Of this many batches of a validation few compile: programs differ in the rows' widths alone.
+# Only the first batch of each width compiles. With at least this many batches, the median excludes
+# compilations; with fewer, `measure` times a second validation.
 _MANY_BATCHES = 10
 
 

@@ -528,7 +528,7 @@ class Checkpoints:
         saved = _shapes(self._manager.item_metadata(step).state)
         if like.row_steps is None or "row_steps" in saved:
             return TrainState(**self._read(step, vars(like)))
-        # The steps of the run so far updated whole tables.
+        # The checkpoint comes from steps that updated the whole table, so all rows are up to date.
         state = TrainState(**self._read(step, vars(like) | {"row_steps": None}))
         rows = like.row_steps
         full = functools.partial(jnp.full, rows.shape, int(state.step), rows.dtype)

@@ -67,7 +67,7 @@ class CatchUpRule:
 
         Args:
           state: The training state; its `row_steps` say which updates a row has had.
-          rows: The rows; what is no row reads as zeros.
+          rows: Row numbers. A number outside the table gives a row of zeros.
 
         Returns:
           The state, with tables of U rows in parameters and optimizer, and without `row_steps`.

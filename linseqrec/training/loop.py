@@ -206,8 +206,8 @@ def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None
 class Schedule:
     """Decides what the training loop does beside its steps.
 
-    All processes decide alike: each counts the steps, and they agree on what only one of them knows
-    (the time since the last save, a SIGTERM).
+    All processes make the same decisions. Each counts the steps. For decisions that depend on one
+    process (the time since its last save, a SIGTERM), the processes exchange their wishes.
 
     Attributes:
       saves: Whether the loop saves a checkpoint before its next step.

@@ -142,9 +142,9 @@ class Meter:
         return values, speed
 
     def added_to(self, progress: Progress) -> Progress:
-        """`progress` with the seconds since this was last asked, and the sums not yet read.
+        """`progress` with the seconds since the last call, and the sums since the last `read`.
 
-        Not to be called inside `paused`.
+        Do not call it inside `paused`.
         """
         self._gather()
         self._stop()

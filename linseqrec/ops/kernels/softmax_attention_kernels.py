@@ -2,12 +2,12 @@
 
 Axes: B batch, T time, S slots of keys, H heads, K key width, V value width, C slots in a chunk.
 
-The query at slot t of its row sees the real keys from slot `lows[t]` to slot t - behind. A key at
-slot s is seen by no query after slot `highs[s]`. `lows` and `highs` hold what segments, windows
-and padding say, so no kernel knows of these. Chunks between a chunk's bounds alone are read.
+The query at slot t sees the keys from slot `lows[t]` to slot t - behind, without padding. No query
+after slot `highs[s]` sees the key at slot s. `lows` and `highs` contain the bounds of segments,
+windows and padding, so the kernels need no other mask. They skip chunks outside these bounds.
 
-With scores X = scale Q Kᵀ, their weights P = exp(X - L) of a row's logarithm L of its sum, the
-output O = P V and D = rowsum(dO * O), a chunk adds
+The scores are X = scale Q Kᵀ, L is the logarithm of each row's sum of exp(X), the weights are
+P = exp(X - L), the output is O = P V, and D = rowsum(dO * O). A chunk adds
 
     dX = P * (dO Vᵀ - D),  dQ += scale dX K,  dK += scale dXᵀ Q,  dV += Pᵀ dO
 

@@ -23,8 +23,8 @@ Operation = Callable[..., Any]
 def by_default(agrees: Callable[[], bool]) -> bool:
     """Whether `implementation=None` may take Triton kernels.
 
-    LINSEQREC_TRITON=1 in the environment says yes and 0 no. Otherwise they are taken on a GPU on
-    which they agree with XLA: a mistake of a compiler shows on a card alone.
+    LINSEQREC_TRITON=1 in the environment means yes, and 0 means no. Otherwise the answer is yes on
+    a GPU on which the kernels agree with XLA, because only a GPU shows errors of a compiler.
 
     Args:
       agrees: Asks `agree` for the kernels in question.
@@ -99,8 +99,8 @@ def _relative_error(got: Any, expected: Any) -> float:
 def _warn(name: str, reason: str) -> None:
     device = jax.devices()[0].device_kind
     warnings.warn(
-        f"the Triton kernels of the {name} do not agree with XLA on {device}, which computes in "
-        f"their stead ({reason}); LINSEQREC_TRITON=0 leaves out this check",
+        f"the Triton kernels of the {name} do not agree with XLA on {device} ({reason}), so XLA "
+        "computes it; set LINSEQREC_TRITON=0 to use XLA without this check",
         stacklevel=2,
     )
 

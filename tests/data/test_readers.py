@@ -226,6 +226,14 @@ def test_a_byte_order_mark_and_a_missing_last_line_end_are_accepted(tmp_path):
     assert log.columns["user"] == "user"
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_byte_order_mark_before_json_is_named(tmp_path, compressed):
+    path, lines = tmp_path / "log.json", b'\xef\xbb\xbf{"user": 1, "item": 2, "timestamp": 3}\n'
+    path.write_bytes(gzip.compress(lines) if compressed else lines)
+    with pytest.raises(LogError, match="line 1: the file begins with a byte-order mark. Remove it"):
+        read_file(path)
+
+
 def test_ids_keep_their_text(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp\n007,1.0,1\n7,1,2\n+7, 1,3\n")

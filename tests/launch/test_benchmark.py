@@ -5,7 +5,7 @@ import sys
 import types
 
 import pytest
-from absl import app
+from absl import app, flags
 from absl.testing import flagsaver
 
 from launch import benchmark
@@ -55,6 +55,11 @@ def test_rows_are_printed_and_written_with_machine_and_versions(suite, tmp_path,
 def test_an_unknown_suite_is_an_error_that_lists_the_suites(suite):
     with flagsaver.flagsaver(suite=["smal"]), pytest.raises(app.UsageError, match="other, small"):
         benchmark.main(["benchmark"])
+
+
+def test_the_page_does_not_replace_the_rows():
+    with pytest.raises(flags.IllegalFlagValueError, match="name a .json file"):
+        flags.FLAGS.output = "cost.md"
 
 
 def test_all_selects_every_suite():

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.ops.gated_delta_rule_parts import FORGET, chunk_decays, einsum, einsum_for
+from linseqrec.ops.kernels.triton_launch import vary_alike
 from linseqrec.ops.segments import cut, fill, from_chunks, keep, run_starts, segment_runs, to_chunks
 
 Implementation = Literal["recurrent", "chunked"]
@@ -83,11 +84,14 @@ def decayed_linear_attention(
     wide = jnp.promote_types(dtype, jnp.float32)
     decays = jnp.maximum(log_decay.astype(wide), FORGET)
     x = _Inputs(query.astype(dtype), key.astype(dtype), value.astype(dtype), decays)
-    runs = jnp.ones_like(query, shape=query.shape[:2], dtype=jnp.int32)
+    runs = jnp.ones(query.shape[:2], jnp.int32)
     if segment_ids is not None:
         real, runs = segment_ids > 0, segment_runs(segment_ids)
         x = jax.tree.map(lambda a: keep(real, a), x)
-    state = _initial_state(x, initial_state)
+    state = jnp.zeros((query.shape[0], *key.shape[2:], value.shape[3]), wide)
+    if initial_state is not None:
+        state = initial_state.astype(wide)
+    x, runs, state = vary_alike((x, runs, state))
     picked = implementation or ("recurrent" if query.shape[1] == 1 else "chunked")
     if picked == "recurrent":
         output, state = _recurrent(x, runs, state)
@@ -122,15 +126,6 @@ def _check(
         raise ValueError(f"initial_state must be [B, H, K, V] = {state}, got {initial_state.shape}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-
-
-def _initial_state(x: _Inputs, given: Array | None) -> Float[Array, "B H K V"]:
-    # Zeros computed from every input: inside shard_map, the carry of a scan must vary over the same
-    # mesh axes as the values that the scan adds to it.
-    first = jax.tree.map(lambda a: a[:, 0], x)
-    key = first.key * first.log_decay[..., None]
-    zeros = jnp.zeros_like(key[..., None] * first.value[..., None, :], dtype=x.log_decay.dtype)
-    return zeros if given is None else zeros + given.astype(zeros.dtype)
 
 
 def _widen(x: _Inputs) -> _Inputs:

@@ -18,6 +18,7 @@ from linseqrec.ops.gated_delta_rule_parts import (
     chunk_terms,
     einsum,
     einsum_for,
+    log_decay_gradient,
     widen,
 )
 from linseqrec.ops.kernels import gated_delta_rule_triton, triton_check, triton_launch
@@ -147,8 +148,7 @@ def _by_xla(
     implementation: str,
     chunk_size: int,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    x, runs = _prepare(q, k, v, log_decay, beta, segment_ids)
-    state = _initial_state(x, initial_state)
+    x, runs, state = _prepare(q, k, v, log_decay, beta, segment_ids, initial_state)
     if implementation == "recurrent":
         output, state = _recurrent(x, runs, state)
     elif implementation == "chunked":
@@ -201,7 +201,7 @@ def sequence_parallel_gated_delta_rule(
     """
     _check_shapes(q, k, v, log_decay, beta, segment_ids, initial_state)
     _check_chunk_size(chunk_size)
-    x, runs = _prepare(q, k, v, log_decay, beta, segment_ids)
+    x, runs, state = _prepare(q, k, v, log_decay, beta, segment_ids, initial_state)
     carried = None
     if segment_ids is not None:
         # Integers, 1 / (H K) of the inputs: gathered, they say all about segments across devices.
@@ -210,9 +210,7 @@ def sequence_parallel_gated_delta_rule(
         before = jax.lax.dynamic_index_in_dim(runs, jnp.maximum(start - 1, 0), 1, keepdims=False)
         carried = jnp.where(start == 0, 1, before)
         runs = jax.lax.dynamic_slice_in_dim(runs, start, q.shape[1], axis=1)
-    output, state = associative(
-        x, runs, _initial_state(x, initial_state), chunk_size, carried=carried, axis_name=axis_name
-    )
+    output, state = associative(x, runs, state, chunk_size, carried=carried, axis_name=axis_name)
     return output.astype(v.dtype), state
 
 
@@ -248,9 +246,15 @@ def _check_shapes(
 
 
 def _prepare(
-    q: Array, k: Array, v: Array, log_decay: Array, beta: Array, segment_ids: Array | None
-) -> tuple[Inputs, Int[Array, "B T"]]:
-    """The inputs 0 at padding, which then changes nothing; the runs (see segments)."""
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    beta: Array,
+    segment_ids: Array | None,
+    initial_state: Array | None,
+) -> tuple[Inputs, Int[Array, "B T"], Float[Array, "B H K V"]]:
+    """The inputs, 0 at padding, which then changes nothing; the runs (see segments); the state."""
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
     x = Inputs(
@@ -260,19 +264,14 @@ def _prepare(
         log_decay=jnp.maximum(log_decay.astype(wide), FORGET),
         beta=beta.astype(wide),
     )
-    if segment_ids is None:
-        return x, jnp.ones_like(q, shape=q.shape[:2], dtype=jnp.int32)
-    real = segment_ids > 0
-    return jax.tree.map(lambda a: keep(real, a), x), segment_runs(segment_ids)
-
-
-def _initial_state(x: Inputs, given: Array | None) -> Float[Array, "B H K V"]:
-    # Zeros computed from every input: inside shard_map, the carry of a scan must vary over the same
-    # mesh axes as the values that the scan adds to it.
-    first = jax.tree.map(lambda a: a[:, 0], x)
-    reads = (first.query + first.key) * (first.log_decay + first.beta)[..., None]
-    zeros = jnp.zeros_like(reads[..., None] * first.value[..., None, :], dtype=x.beta.dtype)
-    return zeros if given is None else zeros + given.astype(zeros.dtype)
+    runs = jnp.ones(q.shape[:2], jnp.int32)
+    if segment_ids is not None:
+        real, runs = segment_ids > 0, segment_runs(segment_ids)
+        x = jax.tree.map(lambda a: keep(real, a), x)
+    state = jnp.zeros((q.shape[0], *k.shape[2:], v.shape[3]), wide)
+    if initial_state is not None:
+        state = initial_state.astype(wide)
+    return triton_launch.vary_alike((x, runs, state))
 
 
 def _recurrent(
@@ -418,8 +417,7 @@ def _chunked_backward(
     x, runs, kept = residuals
     d_output, d_final = cotangents
     size, dot = runs.shape[1] // (groups * chunks), einsum_for(x.query.dtype)
-    up_to = jnp.tril(jnp.ones((size, size), x.beta.dtype))
-    earlier = jnp.tril(up_to, -1)
+    earlier = jnp.tril(jnp.ones((size, size), x.beta.dtype), -1)
 
     def step(carry: tuple[Array, Inputs], now: tuple[Array, _Kept]) -> tuple[tuple, None]:
         (d_state, d_x), (group, (state, inverse, update)) = carry, now
@@ -463,16 +461,9 @@ def _chunked_backward(
         d_writes = jnp.sum(update * from_key, axis=-1)
 
         # The gradient of an exponent is the exponential times the exponential's gradient; both are
-        # known here. The gradient of a log-decay is the sum over all pairs of slots with the
-        # log-decay between them. A difference of two sums, as in the forward pass, would leave a
-        # rounding error where a memory that forgot everything has a gradient of 0.
+        # known here.
         d_between = d_scores * scores + d_gram * gram
-        d_between = d_between.at[..., -1, :].add(d_writes * writes)
-        d_start = d_reads * reads
-        d_between = d_between.at[..., 0].add(d_start)
-        d_steps = einsum("rj,...ri->...ji", up_to, d_between)
-        d_log_decay = jnp.sum(earlier * d_steps, axis=-1)
-        d_log_decay = d_log_decay.at[..., 0].add(jnp.sum(d_start, axis=-1))
+        d_log_decay = log_decay_gradient(d_between, d_reads * reads, d_writes * writes)
 
         d_scores, d_gram = decay * d_scores, decay * d_gram
         d_query = dot("...rc,...ck->...rk", d_scores, k) + reads[..., None] * to_query

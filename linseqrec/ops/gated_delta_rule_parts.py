@@ -100,6 +100,7 @@ class Decays(NamedTuple):
     writes: Array
 
 
+@jax.custom_vjp
 def chunk_decays(
     log_decay: Float[Array, "... B H C"],
     runs: Int[Array, "... B C"],
@@ -121,6 +122,43 @@ def chunk_decays(
     since_start = jnp.exp(high + low)
     reads = jnp.where((runs == carried[..., None])[..., None, :], since_start, 0)
     return Decays(decay, reads, writes=decay[..., -1, :])
+
+
+def _chunk_decays_forward(
+    log_decay: Float[Array, "... B H C"],
+    runs: Int[Array, "... B C"],
+    carried: Int[Array, "... B"],
+) -> tuple[Decays, Decays]:
+    decays = chunk_decays(log_decay, runs, carried)
+    return decays, decays
+
+
+def _chunk_decays_backward(
+    decays: Decays, d_decays: Decays
+) -> tuple[Float[Array, "... B H C"], None, None]:
+    # The gradient of an exponent is the exponential times the exponential's gradient.
+    return log_decay_gradient(*map(jnp.multiply, decays, d_decays)), None, None
+
+
+chunk_decays.defvjp(_chunk_decays_forward, _chunk_decays_backward)
+
+
+def log_decay_gradient(
+    between: Float[Array, "... H C C"],
+    reads: Float[Array, "... H C"],
+    writes: Float[Array, "... H C"],
+) -> Float[Array, "... H C"]:
+    """The gradient of a chunk's log-decays, from those of the exponents of `Decays`.
+
+    It is the sum over all pairs of slots with the log-decay between them. A difference of two sums,
+    as in the forward pass, would leave a rounding error where a memory that forgot everything has a
+    gradient of 0; the gradient of a horizon multiplies this error by the gap.
+    """
+    up_to = jnp.tril(jnp.ones((between.shape[-1],) * 2, between.dtype))
+    pairs = between.at[..., -1, :].add(writes).at[..., 0].add(reads)
+    later = einsum("rj,...ri->...ji", up_to, pairs)
+    gradient = jnp.sum(jnp.tril(later, -1), axis=-1)
+    return gradient.at[..., 0].add(jnp.sum(reads, axis=-1))
 
 
 def chunk_terms(

@@ -150,8 +150,9 @@ def to_chunks(x: Array, chunk_size: int, mode: str = "constant") -> Shaped[Array
     The last is filled as `fill` does in this mode.
     """
     count = max(1, -(-x.shape[1] // chunk_size))
-    x = fill(x, -(-x.shape[1] // count) * count, mode)
-    return jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
+    size = -(-x.shape[1] // count)
+    x = fill(x, size * count, mode)
+    return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
 
 
 def runs_to_chunks(runs: Int[Array, "B T"], chunk_size: int) -> Int[Array, "N B C"]:
@@ -162,4 +163,4 @@ def runs_to_chunks(runs: Int[Array, "B T"], chunk_size: int) -> Int[Array, "N B 
 def from_chunks(x: Shaped[Array, "N B C ..."], time: int) -> Array:
     """Joins chunks into [B, T, ...] again, without what filled up the last one."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
+    return jax.lax.collapse(x, 1, 3)[:, :time]

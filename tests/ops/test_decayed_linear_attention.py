@@ -172,6 +172,18 @@ def test_any_groups_of_chunks(monkeypatch, groups, chunks, size):
 
 
 @in_all
+def test_a_horizon_learns_from_small_gaps_between_large_ones(form):
+    """Its gradient weights each log-decay's by the gap: no rounding error may stand for a zero."""
+    inputs, state = make(2, 150)
+    gap = np.random.default_rng(1).choice([0.001, 100, 900], (2, 150, 1))
+    inputs["log_decay"] = np.broadcast_to(-gap, inputs["log_decay"].shape).astype(np.float32)
+    slopes = apply_and_differentiate(form, inputs, None, state)[1][0]["log_decay"]
+    expected = expected_slopes(inputs, np.ones((2, 150), np.int32), state)[0]["log_decay"]
+    of_horizon = lambda slope: np.sum(gap * np.asarray(slope, np.float64), axis=(0, 1))  # noqa: E731
+    np.testing.assert_allclose(of_horizon(slopes), of_horizon(expected), rtol=1e-5)
+
+
+@in_all
 def test_nothing_comes_from_padding(form):
     inputs, state = make(*LAYOUT.shape)
     expected, slopes = apply_and_differentiate(form, inputs, LAYOUT, state)

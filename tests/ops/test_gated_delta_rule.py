@@ -293,6 +293,22 @@ def test_any_length(time):
         assert_all_close(apply(form, inputs, None, state), expected, 2e-6)
 
 
+def assert_a_horizon_learns_from_small_gaps(form, heads=HEADS):
+    """Its gradient weights each log-decay's by the gap: no rounding error may stand for a zero."""
+    inputs, state = make(2, 150, heads=heads)
+    gap = np.random.default_rng(1).choice([0.001, 100, 900], (2, 150, 1))
+    inputs["log_decay"] = np.broadcast_to(-gap, inputs["log_decay"].shape).astype(np.float32)
+    slopes = apply_and_differentiate(form, inputs, None, state)[1][0]["log_decay"]
+    expected = expected_of(inputs, None, state)[1][0]["log_decay"]
+    of_horizon = lambda slope: np.sum(gap * np.asarray(slope, np.float64), axis=(0, 1))  # noqa: E731
+    np.testing.assert_allclose(of_horizon(slopes), of_horizon(expected), rtol=1e-5)
+
+
+@in_all([("recurrent", 64), *IN_CHUNKS])
+def test_a_horizon_learns_from_small_gaps_between_large_ones(form):
+    assert_a_horizon_learns_from_small_gaps(form)
+
+
 @pytest.mark.optimized
 @in_all([("recurrent", 64), *IN_CHUNKS])
 @pytest.mark.parametrize("decay", ["mild", "gaps"])
@@ -440,6 +456,25 @@ def test_under_vmap_shard_map_and_remat(form):
     twice = jax.tree.map(lambda x: np.stack([x, x]), arguments)
     mapped = jax.vmap(partial(apply_and_differentiate, form))(*twice)
     assert_all_close(mapped, jax.tree.map(lambda x: np.stack([x, x]), expected), 1e-6)
+
+
+@in_all([("recurrent", 64), ("chunked", 7), ("associative", 7)])
+@pytest.mark.parametrize("shared", NAMES)
+def test_an_input_that_devices_share_has_a_gradient(form, shared):
+    """Constants, for example: a memory without decay, or with β = 1."""
+    inputs, _ = make(2, 9)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    specs = {name: spec() if name == shared else spec("data") for name in inputs}
+
+    def total(x):
+        return jnp.sum(apply(form, x)[0])
+
+    def on_devices(x):
+        return jax.grad(lambda x: jax.lax.psum(total(x), "data"))(x)
+
+    mapped = jax.shard_map(on_devices, mesh=mesh, in_specs=(specs,), out_specs=specs)
+    assert_all_close(jax.jit(mapped)(inputs), jax.grad(total)(inputs), 1e-6)
 
 
 def gradient_bytes(form, batch, time, heads, width):

@@ -358,8 +358,10 @@ def chunk_backward(
     run, carried = runs_of(runs, row, chunk, T, C, SEGMENTS)
     decay, read, write = _decays(log_kept, run, carried, C)
     # The gradient of the exponent of D is D times that of D. The log-decay of slot j is in the
-    # exponents of all pairs r >= j > i. Their sum is the sum over rows r >= j less the sum over
-    # columns i >= j, because both contain the pairs r > i >= j.
+    # exponents of all pairs r >= j > i. In float32 the kernel sums these pairs. In bfloat16 that
+    # would spill registers. There it takes the sum over rows r >= j less the sum over columns
+    # i >= j, because both contain the pairs r > i >= j. This leaves a rounding error of float32
+    # where a memory that forgot everything has a gradient of 0.
     keys = columns(k, slot, inside, K, 0, K)
     queries = columns(q, slot, inside, K, 0, K)
     gram = tl.dot(keys, tl.trans(keys), input_precision=PRECISION) * decay
@@ -370,7 +372,12 @@ def chunk_backward(
     score = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * decay
     d_between += tl.where(earlier, d_scores * score, 0.0)
     d_scores = (d_scores * decay).to(keys.dtype)
-    d_logs = tl.sum(d_between, 1) - tl.sum(d_between, 0)
+    if PRECISION == "tf32x3":
+        d_later = tl.cumsum(d_between, 0, reverse=True)
+        d_logs = tl.sum(tl.where(earlier, d_later, 0.0), 1)
+    else:
+        d_logs = tl.sum(d_between, 1) - tl.sum(d_between, 0)
+        d_logs = tl.cumsum(d_logs, 0, reverse=True)
     d_pairs = (d_gram + tl.trans(d_gram)).to(keys.dtype)
 
     d_read = tl.zeros([C], tl.float32)
@@ -416,7 +423,7 @@ def chunk_backward(
     d_strength -= read * recalled
     d_read = (d_read - strength * recalled) * read
     d_kept *= tl.sum(tl.where(index == C - 1, read, 0.0), 0)
-    d_logs = tl.cumsum(d_logs + d_read, 0, reverse=True) + d_kept
+    d_logs += tl.cumsum(d_read, 0, reverse=True) + d_kept
     # The exponent of e^(G_C - G) at slot i sums the log-decays after i, so log-decay j gets the sum
     # over slots i < j. A shift makes that sum: subtracting slot j's own term from the sum over
     # i <= j would lose small gradients, because the last slots' terms are large.

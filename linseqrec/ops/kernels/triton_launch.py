@@ -113,9 +113,10 @@ def rows_apart(x: Array) -> Callable[[Function], Function] | None:
       The wrapper. None without a mesh to tell which device has which rows, if the mesh splits rows
       by time, or if it does not divide them evenly.
     """
-    if jax.device_count() == 1 or varying_axes(x):
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.device_count() == 1 or mesh.manual_axes:
         return lambda function: function
-    axes = jax.sharding.get_abstract_mesh().shape
+    axes = mesh.shape
     if DATA not in axes or axes.get(SEQUENCE, 1) > 1 or x.shape[0] % axes[DATA]:
         return None
 
@@ -154,6 +155,16 @@ def vary_over(axes: frozenset[str], arrays: Sequence[Array]) -> tuple[Array, ...
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return tuple(map(widen, arrays))
+
+
+def vary_alike(arrays: Any) -> Any:
+    """A tree of arrays, all varying over the mesh axes over which any of them varies.
+
+    Inside `jax.shard_map`, the carry of a scan must vary like the values that the scan adds to it,
+    and the gradients of a `custom_vjp` like its arguments.
+    """
+    leaves, structure = jax.tree.flatten(arrays)
+    return jax.tree.unflatten(structure, vary_over(varying_axes(*leaves), leaves))
 
 
 def over_rows(function: Callable[..., tuple]) -> Callable[..., tuple]:

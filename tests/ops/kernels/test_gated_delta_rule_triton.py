@@ -18,6 +18,7 @@ from tests.ops.layouts import LAYOUT
 from tests.ops.test_gated_delta_rule import (
     apply,
     apply_and_differentiate,
+    assert_a_horizon_learns_from_small_gaps,
     assert_all_close,
     assert_same_in_shard_map_and_remat,
     by_loops,
@@ -94,6 +95,10 @@ def test_any_width_up_to_128(widths, dtype):
     narrow = dtype == jnp.bfloat16
     assert_all_close(actual, outputs, 5e-3 if narrow else 2e-6)
     assert_all_close(actual_slopes, slopes, 1e-2 if narrow else 1e-5)
+
+
+def test_a_horizon_learns_from_small_gaps_between_large_ones():
+    assert_a_horizon_learns_from_small_gaps(TRITON, heads=1)
 
 
 @pytest.mark.parametrize("time", [1, 2, 63, 64, 65])

@@ -103,6 +103,8 @@ def load_experiment(experiment: str | Path) -> Experiment:
         module = runpy.run_path(file)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{file}: {error} (is its folder below PYTHONPATH?)") from error
     if "get_config" not in module:
         raise ConfigError(f"{file} defines no get_config(): see experiments/quick.py")
     signature = inspect.signature(module["get_config"])

@@ -97,7 +97,10 @@ def main(_: list[str]) -> None:
     requested_users = find_users(requested_ids, user_ids) if requested_ids else None
     allowed = flag_items(allowed_ids, item_ids) if allowed_ids else None
     if _EXCLUDE.value:
-        excluded = flag_items(read_ids("exclude", _EXCLUDE.value), item_ids)
+        excluded_ids = set(read_ids("exclude", _EXCLUDE.value))
+        excluded = flag_items(list(excluded_ids), item_ids)
+        if missing := len(excluded_ids - set(item_ids)):
+            print(f"{missing} of {len(excluded_ids)} --exclude are not in the data set")
         allowed = ~excluded if allowed is None else allowed & ~excluded
     users, ends = histories_before(dataset, run.source.split, before, requested_users)
     known = experiment.data.request_time == "known"

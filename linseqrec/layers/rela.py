@@ -338,7 +338,8 @@ class NoEmptySlots(nnx.Module):
 
 def _phi(x: Float[Array, "B T D2"]) -> Float[Array, "B T D2"]:
     """φ(x) = ELU(x) + 1, as it is defined: `elu(x) + 1` cancels below 0 in bfloat16."""
-    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+    # Not `minimum`, which halves the gradient at 0.
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 def _unrotated(x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:

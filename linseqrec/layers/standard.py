@@ -209,7 +209,7 @@ def _keep_mask(key: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Array:
     # 16 random bits settle the rate to 1.5e-5 at half the cost of 32: random bits are a visible
     # share of a training step on a CPU.
     bits = jax.random.bits(key, shape, jnp.uint16)
-    return bits >= round(rate * 2**16)
+    return bits >= min(round(rate * 2**16), 2**16 - 1)
 
 
 class ItemEmbedding(nnx.Module):

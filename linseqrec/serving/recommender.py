@@ -187,6 +187,8 @@ class Recommender:
         items, timestamps = self._checked_events(*_checked_rows(history))
         self._check_lengths((items > 0).sum(axis=1))
         num_users, longest = items.shape
+        if not num_users:
+            raise ServingError("the history has no rows: give one row per user")
         # Widths are powers of 2, so that JAX compiles for few of them.
         width = min(self._chunk_length, 1 << (longest - 1).bit_length())
         padding = ((0, 0), (0, -longest % width))

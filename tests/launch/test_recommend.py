@@ -113,6 +113,7 @@ def test_lists_hold_the_items_asked_for_and_ranks_stay_those_of_the_catalogue(
         "recommend", f"--workdir={workdir}", "--all", "--top_k=30", exclude, f"--output={output}"
     )
     assert process.returncode == 0, process.stderr
+    assert f"1 of {len(asked) + 1} --exclude are not in the data set" in process.stdout
     whole, stock = frames
     in_stock = pl.col("item").is_in(asked)
     for shown, chosen in ((stock, in_stock), (pl.read_parquet(output), ~in_stock)):

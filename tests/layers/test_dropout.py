@@ -23,6 +23,12 @@ def test_dropout_zeroes_at_its_rate_and_scales_the_rest(rate):
         np.testing.assert_allclose(spread, rate * (1 - rate) / x.shape[axis], rtol=0.2)
 
 
+def test_the_highest_rates_drop_nearly_all():
+    """The rate is rounded to 16 bits, and must not be rounded to none."""
+    kept = np.count_nonzero(dropout(jnp.ones(10_000), 0.999999, KEY))
+    assert kept <= 5
+
+
 def test_drop_path_drops_segments_and_keeps_the_mean():
     segments = np.tile(np.array([1, 1, 1, 2, 2, 3, 0, 0]), (4_000, 1))
     x = jnp.ones((4_000, 8, 2))

@@ -14,7 +14,7 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError
 from linseqrec.data.source import DataConfig
 from linseqrec.layers import block, rela, standard
-from linseqrec.layers.rela import RELA, LookupRELA, NoGate
+from linseqrec.layers.rela import RELA, LookupRELA, NoGate, _phi
 from linseqrec.models import recgrela
 from linseqrec.models.base import NoState
 from linseqrec.models.recgrela import RecGRELAConfig
@@ -407,3 +407,8 @@ def test_the_state_goes_on_into_the_first_history_of_a_row_only():
     np.testing.assert_allclose(packed.hidden[0, 5:11], alone.hidden[1, :6], atol=1e-5, rtol=1e-5)
     second_alone = jax.tree.map(lambda x: x[jnp.array([1, 1, 2, 3])], alone.state)
     assert_states_equal(packed.state, second_alone)
+
+
+def test_the_features_have_the_slope_of_elu_at_zero():
+    slopes = jax.grad(lambda x: jnp.sum(_phi(x)))(jnp.array([[[-0.5, 0, 2]]]))[0, 0]
+    np.testing.assert_allclose(slopes, [np.exp(-0.5), 1, 1], rtol=1e-6)

@@ -245,6 +245,11 @@ def test_recommendations_equal_a_sort_and_ties_put_the_lower_id_first(model):
 
 
 # Shapes stand in for arrays where saved states are read.
+def test_no_user_has_no_states(recommender):
+    with pytest.raises(ServingError, match="no rows: give one row per user"):
+        recommender.start(jax.tree.map(lambda x: x[:0], histories([3])))
+
+
 @pytest.mark.usefixtures("without_type_checks")
 def test_loaded_states_equal_the_saved_ones(model, recommender, tmp_path):
     states = recommender.start(histories([30, 0, 7], seed=1))

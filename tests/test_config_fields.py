@@ -203,5 +203,7 @@ def test_differences_are_listed_by_field():
         "data.length": "data.length: 50 -> 60",
     }
     other = dataclasses.replace(EXPERIMENT, model=OddConfig())
-    assert differences(EXPERIMENT, other)["model"] == "model: 'SASRecConfig' -> 'OddConfig'"
+    # A model of the same name could be another one elsewhere.
+    line = "model: 'SASRecConfig' -> 'tests.own_configs:OddConfig'"
+    assert differences(EXPERIMENT, other)["model"] == line
     assert differences(EXPERIMENT, other)["model.heads"] == "model.heads: 2 -> '(absent)'"

@@ -98,7 +98,7 @@ def main(_: list[str]) -> None:
     allowed = flag_items(allowed_ids, item_ids) if allowed_ids else None
     if _EXCLUDE.value:
         excluded_ids = set(read_ids("exclude", _EXCLUDE.value))
-        excluded = flag_items(list(excluded_ids), item_ids)
+        excluded = flag_items(excluded_ids, item_ids)
         if missing := len(excluded_ids - set(item_ids)):
             print(f"{missing} of {len(excluded_ids)} --exclude are not in the data set")
         allowed = ~excluded if allowed is None else allowed & ~excluded

@@ -50,7 +50,7 @@ def ever_sealed(folder: Path) -> bool:
     Args:
       folder: The folder of the checkpoints.
     """
-    # A kill in `seal` can leave a file "7.partial.json".
+    # A kill in `seal` can leave a file ".7.1234.partial.json".
     return any(path.stem.isdecimal() for path in (folder / "sha256").glob("*.json"))
 
 

@@ -83,6 +83,7 @@ def test_a_program_without_a_configuration_takes_no_overrides(monkeypatch):
     ("body", "name", "message"),
     [
         ("", "", "own.py defines no get_config()"),
+        ("import mylab", "", "own.py: No module named 'mylab' (is its folder below PYTHONPATH?)"),
         ("def get_config(): return 3", "", "must return an Experiment"),
         (
             "def get_config(): return 3",

@@ -304,7 +304,7 @@ def assert_a_horizon_learns_from_small_gaps(form, heads=HEADS):
     np.testing.assert_allclose(of_horizon(slopes), of_horizon(expected), rtol=1e-5)
 
 
-@in_all([("recurrent", 64), *IN_CHUNKS])
+@in_all([("recurrent", 64), *IN_CHUNKS, ("associative", 64)])
 def test_a_horizon_learns_from_small_gaps_between_large_ones(form):
     assert_a_horizon_learns_from_small_gaps(form)
 

@@ -300,7 +300,7 @@ def test_a_run_that_was_killed_in_its_first_save_begins_anew(run, run_copy, capf
     for path in (checkpoints / "sha256").iterdir():
         path.unlink()
     # What a kill leaves that comes while the digests are written.
-    (checkpoints / "sha256" / f"{steps[0]}.partial.json").write_text('{"state')
+    (checkpoints / "sha256" / f".{steps[0]}.1.partial.json").write_text('{"state')
     with pytest.raises(CheckpointError, match="no sound checkpoint is left"):
         with Checkpoints(checkpoints) as opened:
             opened.restore_latest(run.step.initial_state())

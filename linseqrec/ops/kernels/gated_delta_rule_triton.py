@@ -19,8 +19,7 @@ from linseqrec.ops.kernels.triton_launch import (
     over_rows,
     padded,
     precision_of,
-    vary_over,
-    varying_axes,
+    vary_alike,
 )
 from linseqrec.ops.segments import keep, segment_runs
 
@@ -56,7 +55,7 @@ def gated_delta_rule(
     q, k, v = (padded(x.astype(dtype)) for x in (q, k, v))
     arguments: tuple[Array, ...] = (q, k, v, log_decay, beta, runs, state)
     # What a kernel returns depends on all that it reads.
-    arguments = vary_over(varying_axes(*arguments), arguments)
+    arguments = vary_alike(arguments)
     output, final = _rule(segment_ids is not None, *arguments)
     return output[..., :value].astype(output_dtype), final[..., :key, :value]
 

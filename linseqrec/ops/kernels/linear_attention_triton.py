@@ -21,8 +21,7 @@ from linseqrec.ops.kernels.triton_launch import (
     over_rows,
     padded,
     precision_of,
-    vary_over,
-    varying_axes,
+    vary_alike,
 )
 from linseqrec.ops.segments import keep, segment_runs
 
@@ -77,7 +76,7 @@ def linear_attention(
         padded(initial_sum.astype(jnp.float32)),
     )
     # What a kernel returns depends on all that it reads.
-    arguments = vary_over(varying_axes(*arguments), arguments)
+    arguments = vary_alike(arguments)
     output, state, total = _attention(segment_ids is not None, *arguments)
     output = output[..., :columns].astype(value.dtype)
     return output, state[..., :width, :columns], total[..., :summed]

@@ -21,8 +21,7 @@ from linseqrec.ops.kernels.triton_launch import (
     over_rows,
     padded,
     precision_of,
-    vary_over,
-    varying_axes,
+    vary_alike,
 )
 from linseqrec.ops.segments import segment_runs
 
@@ -75,7 +74,7 @@ def softmax_attention(
         highs,
     )
     # What a kernel returns depends on all that it reads.
-    arguments = vary_over(varying_axes(*arguments), arguments)
+    arguments = vary_alike(arguments)
     return _attention(Reading(behind, scale), *arguments)[..., :columns].astype(value.dtype)
 
 

@@ -14,12 +14,10 @@ results are gone, and adds the runs here.
 `--analyse` also looks into the checkpoints of tables that ask for it.
 """
 
-import os
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -159,19 +157,19 @@ def _train(runs: Sequence[StudyRun]) -> int:
         )
         for run in runs
     ]
-    timer = threading.Timer(60 * _MINUTES.value, os.kill, (os.getpid(), signal.SIGTERM))
-    # After `run_local` nothing is left to stop: a late signal would end this process alone.
-    default = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if _MINUTES.value:
-        timer.start()
+    # After `run_local` nothing is left to stop: a late alarm would end this process alone.
+    default = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 60 * _MINUTES.value)  # 0 sets none
     try:
         failures = run_local(tasks, parallel=_PARALLEL.value)
     except Interrupted as stop:
-        print(f"\n{stop}; go on with the same command:\n  {shlex.join(sys.orig_argv)}\n")
+        time_is_up = stop.signal == signal.SIGALRM
+        reason = f"the time of --minutes={_MINUTES.value:g} is up" if time_is_up else stop
+        print(f"\n{reason}; go on with the same command:\n  {shlex.join(sys.orig_argv)}\n")
         return EXIT_CODE
     finally:
-        timer.cancel()
-        signal.signal(signal.SIGTERM, default)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, default)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

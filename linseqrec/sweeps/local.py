@@ -19,7 +19,7 @@ GRACE_SECONDS, _PATIENCE_SECONDS = 45, 60.0
 # divide .9 of it.
 _MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _SHARED_MEMORY = 0.9
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 class Interrupted(Exception):
@@ -46,7 +46,8 @@ def run_local(
 
     Raises:
       SweepError: If there are fewer devices than runs at a time.
-      Interrupted: On SIGINT, SIGTERM or SIGHUP. Every run has then got SIGTERM and ended.
+      Interrupted: On SIGINT, SIGTERM, SIGHUP, or SIGALRM, by which a caller limits the time. Every
+        run has then got SIGTERM and ended.
     """
     if parallel < 1 or (devices and len(devices) < parallel):
         raise SweepError(

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import ROOT, program
 
 STUDY = """
@@ -63,6 +64,14 @@ def test_the_same_command_trains_what_is_left(studied):
     assert study(folder, "--render").returncode == 0
     (table,) = json.loads((folder / "results" / "tiny.json").read_text())["tables"]
     assert table["missing"] == {"SASRec": [1]}
+
+
+def test_the_end_of_the_minutes_is_named_with_the_command_that_goes_on(tmp_path):
+    (tmp_path / "tiny.py").write_text(STUDY.replace("SEEDS", "(0,)"))
+    done = study(tmp_path, "--minutes=0.02")
+    assert done.returncode == EXIT_CODE, done.stderr
+    assert "the time of --minutes=0.02 is up; go on with the same command:\n" in done.stdout
+    assert "SIG" not in done.stdout
 
 
 def test_a_study_goes_on_without_its_workdirs(studied):

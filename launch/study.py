@@ -219,14 +219,15 @@ def _analyse(record: dict[str, Any], runs: Sequence[StudyRun], output: Path) -> 
 
 def _write_pages(output: Path) -> None:
     records = {}
+    is_default = output.resolve() == (_ROOT / _OUTPUT.default).resolve()
     for path in sorted(output.glob("*.json")):
         if path.name.endswith(".partial.json"):
             continue  # a kill left half of a record
         record = read_record(path)
         records[record["name"]] = record
         with replacing(path.with_suffix(".md")) as partial:
-            partial.write_text(pages.to_page(record))
-    if output.resolve() == (_ROOT / "results").resolve():
+            partial.write_text(pages.to_page(record, None if is_default else output))
+    if is_default:
         cost = read_json(_ROOT / "docs" / "cost.json", dict)
         for name in _PAGES:
             page = _ROOT / name

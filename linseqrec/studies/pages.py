@@ -1,7 +1,9 @@
 """Pages and figures of studies, made of their records alone."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -33,21 +35,30 @@ _HOW = (
 )
 
 
-def to_page(record: Record) -> str:
-    """The page of a study, in Markdown."""
+def to_page(record: Record, output: Path | None = None) -> str:
+    """The page of a study, in Markdown.
+
+    Args:
+      record: Of the study.
+      output: The folder of the page; None is `results`, which `launch.study` takes by default.
+    """
     parts = [f"# {escape(record['title'])}", record["about"]]
     if record["claims"]:
         parts += ["## Claims", claims_table(record)]
     for table in record["tables"]:
         parts += _section(record, table)
+    flag = f" --output={shlex.quote(str(output))}" if output else ""
+    in_a_clone = (
+        " In a clone it trains only the runs that the record lacks; with `--output=runs/results` "
+        "it trains all runs again."
+    )
     parts += [
         "## Run it",
         "```bash\n"
         f"python -m launch.study --study=experiments/studies/{record['name']}.py \\\n"
-        "    --workdir=runs/studies\n"
+        f"    --workdir=runs/studies{flag}\n"
         "```",
-        "The same command continues a study that was stopped. In a clone it trains only the runs "
-        "that the record lacks; with `--output=runs/results` it trains all runs again.",
+        f"The same command continues a study that was stopped.{'' if output else in_a_clone}",
     ]
     return "\n\n".join(parts) + "\n"
 

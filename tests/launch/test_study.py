@@ -50,7 +50,10 @@ def test_a_study_trains_and_writes_its_record_and_page(studied):
     expected = results["test"]["SASRec"]["metrics"]["none"]["NDCG@10"]
     assert model["metrics"]["none"]["NDCG@10"]["mean"] == pytest.approx(expected)
     assert model["runs"][0]["minutes"] > 0 and table["missing"] == {}
-    assert "generated world 'quick' (synthetic data)" in (folder / "results/tiny.md").read_text()
+    page = (folder / "results" / "tiny.md").read_text()
+    assert "generated world 'quick' (synthetic data)" in page
+    assert f"--workdir=runs/studies --output={folder / 'results'}\n" in page
+    assert "In a clone" not in page
     # A table that lacks no run keeps no ranks.
     assert {path.name for path in (folder / "results").iterdir()} == {"tiny.json", "tiny.md"}
 

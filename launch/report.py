@@ -17,7 +17,9 @@ from launch.program import run_program
 from linseqrec.runs.report import METRICS, make_report, to_markdown, write_report
 
 _RUNS = flags.DEFINE_multi_string("runs", None, "A run, or a folder of runs.", required=True)
-_OUTPUT = define_folder("output", "Unset: `report` in the first folder.")
+_OUTPUT = define_folder(
+    "output", "Unset: in the first folder, `report`; with --selected, `report_selected`."
+)
 _METRICS = flags.DEFINE_list("metrics", list(METRICS), "HR, NDCG or MRR at a cut-off.")
 flags.register_validator("metrics", bool, message="name at least one metric")
 _AGAINST = flags.DEFINE_string("against", "", "Compare with this configuration (a label) only.")
@@ -31,7 +33,9 @@ def main(argv: list[str]) -> None:
     del argv
     folders = [Path(folder) for folder in _RUNS.value]
     report = make_report(folders, _METRICS.value, against=_AGAINST.value, selected=_SELECTED.value)
-    output = Path(_OUTPUT.value) if _OUTPUT.value else folders[0] / "report"
+    # The full report also has the configurations that validation does not select: it stays.
+    name = "report_selected" if _SELECTED.value else "report"
+    output = Path(_OUTPUT.value) if _OUTPUT.value else folders[0] / name
     paths = write_report(report, output, metric=_DRAWN.value)
     print(to_markdown(report))
     print("\n".join(map(str, paths)))

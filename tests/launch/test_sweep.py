@@ -87,6 +87,9 @@ def test_the_report_holds_what_finished_and_names_what_did_not(swept):
     assert "(synthetic data)" in done.stdout.splitlines()[0]
     assert f"- {folder}/split=folds: did not begin" in done.stdout
     assert "the data set has no folds" in done.stdout
+    assert program("report", f"--runs={folder}", "--selected", "--metrics=MRR@10").returncode == 0
+    assert "MRR@10" in (folder / "report_selected" / "report.csv").read_text()
+    assert "MRR@10" not in (folder / "report" / "report.csv").read_text()
     assert {path.name for path in (folder / "report").iterdir()} == {
         "report.md",
         "report.csv",

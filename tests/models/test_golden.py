@@ -1,13 +1,15 @@
 """Numbers and configurations that must not change unnoticed.
 
 `python -m tests.models.test_golden` rewrites both after a change that is meant; the difference in
-version control is the record of it.
+version control is the record of it. `python -m tests.models.test_golden sinkrec hytrec` computes
+the numbers of these models only.
 """
 
 import functools
 import json
 import pathlib
 import runpy
+import sys
 
 import jax
 import numpy as np
@@ -160,10 +162,32 @@ def test_every_record_has_its_experiment():
     assert recorded == EXPERIMENTS.keys()
 
 
-def rewrite():
-    """Writes the records anew."""
-    steps = {name: first_steps(name) for name in MODELS}
-    (GOLDEN / "configs").mkdir(parents=True, exist_ok=True)
+def test_the_numbers_of_the_named_models_alone_are_rewritten(tmp_path, monkeypatch):
+    recorded = json.loads((GOLDEN / "steps.json").read_text())
+    (tmp_path / "steps.json").write_text(json.dumps(recorded))
+    module = sys.modules[__name__]
+    monkeypatch.setattr(module, "GOLDEN", tmp_path)
+    monkeypatch.setattr(module, "first_steps", lambda name: f"those of {name}")
+    rewrite(["sinkrec"])
+    written = json.loads((tmp_path / "steps.json").read_text())
+    assert written == recorded | {"sinkrec": "those of sinkrec"}
+    assert {path.stem for path in (tmp_path / "configs").glob("*.txt")} == EXPERIMENTS.keys()
+    rewrite([])
+    written = json.loads((tmp_path / "steps.json").read_text())
+    assert written == {name: f"those of {name}" for name in MODELS}
+    with pytest.raises(SystemExit, match="no model 'sincrec'; the models are gated_deltanet, "):
+        rewrite(["sinkrec", "sincrec"])
+
+
+def rewrite(names):
+    """Writes all configurations anew, and the numbers of some models; no names: of all."""
+    for name in names:
+        if name not in MODELS:
+            sys.exit(f"error: no model {name!r}; the models are {', '.join(MODELS)}")
+    steps = json.loads((GOLDEN / "steps.json").read_text()) if names else {}
+    steps |= {name: first_steps(name) for name in names or MODELS}
+    steps = {name: steps[name] for name in MODELS if name in steps}
+    (GOLDEN / "configs").mkdir(exist_ok=True)
     (GOLDEN / "steps.json").write_text(json.dumps(steps, indent=2) + "\n")
     for old in (GOLDEN / "configs").glob("*.txt"):
         old.unlink()
@@ -173,4 +197,4 @@ def rewrite():
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    rewrite()
+    rewrite(sys.argv[1:])

@@ -71,6 +71,7 @@ class SequenceModel(nnx.Module):
 
         Raises:
           ValueError: If a state is given to a model that carries none.
+          TypeError: If `encode` returns no `Encoding`.
         """
         carries = self.carries_state
         if not carries and not (state is None or isinstance(state, NoState)):
@@ -80,6 +81,14 @@ class SequenceModel(nnx.Module):
         if state is None or not carries:
             state = self.initial_state(len(events.items))
         encoding = self.encode(events, state, dropout_key=dropout_key)
+        if not isinstance(encoding, Encoding):
+            # Under jit an array is a tracer, whose class says nothing to a user.
+            kind = "array" if isinstance(encoding, jax.Array) else type(encoding).__name__
+            raise TypeError(
+                f"{type(self).__name__}.encode must return a linseqrec.models.base.Encoding, and "
+                f"returned this type: {kind}; write `return Encoding(hidden, state=state)`, with "
+                "hidden states [B, T, D]"
+            )
         return encoding if carries else dataclasses.replace(encoding, state=NoState())
 
     def encode(self, events: Events, state: Any, *, dropout_key: PRNGKeyArray | None) -> Encoding:

@@ -92,6 +92,19 @@ def test_a_model_without_a_state_says_so(name):
         model(EVENTS, jnp.zeros(2))
 
 
+@pytest.mark.parametrize(
+    ("read", "kind"), [(lambda items: items * 1.0, "array"), (lambda items: (items, None), "tuple")]
+)
+def test_a_model_that_returns_no_encoding_is_named(read, kind):
+    class Bare(SequenceModel):
+        def encode(self, events, state, *, dropout_key):
+            return read(events.items)
+
+    message = rf"^Bare\.encode must return a \S+\.Encoding, and returned this type: {kind};"
+    with pytest.raises(TypeError, match=message):
+        jax.jit(lambda events: Bare()(events).hidden)(EVENTS)
+
+
 @pytest.mark.parametrize("name", ["gated deltanet", "recgrela", "hytrec", "sinkrec", "sasrec"])
 def test_a_model_computes_in_bfloat16_on_an_accelerator_unless_told_otherwise(monkeypatch, name):
     """Parameters stay float32; on a CPU, or by "float32", all of the program is float32."""

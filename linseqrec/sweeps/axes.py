@@ -49,8 +49,15 @@ def read_axes(
         field, values = assignment(text, names)
         return field, [parse(value, field, experiment) for value in _COMMA.split(values)]
 
-    if bool(ranges) != bool(draws):
-        raise SweepError("random search needs both how many draws and at least one range")
+    if ranges and not draws:
+        raise SweepError(
+            f"--range {ranges[0]} without --random: say how many times to draw, as --random=8"
+        )
+    if draws and not ranges:
+        raise SweepError(
+            f"--random={draws} without --range: say what to draw, as "
+            "--range learning_rate=log:1e-4:1e-2"
+        )
     axes = [algebra.grid(*read(text)) for text in grids]
     if zips:
         axes.append(algebra.zipped(_once([read(text) for text in zips])))
@@ -66,7 +73,10 @@ def read_axes(
                 )
         axes.append(algebra.draws(within, draws, seed))
     if not axes:
-        raise SweepError("nothing is swept: give a grid, a zip, or random draws")
+        raise SweepError(
+            "nothing is swept: give --grid FIELD=VALUE,VALUE, --zip FIELD=VALUE,VALUE, or "
+            "--random=N with --range FIELD=log:LOW:HIGH"
+        )
     product = algebra.product(axes)
     for field in fixed:
         if field in product[0]:

@@ -195,11 +195,15 @@ def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None
     good = int(state.step)
     users = run.source.dataset.user_ids()[run.batches.users(good)]
     sound = checkpoints.sound_steps()
+    optimizer = run.experiment.optimizer
+    other = f"raise optimizer.warmup_steps (it is {optimizer.warmup_steps})"
+    if not optimizer.clip_norm:
+        other = "set optimizer.clip_norm, for instance to 1.0"
     raise NonFiniteError(
         f"the loss, gradient or update of step {good + 1} is not finite; the step was not applied, "
         f"and the last good checkpoint is {sound[-1] if sound else 'none'}. Its batch holds users "
         f"{first_ten(users)}. "
-        "Lower optimizer.learning_rate, or set optimizer.clip_norm."
+        f"Lower optimizer.learning_rate (it is {optimizer.learning_rate:g}), or {other}."
     )
 
 

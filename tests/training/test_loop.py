@@ -13,7 +13,7 @@ from linseqrec.data.source import Source
 from linseqrec.data.splits import SplitError, from_folds
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import evaluate_baselines, write_results
-from linseqrec.training import workdir
+from linseqrec.training import loop, workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints, Progress
 from linseqrec.training.loop import NonFiniteError, Schedule, train
 from linseqrec.training.preemption import Preempted, Preemption
@@ -213,6 +213,19 @@ def test_non_finite_loss_stops_the_run_with_its_step(
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         state, _ = checkpoints.restore_latest(run.step.initial_state())
     assert int(state.step) == last_good and not state.halted
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "advice"),
+    [
+        (0.0, "set optimizer.clip_norm, for instance to 1.0"),
+        (0.5, r"raise optimizer.warmup_steps \(it is 3\)"),
+    ],
+)
+def test_a_run_that_clips_is_not_told_to_clip(experiment, make_run, clip_norm, advice):
+    run = make_run(experiment, optimizer={"clip_norm": clip_norm, "warmup_steps": 3})
+    with pytest.raises(NonFiniteError, match=rf"\(it is 0.001\), or {advice}\.$"):
+        loop._check_finite(run, Mock(halted=True, step=0), Mock(sound_steps=lambda: [4]))
 
 
 def test_a_workdir_belongs_to_one_configuration_and_one_log(experiment, make_run, tmp_path):

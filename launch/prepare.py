@@ -38,6 +38,7 @@ _COLUMNS = flags.DEFINE_list(
     [],
     "Column of each role: user=..,item=..,timestamp=..,rating=..,behaviour=..,fold=... A column "
     "is a name, or a position from 0 in a file without header.",
+    allow_overwrite=False,
 )
 _TIME_UNIT = flags.DEFINE_enum(
     "time_unit",
@@ -61,7 +62,10 @@ _TIME_RANGE = flags.DEFINE_list(
 )
 _MIN_RATING = flags.DEFINE_float("min_rating", None, "Keep events with at least this rating.")
 _BEHAVIOURS = flags.DEFINE_list(
-    "behaviours", [], "Keep events with one of these behaviours, such as buy,cart."
+    "behaviours",
+    [],
+    "Keep events with one of these behaviours, such as buy,cart.",
+    allow_overwrite=False,
 )
 _USER_CORE = flags.DEFINE_integer(
     "user_core",
@@ -106,6 +110,13 @@ def _columns() -> dict[str, str | int]:
             f"--columns={','.join(_COLUMNS.value)} must be role=column pairs: type "
             "--columns=user=..,item=..,timestamp=.."
         )
+    roles = [role for role, _, _ in pairs]
+    for role in roles:
+        if roles.count(role) > 1:
+            raise app.UsageError(
+                f"--columns={','.join(_COLUMNS.value)} names two columns for the {role}: give each "
+                f"role one column, {role}=COLUMN"
+            )
     return {role: int(column) if column.isdecimal() else column for role, _, column in pairs}
 
 

@@ -201,4 +201,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         message = " ".join(str(error).split())
         # What absl says of a flag that is missing, and the values that it puts before our words.
         message = re.sub(r"^flag --(\w+)=None: Flag --\1 must have .*", r"give --\1", message)
+        # What absl says of a list that is given a second time (allow_overwrite=False).
+        message = re.sub(
+            r"^flag --(\w+)=(.*): already defined as .*",
+            r"--\1 is given twice, the second time as \2: give it once, with commas between values",
+            message,
+        )
         sys.exit("error: " + re.sub(r"^flags (\w+=\S* ?)+: ", "", message))

@@ -77,6 +77,18 @@ def test_the_separator_may_be_named_and_events_without_ids_dropped(tmp_path):
     [
         ([], "no column for the user among who, what"),
         (["--columns=user"], "--columns=user must be role=column pairs: type --columns=user=.."),
+        (
+            ["--columns=user=who", "--columns=item=what,timestamp=when"],
+            "--columns is given twice, the second time as item=what,timestamp=when: give it once",
+        ),
+        (
+            ["--behaviours=buy", "--behaviours=cart"],
+            "--behaviours is given twice, the second time as cart: give it once, with commas",
+        ),
+        (
+            ["--columns=user=who,item=what,user=part"],
+            "--columns=user=who,item=what,user=part names two columns for the user: give each",
+        ),
         (["--time_range=1"], "--time_range=1 must be two numbers in seconds: type --time_range="),
         (["--time_range=2,1"], "--time_range=2,1: FIRST must be smaller than END"),
         (["--format=excel"], "should be one of"),
@@ -98,6 +110,9 @@ def test_the_separator_may_be_named_and_events_without_ids_dropped(tmp_path):
     ids=[
         "no user column",
         "column without role",
+        "columns twice",
+        "behaviours twice",
+        "role twice",
         "one time",
         "decreasing times",
         "unknown format",

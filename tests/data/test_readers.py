@@ -305,6 +305,17 @@ REFUSED = {
         {"columns": {"user": "u"}},
         "user='u' names a column, but the file has no header: name the user by position",
     ),
+    "names and positions": (
+        "user_id,item,ts\n1,2,3\n",
+        {"columns": {"user": "user_id", "item": 1}},
+        "--columns=user=user_id,item=1 mixes names and positions. If line 1 names the columns, "
+        "type names only: --columns=user=NAME,item=NAME,... If it is an event, type positions only",
+    ),
+    "names and positions of MovieLens": (
+        "1::2::3::4\n",
+        {"columns": {"user": "u", "item": 1}, "format": "movielens-dat"},
+        "--columns=user=u,item=1 mixes names and positions",
+    ),
     "position too large": (
         "a,b,1\n",
         {"columns": {"user": 0, "item": 1, "timestamp": 5}},

@@ -73,7 +73,9 @@ def choose_format(
         log_format = FORMATS[name]
     else:
         log_format = _detect(head, columns, headerless)
-    if log_format.kind == "text" and log_format.name in ("csv", "tsv") and headerless:
+    if log_format.kind == "text" and headerless:
+        _check_all_positions(head, columns)
+    if log_format.name in ("csv", "tsv") and headerless:
         fields = split_fields(head.lines[0], log_format)
         _check_no_header(head, fields)
         return dataclasses.replace(log_format, num_fields=len(fields))
@@ -82,6 +84,18 @@ def choose_format(
         if "\t" in head.lines[0]:
             return dataclasses.replace(log_format, separator="\t")
     return log_format
+
+
+def _check_all_positions(head: Head, columns: Mapping[str, str | int]) -> None:
+    """Refuses columns of which some are names and some are positions."""
+    if any(isinstance(column, str) for column in columns.values()):
+        given = ",".join(f"{role}={column}" for role, column in columns.items())
+        raise LogError(
+            str(head.path),
+            f"--columns={given} mixes names and positions. If line 1 names the columns, type names "
+            "only: --columns=user=NAME,item=NAME,... If it is an event, type positions only: "
+            "--columns=user=0,item=1,...",
+        )
 
 
 def _check_no_header(head: Head, fields: list[str]) -> None:

@@ -74,7 +74,7 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
         raise log.error(
             zero,
             "the time is 0, the year 1970, beside times after 1990: it may stand for a missing "
-            f"time. Drop the event, or set time_unit={unit} to keep it.",
+            f"time. Drop the event, or set --time_unit={unit} to keep it.",
         )
     return unit
 
@@ -110,7 +110,7 @@ def _wrong_value(log: Log, row: int, reason: str) -> LogError:
         return log.error(
             row,
             f"the time {_show(value)} is negative, or before 1970. To drop such events, set "
-            "time_range=0,END.",
+            "--time_range=0,END.",
         )
     why = times.describe_unread(str(value), log.time_unit)
     return log.error(row, f"the time {_show(value)} {why}")
@@ -135,7 +135,7 @@ def _refuse_look_alikes(
         raise log.error(
             row,
             f"the time {value} {times.describe_implausible(value)} If the times count seconds, set "
-            "time_unit=s.",
+            "--time_unit=s.",
         )
 
 
@@ -187,9 +187,9 @@ def _choose_unit(log: Log, first_rows: dict[str, int]) -> str:
 def _other_unit(log: Log, row: int, unit: str) -> LogError:
     return log.error(
         row,
-        f"the time {_show(log.written_time(row))} reads as {times.UNIT_NAMES[unit]}, but time_unit "
-        f"is {log.time_unit} ({times.UNIT_NAMES[str(log.time_unit)]}). Set time_unit={unit} if all "
-        "times have this unit.",
+        f"the time {_show(log.written_time(row))} reads as {times.UNIT_NAMES[unit]}, but the "
+        f"time unit is {log.time_unit} ({times.UNIT_NAMES[str(log.time_unit)]}). Set "
+        f"--time_unit={unit} if all times have this unit.",
     )
 
 
@@ -225,7 +225,7 @@ def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
         raise log.error(
             row,
             f"the {role} id is missing. {count:,} of {total:,} events have no user or no item id. "
-            "To drop them, set drop_missing.",
+            "To drop them, set --drop_missing.",
         )
     if ids.str.contains(r"^[\[{]").any():
         log.check_nested(role)
@@ -266,5 +266,5 @@ def check_span(log: Log, frame: nw.LazyFrame[Any], unit: str) -> None:
             row,
             f"the times span {last - first:.0f} s, from {first:.0f} to {last:.0f}; at most "
             "2147483647 s (int32, 68 years) fit. To drop the other events, set "
-            "time_range=FIRST,END.",
+            "--time_range=FIRST,END.",
         )

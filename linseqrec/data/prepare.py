@@ -237,24 +237,24 @@ def _check_choices(log: Log, choices: _Choices) -> None:
     if choices.min_rating is not None and "rating" not in log.columns:
         raise log.error(
             None,
-            f"min_rating={choices.min_rating:g} needs a rating column. Name it: "
+            f"--min_rating={choices.min_rating:g} needs a rating column. Name it: "
             "--columns=rating=COLUMN.",
         )
     if choices.behaviours and "behaviour" not in log.columns:
         raise log.error(
             None,
-            f"behaviours={','.join(choices.behaviours)} needs a column of behaviours. Name it: "
+            f"--behaviours={','.join(choices.behaviours)} needs a column of behaviours. Name it: "
             "--columns=behaviour=COLUMN.",
         )
     if log.time_unit == "order" and (choices.time_range or choices.duplicates != "keep"):
         raise log.error(
-            None, "the log has no times, which time_range and duplicates need. Leave both out."
+            None, "the log has no times, which --time_range and --duplicates need. Leave both out."
         )
     if log.time_unit == "order" and choices.tied_order != "log":
         raise log.error(
             None,
-            f"the log has no times, so no events are tied: leave tied_order={choices.tied_order} "
-            "out.",
+            "the log has no times, so no events are tied: leave "
+            f"--tied_order={choices.tied_order} out.",
         )
     if log.time_unit is None and choices.time_range:
         raise log.error(
@@ -353,8 +353,8 @@ def _without_duplicates(log: Log, frame: nw.LazyFrame[Any], policy: str) -> nw.L
     if row is not None:
         raise log.error(
             row,
-            "an earlier event has the same user, item and time, and duplicates is error. To keep "
-            "one of them, set duplicates=first or last.",
+            "an earlier event has the same user, item and time, and --duplicates is error. To "
+            "keep one of them, set --duplicates=first or last.",
         )
     return frame
 

@@ -194,7 +194,7 @@ def test_the_timestamps_of_a_log_without_times_are_positions(tmp_path):
     assert dataset.card["time"]["order_only"]
     assert "order only" in dataset.card["reader"]["times"]
     assert dataset.card["repeats"]["events"] == 1
-    with pytest.raises(LogError, match="no events are tied: leave tied_order=random out"):
+    with pytest.raises(LogError, match="no events are tied: leave --tied_order=random out"):
         prepare(path, tmp_path / "other", tied_order="random")
     for arguments in ({"duplicates": "first"}, {"time_range": (0, 9)}):
         with pytest.raises(LogError, match="the log has no times, .*Leave both out"):
@@ -279,7 +279,7 @@ def test_first_and_last_keep_different_duplicates(tmp_path):
     for policy, items, folds in (("first", [1, 2], [0, 0]), ("last", [2, 1], [0, 2])):
         dataset = prepare(frame, tmp_path / policy, columns={"fold": "part"}, duplicates=policy)
         assert (dataset.items.tolist(), dataset.folds.tolist()) == (items, folds)
-    message = "row 2: an earlier event has the same user, item and time, and duplicates is error"
+    message = "row 2: an earlier event has the same user, item and time, and --duplicates is error"
     with pytest.raises(LogError, match=message):
         prepare(frame, tmp_path / "error", duplicates="error")
 
@@ -405,8 +405,8 @@ BAD_LOGS = {
         "u.data",
         "1\t2\t3\t4\n1\t2\t3\t-4\n",
         {},
-        "line 2: the time -4 is negative, or before 1970. To drop such events, set time_range=0,"
-        "END",
+        "line 2: the time -4 is negative, or before 1970. To drop such events, set --time_range="
+        "0,END",
     ),
     "no ISO time": (
         "a.txt",
@@ -432,8 +432,8 @@ BAD_LOGS = {
         "ratings.csv",
         f"userId,movieId,rating,timestamp\n1,2,3,{NOW}000\n",
         {},
-        f"line 2: the time {NOW}000 reads as milliseconds, but time_unit is s (seconds). Set "
-        "time_unit=ms",
+        f"line 2: the time {NOW}000 reads as milliseconds, but the time unit is s (seconds). "
+        "Set --time_unit=ms",
     ),
     "beyond int32": (
         "a.csv",
@@ -447,7 +447,7 @@ BAD_LOGS = {
         GOOD + "u,NULL,5\n",
         {},
         "line 4: the item id is missing. 1 of 3 events have no user or no item id. To drop them, "
-        "set drop_missing. The line: 'u,NULL,5'",
+        "set --drop_missing. The line: 'u,NULL,5'",
     ),
     "empty quotes": ("a.csv", GOOD + 'u,"",5\n', {}, "line 4: the item id is missing"),
     "json null": (
@@ -673,7 +673,7 @@ BAD_LOGS = {
         GOOD + ",i,3\nu,,4\n,NULL,5\n",
         {},
         "line 4: the user id is missing. 3 of 5 events have no user or no item id. To drop them, "
-        "set drop_missing.",
+        "set --drop_missing.",
     ),
     "no event with ids": (
         "a.csv",

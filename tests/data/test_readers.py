@@ -293,7 +293,7 @@ REFUSED = {
     "unknown role": (
         "user,item,ts\n1,2,3\n",
         {"columns": {"who": "user"}},
-        "unknown roles ['who']; known: user, item",
+        "--columns names the unknown roles ['who']; known: user, item",
     ),
     "unknown time unit": (
         "user,item,ts\n1,2,3\n",
@@ -303,7 +303,7 @@ REFUSED = {
     "name without header": (
         "1::2::3::4\n",
         {"columns": {"user": "u"}},
-        "user='u' names a column, but the file has no header: name the user by position",
+        "--columns=user=u names a column, but the file has no header: name the user by position",
     ),
     "names and positions": (
         "user_id,item,ts\n1,2,3\n",
@@ -319,32 +319,32 @@ REFUSED = {
     "position too large": (
         "a,b,1\n",
         {"columns": {"user": 0, "item": 1, "timestamp": 5}},
-        "timestamp=5, but a line has 3 fields: the position must be from 0 to 2",
+        "--columns=timestamp=5, but a line has 3 fields: the position must be from 0 to 2",
     ),
     "no position": (
         "a,b,1\n",
         {"columns": {"user": 0, "item": 1}},
-        "names no position for the timestamp. Add timestamp=POSITION, from 0 to 2",
+        "--columns names no position for the timestamp. Add timestamp=POSITION, from 0 to 2",
     ),
     "text as Parquet": (
         "a,b,1\n",
         {"format": "parquet"},
-        "format='parquet', but the file is text. Leave the format out",
+        "--format=parquet, but the file is text. Leave --format out",
     ),
     "two separators": (
         "user,item,ts\n1,2,3\n",
         {"separator": ",;"},
-        "separator=',;' must be one ASCII character, or one that is repeated, such as ::",
+        "--separator=',;' must be one ASCII character, or one that is repeated, such as ::",
     ),
     "separator of another alphabet": (
         "user¦item¦ts\n1¦2¦3\n",
         {"separator": "¦"},
-        "separator='¦' must be one ASCII character",
+        "--separator='¦' must be one ASCII character",
     ),
     "separator for MovieLens": (
         "1::2::3::4\n",
         {"separator": "::", "format": "movielens-dat"},
-        "separator='::' is for CSV files, but the format is movielens-dat. Leave the separator out",
+        "--separator='::' is for CSV files, but the format is movielens-dat. Leave --separator out",
     ),
     "unknown separator": (
         "user~item~ts\n1~2~3\n",

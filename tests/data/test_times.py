@@ -244,13 +244,13 @@ TEXTS = {
         ["2024-01-31"],
         {"time_unit": "ms"},
         "line 2: the time '2024-01-31' is ISO 8601 text, but the log's times are numbers. Write "
-        "all times in one form, or set time_unit=iso",
+        "all times in one form, or set --time_unit=iso",
     ),
     "microseconds for milliseconds": (
         ["1700000000000000"],
         {"time_unit": "ms"},
-        "line 2: the time 1700000000000000 reads as microseconds, but time_unit is ms "
-        "(milliseconds). Set time_unit=us",
+        "line 2: the time 1700000000000000 reads as microseconds, but the time unit is ms "
+        "(milliseconds). Set --time_unit=us",
     ),
     "missing": (["2024-01-31", ""], {}, "line 3: the time is missing."),
 }
@@ -269,7 +269,7 @@ def test_text_that_is_no_time_is_refused_with_the_forms(tmp_path, case):
 def test_the_unit_of_a_format_is_checked_against_the_times(tmp_path):
     """Seconds in a format of milliseconds would otherwise be read as days of January 1970."""
     (tmp_path / "a.csv").write_text("user_id,video_id,time_ms\n0,1,1649400000\n")
-    message = "the time 1649400000 reads as seconds, but time_unit is ms .*Set time_unit=s"
+    message = "the time 1649400000 reads as seconds, but the time unit is ms .*Set --time_unit=s"
     with pytest.raises(LogError, match=message):
         prepare(tmp_path / "a.csv", tmp_path / "set")
     dataset = prepare(tmp_path / "a.csv", tmp_path / "set", time_unit="s")

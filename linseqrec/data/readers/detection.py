@@ -61,7 +61,7 @@ def choose_format(
             content = "Parquet" if head.parquet else "text"
             raise LogError(
                 str(head.path),
-                f"format={name!r}, but the file is {content}. Leave the format out to detect it.",
+                f"--format={name}, but the file is {content}. Leave --format out to detect it.",
             )
         return FORMATS["parquet"]
     headerless = any(isinstance(column, int) for column in columns.values())
@@ -118,13 +118,13 @@ def _check_separator(head: Head, name: str | None, separator: str) -> None:
     if head.parquet or name not in (None, "csv", "tsv"):
         raise LogError(
             str(head.path),
-            f"separator={separator!r} is for CSV files, but the format is {name or 'parquet'}. "
-            "Leave the separator out.",
+            f"--separator={separator!r} is for CSV files, but the format is {name or 'parquet'}. "
+            "Leave --separator out.",
         )
     if not separator.isascii() or len(set(separator)) != 1 or separator[0] in '"\r\n\0':
         raise LogError(
             str(head.path),
-            f"separator={separator!r} must be one ASCII character, or one that is repeated, such "
+            f"--separator={separator!r} must be one ASCII character, or one that is repeated, such "
             "as ::, and no quote or line end. Replace the separator in the file.",
         )
 

@@ -163,7 +163,7 @@ def _find_positions(
         if role not in requested and not (role == "timestamp" and unit == "order"):
             raise LogError(
                 where,
-                f"columns names no position for the {role}. Add {role}=POSITION, from 0 to "
+                f"--columns names no position for the {role}. Add {role}=POSITION, from 0 to "
                 f"{num_fields - 1}.",
             )
     positions: dict[str, int] = {}
@@ -171,14 +171,14 @@ def _find_positions(
         if not isinstance(position, int):
             raise LogError(
                 where,
-                f"{role}={position!r} names a column, but the file has no header: name the {role} "
-                f"by position, from 0 to {num_fields - 1}.",
+                f"--columns={role}={position} names a column, but the file has no header: name the "
+                f"{role} by position, from 0 to {num_fields - 1}.",
             )
         if not 0 <= position < num_fields:
             raise LogError(
                 where,
-                f"{role}={position}, but a line has {num_fields} fields: the position must be from "
-                f"0 to {num_fields - 1}.",
+                f"--columns={role}={position}, but a line has {num_fields} fields: the position "
+                f"must be from 0 to {num_fields - 1}.",
                 line=1,
             )
         if not (role == "timestamp" and unit == "order"):

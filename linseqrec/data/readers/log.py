@@ -122,7 +122,8 @@ def check_arguments(where: str, columns: Mapping[str, str | int], time_unit: str
     unknown = set(columns) - set(ROLES)
     if unknown:
         raise LogError(
-            where, f"columns names the unknown roles {sorted(unknown)}; known: {', '.join(ROLES)}."
+            where,
+            f"--columns names the unknown roles {sorted(unknown)}; known: {', '.join(ROLES)}.",
         )
     if time_unit is not None and time_unit not in TIME_UNITS:
         raise LogError(
@@ -165,7 +166,7 @@ def find_columns(
             columns[role] = column
         elif role in REQUIRED or role in from_caller:
             missing = f"{requested[role]!r} " if role in requested else ""
-            hint = "; or set time_unit=order for a log without times" if role == "timestamp" else ""
+            hint = "; or set --time_unit=order if there are no times" if role == "timestamp" else ""
             raise LogError(
                 where,
                 f"no column {missing}for the {role} among {', '.join(names)}. Name it: "

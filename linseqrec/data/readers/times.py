@@ -247,8 +247,8 @@ def describe_implausible(text: str) -> str:
             return f"looks like {name}"
     return (
         "is not between 1990 and 2099 in seconds, milliseconds, microseconds or nanoseconds since "
-        "1970. To drop such events, set time_range=FIRST,END. If the times count from another "
-        "zero, set time_unit."
+        "1970. To drop such events, set --time_range=FIRST,END. If the times count from another "
+        "zero, set --time_unit."
     )
 
 
@@ -283,6 +283,6 @@ def describe_unread(text: str, unit: str | None) -> str:
     if unit != "iso" and re.fullmatch(ISO, text):
         return (
             "is ISO 8601 text, but the log's times are numbers. Write all times in one form, or "
-            "set time_unit=iso if all are ISO 8601."
+            "set --time_unit=iso if all are ISO 8601."
         )
     return f"cannot be read. {FORMS}."

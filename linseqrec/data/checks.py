@@ -1,7 +1,7 @@
 """Checks that a log must pass before it becomes a data set."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import narwhals as nw
 import numpy as np
@@ -16,6 +16,9 @@ FOLDS = {"train": 0, "validation": 1, "test": 2}
 
 # Common spellings of "missing". As ids, they would merge all such events into one user or item.
 NULL_IDS = ("", "nan", "NaN", "NAN", "null", "NULL", "Null", "None", "none", "<NA>", "\\N")
+
+
+_Kind: TypeAlias = times.Range | times.LookAlike
 
 
 def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
@@ -47,7 +50,7 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
     if rated:
         rating = nw.col("rating")
         checks["the rating is missing or not a number."] = rating.is_null() | ~rating.is_finite()
-    kinds: tuple[times.Range | times.LookAlike, ...] = ()
+    kinds: tuple[_Kind, ...] = ()
     if log.time_unit not in ("order", "iso"):
         kinds = times.RANGES if log.unit_named else (*times.RANGES, *times.LOOK_ALIKES)
     predicates = [*checks.values(), *(kind.contains(time) for kind in kinds)]
@@ -62,13 +65,7 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
         raise _wrong_value(log, wrong_rows[reason], reason)
     if log.time_unit in ("order", "iso"):
         return log.time_unit
-    found_kinds = dict(zip(kinds, found[len(checks) : -1], strict=True))
-    _refuse_look_alikes(log, found_kinds)
-    first_rows = {
-        kind.name: row
-        for kind, (row, _) in found_kinds.items()
-        if isinstance(kind, times.Range) and row is not None
-    }
+    first_rows = _first_rows(log, dict(zip(kinds, found[len(checks) : -1], strict=True)))
     unit, (zero, _) = _choose_unit(log, first_rows), found[-1]
     if zero is not None and unit in first_rows and not log.unit_named:
         raise log.error(
@@ -77,6 +74,27 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
             f"time. Drop the event, or set --time_unit={unit} to keep it.",
         )
     return unit
+
+
+def detect_unit(log: Log) -> str:
+    """The time unit of a log of numbers, of which a time range may drop the wrong ones.
+
+    Raises:
+      LogError: The times have several units, or look like something else than times.
+    """
+    kinds: tuple[_Kind, ...] = (*times.RANGES, *times.LOOK_ALIKES)
+    found = _find(log.frame, [kind.contains(nw.col("timestamp")) for kind in kinds])
+    first_rows = _first_rows(log, dict(zip(kinds, found, strict=True)))
+    plausible = {name: row for name, row in first_rows.items() if name in times.UNIT_NAMES}
+    if len(plausible) > 1:
+        unit, other = sorted(plausible, key=plausible.__getitem__)[:2]
+        raise log.error(
+            plausible[other],
+            f"this time reads as {times.UNIT_NAMES[other]}, but the first time of the log reads as "
+            f"{times.UNIT_NAMES[unit]}, so that --time_range needs the unit. Write all times in "
+            f"one unit, or set --time_unit={unit} to read all of them as {times.UNIT_NAMES[unit]}.",
+        )
+    return _choose_unit(log, plausible or first_rows)
 
 
 def _find(frame: nw.LazyFrame[Any], predicates: list[nw.Expr]) -> list[tuple[int | None, int]]:
@@ -123,10 +141,16 @@ def _show(value: Any) -> str:
     return f"{value:.17g}" if isinstance(value, float) else str(value)
 
 
-def _refuse_look_alikes(
-    log: Log, found: Mapping[times.Range | times.LookAlike, tuple[int | None, int]]
-) -> None:
-    """Raises `LogError` if most times of the log look like numbers that are no times."""
+def _first_rows(log: Log, found: Mapping[_Kind, tuple[int | None, int]]) -> dict[str, int]:
+    """The first row in each range of times that the log has, by the name of the range.
+
+    Args:
+      log: The log.
+      found: The first row of each kind of number, or None, and the number of such rows.
+
+    Raises:
+      LogError: Most times of the log look like numbers that are no times.
+    """
     num_times = sum(count for kind, (_, count) in found.items() if isinstance(kind, times.Range))
     for kind, (row, count) in found.items():
         if isinstance(kind, times.Range) or row is None or count < kind.share * num_times:
@@ -137,6 +161,11 @@ def _refuse_look_alikes(
             f"the time {value} {times.describe_implausible(value)} If the times count seconds, set "
             "--time_unit=s.",
         )
+    return {
+        kind.name: row
+        for kind, (row, _) in found.items()
+        if isinstance(kind, times.Range) and row is not None
+    }
 
 
 def _choose_unit(log: Log, first_rows: dict[str, int]) -> str:

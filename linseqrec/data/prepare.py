@@ -163,6 +163,8 @@ def _make_dataset(log: Log, choices: _Choices) -> tuple[Dataset, pl.Series, pl.S
         read = _count_present(log)
         missing = checks.is_missing("user") | checks.is_missing("item")
         log = dataclasses.replace(log, frame=log.frame.filter(~missing))
+    if choices.time_range is not None and log.time_unit is None:
+        log = dataclasses.replace(log, time_unit=checks.detect_unit(log))
     in_range = _in_time_range(log, choices.time_range)
     rated = choices.min_rating is not None
     unit = checks.check_values(
@@ -255,12 +257,6 @@ def _check_choices(log: Log, choices: _Choices) -> None:
             None,
             "the log has no times, so no events are tied: leave "
             f"--tied_order={choices.tied_order} out.",
-        )
-    if log.time_unit is None and choices.time_range:
-        raise log.error(
-            None,
-            f"time_range={choices.time_range} needs the unit of the log's times. Set time_unit=s, "
-            "ms or us.",
         )
 
 

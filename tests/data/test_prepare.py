@@ -617,11 +617,18 @@ BAD_LOGS = {
         {"time_range": (5, 9), "time_unit": "s"},
         "no events are left of 2 after the filter [5 <= time < 9]",
     ),
-    "time range without unit": (
+    "time range of two units": (
         "a.csv",
-        GOOD,
-        {"time_range": (5, 9)},
-        "time_range=(5, 9) needs the unit of the log's times. Set time_unit=s",
+        f"user,item,timestamp\nu,i,{NOW}\nv,j,{NOW}000\n",
+        {"time_range": (0, NOW + 1)},
+        "line 3: this time reads as milliseconds, but the first time of the log reads as seconds, "
+        "so that --time_range needs the unit. Write all times in one unit, or set --time_unit=s to",
+    ),
+    "time range of calendar dates": (
+        "a.csv",
+        "user,item,timestamp\nu,i,20240131\nv,j,20240201\n",
+        {"time_range": (0, NOW)},
+        "line 2: the time 20240131 looks like the calendar date 2024-01-31",
     ),
     "no such file": (None, "", {}, "no such file"),
     "gzip padded with zeros": (
@@ -855,6 +862,20 @@ def test_events_outside_the_time_range_need_no_valid_time(tmp_path):
         path.write_text(f"1,2,3,pv,1511544070\n1,2,3,pv,{wrong}\n")
         with pytest.raises(LogError, match="line 2: the time "):
             prepare(path, tmp_path / "wrong", format="taobao", time_range=time_range)
+
+
+def test_a_time_range_needs_no_unit_that_can_be_detected(tmp_path):
+    """Wrong times outside of the range do not decide the unit."""
+    for name, times, time_range, kept in (
+        ("seconds", (-5, NOW, NOW + 9, 9 * 10**9), (NOW, NOW + 5), NOW),
+        ("milliseconds", (0, 1000 * NOW, 1000 * NOW + 9000, -5), (NOW, NOW + 5), NOW),
+        ("from another zero", (7, 3, -1), (0, 5), 3),
+    ):
+        (tmp_path / name).write_text(
+            "\n".join(["user,item,time", *(f"u,i,{time}" for time in times), ""])
+        )
+        dataset = prepare(tmp_path / name, tmp_path / f"set of {name}", time_range=time_range)
+        assert histories(dataset) == {"u": [("i", kept)]}
 
 
 def test_an_existing_folder_is_refused_before_the_log_is_read(tmp_path):

@@ -55,7 +55,10 @@ _SEPARATOR = flags.DEFINE_string(
     "Unset: a comma, tab, semicolon or pipe, as the first line has it.",
 )
 _DROP_MISSING = flags.DEFINE_bool(
-    "drop_missing", False, "Drop events without a user id or without an item id."
+    "drop_missing",
+    False,
+    "Drop events without a user id, an item id or a time; with --min_rating, also events without a "
+    "rating.",
 )
 _TIME_RANGE = flags.DEFINE_list(
     "time_range", [], "FIRST,END: keep events with FIRST <= time < END, in seconds."

@@ -9,13 +9,11 @@ import polars as pl
 
 from linseqrec.data import filters
 from linseqrec.data.readers import Log, times
-from linseqrec.data.readers.formats import TIME_UNITS
+from linseqrec.data.readers.formats import MISSING, TIME_UNITS
+from linseqrec.data.readers.log import WRITTEN
 from linseqrec.errors import LogError
 
 FOLDS = {"train": 0, "validation": 1, "test": 2}
-
-# Common spellings of "missing". As ids, they would merge all such events into one user or item.
-NULL_IDS = ("", "nan", "NaN", "NAN", "null", "NULL", "Null", "None", "none", "<NA>", "\\N")
 
 
 _Kind: TypeAlias = times.Range | times.LookAlike
@@ -40,16 +38,15 @@ def check_values(log: Log, frame: nw.LazyFrame[Any], *, rated: bool) -> str:
     """
     time, checks = nw.col("timestamp"), {}
     if log.time_unit != "order":
-        checks["unread"] = time.is_null()
-        checks["the time is NaN or infinite."] = ~time.is_finite()
-        checks["negative"] = time < 0
+        checks["unread time"] = time.is_null() | ~time.is_finite()
+        checks["negative time"] = time < 0
     if "fold" in log.columns:
         fold = nw.col("fold")
         wrong_fold = fold.is_null() | ~fold.is_in(list(FOLDS))
         checks[f"the fold must be one of {', '.join(FOLDS)}."] = wrong_fold
     if rated:
         rating = nw.col("rating")
-        checks["the rating is missing or not a number."] = rating.is_null() | ~rating.is_finite()
+        checks["unread rating"] = rating.is_null() | ~rating.is_finite()
     kinds: tuple[_Kind, ...] = ()
     if log.time_unit not in ("order", "iso"):
         kinds = times.RANGES if log.unit_named else (*times.RANGES, *times.LOOK_ALIKES)
@@ -119,12 +116,15 @@ def _find(frame: nw.LazyFrame[Any], predicates: list[nw.Expr]) -> list[tuple[int
 
 
 def _wrong_value(log: Log, row: int, reason: str) -> LogError:
-    if reason not in ("unread", "negative"):
+    if reason not in ("unread time", "negative time", "unread rating"):
         return log.error(row, reason)
-    value = log.written_time(row)
-    if value is None or value == "":
-        return log.error(row, "the time is missing.")
-    if reason == "negative":
+    role = "rating" if reason == "unread rating" else "timestamp"
+    value = log.written(role, row)
+    if value is None or str(value) in MISSING:
+        return _missing(log, role)
+    if role == "rating":
+        return log.error(row, f"the rating {_show(value)} must be a finite number.")
+    if reason == "negative time":
         return log.error(
             row,
             f"the time {_show(value)} is negative, or before 1970. To drop such events, set "
@@ -141,6 +141,10 @@ def _show(value: Any) -> str:
     return f"{value:.17g}" if isinstance(value, float) else str(value)
 
 
+def _show_time(log: Log, row: int) -> str:
+    return _show(log.written("timestamp", row))
+
+
 def _first_rows(log: Log, found: Mapping[_Kind, tuple[int | None, int]]) -> dict[str, int]:
     """The first row in each range of times that the log has, by the name of the range.
 
@@ -155,7 +159,7 @@ def _first_rows(log: Log, found: Mapping[_Kind, tuple[int | None, int]]) -> dict
     for kind, (row, count) in found.items():
         if isinstance(kind, times.Range) or row is None or count < kind.share * num_times:
             continue
-        value = _show(log.written_time(row))
+        value = _show_time(log, row)
         raise log.error(
             row,
             f"the time {value} {times.describe_implausible(value)} If the times count seconds, set "
@@ -208,7 +212,7 @@ def _choose_unit(log: Log, first_rows: dict[str, int]) -> str:
         raise _other_unit(log, row, other)
     raise log.error(
         row,
-        f"the time {_show(log.written_time(row))} reads as {times.UNIT_NAMES[other]}, but the "
+        f"the time {_show_time(log, row)} reads as {times.UNIT_NAMES[other]}, but the "
         f"first time of the log reads as {times.UNIT_NAMES[unit]}. Write all times in one unit.",
     )
 
@@ -216,21 +220,37 @@ def _choose_unit(log: Log, first_rows: dict[str, int]) -> str:
 def _other_unit(log: Log, row: int, unit: str) -> LogError:
     return log.error(
         row,
-        f"the time {_show(log.written_time(row))} reads as {times.UNIT_NAMES[unit]}, but the "
+        f"the time {_show_time(log, row)} reads as {times.UNIT_NAMES[unit]}, but the "
         f"time unit is {log.time_unit} ({times.UNIT_NAMES[str(log.time_unit)]}). Set "
         f"--time_unit={unit} if all times have this unit.",
     )
 
 
 def _implausible(log: Log, row: int) -> LogError:
-    value = _show(log.written_time(row))
+    value = _show_time(log, row)
     return log.error(row, f"the time {value} {times.describe_implausible(value)}")
 
 
 def is_missing(role: str) -> nw.Expr:
-    """Whether each event has no id of the role, "user" or "item"."""
-    column = nw.col(role)
-    return column.is_null() | column.is_in(NULL_IDS)
+    """Whether each event has no value of the role: user, item, timestamp or rating."""
+    column = nw.col(WRITTEN.get(role, role)).cast(nw.String())
+    return column.is_null() | column.is_in(MISSING)
+
+
+def _missing(log: Log, role: str) -> LogError:
+    """An error at the first event without a value of the role, with the number of such events."""
+    name = {"timestamp": "time", "rating": "rating"}.get(role, f"{role} id")
+    missing, names = is_missing(role), name
+    if role in ("user", "item"):
+        missing, names = is_missing("user") | is_missing("item"), "user or no item id"
+    (row, _), (_, count), (_, total) = _find(
+        log.frame, [is_missing(role), missing, nw.col("row") >= 0]
+    )
+    return log.error(
+        row,
+        f"the {name} is missing. {count:,} of {total:,} events have no {names}. To drop them, set "
+        "--drop_missing.",
+    )
 
 
 def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
@@ -246,16 +266,8 @@ def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
         column of floats; or only some ids are written as floats. Names the first row.
     """
     column = nw.col(role)
-    if (ids.is_null() | ids.is_in(NULL_IDS)).any():
-        missing = is_missing("user") | is_missing("item")
-        (row, _), (_, count), (_, total) = _find(
-            log.frame, [is_missing(role), missing, nw.col("row") >= 0]
-        )
-        raise log.error(
-            row,
-            f"the {role} id is missing. {count:,} of {total:,} events have no user or no item id. "
-            "To drop them, set --drop_missing.",
-        )
+    if (ids.is_null() | ids.is_in(MISSING)).any():
+        raise _missing(log, role)
     if ids.str.contains(r"^[\[{]").any():
         log.check_nested(role)
     if role in log.float_ids:

@@ -1,6 +1,7 @@
 """`prepare` turns a raw log into a dataset folder: check, encode, filter, sort, number, write."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -60,7 +61,8 @@ def prepare(
         the sort.
       separator: The text between two fields of a CSV file: one ASCII character, possibly repeated.
         None: a comma, tab, semicolon or pipe, as the first line has it.
-      drop_missing: Drop events without a user id or without an item id.
+      drop_missing: Drop events without a user id, an item id or a time; with `min_rating`, also
+        events without a rating.
       time_range: Keep events with time_range[0] <= time < time_range[1], in seconds.
       min_rating: Keep events with at least this rating.
       behaviours: Keep events with one of these behaviours; none keeps all.
@@ -167,9 +169,10 @@ def _make_dataset(log: Log, choices: _Choices) -> tuple[Dataset, pl.Series, pl.S
         log = dataclasses.replace(log, time_unit=checks.detect_unit(log))
     in_range = _in_time_range(log, choices.time_range)
     rated = choices.min_rating is not None
-    unit = checks.check_values(
-        log, log.frame if in_range is None else log.frame.filter(in_range), rated=rated
-    )
+    checked = log.frame if in_range is None else log.frame.filter(in_range)
+    for role in _roles_to_drop(log, choices):
+        checked = checked.filter(~checks.is_missing(role))
+    unit = checks.check_values(log, checked, rated=rated)
     if choices.behaviours:
         _check_behaviours(log, choices.behaviours)
     frame, ids = _encode(log, rated=rated, behaviours=bool(choices.behaviours))
@@ -311,11 +314,20 @@ def _encode(
     return filters.encode(log.frame.select(*columns), tables), ids
 
 
+def _roles_to_drop(log: Log, choices: _Choices) -> list[str]:
+    """The roles, other than user and item, without whose value `drop_missing` drops an event."""
+    present = {"timestamp": log.time_unit != "order", "rating": choices.min_rating is not None}
+    return [role for role in present if present[role] and choices.drop_missing]
+
+
 def _filter_steps(
     log: Log, choices: _Choices, in_range: nw.Expr | None
 ) -> list[tuple[str, _Filter]]:
     """The name and the function of each filter, in the order of their application."""
     steps: list[tuple[str, _Filter]] = []
+    for role in _roles_to_drop(log, choices):
+        name = f"events with a {'time' if role == 'timestamp' else role}"
+        steps.append((name, functools.partial(_drop_missing, role)))
     if choices.time_range is not None and in_range is not None:
         low, high = choices.time_range
         steps.append((f"{low:.15g} <= time < {high:.15g}", lambda frame: frame.filter(in_range)))
@@ -337,6 +349,11 @@ def _filter_steps(
             (name, lambda frame: filters.core(frame, choices.user_core, choices.item_core))
         )
     return steps
+
+
+def _drop_missing(role: str, frame: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
+    # Only a missing value is not finite here: `check_values` has refused the others.
+    return frame.filter(nw.col(role).is_finite())
 
 
 def _without_duplicates(log: Log, frame: nw.LazyFrame[Any], policy: str) -> nw.LazyFrame[Any]:

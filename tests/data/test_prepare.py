@@ -398,9 +398,14 @@ BAD_LOGS = {
         {},
         "line 4: the time 'soon' cannot be read. A time is a number of seconds, milliseconds",
     ),
-    "empty time": ("a.csv", GOOD + "u,i,\n", {}, "line 4: the time is missing. The line"),
-    "NaN time": ("a.csv", GOOD + "u,i,nan\n", {}, "line 4: the time is NaN or infinite"),
-    "infinite time": ("a.csv", GOOD + "u,i,inf\n", {}, "line 4: the time is NaN or infinite"),
+    "empty time": (
+        "a.csv",
+        GOOD + "u,i,\n",
+        {},
+        "line 4: the time is missing. 1 of 3 events have no time. To drop them, set --drop_",
+    ),
+    "NaN time": ("a.csv", GOOD + "u,i,nan\n", {}, "line 4: the time is missing"),
+    "infinite time": ("a.csv", GOOD + "u,i,inf\n", {}, "line 4: the time 'inf' cannot be read"),
     "negative time": (
         "u.data",
         "1\t2\t3\t4\n1\t2\t3\t-4\n",
@@ -510,7 +515,7 @@ BAD_LOGS = {
         "ratings.csv",
         "userId,movieId,rating,timestamp\n1,2,five,3\n",
         {"min_rating": 4},
-        "line 2: the rating is missing or not a number",
+        "line 2: the rating 'five' must be a finite number",
     ),
     "unknown fold": (
         "a.csv",
@@ -721,7 +726,7 @@ BAD_FRAMES = {
     "null time": ({"user": [1, 2], "item": [1, 2], "ts": [1, None]}, "row 1: the time is missing"),
     "NaN time": (
         {"user": [1, 2], "item": [1, 2], "ts": [float("nan"), 1]},
-        "row 0: the time is NaN",
+        "row 0: the time is missing",
     ),
     "nested user": (
         {"user": [[1], [2]], "item": [1, 2], "ts": [1, 2]},
@@ -763,6 +768,7 @@ def test_whole_numbers_written_as_floats_are_integers(tmp_path, name, missing):
         counts = {"users": 2, "items": 1, "events": 3}
         assert dataset.card["read"] == counts | {"events": 3 + missing}
         filters = [{"before": dataset.card["read"], "after": counts}] * missing
+        filters += [{"before": counts, "after": counts}] * missing  # all have times
         assert [
             {name: step[name] for name in ("before", "after")} for step in dataset.card["filters"]
         ] == filters
@@ -792,8 +798,68 @@ def test_dropped_events_need_no_valid_time(tmp_path):
             "filter": "events with a user id and an item id",
             "before": {"users": 3, "items": 2, "events": 5},
             "after": {"users": 2, "items": 2, "events": 2},
-        }
+        },
+        {
+            "filter": "events with a time",
+            "before": {"users": 2, "items": 2, "events": 2},
+            "after": {"users": 2, "items": 2, "events": 2},
+        },
     ]
+
+
+def test_events_without_a_time_or_a_rating_are_dropped_by_reason(tmp_path):
+    """From text, JSON, Parquet and frames; only a `min_rating` needs ratings."""
+    pandas, duckdb = pytest.importorskip("pandas"), pytest.importorskip("duckdb")
+    table = pl.DataFrame(
+        {
+            "user": ["u", None, "u", "v", "v", "v"],
+            "item": ["i", "i", "j", "j", "k", "i"],
+            "time": [None, NOW, NOW, NOW + 1, None, NOW + 2],
+            "rating": [5.0, 5.0, None, 4.0, None, 1.0],
+        }
+    )
+    dated = table.with_columns(pl.from_epoch("time"))
+    table.write_csv(tmp_path / "a.csv")
+    dated.write_csv(tmp_path / "dates.csv", null_value="NULL", datetime_format="%Y-%m-%d %H:%M:%S")
+    table.write_ndjson(tmp_path / "a.json")
+    dated.write_parquet(tmp_path / "dates.parquet")
+    frame = table.to_pandas()
+    logs = {
+        **{path.name: path for path in sorted(tmp_path.iterdir())},
+        "polars": table,
+        "pandas": frame,
+        "pandas dates": frame.assign(time=pandas.to_datetime(frame["time"], unit="s")),
+        "duckdb": duckdb.from_df(frame.assign(row=range(6))),
+    }
+    assert frame["time"].isna().sum() == 2 and len(logs) == 8
+    for name, log in logs.items():
+        columns = {"row": "row"} if name == "duckdb" else {}
+        dataset = prepare(log, tmp_path / f"times of {name}", drop_missing=True, columns=columns)
+        assert dataset.card["counts"]["events"] == 3, name
+        arguments = {"drop_missing": True, "min_rating": 4.0, "columns": columns}
+        dataset = prepare(log, tmp_path / f"set of {name}", **arguments)
+        assert histories(dataset) == {"v": [("j", NOW + 1)]}, name
+        assert [(step["filter"], step["after"]["events"]) for step in dataset.card["filters"]] == [
+            ("events with a user id and an item id", 5),
+            ("events with a time", 3),
+            ("events with a rating", 2),
+            ("rating >= 4", 1),
+        ], name
+        message = (
+            "the time is missing. 2 of 6 events have no time. To drop them, set --drop_missing"
+        )
+        with pytest.raises(LogError, match=message):
+            prepare(log, tmp_path / "no", columns=columns)
+        time_range = (NOW, NOW + 9)
+        with pytest.raises(LogError, match=message):
+            prepare(log, tmp_path / "no", columns=columns, time_range=time_range)
+    path = tmp_path / "rated.csv"
+    table.filter(pl.col("time").is_not_null()).write_csv(path)
+    message = (
+        "line 3: the rating is missing. 1 of 4 events have no rating. To drop them, set --drop"
+    )
+    with pytest.raises(LogError, match=message):
+        prepare(path, tmp_path / "no", min_rating=4)
 
 
 def test_paths_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import narwhals as nw
 import polars as pl
 
 from linseqrec.data.readers import detection, raw_lines, spark, times
-from linseqrec.data.readers.formats import Format
+from linseqrec.data.readers.formats import MISSING, Format
 from linseqrec.data.readers.frames import read_frame
 from linseqrec.data.readers.log import REQUIRED, WRITTEN, Log, check_arguments, find_columns
 from linseqrec.errors import LogError, first_line
@@ -196,11 +196,11 @@ def _finish_times(frame: nw.LazyFrame[Any], unit: str | None, *, exact: bool) ->
 
 
 def _first_time(head: raw_lines.Head, log_format: Format, position: int) -> str:
-    """The first time of the log's first lines that is not empty; "" without one."""
+    """The first time of the log's first lines that is not missing; "" without one."""
     lines = head.lines[1:] if log_format.header else head.lines
     fields = (detection.split_fields(line, log_format) for line in lines)
     texts = (line[position] for line in fields if len(line) > position)
-    return next(filter(None, texts), "")
+    return next((text for text in texts if text not in MISSING), "")
 
 
 def _scan_text(path: Path, log_format: Format, num_fields: int, *, quotes: bool) -> pl.LazyFrame:
@@ -233,11 +233,10 @@ def _parse_columns(
       exact: Whether times are integers too large for float64; they become int64.
     """
     values = {role: pl.col(name) for role, name in names.items()}
-    if "timestamp" in values:
-        values[WRITTEN] = values["timestamp"]
-        if unit != "iso":
-            dtype = pl.Int64 if exact else pl.Float64
-            values["timestamp"] = values["timestamp"].cast(dtype, strict=False)
+    values |= {name: values[role] for role, name in WRITTEN.items() if role in values}
+    if "timestamp" in values and unit != "iso":
+        dtype = pl.Int64 if exact else pl.Float64
+        values["timestamp"] = values["timestamp"].cast(dtype, strict=False)
     if "rating" in values:
         values["rating"] = values["rating"].cast(pl.Float64, strict=False)
     return nw.from_native(
@@ -289,12 +288,12 @@ def _read_json(
 
 
 def _first_json_value(head: raw_lines.Head, name: str | None) -> Any:
-    """The first value of a key in the log's first lines that is not null; None without one."""
+    """The first value of a key in the log's first lines that is not missing, or None."""
     for line in head.lines:
         try:
             value = json.loads(line).get(name)
         except (ValueError, AttributeError):  # `check_json` names the line
             continue
-        if value is not None:
+        if value is not None and value not in MISSING:
             return value
     return None

@@ -17,6 +17,9 @@ TIME_UNITS = {
     "order": 1,
 }
 
+# Common spellings of "missing". As ids, they would merge all such events into one user or item.
+MISSING = ("", "nan", "NaN", "NAN", "null", "NULL", "Null", "None", "none", "<NA>", "\\N")
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:

@@ -68,7 +68,7 @@ def read_frame(
     if "timestamp" in values:
         name = str(column_of["timestamp"])
         dtype, time = schema[name], values["timestamp"]
-        values[WRITTEN] = time
+        values[WRITTEN["timestamp"]] = time
         is_text = dtype in (nw.String, nw.Categorical, nw.Enum)
         if isinstance(dtype, nw.Date | nw.Datetime):
             if native.implementation.is_pyspark():  # narwhals has no dt.timestamp for Spark
@@ -96,6 +96,8 @@ def read_frame(
     values = {
         role: value.cast(types[role]) if role in types else value for role, value in values.items()
     }
+    if "rating" in values:
+        values[WRITTEN["rating"]] = values["rating"]
     selected = native.select(*(value.alias(role) for role, value in values.items()))
     events = _with_row(selected, where)
     if is_text:

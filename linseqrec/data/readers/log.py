@@ -12,8 +12,8 @@ from linseqrec.data.readers.formats import FORMATS, ROLES, TIME_UNITS
 from linseqrec.errors import LogError, first_line
 
 REQUIRED = ("user", "item", "timestamp")
-# A column of `Log.frame`. The name has spaces, so that a log is unlikely to have the same.
-WRITTEN = "time as the log writes it"
+# Columns of `Log.frame`. The names have spaces, so that a log is unlikely to have the same.
+WRITTEN = {"timestamp": "time as the log writes it", "rating": "rating as the log writes it"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Log:
 
     Attributes:
       frame: Columns `row` (int64, from 0), `user` and `item` (text), and `timestamp` (float64, in
-        `time_unit`) with `WRITTEN`, its value in the log; not in a log with time unit "order". If
-        the log has them, also `rating` (float64), `behaviour` and `fold` (text). A value that the
-        reader cannot parse is null.
+        `time_unit`), not in a log with time unit "order". If the log has them, also `rating`
+        (float64), `behaviour` and `fold` (text). A value that the reader cannot parse is null. The
+        columns `WRITTEN` hold times and ratings as the log writes them.
       where: The file name, or a name for the frame; for error messages and the card.
       format: The name of the format, or "frame".
       columns: The column of the log for each role.
@@ -64,10 +64,10 @@ class Log:
         text = raw_lines.read_line(Path(self.where), line)
         return LogError(self.where, f"{reason} The line: {text!r}.", line=line)
 
-    def written_time(self, row: int) -> Any:
-        """The time of a row as the log writes it; None if it is missing."""
-        found = self.frame.filter(nw.col("row") == row).select(WRITTEN).collect(backend="polars")
-        return found.item()
+    def written(self, role: str, row: int) -> Any:
+        """The time or the rating of a row as the log writes it; None if the log has none."""
+        found = self.frame.filter(nw.col("row") == row).select(WRITTEN[role])
+        return found.collect(backend="polars").item()
 
     def check_nested(self, role: str) -> None:
         """Raises `LogError` at the first line of JSON whose id is an object or an array.
@@ -99,7 +99,8 @@ class Log:
         if self._kind == "json":
             numeric = {"rating": True, "timestamp": False}
             if "timestamp" in self.columns:
-                numeric["timestamp"] = self.frame.collect_schema()[WRITTEN].is_numeric()
+                written = self.frame.collect_schema()[WRITTEN["timestamp"]]
+                numeric["timestamp"] = written.is_numeric()
             numbers = {
                 str(column) for role, column in self.columns.items() if numeric.get(role, False)
             }

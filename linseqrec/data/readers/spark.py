@@ -156,10 +156,9 @@ def scan_text(
     text = {
         role: F.regexp_replace(str(position), "\r$", "") for role, position in positions.items()
     }
-    if "timestamp" in text:
-        text[WRITTEN] = text["timestamp"]
-        if unit != "iso":
-            text["timestamp"] = _number(text["timestamp"], "long" if exact else "double")
+    text |= {name: text[role] for role, name in WRITTEN.items() if role in text}
+    if "timestamp" in text and unit != "iso":
+        text["timestamp"] = _number(text["timestamp"], "long" if exact else "double")
     if "rating" in text:
         text["rating"] = _number(text["rating"], "double")
     events = frame.select(

@@ -305,6 +305,21 @@ REFUSED = {
         {"columns": {"user": "u"}},
         "--columns=user=u names a column, but the file has no header: name the user by position",
     ),
+    "a common name above ids": (
+        "user_id,product\na,x\nb,y\n",
+        {"columns": {"user": 0, "item": 1}, "time_unit": "order"},
+        "line 1 looks like a header: 'user_id,product'. Name the columns by it (--columns=",
+    ),
+    "text above numbers": (
+        "visitor;sku;price\n1;2;a\n3;4;b\n",
+        {"columns": {"user": 0, "item": 1}, "time_unit": "order"},
+        "line 1 looks like a header: 'visitor;sku;price'",
+    ),
+    "text above pairs of numbers": (
+        "visitor sku\n1 2\n",
+        {},
+        "or remove the line. If it is an event, write a line of names above it.",
+    ),
     "names and positions": (
         "user_id,item,ts\n1,2,3\n",
         {"columns": {"user": "user_id", "item": 1}},
@@ -368,6 +383,25 @@ def test_an_unknown_format_or_wrong_argument_is_refused(tmp_path, case):
     with pytest.raises(LogError, match=re.escape(message)) as caught:
         read_file(path, **arguments)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["user,a", "v,b", "user,c"],
+        ["u,i", "1,2", "v,3"],
+        ["u,4", "1,2", "3,3"],
+        ["5,date", "6,time"],
+        [",", "1,2"],
+        ["7,8"],
+        ["u,i"],
+    ],
+)
+def test_a_first_event_is_not_taken_for_a_header(tmp_path, lines):
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join([*lines, ""]))
+    log = read_file(path, columns={"user": 0, "item": 1}, time_unit="order")
+    assert [f"{user or ''},{item or ''}" for user, item, _ in events(log)] == lines
 
 
 def test_the_two_amazon_formats_are_detected_by_their_ids(tmp_path):

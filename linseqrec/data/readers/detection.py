@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from linseqrec.data.readers.formats import COMMON_NAMES, FORMATS, Format
+from linseqrec.data.readers.formats import COMMON_NAMES, FORMATS, MISSING, Format
 from linseqrec.data.readers.raw_lines import Head
 from linseqrec.data.readers.times import ISO
 from linseqrec.errors import LogError
@@ -76,11 +76,12 @@ def choose_format(
     if log_format.kind == "text" and headerless:
         _check_all_positions(head, columns)
     if log_format.name in ("csv", "tsv") and headerless:
-        fields = split_fields(head.lines[0], log_format)
-        _check_no_header(head, fields)
-        return dataclasses.replace(log_format, num_fields=len(fields))
+        rows = [split_fields(line, log_format) for line in head.lines]
+        _check_no_header(head, rows, columns)
+        return dataclasses.replace(log_format, num_fields=len(rows[0]))
     if log_format.name == "user-item":
-        _check_no_header(head, re.split("[ \t]", head.lines[0]))
+        rows = [re.split("[ \t]", line) for line in head.lines]
+        _check_no_header(head, rows, log_format.columns)
         if "\t" in head.lines[0]:
             return dataclasses.replace(log_format, separator="\t")
     return log_format
@@ -98,18 +99,41 @@ def _check_all_positions(head: Head, columns: Mapping[str, str | int]) -> None:
         )
 
 
-def _check_no_header(head: Head, fields: list[str]) -> None:
+def _check_no_header(head: Head, rows: list[list[str]], columns: Mapping[str, str | int]) -> None:
     """Refuses a first line of column names, which would be read as an event.
 
-    pandas numbers the columns of a table without names: "0,1,2".
+    Args:
+      head: The beginning of the file.
+      rows: The fields of its lines.
+      columns: The position of each role.
     """
-    named = [any(guess_column([field], role) for role in COMMON_NAMES) for field in fields]
-    numbered = len(fields) > 1 and fields == [str(place) for place in range(len(fields))]
-    if all(named) or numbered:
+    first = rows[0]
+    named = all(any(guess_column([field], role) for role in COMMON_NAMES) for field in first)
+    # pandas numbers the columns of a table without names: "0,1,2".
+    numbered = len(first) > 1 and first == [str(place) for place in range(len(first))]
+    ids = {
+        role: [row[place] for row in rows if place < len(row)]
+        for role, place in columns.items()
+        if role in ("user", "item") and isinstance(place, int) and place < len(first)
+    }
+    # A user may have the name "user", but then has more events.
+    named_once = any(
+        guess_column(values[:1], role) and values[0] not in values[1:]
+        for role, values in ids.items()
+    )
+    above_numbers = bool(ids) and all(
+        values[0] not in MISSING
+        and not _NUMBER.fullmatch(values[0])
+        and values[1:]
+        and all(map(_NUMBER.fullmatch, values[1:]))
+        for values in ids.values()
+    )
+    if named or numbered or named_once or above_numbers:
         raise LogError(
             str(head.path),
             f"line 1 looks like a header: {head.lines[0].rstrip()[:80]!r}. Name the columns by it "
-            "(--columns=user=NAME,...), or remove the line.",
+            "(--columns=user=NAME,...), or remove the line. If it is an event, write a line of "
+            "names above it.",
             line=1,
         )
 

@@ -127,15 +127,19 @@ def test_times_and_ids_of_all_forms_give_the_same_data_set(session, tmp_path):
         "2024-01-31 23:59 UTC",
         "2024-01-31 23:59:58.5-0530",
         "1999-12-31T00:00:00Z",
+        None,
+        "2024-03-01",
     ]
-    users = [17850.0, 17851.0, None, 17850.0, 20000000.0]
-    frame = pl.DataFrame({"user": users, "item": ["a", "b", "c", "", "d"], "time": times})
+    users = [17850.0, 17851.0, None, 17850.0, 20000000.0, 17851.0, 17851.0]
+    items, ratings = ["a", "b", "c", "", "d", "a", "a"], [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, None]
+    frame = pl.DataFrame({"user": users, "item": items, "time": times, "rating": ratings})
     frame.write_parquet(tmp_path / "log.parquet")
     frame.write_csv(tmp_path / "log.csv", separator="|")
     exact = "".join(f"u,i,{1706745598 + second}999999999\n" for second in range(5))
     (tmp_path / "exact.csv").write_text("user,item,time\n" + exact)
     for name in ("log.parquet", "log.csv"):
-        dataset = assert_same(tmp_path / name, tmp_path / name[4:], session, drop_missing=True)
+        arguments = {"drop_missing": True, "min_rating": 4}
+        dataset = assert_same(tmp_path / name, tmp_path / name[4:], session, **arguments)
         assert dataset.timestamps.tolist() == [1706738398, 1709164800, 946598400]
         assert dataset.user_ids().tolist() == ["17850", "17851", "20000000"]
     dataset = assert_same(tmp_path / "exact.csv", tmp_path / "exact", session)

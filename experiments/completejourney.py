@@ -53,9 +53,10 @@ MODELS = {
     "hstu": ("HSTU", partial(HSTUConfig, max_length=512)),
     "fuxi_linear": ("FuXi-Linear", partial(FuXiLinearConfig, max_length=512)),
     "mamba2": ("Mamba-2", Mamba2Config),
-    "lrurec": ("LRURec", LRURecConfig),
+    # From their small released item vectors, the scores of own items diverge.
+    "lrurec": ("LRURec", partial(LRURecConfig, table_deviation=0.125)),
     "gru4rec": ("GRU4Rec", GRU4RecConfig),
-    "linrec": ("LinRec", partial(LinRecConfig, max_length=512)),
+    "linrec": ("LinRec", partial(LinRecConfig, max_length=512, table_deviation=0.125)),
 }
 
 

@@ -37,7 +37,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import ConfigError, Count, Rate
+from linseqrec.config_fields import ConfigError, Count, Positive, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import PostNormBlock
 from linseqrec.layers.request_time import request_layer
@@ -56,6 +56,9 @@ from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.running_mean import running_mean
 
+# Of fresh weights, as released.
+_DEVIATION = 0.02
+
 
 @dataclasses.dataclass(frozen=True)
 class LinRecConfig(ModelConfig):
@@ -68,6 +71,8 @@ class LinRecConfig(ModelConfig):
       feed_forward: Width of the feed-forward half's hidden layer, in widths.
       dropout: Rate on the embeddings and on the output of each half.
       max_length: The longest row it can serve: positions are learned.
+      table_deviation: Standard deviation of the fresh item vectors. With `own_items` set it to
+        about 1 / √D, for vectors of unit length: from the released ones, the scores diverge.
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`).
     """
 
@@ -77,6 +82,7 @@ class LinRecConfig(ModelConfig):
     feed_forward: Count = 2
     dropout: Rate = 0.2
     max_length: Count = 200
+    table_deviation: Positive = _DEVIATION
     dtype: Dtype = "auto"
 
     reads_request_times = True
@@ -124,8 +130,8 @@ class LinRecAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.width, self.heads = width, heads
-        self.query_key_value = Dense(width, 3 * width, deviation=0.02, dtype=dtype, rngs=rngs)
-        self.output = Dense(width, width, deviation=0.02, dtype=dtype, rngs=rngs)
+        self.query_key_value = Dense(width, 3 * width, deviation=_DEVIATION, dtype=dtype, rngs=rngs)
+        self.output = Dense(width, width, deviation=_DEVIATION, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> LinRecState:
         """The state before any event."""
@@ -200,11 +206,13 @@ class LinRec(SequenceModel):
         def feed_forward() -> FeedForward:
             # The released half has no dropout inside.
             hidden = config.feed_forward * width
-            return FeedForward(width, hidden, 0.0, deviation=0.02, dtype=dtype, rngs=rngs)
+            return FeedForward(width, hidden, 0.0, deviation=_DEVIATION, dtype=dtype, rngs=rngs)
 
-        self.embedding = ItemEmbedding(num_items, width, deviation=0.02, dtype=dtype, rngs=rngs)
+        self.embedding = ItemEmbedding(
+            num_items, width, deviation=config.table_deviation, dtype=dtype, rngs=rngs
+        )
         self.positions = PositionEmbedding(
-            config.max_length, width, deviation=0.02, dtype=dtype, rngs=rngs
+            config.max_length, width, deviation=_DEVIATION, dtype=dtype, rngs=rngs
         )
         self.norm = norm()
         self.blocks = nnx.List(

@@ -36,7 +36,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from linseqrec.config_fields import Count, Rate
+from linseqrec.config_fields import Count, Positive, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import PostNormBlock
 from linseqrec.layers.request_time import request_layer
@@ -54,6 +54,8 @@ from linseqrec.ops.diagonal_recurrence import diagonal_recurrence
 
 # Fresh multipliers lie in the ring between these radii.
 _RADII = (0.8, 0.99)
+# Of fresh weights, as released.
+_DEVIATION = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,8 @@ class LRURecConfig(ModelConfig):
       width: D.
       num_layers: Blocks.
       dropout: Rate on the embeddings, the unit's output and the feed-forward half.
+      table_deviation: Standard deviation of the fresh item vectors. With `own_items` set it to
+        about 1 / √D, for vectors of unit length: from the released ones, the scores diverge.
       dtype: Compute dtype; "auto" is bfloat16 on an accelerator (`ModelConfig.compute_dtype`). The
         recurrence is float32.
     """
@@ -71,6 +75,7 @@ class LRURecConfig(ModelConfig):
     width: Count = 64
     num_layers: Count = 2
     dropout: Rate = 0.2
+    table_deviation: Positive = _DEVIATION
     dtype: Dtype = "auto"
 
     reads_request_times = True
@@ -173,12 +178,13 @@ class LRURec(SequenceModel):
             ]
         )
         # Released: all but the norms and the recurrence, biases too.
-        fresh = nnx.initializers.truncated_normal(0.02, lower=-2.0, upper=2.0)
+        fresh = nnx.initializers.truncated_normal(_DEVIATION, lower=-2.0, upper=2.0)
         for _, module in nnx.iter_modules(self):
             for name in ("table", "kernel", "bias"):
                 parameter = getattr(module, name, None)
                 if isinstance(parameter, nnx.Param) and not isinstance(module, nnx.LayerNorm):
                     parameter[...] = fresh(rngs.params(), parameter.shape)
+        self.embedding.table[...] *= config.table_deviation / _DEVIATION
         self.request_time = request_layer(request_time, width, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> list[Float[Array, "B 2 E"]]:

@@ -1,10 +1,13 @@
 """Scores in favour of the history's items: against loops over events, and as they start."""
 
 import numpy as np
+import pytest
 from flax import nnx
 
+from linseqrec.models.linrec import LinRecConfig
 from linseqrec.models.lrurec import LRURecConfig
 from linseqrec.models.own_items import OwnItems
+from linseqrec.models.weights import parameter_arrays
 from tests.models.reference import make_events, random_histories, random_model, run
 from tests.own_configs import OwnItemsConfig
 
@@ -42,3 +45,16 @@ def test_a_fresh_model_favours_what_the_history_repeats():
     assert 5 < favourites < 8
     assert 0.5 < once < 1
     assert abs(scores.mean()) < 0.1
+
+
+@pytest.mark.parametrize("config", [LRURecConfig, LinRecConfig], ids=["lrurec", "linrec"])
+def test_table_deviation_changes_the_item_vectors_alone(config):
+    """LRURec cuts its normal draws at two deviations, which leaves .88 of the deviation."""
+    released, unit = (
+        parameter_arrays(config(**fields).build(2_000, rngs=nnx.Rngs(0)))
+        for fields in ({}, {"table_deviation": 0.125})
+    )
+    assert 0.1 < unit.pop("embedding/table").std() < 0.13
+    assert 0.017 < released.pop("embedding/table").std() < 0.021
+    for name, value in released.items():
+        np.testing.assert_array_equal(unit[name], value, err_msg=name)

@@ -135,7 +135,7 @@ def _make_record(
     study: Study, runs: Sequence[StudyRun], earlier: dict[str, Any], path: Path
 ) -> dict[str, Any]:
     """The record of the runs here, and of those in the earlier one; refuses to lose a run."""
-    record = archive.with_earlier_runs(make_record(study, runs), earlier, study)
+    record = archive.with_earlier_runs(make_record(study, runs), earlier, study, runs)
     lost = run_names(earlier) - run_names(record)
     if lost and not _DROP.value:
         raise StudyError(

@@ -3,16 +3,16 @@
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from linseqrec.config import Experiment
-from linseqrec.config_fields import class_name, flatten, short_name, to_text
+from linseqrec.config_fields import flatten, short_name, to_text
+from linseqrec.config_json import to_json
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import make_buckets
-from linseqrec.files import sha256_of_json
 from linseqrec.runs.finished import FinishedRun, distinct_folders
 from linseqrec.training import workdir
 
@@ -164,28 +164,36 @@ def differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
     }
 
 
-def experiment_digest(experiment: Experiment) -> str:
-    """A digest of what decides an experiment's results, but for its seed.
-
-    Only fields whose values are not their defaults count: a new field changes no digest.
-    """
-    changed = {
-        name: to_text(value)
-        for name, value in _changed(experiment)
+def deciding_fields(experiment: Experiment) -> dict[str, Any]:
+    """What decides an experiment's results, but for its seed: fields by dotted name, for JSON."""
+    return {
+        name: to_json(value)
+        for name, value in flatten(experiment).items()
         if name not in _NO_DIFFERENCE and name != "name"
     }
-    return sha256_of_json(changed)
 
 
-def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The sections' classes, and the values that are not defaults, by dotted name."""
+def is_still(recorded: Mapping[str, Any], experiment: Experiment) -> bool:
+    """Whether an experiment is the one whose `deciding_fields` were recorded.
+
+    A field that is newer than the record must have its default, under which nothing has changed. A
+    recorded field that no experiment has any more is ignored.
+    """
+    not_default = dict(_not_default(experiment))
+    return all(
+        recorded[name] == value if name in recorded else name not in not_default
+        for name, value in deciding_fields(experiment).items()
+    )
+
+
+def _not_default(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields whose values are not their defaults, by dotted name."""
     for field in dataclasses.fields(config):
         name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if value != field.default:
+            yield name, value
         if dataclasses.is_dataclass(value):
-            yield name, class_name(value)
-            yield from _changed(value, f"{name}.")
-        elif value != field.default:
-            yield name, _as_number(value)
+            yield from _not_default(value, f"{name}.")
 
 
 def configuration_labels(experiments: Sequence[Experiment]) -> list[str]:

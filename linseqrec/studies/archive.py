@@ -3,11 +3,13 @@
 import math
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from linseqrec.config import Experiment
 from linseqrec.config_json import to_json
 from linseqrec.files import replacing
+from linseqrec.runs.configurations import is_still
 from linseqrec.runs.finished import BEST_BASELINE
 from linseqrec.studies.record import judged_apart
 from linseqrec.studies.study import Arm, Claim, Study, StudyError, StudyRun, Table
@@ -44,7 +46,7 @@ def keep(run: StudyRun) -> None:
 
 
 def with_earlier_runs(
-    record: Mapping[str, Any], earlier: Mapping[str, Any], study: Study
+    record: Mapping[str, Any], earlier: Mapping[str, Any], study: Study, runs: Iterable[StudyRun]
 ) -> dict[str, Any]:
     """Adds to a study's record the runs of an earlier record whose results are not on this machine.
 
@@ -55,13 +57,19 @@ def with_earlier_runs(
       record: The record of the runs here (`record.make_record`).
       earlier: The record that it replaces.
       study: The study.
+      runs: Its runs, finished or not.
 
     Raises:
       StudyError: If runs of a table and its recorded runs were measured differently.
     """
     former = {table["name"]: table for table in earlier["tables"]}
+    experiments: dict[str, dict[str, Experiment]] = {table.name: {} for table in study.tables}
+    for run in runs:
+        experiments[run.table.name][run.arm.label] = run.experiment
     joined = [
-        _joined_table(own, former[own["name"]], table) if own["name"] in former else own
+        _joined_table(own, former[own["name"]], table, experiments[table.name])
+        if own["name"] in former
+        else own
         for own, table in zip(record["tables"], study.tables, strict=True)
     ]
     verdicts = {claim["text"]: claim for claim in earlier["claims"]}
@@ -76,13 +84,15 @@ def with_earlier_runs(
     return {**record, "tables": joined, "claims": claims}
 
 
-def _joined_table(own: _Record, former: _Record, table: Table) -> _Record:
+def _joined_table(
+    own: _Record, former: _Record, table: Table, experiments: Mapping[str, Experiment]
+) -> _Record:
     """A table of a record, with the models of the former one that have no such run here."""
     here, recorded = _models(own), _models(former)
     models = {}
     for arm in table.arms:
         ours, theirs = here.get(arm.label), recorded.get(arm.label)
-        if theirs and not _is_of(theirs, arm, own["experiments"].get(arm.label)):
+        if theirs and not _is_of(theirs, arm, experiments[arm.label]):
             theirs = None
         if theirs and own["search"] and "validation" not in theirs:
             theirs = None  # The record has no validation metric by which the search could select.
@@ -121,14 +131,11 @@ def _measured(table: _Record | None, labels: Sequence[str]) -> list[Any]:
     return [models[label]["metrics"] if label in models else None for label in labels]
 
 
-def _is_of(model: _Record, arm: Arm, experiment: str | None) -> bool:
-    """Whether a recorded model is an arm as the study has it now, with that digest."""
+def _is_of(model: _Record, arm: Arm, experiment: Experiment) -> bool:
+    """Whether a recorded model is an arm as the study has it now, with that experiment."""
     overrides = {field: to_json(value) for field, value in arm.overrides.items()}
-    return (model["config"], model["overrides"], model["experiment"]) == (
-        arm.config,
-        overrides,
-        experiment,
-    )
+    arm_is_the_same = (model["config"], model["overrides"]) == (arm.config, overrides)
+    return arm_is_the_same and is_still(model["experiment"], experiment)
 
 
 def _joined_model(own: _Record | None, former: _Record | None) -> _Record | None:

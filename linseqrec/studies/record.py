@@ -18,7 +18,7 @@ from linseqrec.evaluation.result import SELECTION_METRIC, filter_in_words, filte
 from linseqrec.evaluation.significance import over_seeds
 from linseqrec.files import check_form, read_json
 from linseqrec.runs.comparable import check_comparable
-from linseqrec.runs.configurations import Configuration, differing_fields, experiment_digest
+from linseqrec.runs.configurations import Configuration, deciding_fields, differing_fields
 from linseqrec.runs.finished import ORACLE, FinishedRun, baselines_of, best_baseline, title_of
 from linseqrec.studies.study import COUNTING, Claim, Study, StudyError, StudyRun, Table
 from linseqrec.training.checkpoint import newest_progress
@@ -42,7 +42,7 @@ _MODEL = {
     "label": str,
     "config": str,
     "overrides": dict,
-    "experiment": str,
+    "experiment": dict,
     "parameters": int,
     "metrics": {str: {str: _STATISTICS}},
     "runs": [_RUN],
@@ -203,7 +203,6 @@ def _table(
         "analyses": list(table.analyses),
         "search": table.search,
         "missing": _missing(runs),
-        "experiments": {run.arm.label: experiment_digest(run.experiment) for run in runs},
     }
     opened = [run for configuration in configurations.values() for run in configuration.runs]
     if not opened:
@@ -263,7 +262,7 @@ def _model(
         "label": configuration.label,
         "config": arm.config,
         "overrides": {field: to_json(value) for field, value in arm.overrides.items()},
-        "experiment": experiment_digest(planned.experiment),
+        "experiment": deciding_fields(planned.experiment),
         "parameters": _num_parameters(configuration.experiment, protocol["num_items"]),
         "metrics": {
             filter_seen: {

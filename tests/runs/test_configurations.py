@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from linseqrec.files import read_json, write_json
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.runs.configurations import (
     configuration_labels,
+    deciding_fields,
     differing_fields,
-    experiment_digest,
     group_by_configuration,
+    is_still,
 )
 from linseqrec.runs.finished import find_runs
 from tests.runs.conftest import EXPERIMENT, TARGETS, changed
@@ -111,20 +113,33 @@ def test_metrics_by_seed_and_by_target(save_run, tmp_path):
     np.testing.assert_allclose(group.per_target("none", "NDCG@10")[:4], gains)
 
 
-def test_a_digest_is_of_what_decides_the_results():
-    digest = experiment_digest(EXPERIMENT)
+def test_recorded_fields_are_of_what_decides_the_results():
+    recorded = json.loads(json.dumps(deciding_fields(EXPERIMENT)))
     for same in (
         changed(training={"seed": 7, "log_every": 3}, note="x", data={"folder": "y"}),
         changed(training={"num_epochs": 10}, optimizer={"learning_rate": 1e-3}),
     ):
-        assert experiment_digest(same) == digest
-    others = (
+        assert is_still(recorded, same)
+    for other in (
         changed(training={"num_epochs": 11.0}),
         changed(optimizer={"learning_rate": 2e-3}),
         changed(evaluation={"filter_seen": ("all",)}),
         changed(model=GatedDeltaNetConfig()),
-    )
-    assert len({digest, *map(experiment_digest, others)}) == 5
+    ):
+        assert not is_still(recorded, other)
+
+
+def test_a_record_is_not_of_an_experiment_whose_default_has_changed():
+    """The experiment leaves patience at its default, which was another then."""
+    recorded = deciding_fields(EXPERIMENT)
+    assert not is_still(recorded | {"training.patience": 3}, EXPERIMENT)
+
+
+def test_a_field_newer_than_the_record_must_have_its_default():
+    recorded = deciding_fields(EXPERIMENT) | {"training.a_field_of_the_past": 1}
+    del recorded["training.patience"]
+    assert is_still(recorded, EXPERIMENT)
+    assert not is_still(recorded, changed(training={"patience": 3}))
 
 
 def test_a_model_of_the_same_name_from_elsewhere_is_another():
@@ -136,6 +151,6 @@ def test_a_model_of_the_same_name_from_elsewhere_is_another():
 
     Mine.__qualname__ = GatedDeltaNetConfig.__qualname__
     own, copied = changed(model=GatedDeltaNetConfig()), changed(model=Mine())
-    assert experiment_digest(own) != experiment_digest(copied)
+    assert not is_still(deciding_fields(own), copied)
     assert list(differing_fields([own, copied])) == ["model"]
     assert len(set(configuration_labels([own, copied]))) == 2

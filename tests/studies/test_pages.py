@@ -10,6 +10,7 @@ from launch import benchmark
 from launch.flags import load_experiment
 from linseqrec.errors import FileError
 from linseqrec.files import read_json, write_json
+from linseqrec.studies.archive import with_earlier_runs
 from linseqrec.studies.pages import (
     analysis_folder,
     has_figure,
@@ -19,7 +20,7 @@ from linseqrec.studies.pages import (
     to_page,
     with_blocks,
 )
-from linseqrec.studies.record import read_record
+from linseqrec.studies.record import make_record, read_record, run_names
 from linseqrec.studies.study import StudyError, load_study, study_runs
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ RECORD = {
                     "label": "a|b",
                     "config": "experiments/x.py:a",
                     "overrides": {"model.dilations": [1, 2]},
-                    "experiment": "0",
+                    "experiment": {},
                     "parameters": 12_345,
                     "metrics": {"none": {"NDCG@10": STATISTICS}},
                     "runs": [RUN | {"seed": seed, "minutes": 2.5} for seed in (0, 1)],
@@ -300,10 +301,13 @@ def test_the_repository_shows_its_records(page):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
-def test_a_study_of_the_repository_can_be_run(path):
-    study = load_study(path)
+def test_the_recorded_runs_of_a_study_are_those_that_it_trains_today(path):
+    """After a change of an experiment or a default, `launch.study --render --drop` drops others."""
+    study, record = load_study(path), RECORDS[path.stem]
     assert study.name == path.stem
-    assert list(study_runs(study, load_experiment, Path("runs"), Path("kept")))
+    runs = list(study_runs(study, load_experiment, Path("runs"), Path("kept")))
+    joined = with_earlier_runs(make_record(study, []), record, study, runs)
+    assert sorted(run_names(record) - run_names(joined)) == []
 
 
 def test_a_block_of_a_table_without_runs_says_so():

@@ -1,6 +1,7 @@
 """Records of studies: what the runs of a table give, and the verdicts on claims."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -30,27 +31,34 @@ def study_of(claims=()):
     return Study("name", "Title", "About.", (table,), tuple(claims))
 
 
+def planned_runs(study, folder):
+    """The runs of a study of one table, each in a folder of its own."""
+    runs = []
+    (table,) = study.tables
+    for arm, seed in itertools.product(ARMS, table.seeds):
+        overrides = {**arm.overrides, "training.seed": seed}
+        workdir = folder / arm.label / str(seed)
+        experiment = override(EXPERIMENT, overrides)
+        runs.append(StudyRun(table, arm, seed, overrides, experiment, workdir, workdir))
+    return runs
+
+
 @pytest.fixture
 def make(save_run, tmp_path):
     """make({label: [ranks of seed 0, ...]}, claims): a record of runs with these ranks."""
 
     def made(ranks, claims=(), **saved):
-        study, planned = study_of(claims), []
-        (table,) = study.tables
-        for arm in ARMS:
-            for seed in table.seeds:
-                overrides = {**arm.overrides, "training.seed": seed}
-                experiment = override(EXPERIMENT, overrides)
-                folder = tmp_path / arm.label / str(seed)
-                planned.append(StudyRun(table, arm, seed, overrides, experiment, folder, folder))
-                own = dict(enumerate(ranks.get(arm.label, []))).get(seed)
-                if own is not None and not folder.exists():
-                    of_filters = dict.fromkeys(("none", "all"), own)
-                    save_run(f"{arm.label}/{seed}", experiment, of_filters, **saved)
-                    path = folder / "results.json"
-                    results = json.loads(path.read_text())
-                    environment = {"git": "0123456789", "device": "1 x cpu", "cpu_count": 2}
-                    write_json(path, results | {"epoch": 3.0, "environment": environment})
+        study = study_of(claims)
+        planned = planned_runs(study, tmp_path)
+        for run in planned:
+            own = dict(enumerate(ranks.get(run.arm.label, []))).get(run.seed)
+            if own is not None and not run.folder.exists():
+                of_filters = dict.fromkeys(("none", "all"), own)
+                save_run(f"{run.arm.label}/{run.seed}", run.experiment, of_filters, **saved)
+                path = run.folder / "results.json"
+                results = json.loads(path.read_text())
+                environment = {"git": "0123456789", "device": "1 x cpu", "cpu_count": 2}
+                write_json(path, results | {"epoch": 3.0, "environment": environment})
         return make_record(study, planned)
 
     return made
@@ -285,7 +293,9 @@ def joined(make, tmp_path):
             earlier = make(earlier, claims, **saved)
             for arm in ARMS:
                 shutil.rmtree(tmp_path / arm.label, ignore_errors=True)
-        return with_earlier_runs(make(here, claims, **saved), earlier, study_of(claims))
+        study = study_of(claims)
+        runs = planned_runs(study, tmp_path)
+        return with_earlier_runs(make(here, claims, **saved), earlier, study, runs)
 
     return made
 

@@ -29,11 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array
 
 from linseqrec.benchmarks import ops
 from linseqrec.benchmarks.measuring import Row, compare
+from linseqrec.config import Experiment
 from linseqrec.data.rows import Batch
 from linseqrec.data.source import DataConfig
 from linseqrec.events import Events
@@ -50,10 +50,10 @@ from linseqrec.runs.results import write_results
 from linseqrec.training import throughput
 from linseqrec.training.loop import train
 from linseqrec.training.loss import LossConfig, make_loss
-from linseqrec.training.model import split_model
+from linseqrec.training.model import FunctionalModel
 from linseqrec.training.optimizer import OptimizerConfig, make_optimizer
 from linseqrec.training.run import Run
-from linseqrec.training.step import init_state, make_train_step
+from linseqrec.training.step import CompiledStep
 
 _SECONDS = 8 * 60
 _ITEMS = 3_416  # of MovieLens-1M
@@ -398,11 +398,11 @@ def steps(width: int, dtype: str, rows: int, repeats: int) -> Iterator[Row]:
 
 
 def _step(config: ModelConfig) -> tuple[Callable[..., Any], Any]:
-    graphdef, params, buffers = split_model(config.build(_ITEMS, rngs=nnx.Rngs(0)))
+    model = FunctionalModel.of(Experiment(model=config), _ITEMS, None)
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
     loss = make_loss(LossConfig(), np.ones(_ITEMS + 1, np.int64))
-    step = make_train_step(graphdef, optimizer, loss, seed=0)
-    return step, init_state(params, buffers, optimizer)
+    step = CompiledStep(model, optimizer, None, prediction_loss=loss, seed=0)
+    return step.step, step.initial_state()
 
 
 def _batch(rows: int, length: int) -> Batch:

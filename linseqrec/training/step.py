@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec import sharding
@@ -91,148 +91,6 @@ def init_state(
         halted=jnp.zeros((), jnp.bool_),
         row_steps=jnp.zeros(item_rows.num_table_rows(params), jnp.int32) if by_rows else None,
     )
-
-
-def make_train_step(
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    prediction_loss: PredictionLoss,
-    *,
-    seed: int,
-    accumulation_steps: int = 1,
-    mesh: Mesh | None = None,
-    catch_up: item_rows.CatchUpRule | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Builds the step.
-
-    The seed and the step's number give all random numbers. A resumed run draws the same ones on the
-    same kind of device; another kind draws others. Accumulation splits the batch into microbatches.
-    The gradient of the prediction loss is, up to rounding, that of the whole batch, weighted by
-    target. Auxiliary losses and the model's metrics are means over microbatches, weighted by their
-    events.
-
-    Args:
-      graphdef: The model's structure (`split_model`).
-      optimizer: The Optax chain.
-      prediction_loss: The objective (`make_loss`).
-      seed: Seed of dropout and of drawn negatives.
-      accumulation_steps: Microbatches that a batch is split into.
-      mesh: Where the batch is divided (`linseqrec.sharding`); None for one device.
-      catch_up: What brings item rows up to date, for states with `row_steps`: a step then reads and
-        writes only the rows that its batch and its negatives name.
-
-    Returns:
-      `step(state, batch) -> (state, metrics)`, not jitted. The metrics are scalars: "loss" (mean
-      per target), "loss/NAME" of each auxiliary loss, the model's own, "gradient_norm",
-      "update_norm", "targets" and "events" (counts). A step whose loss, gradient or
-      update is not finite changes neither the model nor the optimizer, and halts the state.
-    """
-    # Accelerators have an instruction for "rbg" bits. With several devices, XLA would draw the bits
-    # of all devices on each.
-    on_one = jax.default_backend() != "cpu" and mesh is None
-    generator = "rbg" if on_one else "threefry2x32"
-
-    def microbatch_loss(
-        params: nnx.State,
-        buffers: nnx.State,
-        part: _Microbatch,
-        num_targets: Float[Array, ""],
-        num_events: Float[Array, ""],
-        rows: Int[Array, "U"] | None,
-    ) -> tuple[Float[Array, ""], _MicrobatchResult]:
-        # Copies of the buffers: what the model writes here is not the state's.
-        model = nnx.merge(graphdef, params, buffers, copy=True)
-        with sharding.while_tracing(mesh):
-            encoding = model(part.batch.events, dropout_key=part.dropout_key)
-        table = model.item_table()
-        summed = prediction_loss(encoding.hidden, table, part.batch, part.negatives, rows)
-        # The model's own losses and metrics are means over events.
-        share = _num_events(part.batch) / num_events
-        auxiliary = {name: share * loss for name, loss in encoding.losses.items()}
-        loss = summed / num_targets
-        losses = {"loss": loss} | {f"loss/{name}": value for name, value in auxiliary.items()}
-        metrics = {name: share * value for name, value in encoding.metrics.items()}
-        return loss + sum(auxiliary.values()), _MicrobatchResult(losses, metrics, encoding.counts)
-
-    def split_rows(x: Array) -> Array:
-        x = x.reshape(accumulation_steps, -1, *x.shape[1:])
-        if mesh is None:
-            return x
-        # Each microbatch is divided over the devices.
-        spec = PartitionSpec(None, *sharding.batch_spec(x.shape[1:]))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-    def with_randomness(batch: Batch, key: Array) -> _Microbatch:
-        dropout_key, loss_key = jax.random.split(key)
-        return _Microbatch(batch, prediction_loss.draw(loss_key, batch.targets.shape), dropout_key)
-
-    def split_batch(batch: Batch, key: Array) -> _Microbatch:
-        """The microbatches; if there are several, arrays have a leading axis over them."""
-        if accumulation_steps == 1:
-            return with_randomness(batch, key)
-        keys = jax.random.split(key, accumulation_steps)
-        return jax.lax.map(
-            lambda part: with_randomness(*part), (jax.tree.map(split_rows, batch), keys)
-        )
-
-    def gradient(
-        params: nnx.State, buffers: nnx.State, parts: _Microbatch, rows: Int[Array, "U"] | None
-    ) -> tuple[nnx.State, _MicrobatchResult]:
-        num_targets = jnp.maximum(parts.batch.weights.sum(), 1.0)
-        num_events = jnp.maximum(_num_events(parts.batch), 1.0)
-        grad = jax.grad(microbatch_loss, has_aux=True)
-        if accumulation_steps == 1:
-            return grad(params, buffers, parts, num_targets, num_events, rows)
-
-        def accumulate(sums: Any, part: _Microbatch) -> tuple[Any, None]:
-            result = grad(params, buffers, part, num_targets, num_events, rows)
-            return jax.tree.map(jnp.add, sums, result), None
-
-        first = grad(
-            params, buffers, jax.tree.map(lambda x: x[0], parts), num_targets, num_events, rows
-        )
-        return jax.lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], parts))[0]
-
-    def apply_update(
-        state: TrainState,
-        events: Events,
-        parts: _Microbatch,
-        key: Array,
-        rows: Int[Array, "U"] | None = None,
-    ) -> tuple[TrainState, dict[str, Array]]:
-        grads, result = gradient(state.params, state.buffers, parts, rows)
-        updates, after = optimizer.update(grads, state.optimizer, state.params)
-        norms = {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-        decisive = jnp.stack([*result.losses.values(), *norms.values()])
-        halted = state.halted | ~jnp.isfinite(decisive).all()
-        params = optax.apply_updates(state.params, updates)
-        # Copied: the state keeps its buffers if the step is not applied.
-        model = nnx.merge(graphdef, params, state.buffers, copy=True)
-        model.after_step(events, result.counts, jax.random.fold_in(key, _AFTER_STEP))
-        params, buffers = nnx.state(model, nnx.Param, ...)
-        advanced = TrainState(state.step + 1, params, buffers, after, halted)
-        unchanged = dataclasses.replace(state, halted=halted)
-        state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, unchanged)
-        return state, result.losses | result.metrics | norms
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        counts = {"targets": batch.weights.sum(), "events": _num_events(batch)}
-        key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
-        parts = split_batch(batch, key)
-        if state.row_steps is None or catch_up is None:
-            state, metrics = apply_update(state, batch.events, parts, key)
-            return state, metrics | counts
-        # ------------------------------------------------- the rows that the batch names
-        ids = (batch.events.items, batch.targets, parts.negatives)
-        rows = item_rows.rows_of_ids(ids, len(state.row_steps))
-        row_state = catch_up.read_rows(state, rows)
-        # ------------------------------------------------- the update, of these rows only
-        events, parts = _events_with_row_numbers(batch.events, rows), _with_row_numbers(parts, rows)
-        row_state, metrics = apply_update(row_state, events, parts, key, rows)
-        # ------------------------------------------------- back into the table
-        return item_rows.write_rows(state, row_state, rows), metrics | counts
-
-    return step
 
 
 def _num_events(batch: Batch) -> Int[Array, ""]:
@@ -325,6 +183,12 @@ class States:
 class CompiledStep(States):
     """The training step of a run, compiled for its devices, and the state that it starts from.
 
+    The seed and the step's number give all random numbers. A resumed run draws the same ones on the
+    same kind of device; another kind draws others. Accumulation splits the batch into microbatches.
+    The gradient of the prediction loss is, up to rounding, that of the whole batch, weighted by
+    target. Auxiliary losses and the model's metrics are means over microbatches, weighted by their
+    events.
+
     Attributes:
       prediction_loss: The objective (`make_loss`).
       seed: The seed of dropout and drawn negatives.
@@ -337,19 +201,10 @@ class CompiledStep(States):
 
     @functools.cached_property
     def update(self) -> Any:
-        """The compiled step, `(state, batch) -> (state, metrics)`; it consumes its state."""
-        step = make_train_step(
-            self.model.graphdef,
-            self.optimizer,
-            self.prediction_loss,
-            seed=self.seed,
-            accumulation_steps=self.accumulation_steps,
-            mesh=self.model.mesh,
-            catch_up=self.catch_up,
-        )
+        """`step`, compiled; it consumes its state."""
         mesh = self.model.mesh
         return jax.jit(
-            step,
+            self.step,
             donate_argnums=0,
             in_shardings=(self._shardings, None),
             out_shardings=(self._shardings, None if mesh is None else sharding.replicated(mesh)),
@@ -358,6 +213,134 @@ class CompiledStep(States):
     def place(self, batch: Batch) -> Batch:
         """The batch of all processes on the devices, made from this process's rows."""
         return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """Updates a state by a batch; a plain function, for `jax.jit`.
+
+        Args:
+          state: The state. If it has `row_steps`, the step reads and writes only the item rows that
+            the batch and its negatives name.
+          batch: The batch of all processes.
+
+        Returns:
+          The state after the step, and metrics, which are scalars: "loss" (mean per target),
+          "loss/NAME" of each auxiliary loss, the model's own, "gradient_norm", "update_norm",
+          "targets" and "events" (counts). A step whose loss, gradient or update is not finite
+          changes neither the model nor the optimizer, and halts the state.
+        """
+        counts = {"targets": batch.weights.sum(), "events": _num_events(batch)}
+        key = jax.random.fold_in(jax.random.key(self.seed, impl=self._generator), state.step)
+        parts = self._split_batch(batch, key)
+        if state.row_steps is None or self.catch_up is None:
+            state, metrics = self._apply_update(state, batch.events, parts, key)
+            return state, metrics | counts
+        # ------------------------------------------------- the rows that the batch names
+        ids = (batch.events.items, batch.targets, parts.negatives)
+        rows = item_rows.rows_of_ids(ids, len(state.row_steps))
+        row_state = self.catch_up.read_rows(state, rows)
+        # ------------------------------------------------- the update, of these rows only
+        events, parts = _events_with_row_numbers(batch.events, rows), _with_row_numbers(parts, rows)
+        row_state, metrics = self._apply_update(row_state, events, parts, key, rows)
+        # ------------------------------------------------- back into the table
+        return item_rows.write_rows(state, row_state, rows), metrics | counts
+
+    def _apply_update(
+        self,
+        state: TrainState,
+        events: Events,
+        parts: _Microbatch,
+        key: Array,
+        rows: Int[Array, "U"] | None = None,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        grads, result = self._gradient(state.params, state.buffers, parts, rows)
+        updates, after = self.optimizer.update(grads, state.optimizer, state.params)
+        norms = {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        decisive = jnp.stack([*result.losses.values(), *norms.values()])
+        halted = state.halted | ~jnp.isfinite(decisive).all()
+        params = optax.apply_updates(state.params, updates)
+        # Copied: the state keeps its buffers if the step is not applied.
+        model = nnx.merge(self.model.graphdef, params, state.buffers, copy=True)
+        model.after_step(events, result.counts, jax.random.fold_in(key, _AFTER_STEP))
+        params, buffers = nnx.state(model, nnx.Param, ...)
+        advanced = TrainState(state.step + 1, params, buffers, after, halted)
+        unchanged = dataclasses.replace(state, halted=halted)
+        state = jax.tree.map(lambda new, old: jnp.where(halted, old, new), advanced, unchanged)
+        return state, result.losses | result.metrics | norms
+
+    def _gradient(
+        self,
+        params: nnx.State,
+        buffers: nnx.State,
+        parts: _Microbatch,
+        rows: Int[Array, "U"] | None,
+    ) -> tuple[nnx.State, _MicrobatchResult]:
+        num_targets = jnp.maximum(parts.batch.weights.sum(), 1.0)
+        num_events = jnp.maximum(_num_events(parts.batch), 1.0)
+        grad = jax.grad(self._microbatch_loss, has_aux=True)
+        if self.accumulation_steps == 1:
+            return grad(params, buffers, parts, num_targets, num_events, rows)
+
+        def accumulate(sums: Any, part: _Microbatch) -> tuple[Any, None]:
+            result = grad(params, buffers, part, num_targets, num_events, rows)
+            return jax.tree.map(jnp.add, sums, result), None
+
+        first = grad(
+            params, buffers, jax.tree.map(lambda x: x[0], parts), num_targets, num_events, rows
+        )
+        return jax.lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], parts))[0]
+
+    def _microbatch_loss(
+        self,
+        params: nnx.State,
+        buffers: nnx.State,
+        part: _Microbatch,
+        num_targets: Float[Array, ""],
+        num_events: Float[Array, ""],
+        rows: Int[Array, "U"] | None,
+    ) -> tuple[Float[Array, ""], _MicrobatchResult]:
+        # Copies of the buffers: what the model writes here is not the state's.
+        model = nnx.merge(self.model.graphdef, params, buffers, copy=True)
+        with sharding.while_tracing(self.model.mesh):
+            encoding = model(part.batch.events, dropout_key=part.dropout_key)
+        table = model.item_table()
+        summed = self.prediction_loss(encoding.hidden, table, part.batch, part.negatives, rows)
+        # The model's own losses and metrics are means over events.
+        share = _num_events(part.batch) / num_events
+        auxiliary = {name: share * loss for name, loss in encoding.losses.items()}
+        loss = summed / num_targets
+        losses = {"loss": loss} | {f"loss/{name}": value for name, value in auxiliary.items()}
+        metrics = {name: share * value for name, value in encoding.metrics.items()}
+        return loss + sum(auxiliary.values()), _MicrobatchResult(losses, metrics, encoding.counts)
+
+    def _split_batch(self, batch: Batch, key: Array) -> _Microbatch:
+        """The microbatches; if there are several, arrays have a leading axis over them."""
+        if self.accumulation_steps == 1:
+            return self._with_randomness(batch, key)
+        keys = jax.random.split(key, self.accumulation_steps)
+        return jax.lax.map(
+            lambda part: self._with_randomness(*part), (jax.tree.map(self._split_rows, batch), keys)
+        )
+
+    def _split_rows(self, x: Array) -> Array:
+        x = x.reshape(self.accumulation_steps, -1, *x.shape[1:])
+        if self.model.mesh is None:
+            return x
+        # Each microbatch is divided over the devices.
+        spec = PartitionSpec(None, *sharding.batch_spec(x.shape[1:]))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.model.mesh, spec))
+
+    def _with_randomness(self, batch: Batch, key: Array) -> _Microbatch:
+        dropout_key, loss_key = jax.random.split(key)
+        negatives = self.prediction_loss.draw(loss_key, batch.targets.shape)
+        return _Microbatch(batch, negatives, dropout_key)
+
+    @property
+    def _generator(self) -> str:
+        """JAX's generator of random bits."""
+        # Accelerators have an instruction for "rbg" bits. With several devices, XLA would draw the
+        # bits of all devices on each.
+        on_one = jax.default_backend() != "cpu" and self.model.mesh is None
+        return "rbg" if on_one else "threefry2x32"
 
 
 class StepRunner:

@@ -25,7 +25,7 @@ from linseqrec.training.loss import LossConfig
 from linseqrec.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from linseqrec.training.preemption import Preempted, Preemption
 from linseqrec.training.run import Run
-from linseqrec.training.step import StepRunner, init_state, make_train_step
+from linseqrec.training.step import StepRunner, init_state
 
 ROWS, WIDTH, STEPS = 60, 3, 400
 
@@ -143,19 +143,12 @@ def test_a_step_by_rows_is_the_dense_step(sparse_run, loss, parts, own_items):
     )
     made = run.step
     state, update = made.initial_state(), made.update
-    dense = init_state(*run.model.fresh(), run.optimizer)
-    dense_step = jax.jit(
-        make_train_step(
-            run.model.graphdef,
-            run.optimizer,
-            made.prediction_loss,
-            seed=0,
-            accumulation_steps=parts,
-        )
-    )
+    dense_step = dataclasses.replace(made, catch_up=None)
+    dense = dense_step.initial_state()
+    assert state.row_steps is not None and dense.row_steps is None
     for batch in (run.batches[index] for index in range(20)):
         state, metrics = update(state, batch)
-        dense, expected = dense_step(dense, batch)
+        dense, expected = dense_step.update(dense, batch)
         for name in set(expected) - {"update_norm"}:
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, err_msg=name)
     assert (np.asarray(state.row_steps) == 0).sum() > 200

@@ -10,9 +10,8 @@ from jax.sharding import AxisType
 
 from linseqrec.models.base import Encoding, SequenceModel
 from linseqrec.sharding import DATA, MODEL, SEQUENCE
-from linseqrec.training.loss import LossConfig, make_loss
-from linseqrec.training.model import split_model
-from linseqrec.training.step import StepRunner, init_state, make_train_step
+from linseqrec.training.model import FunctionalModel, split_model
+from linseqrec.training.step import StepRunner
 
 
 def leaves(tree):
@@ -23,15 +22,8 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
     """The step's update under plain SGD is that of the mean loss, by finite differences."""
     run = make_run(experiment, model={"dropout": 0.0, "drop_path": 0.0})
     batch = run.batches[0]
-    optimizer = optax.sgd(1.0)
-    step = make_train_step(
-        run.model.graphdef,
-        optimizer,
-        make_loss(LossConfig(), run.item_counts),
-        seed=0,
-    )
-    state = init_state(*run.model.fresh(), optimizer)
-    after, metrics = jax.jit(step)(state, batch)
+    step = dataclasses.replace(run.step, optimizer=optax.sgd(1.0))
+    after, metrics = step.update(step.initial_state(), batch)
 
     encoding = run.model.encode(run.model.fresh()[0], batch.events)
     logits = (
@@ -52,7 +44,7 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
     small = jax.tree.map(
         lambda new, old: old + 1e-3 * (new - old), after.params, run.model.fresh()[0]
     )
-    _, again = jax.jit(step)(init_state(small, run.model.fresh()[1], optimizer), batch)
+    _, again = step.update(dataclasses.replace(step.initial_state(), params=small), batch)
     slope = (float(metrics["loss"]) - float(again["loss"])) / 1e-3
     assert slope == pytest.approx(float(metrics["gradient_norm"]) ** 2, rel=2e-2)
 
@@ -60,16 +52,11 @@ def test_gradient_is_the_mean_over_targets(experiment, make_run):
 def test_an_accelerator_draws_its_own_bits_alone(experiment, make_run, monkeypatch):
     """Steps there repeat as well; over several devices, numbers are those of one."""
     run = make_run(experiment, model={"dropout": 0.5})
-    arguments = (
-        run.model.graphdef,
-        optax.sgd(1.0),
-        make_loss(LossConfig(), run.item_counts),
-    )
-    state = init_state(*run.model.fresh(), arguments[1])
-    batch = run.batches[0]
+    state, batch = run.step.initial_state(), run.batches[0]
 
     def program(mesh=None):
-        step = make_train_step(*arguments, seed=0, mesh=mesh)
+        model = dataclasses.replace(run.model, mesh=mesh)
+        step = dataclasses.replace(run.step, model=model).step
         return step, str(jax.make_jaxpr(step)(state, batch))
 
     one_device = jax.make_mesh((1, 1, 1), (DATA, SEQUENCE, MODEL), axis_types=(AxisType.Auto,) * 3)
@@ -147,14 +134,11 @@ def test_non_finite_gradient_changes_nothing_and_halts(experiment, make_run):
 def test_an_update_that_is_not_finite_changes_nothing_and_halts(experiment, make_run):
     """Also where loss and gradient are finite, as with Adam's division by a root of 0."""
     run = make_run(experiment)
-    _, params, buffers = split_model(run.model.build())
-    optimizer = optax.scale(np.inf)
-    loss = make_loss(LossConfig(), run.item_counts)
-    step = jax.jit(make_train_step(run.model.graphdef, optimizer, loss, seed=0))
-    state, metrics = step(init_state(params, buffers, optimizer), run.batches[0])
+    step = dataclasses.replace(run.step, optimizer=optax.scale(np.inf))
+    state, metrics = step.update(step.initial_state(), run.batches[0])
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
     assert bool(state.halted) and int(state.step) == 0
-    for old, new in zip(leaves(params), leaves(state.params), strict=True):
+    for old, new in zip(leaves(run.model.fresh()[0]), leaves(state.params), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
@@ -173,11 +157,10 @@ class TellsNothing(SequenceModel):
 
 def test_a_metric_that_is_not_finite_halts_nothing(experiment, make_run):
     run = make_run(experiment)
-    batch, loss = run.batches[0], make_loss(LossConfig(), run.item_counts)
-    graphdef, params, buffers = split_model(TellsNothing())
-    optimizer = optax.sgd(1.0)
-    step = make_train_step(graphdef, optimizer, loss, seed=0)
-    state, metrics = jax.jit(step)(init_state(params, buffers, optimizer), batch)
+    graphdef, *variables = split_model(TellsNothing())
+    model = FunctionalModel(graphdef, tuple(variables), None, TellsNothing)
+    step = dataclasses.replace(run.step, model=model, optimizer=optax.sgd(1.0))
+    state, metrics = step.update(step.initial_state(), run.batches[0])
     assert np.isnan(metrics["share"]) and np.isfinite(metrics["loss"])
     assert not state.halted and state.step == 1
 

@@ -282,7 +282,7 @@ def place_batch(tree: Tree, mesh: Mesh) -> Tree:
       tree: Arrays [rows, slots, ...] with this process's rows (`process_slice`).
       mesh: The mesh.
     """
-    return _place_slice(tree, mesh, *process_slice(mesh))
+    return _place_rows(tree, mesh, process_slice(mesh)[1])
 
 
 def place_whole_batch(tree: Tree, mesh: Mesh) -> Tree:
@@ -292,21 +292,15 @@ def place_whole_batch(tree: Tree, mesh: Mesh) -> Tree:
       tree: Arrays [rows, slots, ...], whole and equal on every process.
       mesh: The mesh.
     """
-    return _place_slice(tree, mesh, 0, 1)
+    return _place_rows(tree, mesh, 1)
 
 
-def _place_slice(tree: Tree, mesh: Mesh, index: int, count: int) -> Tree:
-    """Global arrays from this process's slice `index` of `count`."""
+def _place_rows(tree: Tree, mesh: Mesh, parts: int) -> Tree:
+    """Global arrays from this process's rows, which are one of `parts` equal parts of all rows."""
 
-    def put(own_rows: Any) -> jax.Array:
-        num_own = own_rows.shape[0]
-        shape = (count * num_own, *own_rows.shape[1:])
-
-        def part(global_index: Any) -> Any:
-            start, stop, _ = global_index[0].indices(shape[0])
-            first = index * num_own
-            return own_rows[(slice(start - first, stop - first), *global_index[1:])]
-
-        return jax.make_array_from_callback(shape, NamedSharding(mesh, batch_spec(shape)), part)
+    def put(rows: Any) -> jax.Array:
+        shape = (parts * rows.shape[0], *rows.shape[1:])
+        sharding = NamedSharding(mesh, batch_spec(shape))
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return jax.tree.map(put, tree)

@@ -89,11 +89,11 @@ class RELA(nnx.Module):
         """Args: `deviation` is that of fresh kernels (see `Dense`)."""
         self.width, self.heads, self.causal, self.epsilon = width, heads, causal, epsilon
         self.empty_slots = (
-            NoEmptySlots() if denominator_events is None else EmptySlots(denominator_events)
+            _no_empty_slots if denominator_events is None else EmptySlots(denominator_events)
         )
         self.rotate = rotary if rotation else _unrotated
         options: dict[str, Any] = dict(deviation=deviation, dtype=dtype, rngs=rngs)
-        self.gate = OutputGate(width, width, **options) if gate else NoGate()
+        self.gate = OutputGate(width, width, **options) if gate else _ungated
         self.input_gate = Gate(width, width, **options) if input_gate else Identity()
         self.query_key = Dense(width, 2 * width, **options)
         self.value = Dense(width, width, **options) if value_projection else Identity()
@@ -101,7 +101,7 @@ class RELA(nnx.Module):
         self.selector = (
             Convex(width, width, **options)
             if selector == "convex"
-            else (Sum() if shortcut else AttendedAlone())
+            else (_sum if shortcut else _attended_alone)
         )
         self.shortcut = ShortConvolution(width, 4, rngs=rngs) if shortcut else NoConvolution()
 
@@ -179,7 +179,7 @@ class RELA(nnx.Module):
         attended: Float[Array, "B T D"],
         selected: Float[Array, "B T D"],
     ) -> MixerTrace:
-        alone = isinstance(self.selector, AttendedAlone)
+        alone = self.selector is _attended_alone
         return MixerTrace(
             keys,
             attention.key_value,
@@ -262,15 +262,6 @@ class OutputGate(Gate):
         return jax.nn.silu(super().__call__(x)) * y
 
 
-class NoGate(nnx.Module):
-    """Stands for `OutputGate` where all of y passes."""
-
-    def __call__(self, x: Float[Array, "B T D"], y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Returns y."""
-        del x
-        return y
-
-
 class Convex(Gate):
     """The convex selector: g ⊙ o + (1 − g) ⊙ S, g = σ(W_s x + b_s)."""
 
@@ -283,34 +274,6 @@ class Convex(Gate):
         """The two branches joined."""
         share = jax.nn.sigmoid(super().__call__(x))
         return share * attended + (1 - share) * local
-
-
-class Sum(nnx.Module):
-    """The published selector: the local branch raises the rank of the other, and G chooses."""
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        attended: Float[Array, "B T D"],
-        local: Float[Array, "B T D"],
-    ) -> Float[Array, "B T D"]:
-        """The two branches joined."""
-        del x
-        return attended + local
-
-
-class AttendedAlone(nnx.Module):
-    """Stands for the selector where there is no local branch."""
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        attended: Float[Array, "B T D"],
-        local: Float[Array, "B T D"],
-    ) -> Float[Array, "B T D"]:
-        """Returns what was attended to."""
-        del x, local
-        return attended
 
 
 class EmptySlots(nnx.Module):
@@ -327,15 +290,6 @@ class EmptySlots(nnx.Module):
         return unfilled[..., None] * jnp.sum(query, axis=-1, dtype=jnp.float32)
 
 
-class NoEmptySlots(nnx.Module):
-    """Stands for `EmptySlots` where the denominator counts the events so far."""
-
-    def __call__(self, query: Float[Array, "B T H K"], positions: Int[Array, "B T"]) -> float:
-        """Returns 0."""
-        del query, positions
-        return 0.0
-
-
 def _phi(x: Float[Array, "B T D2"]) -> Float[Array, "B T D2"]:
     """φ(x) = ELU(x) + 1, as it is defined: `elu(x) + 1` cancels below 0 in bfloat16."""
     # Not `minimum`, which halves the gradient at 0.
@@ -345,3 +299,28 @@ def _phi(x: Float[Array, "B T D2"]) -> Float[Array, "B T D2"]:
 def _unrotated(x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     del positions
     return x
+
+
+def _ungated(x: Float[Array, "B T D"], y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    del x
+    return y
+
+
+def _sum(
+    x: Float[Array, "B T D"], attended: Float[Array, "B T D"], local: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    """The published selector: the local branch raises the rank of the other, and G chooses."""
+    del x
+    return attended + local
+
+
+def _attended_alone(
+    x: Float[Array, "B T D"], attended: Float[Array, "B T D"], local: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    del x, local
+    return attended
+
+
+def _no_empty_slots(query: Float[Array, "B T H K"], positions: Int[Array, "B T"]) -> float:
+    del query, positions
+    return 0.0

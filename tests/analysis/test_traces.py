@@ -7,7 +7,7 @@ from flax import nnx
 from linseqrec.analysis.traces import is_recurrent, linear_mixers
 from linseqrec.events import Events
 from linseqrec.layers.gated_delta import GatedDelta
-from linseqrec.layers.rela import AttendedAlone, NoGate
+from linseqrec.layers.rela import _attended_alone, _ungated
 from linseqrec.models.base import NoState
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
@@ -156,7 +156,7 @@ def test_both_branches_of_recgrela_are_kept(causal):
     # The released form counts positions by slots.
     positions = EVENTS.positions if causal else np.tile(np.arange(4), (2, 1))
     local, _ = attention.shortcut(mixed, ids, attention.shortcut.initial_state(2))
-    attention.selector, attention.gate = AttendedAlone(), NoGate()
+    attention.selector, attention.gate = _attended_alone, _ungated
     attended, _ = attention(x, ids, positions, attention.initial_state(2))
     expected = attention.output(traced.attended)
     np.testing.assert_allclose(attended, expected, atol=1e-6)

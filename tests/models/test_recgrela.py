@@ -14,7 +14,7 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError
 from linseqrec.data.source import DataConfig
 from linseqrec.layers import block, rela, standard
-from linseqrec.layers.rela import RELA, LookupRELA, NoGate, _phi
+from linseqrec.layers.rela import RELA, LookupRELA, _phi, _ungated
 from linseqrec.models import recgrela
 from linseqrec.models.base import NoState
 from linseqrec.models.recgrela import RecGRELAConfig
@@ -128,7 +128,7 @@ def test_a_fresh_lookup_reads_what_followed_the_last_item_before(gap):
         kind = LookupRELA if lookup else functools.partial(RELA, rotation=False)
         layer = kind(64, 1, shortcut=False, rngs=nnx.Rngs(0))
         # The gate would multiply what is read by noise of its own.
-        layer.gate = NoGate()
+        layer.gate = _ungated
         output, _ = layer(vectors[items], ids, positions, layer.initial_state(64))
         best = np.argmax(np.asarray(output[:, 119]) @ vectors.T, axis=1)
         first[lookup] = np.mean(best == items[:, asked + 1])

@@ -1,14 +1,11 @@
 """The blocks that stacks are made of: pre-norm, and post-norm for models released with it."""
 
-from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.layers.standard import drop_path, dropout, split_key
-
-Make = Callable[[], Any]
 
 
 class Block(nnx.Module):
@@ -23,21 +20,22 @@ class Block(nnx.Module):
 
     def __init__(
         self,
-        mixer: Make,
-        feed_forward: Make,
+        norm: Any,
+        mixer: Any,
+        feed_forward_norm: Any,
+        feed_forward: Any,
         *,
-        norm: Make,
         rate: float,
         path_rate: float | None = None,
         name: str = "mixer",
     ):
-        """Makes the parts, in the order in which events go through them.
+        """Takes the parts, in the order in which events go through them.
 
         Args:
-          mixer: Makes a mixer, called as `mixer(x, *mixer_inputs, state)`. It returns its outputs
-            and its state.
-          feed_forward: Makes the feed-forward half, called as `feed_forward(x, dropout_key=key)`.
-          norm: Makes a norm.
+          norm: The norm of the mixer's half.
+          mixer: Called as `mixer(x, *mixer_inputs, state)`. It returns its outputs and its state.
+          feed_forward_norm: The norm of the feed-forward half.
+          feed_forward: Called as `feed_forward(x, dropout_key=key)`.
           rate: Of dropout on each half's output.
           path_rate: Rate at which a segment skips the mixer, in place of dropout on its output.
           name: What the mixer is called.
@@ -45,10 +43,10 @@ class Block(nnx.Module):
         self.name, self.rate = name, rate
         self.mixer_rate = rate if path_rate is None else path_rate
         self.mixer_drop = _drop_entries if path_rate is None else drop_path
-        setattr(self, f"{name}_norm", norm())
-        setattr(self, name, mixer())
-        self.feed_forward_norm = norm()
-        self.feed_forward = feed_forward()
+        setattr(self, f"{name}_norm", norm)
+        setattr(self, name, mixer)
+        self.feed_forward_norm = feed_forward_norm
+        self.feed_forward = feed_forward
 
     def initial_state(self, batch_size: int) -> Any:
         """The mixer's state before any event."""
@@ -108,7 +106,7 @@ class PostNormBlock(Block):
         H = N(H + Drop(Mixer(H)))
         H = N(H + Drop(FeedForward(H)))
 
-    The parts are made and named as those of `Block`.
+    The parts are named as those of `Block`.
     """
 
     def before_half(self, norm: nnx.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -92,31 +92,31 @@ class GatedDeltaNet(SequenceModel):
     ):
         self.config = config
         width, dtype = config.width, config.compute_dtype
+        hidden = config.feed_forward * width
 
         def norm() -> nnx.RMSNorm:
             return rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
-        def mixer() -> GatedDeltaMixer:
-            return GatedDeltaMixer(
-                width,
-                config.heads,
-                key_width=config.key_width,
-                value_width=config.value_width,
-                kernel=config.kernel,
-                negative_eigenvalues=config.negative_eigenvalues,
-                chunk_size=config.chunk_size,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
-        def feed_forward() -> FeedForward:
-            hidden = config.feed_forward * width
-            return FeedForward(width, hidden, config.dropout, dtype=dtype, rngs=rngs)
-
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             [
-                Block(mixer, feed_forward, norm=norm, rate=config.dropout)
+                Block(
+                    norm(),
+                    GatedDeltaMixer(
+                        width,
+                        config.heads,
+                        key_width=config.key_width,
+                        value_width=config.value_width,
+                        kernel=config.kernel,
+                        negative_eigenvalues=config.negative_eigenvalues,
+                        chunk_size=config.chunk_size,
+                        dtype=dtype,
+                        rngs=rngs,
+                    ),
+                    norm(),
+                    FeedForward(width, hidden, config.dropout, dtype=dtype, rngs=rngs),
+                    rate=config.dropout,
+                )
                 for _ in range(config.num_layers)
             ]
         )

@@ -480,10 +480,15 @@ class NoReading(Stateless):
 def _block(config: HyTRecConfig, window: int | None, delay: int, *, rngs: nnx.Rngs) -> Block:
     """A block of TADN (`window=None`) or softmax attention, then SwiGLU."""
     width, rate, dtype = config.width, config.dropout, config.compute_dtype
+
+    def norm() -> nnx.RMSNorm:
+        return rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
     return Block(
-        lambda: _mixer(config, window, delay, rngs=rngs),
-        lambda: SwiGLU(width, config.feed_forward * width, rate, dtype=dtype, rngs=rngs),
-        norm=lambda: rms_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs),
+        norm(),
+        _mixer(config, window, delay, rngs=rngs),
+        norm(),
+        SwiGLU(width, config.feed_forward * width, rate, dtype=dtype, rngs=rngs),
         rate=rate,
     )
 

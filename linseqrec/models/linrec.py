@@ -196,17 +196,10 @@ class LinRec(SequenceModel):
     ):
         self.config = config
         width, dtype = config.width, config.compute_dtype
+        hidden = config.feed_forward * width
 
         def norm() -> nnx.LayerNorm:
             return layer_norm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
-
-        def attention() -> LinRecAttention:
-            return LinRecAttention(width, config.heads, dtype=dtype, rngs=rngs)
-
-        def feed_forward() -> FeedForward:
-            # The released half has no dropout inside.
-            hidden = config.feed_forward * width
-            return FeedForward(width, hidden, 0.0, deviation=_DEVIATION, dtype=dtype, rngs=rngs)
 
         self.embedding = ItemEmbedding(
             num_items, width, deviation=config.table_deviation, dtype=dtype, rngs=rngs
@@ -218,7 +211,13 @@ class LinRec(SequenceModel):
         self.blocks = nnx.List(
             [
                 PostNormBlock(
-                    attention, feed_forward, norm=norm, rate=config.dropout, name="attention"
+                    norm(),
+                    LinRecAttention(width, config.heads, dtype=dtype, rngs=rngs),
+                    norm(),
+                    # The released half has no dropout inside.
+                    FeedForward(width, hidden, 0.0, deviation=_DEVIATION, dtype=dtype, rngs=rngs),
+                    rate=config.dropout,
+                    name="attention",
                 )
                 for _ in range(config.num_layers)
             ]

@@ -163,17 +163,18 @@ class LRURec(SequenceModel):
         def norm() -> nnx.LayerNorm:
             return layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
-        def unit() -> LinearRecurrentUnit:
-            return LinearRecurrentUnit(width, dtype=dtype, rngs=rngs)
-
-        def feed_forward() -> FeedForward:
-            return FeedForward(width, 4 * width, rate, dtype=dtype, rngs=rngs)
-
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.norm = norm()
         self.blocks = nnx.List(
             [
-                PostNormBlock(unit, feed_forward, norm=norm, rate=rate, name="unit")
+                PostNormBlock(
+                    norm(),
+                    LinearRecurrentUnit(width, dtype=dtype, rngs=rngs),
+                    norm(),
+                    FeedForward(width, 4 * width, rate, dtype=dtype, rngs=rngs),
+                    rate=rate,
+                    name="unit",
+                )
                 for _ in range(config.num_layers)
             ]
         )

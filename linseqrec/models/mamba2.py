@@ -215,32 +215,32 @@ class Mamba2(SequenceModel):
     ):
         self.config = config
         width, dtype = config.width, config.compute_dtype
+        hidden = config.feed_forward * width
 
         def norm() -> nnx.RMSNorm:
             return rms_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
-        def mixer() -> Mamba2Mixer:
-            return Mamba2Mixer(
-                width,
-                config.heads,
-                key_width=config.key_width,
-                value_width=config.value_width,
-                kernel=config.kernel,
-                # As released for stacks of two residual halves a block.
-                output_scale=(2 * config.num_layers) ** -0.5,
-                chunk_size=config.chunk_size,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
-        def feed_forward() -> FeedForward:
-            hidden = config.feed_forward * width
-            return FeedForward(width, hidden, config.dropout, dtype=dtype, rngs=rngs)
-
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             [
-                Block(mixer, feed_forward, norm=norm, rate=config.dropout)
+                Block(
+                    norm(),
+                    Mamba2Mixer(
+                        width,
+                        config.heads,
+                        key_width=config.key_width,
+                        value_width=config.value_width,
+                        kernel=config.kernel,
+                        # As released for stacks of two residual halves a block.
+                        output_scale=(2 * config.num_layers) ** -0.5,
+                        chunk_size=config.chunk_size,
+                        dtype=dtype,
+                        rngs=rngs,
+                    ),
+                    norm(),
+                    FeedForward(width, hidden, config.dropout, dtype=dtype, rngs=rngs),
+                    rate=config.dropout,
+                )
                 for _ in range(config.num_layers)
             ]
         )

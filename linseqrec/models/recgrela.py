@@ -204,9 +204,6 @@ class RecGRELA(SequenceModel):
             rotation = config.positions == "rotary"
             return RELA(width, config.heads, causal=config.causal, rotation=rotation, **options)
 
-        def feed_forward() -> FeedForward:
-            return FeedForward(width, 4 * width, config.dropout, **fresh)
-
         self.embedding = ItemEmbedding(num_items, width, **fresh)
         self.positions = {
             "learned": lambda: PositionEmbedding(config.max_length, width, **fresh),
@@ -216,9 +213,10 @@ class RecGRELA(SequenceModel):
         self.blocks = nnx.List(
             [
                 Block(
-                    attention,
-                    feed_forward,
-                    norm=norm,
+                    norm(),
+                    attention(),
+                    norm(),
+                    FeedForward(width, 4 * width, config.dropout, **fresh),
                     rate=config.dropout,
                     path_rate=config.drop_path,
                     name="attention",

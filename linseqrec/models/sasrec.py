@@ -114,17 +114,18 @@ class SASRec(SequenceModel):
         def norm() -> nnx.LayerNorm:
             return layer_norm(width, epsilon=1e-8, dtype=dtype, rngs=rngs)
 
-        def attention() -> SelfAttention:
-            return SelfAttention(width, config.heads, dtype=dtype, rngs=rngs)
-
-        def feed_forward() -> FeedForward:
-            return FeedForward(width, width, rate, activation=jax.nn.relu, dtype=dtype, rngs=rngs)
-
         self.embedding = ItemEmbedding(num_items, width, dtype=dtype, rngs=rngs)
         self.positions = PositionEmbedding(config.max_length, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             [
-                Block(attention, feed_forward, norm=norm, rate=rate, name="attention")
+                Block(
+                    norm(),
+                    SelfAttention(width, config.heads, dtype=dtype, rngs=rngs),
+                    norm(),
+                    FeedForward(width, width, rate, activation=jax.nn.relu, dtype=dtype, rngs=rngs),
+                    rate=rate,
+                    name="attention",
+                )
                 for _ in range(config.num_layers)
             ]
         )

@@ -343,7 +343,8 @@ class SinkRecBlock(Block):
             rngs=rngs,
         )
         super().__init__(
-            lambda: TDGD(
+            norm(),
+            TDGD(
                 width,
                 config.heads,
                 key_width=config.key_width,
@@ -359,10 +360,8 @@ class SinkRecBlock(Block):
                 dtype=dtype,
                 rngs=rngs,
             ),
-            lambda: SwiGLU(
-                width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs
-            ),
-            norm=norm,
+            norm(),
+            SwiGLU(width, config.feed_forward * width, config.dropout, dtype=dtype, rngs=rngs),
             rate=config.dropout,
         )
 

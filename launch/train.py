@@ -30,7 +30,6 @@ from linseqrec.runs.results import write_results
 from linseqrec.runs.tables import results_table
 from linseqrec.sharding import make_mesh
 from linseqrec.training import distributed
-from linseqrec.training.distributed import DistributedError
 from linseqrec.training.loop import train
 from linseqrec.training.preemption import Preemption
 from linseqrec.training.run import Run
@@ -64,16 +63,10 @@ flags.register_multi_flags_validator(
 
 def connect_processes() -> None:
     """Connects this process with the run's others, if the flags name any."""
-    address, numbers = _COORDINATOR.value, (_PROCESS_COUNT.value, _PROCESS_ID.value)
-    if _DISTRIBUTED.value == "auto":
-        if address is not None:
-            raise DistributedError("give --coordinator or --distributed=auto, not both")
-        address = "auto"
-    if address is None:
-        if numbers != (None, None):
-            raise DistributedError("--process_count and --process_id need --coordinator=HOST:PORT")
-        return
-    distributed.initialize(address, *numbers, timeout=_INITIALIZATION_TIMEOUT.value)
+    given = _COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value
+    detect = _DISTRIBUTED.value == "auto"
+    if detect or given != (None, None, None):
+        distributed.initialize(*given, detect=detect, timeout=_INITIALIZATION_TIMEOUT.value)
 
 
 def _full_name(field: str, experiment: Experiment) -> str:

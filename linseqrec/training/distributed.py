@@ -28,7 +28,12 @@ class DistributedError(UserError, RuntimeError):
 
 
 def initialize(
-    coordinator: str, process_count: int | None, process_id: int | None, *, timeout: int
+    coordinator: str | None,
+    process_count: int | None,
+    process_id: int | None,
+    *,
+    detect: bool = False,
+    timeout: int,
 ) -> None:
     """Connects this process with the others of the run. Call it before any other use of JAX.
 
@@ -37,28 +42,30 @@ def initialize(
     instead of raising an exception.
 
     Args:
-      coordinator: "host:port" of process 0, which all processes can reach. Or "auto": JAX reads
-        address, count and id from the cluster (SLURM, Cloud TPU, Open MPI, ...).
-      process_count: Number of processes of the run; None with "auto".
-      process_id: Number of this process, from 0; None with "auto".
+      coordinator: "host:port" of process 0, which all processes can reach; None with `detect`.
+      process_count: Number of processes of the run; None with `detect`.
+      process_id: Number of this process, from 0; None with `detect`.
+      detect: Whether JAX reads all three from the cluster (SLURM, Cloud TPU, Open MPI, ...).
       timeout: Seconds to wait for the other processes.
 
     Raises:
       DistributedError: The arguments do not fit together, JAX finds no cluster, or the connection
         fails before the timeout.
     """
-    detected = coordinator == "auto"
-    has_numbers = process_count is not None and process_id is not None
-    if detected == has_numbers or (
-        has_numbers and not 0 <= process_id < process_count  # type: ignore[operator]
-    ):
-        address = "--distributed=auto" if detected else f"--coordinator={coordinator}"
+    given = {"coordinator": coordinator, "process_count": process_count, "process_id": process_id}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    if detect:
+        fits = not flags
+        flags = ["--distributed=auto", *flags]
+    else:
+        fits = coordinator is not None and process_id in range(process_count or 0)
+    if not fits:
         raise DistributedError(
-            f"{address} with --process_count={process_count} and --process_id={process_id}: give "
-            "--coordinator=HOST:PORT with both numbers (ids count from 0), or --distributed=auto "
+            f"{' '.join(flags)}: the processes of a run need --coordinator=HOST:PORT with both "
+            "numbers, --process_count and --process_id (ids count from 0), or --distributed=auto "
             "alone"
         )
-    place = "in the cluster" if detected else f"at {coordinator}"
+    place = "in the cluster" if detect else f"at {coordinator}"
     problem = f"the processes of this run did not all connect {place}"
     advice = (
         "Check that each process has started with its own --process_id, and that the port is free "
@@ -71,7 +78,7 @@ def initialize(
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            None if detected else coordinator,
+            coordinator,
             process_count,
             process_id,
             initialization_timeout=timeout + _EXTRA_SECONDS,

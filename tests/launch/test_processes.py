@@ -104,6 +104,16 @@ def test_an_address_without_valid_numbers_is_an_error(count, number):
 
 
 @pytest.mark.parametrize(
+    ("address", "count", "number"),
+    [("localhost:1", None, None), (None, 2, None), (None, None, 0)],
+    ids=["address", "count", "id"],
+)
+def test_what_the_cluster_gives_is_not_given_twice(address, count, number):
+    with pytest.raises(DistributedError, match="^--distributed=auto --.* --distributed=auto alone"):
+        distributed.initialize(address, count, number, detect=True, timeout=1)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (

@@ -210,12 +210,11 @@ class TrainingBatches(grain.MapDataset[Batch]):
 
     def _make_epoch(self, number: int) -> _Epoch:
         """The rows of an epoch; they depend on the seed and the epoch number alone."""
-        rows, order = self._rows, self._rows.shuffled(self._seed, number)
+        rows = self._rows
+        row_order, members = rows.shuffled(self._seed, number)
         starts, ends = self._cut_per_epoch
         if not len(starts):
-            return _Epoch(
-                self._pieces, order.pieces, rows.firsts[order.rows], rows.counts[order.rows]
-            )
+            return _Epoch(self._pieces, members, rows.firsts[row_order], rows.counts[row_order])
         generator = np.random.default_rng((self._seed, number, 1))
         pieces, counts = cut_at_random(starts, ends, self.length, self._config.stride, generator)
         firsts = np.cumsum(counts) - counts
@@ -228,9 +227,9 @@ class TrainingBatches(grain.MapDataset[Batch]):
         num_fixed = len(self._pieces)
         firsts = np.concatenate([rows.firsts, num_fixed + firsts])
         counts = np.concatenate([rows.counts, counts])
-        members = np.arange(num_fixed + len(pieces))
-        if order.pieces is not None:
-            members[:num_fixed] = order.pieces
+        if members is None:
+            members = np.arange(num_fixed)
+        members = np.append(members, num_fixed + np.arange(len(pieces)))
         row_order = generator.permutation(len(counts))
         return _Epoch(
             self._pieces.followed_by(pieces), members, firsts[row_order], counts[row_order]

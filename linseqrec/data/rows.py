@@ -182,19 +182,6 @@ _MAX_GROUPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Shuffle:
-    """The order of rows and pieces in one epoch.
-
-    Attributes:
-      rows: int64 [R], the rows in their order in the epoch.
-      pieces: int64 [P], the piece in each place. None: place i holds piece i.
-    """
-
-    rows: np.ndarray
-    pieces: np.ndarray | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Rows:
     """Rows as runs of consecutive places; an epoch puts one piece in each place.
 
@@ -214,16 +201,21 @@ class Rows:
     def __len__(self) -> int:
         return len(self.firsts)
 
-    def shuffled(self, seed: int, epoch: int) -> Shuffle:
-        """The shuffle of one epoch; it depends on `seed` and `epoch` alone."""
+    def shuffled(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The order of rows and pieces in one epoch; it depends on `seed` and `epoch` alone.
+
+        Returns:
+          int64 [R], the rows in their order in the epoch; int64 [P], the piece in each place. None:
+          place i holds piece i.
+        """
         generator = np.random.default_rng((seed, epoch))
         rows = generator.permutation(len(self))
         if self.ranks is None:
-            return Shuffle(rows, None)
+            return rows, None
         pieces = generator.permutation(len(self.lengths))
         # The stable sort keeps the random order of pieces of equal length.
         longest_first = pieces[np.argsort(-self.lengths[pieces], kind="stable")]
-        return Shuffle(rows, longest_first[self.ranks])
+        return rows, longest_first[self.ranks]
 
 
 def one_piece_a_row(lengths: np.ndarray) -> Rows:

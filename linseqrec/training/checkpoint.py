@@ -364,23 +364,19 @@ class Checkpoints:
                     return restored
             damaged[step] = f"checkpoint {step} is damaged: {'; '.join(faults[:3])}"
             print(damaged[step], file=sys.stderr, flush=True)
-        if distributed.on_first(functools.partial(self._was_killed_in_its_first_save, damaged)):
+        if not damaged:
+            return None
+        sealed = distributed.on_first(lambda: checkpoint_digests.ever_sealed(self._folder))
+        if len(damaged) == 1 and not sealed and not self._read_only:
             print("the run begins anew: it was killed in its first save", file=sys.stderr)
             self._move_damaged(list(damaged))
             return None
-        if damaged:
-            # The damaged checkpoints stay in place: otherwise the next start would train from the
-            # beginning in the same workdir.
-            raise CheckpointError(
-                "\n".join(damaged.values())
-                + f"\nno sound checkpoint is left in {self._folder}: to "
-                "train from the beginning, choose another --workdir"
-            )
-        return None
-
-    def _was_killed_in_its_first_save(self, damaged: Mapping[int, str]) -> bool:
-        sealed = checkpoint_digests.ever_sealed(self._folder)
-        return len(damaged) == 1 and not sealed and not self._read_only
+        # The damaged checkpoints stay in place: otherwise the next start would train from the
+        # beginning in the same workdir.
+        raise CheckpointError(
+            "\n".join(damaged.values()) + f"\nno sound checkpoint is left in {self._folder}: to "
+            "train from the beginning, choose another --workdir"
+        )
 
     def _move_damaged(self, steps: list[int]) -> None:
         """Moves damaged checkpoints to another folder, so that the run can save their steps."""

@@ -133,7 +133,8 @@ class TrainingBatches(grain.MapDataset[Batch]):
             return self.slice(index)
         if index < 0:
             raise IndexError(f"step is {index}: it must be at least 0")
-        pieces, members, counts = self._members(int(index))
+        first_row = self._process_index * self._rows_per_process
+        pieces, members, counts = self._members(int(index), first_row, self._rows_per_process)
         batch = gather_rows(
             self._dataset,
             pieces,
@@ -146,25 +147,27 @@ class TrainingBatches(grain.MapDataset[Batch]):
         return self._rename(batch, int(index)) if self._config.renamed else batch
 
     def users(self, index: int) -> np.ndarray:
-        """The users, by index, whose events are in the batch of step `index`."""
-        pieces, members, _ = self._members(index)
+        """The users, by index, whose events are in the global batch of step `index`."""
+        pieces, members, _ = self._members(index, 0, self.batch_size)
         starts = pieces.starts[members]
         return np.unique(np.searchsorted(self._dataset.offsets, starts, side="right") - 1)
 
-    def _members(self, index: int) -> tuple[Pieces, np.ndarray, np.ndarray]:
-        """The pieces in this process's rows of a batch.
+    def _members(
+        self, index: int, first_row: int, num_rows: int
+    ) -> tuple[Pieces, np.ndarray, np.ndarray]:
+        """The pieces in some consecutive rows of a global batch.
 
         Returns:
-          The pieces of the epoch; int64 [K], the pieces of the batch, row after row; int64 [B], the
-          number of pieces in each row.
+          The pieces of the epoch; int64 [K], the pieces in the rows, row after row; int64
+          [num_rows], the number of pieces in each row.
         """
         epoch_number, step = divmod(index, self.steps_per_epoch)
         epoch = self._epoch(epoch_number)
-        first_row = step * self.batch_size + self._process_index * self._rows_per_process
-        rows = slice(first_row, first_row + self._rows_per_process)
+        first_row += step * self.batch_size
+        rows = slice(first_row, first_row + num_rows)
         places_in_row = epoch.counts[rows]
-        # The last batch of an epoch may have fewer rows than this process needs.
-        counts = np.zeros(self._rows_per_process, np.int64)
+        # The last batch of an epoch may have fewer rows.
+        counts = np.zeros(num_rows, np.int64)
         counts[: len(places_in_row)] = places_in_row
         row, within = enumerate_parts(places_in_row)
         places = epoch.firsts[rows][row] + within

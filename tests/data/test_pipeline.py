@@ -337,6 +337,21 @@ def test_the_slices_of_the_processes_are_the_global_batch(row_options):
     assert {part.steps_per_epoch for part in parts} == {whole.steps_per_epoch}
 
 
+@all_row_options
+def test_each_process_names_the_users_of_the_global_batch(row_options):
+    dataset, split = make([9, 30, 4, 12, 7, 7, 1])
+    options = dict(**row_options, length=6, batch_size=6, seed=3)
+    whole, part = (
+        batches_of(dataset, split, **options, process_index=count - 1, process_count=count)
+        for count in (1, 3)
+    )
+    for step in range(2 * whole.steps_per_epoch):
+        items = whole[step].events.items
+        events = items[items > 0] - 1
+        users = np.unique(np.searchsorted(dataset.offsets, events, side="right") - 1)
+        np.testing.assert_array_equal(part.users(step), users)
+
+
 # The plan "windows" with random phases may have a row of padding anywhere.
 @pytest.mark.parametrize("row_options", ROW_OPTIONS[:-1], ids=option_name)
 def test_rows_of_padding_fill_the_last_batch_of_an_epoch(row_options):

@@ -1,6 +1,5 @@
 """What a model is told of the time at which its prediction is asked for."""
 
-import dataclasses
 import math
 
 import jax
@@ -74,35 +73,6 @@ class RequestTime(nnx.Module):
         elapsed = jnp.take(self.elapsed[...], elapsed_bucket(requests - events.timestamps), axis=0)
         waves = calendar(requests).astype(self.dtype)
         return jax.nn.silu(elapsed.astype(self.dtype) + self.calendar(waves))
-
-
-class HiddenRequestTime(nnx.Module):
-    """Stands for `RequestTime` where request times are hidden: tells a model nothing."""
-
-    def visible_events(self, events: Events) -> Events:
-        """The events without request times, should they carry some."""
-        return dataclasses.replace(events, request_times=None)
-
-    def enter(self, x: Float[Array, "B T D"], events: Events) -> Float[Array, "B T D"]:
-        """The embedded events as they are."""
-        del events
-        return x
-
-    def leave(self, hidden: Float[Array, "B T D"], events: Events) -> Float[Array, "B T D"]:
-        """The hidden vectors as they are."""
-        del events
-        return hidden
-
-
-def request_layer(
-    known: bool, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-) -> RequestTime | HiddenRequestTime:
-    """`RequestTime` if request times are known, else `HiddenRequestTime`.
-
-    Call it after all other layers are made, so that these draw the same fresh parameters in both
-    cases.
-    """
-    return RequestTime(width, dtype=dtype, rngs=rngs) if known else HiddenRequestTime()
 
 
 def elapsed_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:

@@ -6,10 +6,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from linseqrec.config_fields import Config
 from linseqrec.events import Events
+from linseqrec.layers.request_time import RequestTime
 from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.layers.states import MixerTrace, recording
 
@@ -42,6 +44,35 @@ class Encoding:
     state: Any = NoState()
     metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
     counts: Any = ()
+
+
+class HiddenRequestTime(nnx.Module):
+    """Stands for `RequestTime` where request times are hidden: tells a model nothing."""
+
+    def visible_events(self, events: Events) -> Events:
+        """The events without request times, should they carry some."""
+        return dataclasses.replace(events, request_times=None)
+
+    def enter(self, x: Float[Array, "B T D"], events: Events) -> Float[Array, "B T D"]:
+        """The embedded events as they are."""
+        del events
+        return x
+
+    def leave(self, hidden: Float[Array, "B T D"], events: Events) -> Float[Array, "B T D"]:
+        """The hidden vectors as they are."""
+        del events
+        return hidden
+
+
+def request_layer(
+    known: bool, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> RequestTime | HiddenRequestTime:
+    """`RequestTime` if request times are known, else `HiddenRequestTime`.
+
+    Call it after all other layers are made, so that these draw the same fresh parameters in both
+    cases.
+    """
+    return RequestTime(width, dtype=dtype, rngs=rngs) if known else HiddenRequestTime()
 
 
 class SequenceModel(nnx.Module):

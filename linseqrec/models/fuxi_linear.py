@@ -63,7 +63,6 @@ from linseqrec.layers.fuxi_channels import (
     TemporalChannel,
     TemporalPhases,
 )
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
     ItemEmbedding,
@@ -77,7 +76,7 @@ from linseqrec.layers.standard import (
     unit_length,
 )
 from linseqrec.layers.time_gaps import gaps_in_days, no_timestamp
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 
 _EPSILON = 1e-6
 # Standard deviation of the blocks' fresh kernels. Beside `Dense`'s own, the released one is ahead

@@ -30,9 +30,8 @@ from linseqrec.config_fields import Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
 from linseqrec.layers.gated_delta import GatedDeltaMixer, GatedDeltaState
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import FeedForward, ItemEmbedding, dropout, rms_norm, split_key
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,10 +37,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from linseqrec.config_fields import Count, Rate
 from linseqrec.events import Events
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import Dense, ItemEmbedding, dropout, split_key
 from linseqrec.layers.states import empty
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 from linseqrec.ops.segments import keep, run_starts, segment_runs
 
 

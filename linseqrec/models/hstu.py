@@ -45,7 +45,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.config_fields import ConfigError, Count, Positive, Rate
 from linseqrec.events import Events
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
     ItemEmbedding,
@@ -57,7 +56,14 @@ from linseqrec.layers.standard import (
     unit_length,
 )
 from linseqrec.layers.time_gaps import times_asked
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
+from linseqrec.models.base import (
+    Dtype,
+    Encoding,
+    ModelConfig,
+    NoState,
+    SequenceModel,
+    request_layer,
+)
 from linseqrec.ops.silu_attention import TimeBias, silu_attention
 
 # Of the time's buckets; int32 seconds reach 72 of them.

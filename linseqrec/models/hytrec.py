@@ -76,7 +76,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from linseqrec.config_fields import ConfigError, Count, CountOrZero, Rate
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Gate,
     Identity,
@@ -100,7 +99,7 @@ from linseqrec.layers.time_gaps import (
     waits_in_days,
 )
 from linseqrec.layers.window_attention import TimedWindowAttention, WindowAttention
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 from linseqrec.ops.recent import Recent, delayed
 
 # A block's state: `TADNState` of TADN, `WindowState` of softmax attention.

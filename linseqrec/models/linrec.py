@@ -40,7 +40,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from linseqrec.config_fields import ConfigError, Count, Positive, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import PostNormBlock
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
     FeedForward,
@@ -52,7 +51,7 @@ from linseqrec.layers.standard import (
     unit_length,
 )
 from linseqrec.layers.states import MixerTrace, empty, past_or_none, record
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from linseqrec.ops.running_mean import running_mean
 

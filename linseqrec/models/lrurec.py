@@ -39,7 +39,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from linseqrec.config_fields import Count, Positive, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import PostNormBlock
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
     FeedForward,
@@ -49,7 +48,7 @@ from linseqrec.layers.standard import (
     split_key,
 )
 from linseqrec.layers.states import empty, past_or_none
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 from linseqrec.ops.diagonal_recurrence import diagonal_recurrence
 
 # Fresh multipliers lie in the ring between these radii.

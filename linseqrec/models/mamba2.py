@@ -39,7 +39,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from linseqrec.config_fields import Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.short_convolution import ShortConvolution
 from linseqrec.layers.standard import (
     Dense,
@@ -52,7 +51,7 @@ from linseqrec.layers.standard import (
     split_key,
 )
 from linseqrec.layers.states import MixerTrace, empty, past_or_none, record
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 
 # Fresh steps Δ are drawn between these, uniformly in their logarithm; fresh rates between those.

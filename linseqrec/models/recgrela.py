@@ -42,7 +42,6 @@ from linseqrec.config_fields import ConfigError, Count, NotNegative, Positive, R
 from linseqrec.events import Events, history_lengths
 from linseqrec.layers.block import Block
 from linseqrec.layers.rela import RELA, LookupRELA, RELAState, Selector
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     FeedForward,
     ItemEmbedding,
@@ -54,7 +53,7 @@ from linseqrec.layers.standard import (
     split_key,
 )
 from linseqrec.layers.states import empty
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 
 
 @dataclasses.dataclass(frozen=True)

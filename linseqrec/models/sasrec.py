@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from linseqrec.config_fields import ConfigError, Count, Rate
 from linseqrec.events import Events
 from linseqrec.layers.block import Block
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
     FeedForward,
@@ -29,7 +28,14 @@ from linseqrec.layers.standard import (
     layer_norm,
     split_key,
 )
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, NoState, SequenceModel
+from linseqrec.models.base import (
+    Dtype,
+    Encoding,
+    ModelConfig,
+    NoState,
+    SequenceModel,
+    request_layer,
+)
 from linseqrec.ops.softmax_attention import softmax_attention
 
 

@@ -63,7 +63,6 @@ from linseqrec.layers.block import Block
 from linseqrec.layers.conditional_memory import ConditionalMemory, MemoryReading, NoMemory
 from linseqrec.layers.gated_delta import GatedDeltaState
 from linseqrec.layers.memory_attention import MemoryAttention
-from linseqrec.layers.request_time import request_layer
 from linseqrec.layers.standard import (
     Dense,
     Gate,
@@ -83,7 +82,7 @@ from linseqrec.layers.time_gaps import (
     waits_in_days,
 )
 from linseqrec.layers.window_attention import WindowState
-from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel
+from linseqrec.models.base import Dtype, Encoding, ModelConfig, SequenceModel, request_layer
 
 
 @dataclasses.dataclass(frozen=True)

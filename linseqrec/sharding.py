@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -115,6 +116,31 @@ def while_tracing(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 def time_is_split() -> bool:
     """Whether the mesh of the current `while_tracing` splits the slots of a row over devices."""
     return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1) > 1
+
+
+def varying_axes(*arrays: jax.Array) -> frozenset[str]:
+    """The mesh axes over which any of the arrays varies; none outside `jax.shard_map`."""
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
+
+
+def vary_over(axes: frozenset[str], arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """The arrays, varying over all of the axes; the gradient of one that did not is a sum."""
+
+    def widen(x: jax.Array) -> jax.Array:
+        missing = tuple(axes - varying_axes(x))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return tuple(map(widen, arrays))
+
+
+def vary_alike(arrays: Any) -> Any:
+    """A tree of arrays, all varying over the mesh axes over which any of them varies.
+
+    Inside `jax.shard_map`, the carry of a scan must vary like the values that the scan adds to it,
+    and the gradients of a `custom_vjp` like its arguments.
+    """
+    leaves, structure = jax.tree.flatten(arrays)
+    return jax.tree.unflatten(structure, vary_over(varying_axes(*leaves), leaves))
 
 
 def check_slots(mesh: Mesh | None, slots: int) -> None:

@@ -28,6 +28,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from linseqrec.ops.loss_inputs import check_shapes, check_targets, clean
+from linseqrec.sharding import vary_alike
 
 Carry = TypeVar("Carry")
 
@@ -158,25 +159,9 @@ def catalogue_cross_entropy(
         raise ValueError(f"blocks hold at least one row: {blocks}")
     hidden, targets = clean(hidden, targets, weights, num_items)
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    weights = weights.astype(jnp.float32).reshape(-1)
-    anyone = lax.stop_gradient(hidden[0, 0] + table[0, 0] + weights[0])
-    return _blockwise_loss(
-        blocks,
-        part,
-        _vary_like(anyone, hidden),
-        _vary_like(anyone, table),
-        targets.reshape(-1),
-        _vary_like(anyone, weights),
-    )
-
-
-def _vary_like(scalar: Array, array: Array) -> Array:
-    """`array`, marked as varying over the mesh axes over which `scalar` varies; costs nothing.
-
-    Inside `jax.shard_map`, a loop needs this mark on a carry that is equal on all devices only at
-    the start. With it, JAX also sums the gradient of a table that all devices share.
-    """
-    return jnp.where(True, array, scalar.astype(array.dtype))
+    weights = jnp.asarray(weights, jnp.float32).reshape(-1)
+    hidden, table, weights = vary_alike((hidden, jnp.asarray(table), weights))
+    return _blockwise_loss(blocks, part, hidden, table, targets.reshape(-1), weights)
 
 
 class _Queue(NamedTuple):
@@ -273,7 +258,7 @@ def _run(
     block = _one_pass if one_pass else functools.partial(_two_passes, blocks.catalogue, part)
 
     def zeros(*shape: int) -> Array:
-        return _vary_like(weights[0], jnp.zeros(shape, jnp.float32))
+        return jnp.zeros_like(weights, shape=shape)
 
     if size == tokens:
         # A loop whose end depends on the weights would make an accelerator wait for the host.
@@ -379,7 +364,7 @@ def _two_passes(
         column, inside = locate(start, items)
         return new, total, jnp.where(inside, logits[row, column], own)
 
-    zeros = _vary_like(weights[0], jnp.zeros(tokens, jnp.float32))
+    zeros = jnp.zeros_like(weights)
     largest, total, own = _over_blocks(size, table, summarise, (zeros - jnp.inf, zeros, zeros))
     if part is not None:
         overall = lax.pmax(largest, part.axis_name)
@@ -401,7 +386,7 @@ def _two_passes(
             lax.dynamic_update_slice(carry.table, before + new.table, (0, start)),
         )
 
-    zeros = _vary_like(weights[0], jnp.zeros(hidden.shape, jnp.float32))
+    zeros = jnp.zeros_like(weights, shape=hidden.shape)
     start = _Gradients(zeros, table_gradient)
     return nll, _over_blocks(size, table, differentiate, start)
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from linseqrec.ops.gated_delta_rule_parts import FORGET, chunk_decays, einsum, einsum_for
-from linseqrec.ops.kernels.triton_launch import vary_alike
 from linseqrec.ops.segments import cut, fill, from_chunks, keep, run_starts, segment_runs, to_chunks
+from linseqrec.sharding import vary_alike
 
 Implementation = Literal["recurrent", "chunked"]
 

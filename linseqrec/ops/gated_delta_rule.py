@@ -24,6 +24,7 @@ from linseqrec.ops.gated_delta_rule_parts import (
 from linseqrec.ops.kernels import gated_delta_rule_triton, triton_check, triton_launch
 from linseqrec.ops.segments import cut, fill, keep, run_starts, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
+from linseqrec.sharding import vary_alike
 
 Implementation = Literal["recurrent", "chunked", "associative", "triton"]
 
@@ -271,7 +272,7 @@ def _prepare(
     state = jnp.zeros((q.shape[0], *k.shape[2:], v.shape[3]), wide)
     if initial_state is not None:
         state = initial_state.astype(wide)
-    return triton_launch.vary_alike((x, runs, state))
+    return vary_alike((x, runs, state))
 
 
 def _recurrent(

@@ -19,9 +19,9 @@ from linseqrec.ops.kernels.triton_launch import (
     over_rows,
     padded,
     precision_of,
-    vary_alike,
 )
 from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.sharding import vary_alike
 
 
 def gated_delta_rule(

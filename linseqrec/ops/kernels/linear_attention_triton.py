@@ -21,9 +21,9 @@ from linseqrec.ops.kernels.triton_launch import (
     over_rows,
     padded,
     precision_of,
-    vary_alike,
 )
 from linseqrec.ops.segments import keep, segment_runs
+from linseqrec.sharding import vary_alike
 
 # Processors of an H100. The fewest chunks for which a part of a row pays for the launch that sums
 # it. The most parts, because a program adds up the sums of the others.

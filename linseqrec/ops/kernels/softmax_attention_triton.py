@@ -21,9 +21,9 @@ from linseqrec.ops.kernels.triton_launch import (
     over_rows,
     padded,
     precision_of,
-    vary_alike,
 )
 from linseqrec.ops.segments import segment_runs
+from linseqrec.sharding import vary_alike
 
 
 class Reading(NamedTuple):

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from linseqrec.ops.kernels import triton_check
-from linseqrec.sharding import DATA, SEQUENCE
+from linseqrec.sharding import DATA, SEQUENCE, vary_over, varying_axes
 
 CHUNK = 64
 # Widths of a head that the kernels are compiled for; others are padded.
@@ -140,31 +140,6 @@ def padded(x: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
     """The array with zeros after the columns of its last axes, which then have a kernel's width."""
     missing = [kernel_width(width) - width for width in x.shape[-axes:]]
     return jnp.pad(x, [(0, 0)] * (x.ndim - axes) + [(0, more) for more in missing])
-
-
-def varying_axes(*arrays: Array) -> frozenset[str]:
-    """The mesh axes over which any of the arrays varies; none outside `jax.shard_map`."""
-    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
-
-
-def vary_over(axes: frozenset[str], arrays: Sequence[Array]) -> tuple[Array, ...]:
-    """The arrays, varying over all of the axes; the gradient of one that did not is a sum."""
-
-    def widen(x: Array) -> Array:
-        missing = tuple(axes - varying_axes(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return tuple(map(widen, arrays))
-
-
-def vary_alike(arrays: Any) -> Any:
-    """A tree of arrays, all varying over the mesh axes over which any of them varies.
-
-    Inside `jax.shard_map`, the carry of a scan must vary like the values that the scan adds to it,
-    and the gradients of a `custom_vjp` like its arguments.
-    """
-    leaves, structure = jax.tree.flatten(arrays)
-    return jax.tree.unflatten(structure, vary_over(varying_axes(*leaves), leaves))
 
 
 def over_rows(function: Callable[..., tuple]) -> Callable[..., tuple]:

@@ -30,6 +30,7 @@ from linseqrec.ops.kernels import (
     gated_delta_rule_triton,
     linear_attention_triton,
     softmax_attention_triton,
+    triton_choice,
     triton_launch,
 )
 from linseqrec.ops.linear_attention import linear_attention
@@ -98,7 +99,7 @@ def operations(time: int, width: int) -> dict[str, Operation]:
     }
     operations["associative, 64"] = _rule("associative", 64)
     on_gpu = jax.default_backend() == "gpu"
-    if on_gpu and triton_launch.unfit({"K and V": width}, jnp.bfloat16) is None:
+    if on_gpu and triton_choice.unfit({"K and V": width}, jnp.bfloat16) is None:
         operations["triton"] = _rule("triton", 64)
         operations["triton attention"] = _attention("triton")
     if time <= _SHORT:

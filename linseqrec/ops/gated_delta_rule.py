@@ -21,7 +21,7 @@ from linseqrec.ops.gated_delta_rule_parts import (
     log_decay_gradient,
     widen,
 )
-from linseqrec.ops.kernels import gated_delta_rule_triton, triton_check, triton_launch
+from linseqrec.ops.kernels import gated_delta_rule_triton, triton_choice
 from linseqrec.ops.segments import cut, fill, keep, run_starts, segment_runs
 from linseqrec.ops.triangular import inverse_unit_lower
 from linseqrec.sharding import vary_alike
@@ -71,8 +71,8 @@ def gated_delta_rule(
         transitions S -> A S + B in logarithmic depth. "triton" runs kernels of its own on an NVIDIA
         GPU (Hopper or data-centre Blackwell, extra `cuda`), for K and V up to 128 and inputs in
         bfloat16 or float32. None picks "recurrent" for T = 1; beyond, "triton" on a GPU where it
-        can run and agrees with XLA (`triton_check`), else "chunked". With several devices, it can
-        run where each has its own rows (`triton_launch.rows_apart`).
+        can run and agrees with XLA (`triton_choice`), else "chunked". With several devices, it can
+        run where each has its own rows (`triton_choice.rows_apart`).
       chunk_size: The most slots in a chunk, rounded up to a tile of 16 on accelerators; a row is
         cut into equal ones. "triton" has 64.
 
@@ -94,10 +94,10 @@ def gated_delta_rule(
     if implementation not in (None, "triton"):
         return _by_xla(*arguments, implementation=implementation, chunk_size=chunk_size)
     widths, dtype = {"K": q.shape[-1], "V": v.shape[-1]}, jnp.result_type(q, k, v)
-    form = triton_launch.choose(
+    form = triton_choice.choose(
         implementation,
         q,
-        triton_launch.unfit(widths, dtype),
+        triton_choice.unfit(widths, dtype),
         kernels=gated_delta_rule_triton.gated_delta_rule,
         by_xla=functools.partial(_by_xla, implementation="chunked", chunk_size=chunk_size),
         agrees=lambda: _kernels_agree(*widths.values(), dtype.name),
@@ -108,7 +108,7 @@ def gated_delta_rule(
 @functools.cache
 def _kernels_agree(key_width: int, value_width: int, dtype: str) -> bool:
     """Whether the kernels agree with XLA on rows with segments, that go on from a state."""
-    rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
+    rows = triton_choice.BATCH, triton_choice.TIME, triton_choice.HEADS
 
     def operation(
         q: Array,
@@ -127,14 +127,14 @@ def _kernels_agree(key_width: int, value_width: int, dtype: str) -> bool:
             v,
             -jnp.exp(decay - 2),
             jax.nn.sigmoid(beta),
-            segment_ids=triton_check.segment_ids(),
+            segment_ids=triton_choice.segment_ids(),
             initial_state=state.astype(jnp.float32),
             implementation=implementation,
         )
 
-    state = triton_check.BATCH, triton_check.HEADS, key_width, value_width
+    state = triton_choice.BATCH, triton_choice.HEADS, key_width, value_width
     shapes = [(*rows, key_width), (*rows, key_width), (*rows, value_width), rows, rows, state]
-    return triton_check.agree("gated delta rule", operation, shapes, dtype, "chunked")
+    return triton_choice.agree("gated delta rule", operation, shapes, dtype, "chunked")
 
 
 def _by_xla(

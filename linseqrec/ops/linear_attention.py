@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from linseqrec.ops.kernels import linear_attention_triton, triton_check, triton_launch
+from linseqrec.ops.kernels import linear_attention_triton, triton_choice
 from linseqrec.ops.segments import (
     cut,
     fill,
@@ -99,9 +99,9 @@ def linear_attention(
         `cuda`), for widths up to 128 and inputs in bfloat16 or float32. It rounds what it
         multiplies to bfloat16 if all inputs are, and sums in float32. "full" is for causal=False,
         and the only one there. None picks "full" where not causal, else "recurrent" for T = 1;
-        beyond, "triton" on a GPU where it can run and agrees with XLA (`triton_check`), else
+        beyond, "triton" on a GPU where it can run and agrees with XLA (`triton_choice`), else
         "chunked". With several devices, it can run where each has its own rows
-        (`triton_launch.rows_apart`).
+        (`triton_choice.rows_apart`).
       chunk_size: The most slots in a chunk; a row is cut into equal ones. "chunked" rounds it up to
         a tile of 16 on accelerators. "triton" has 64, and 32 for float32 inputs.
 
@@ -129,10 +129,10 @@ def linear_attention(
         return by_xla(*arguments)
     dtype = jnp.result_type(*jax.tree.leaves(x))
     sizes = tuple(array.shape[-1] for array in x if array is not None)
-    form = triton_launch.choose(
+    form = triton_choice.choose(
         implementation,
         query,
-        triton_launch.unfit(_widths(x), dtype),
+        triton_choice.unfit(_widths(x), dtype),
         kernels=_by_triton,
         by_xla=by_xla,
         agrees=lambda: _kernels_agree(sizes, dtype.name),
@@ -143,7 +143,7 @@ def linear_attention(
 @functools.cache
 def _kernels_agree(widths: tuple[int, ...], dtype: str) -> bool:
     """Whether the kernels agree with XLA on rows with segments, that go on from a state."""
-    rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
+    rows = triton_choice.BATCH, triton_choice.TIME, triton_choice.HEADS
     key_width, value_width = widths[1:3]
     sum_width = widths[-1] if len(widths) > 3 else key_width
 
@@ -161,17 +161,17 @@ def _kernels_agree(widths: tuple[int, ...], dtype: str) -> bool:
             value,
             denominator_query=of_denominator[0],
             denominator_key=of_denominator[1],
-            segment_ids=triton_check.segment_ids(),
+            segment_ids=triton_choice.segment_ids(),
             initial_state=LinearAttentionState(
                 numerator.astype(jnp.float32), jnp.abs(denominator).astype(jnp.float32)
             ),
             implementation=implementation,
         )
 
-    ends = triton_check.BATCH, triton_check.HEADS
+    ends = triton_choice.BATCH, triton_choice.HEADS
     states = [(*ends, key_width, value_width), (*ends, sum_width)]
     shapes = [*((*rows, width) for width in widths), *states]
-    return triton_check.agree("linear attention", operation, shapes, dtype, "chunked")
+    return triton_choice.agree("linear attention", operation, shapes, dtype, "chunked")
 
 
 def _by_triton(

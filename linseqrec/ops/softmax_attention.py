@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from linseqrec.ops.kernels import softmax_attention_triton, triton_check, triton_launch
+from linseqrec.ops.kernels import softmax_attention_triton, triton_choice
 from linseqrec.ops.segments import keep, segment_runs
 
 Implementation = Literal["blockwise", "banded", "dense", "triton"]
@@ -85,8 +85,8 @@ def softmax_attention(
       behind: How many slots the last one that t sees stands before t.
       segment_ids: [B, S], 0 = padding. None: every slot of a row is one segment.
       implementation: None picks "triton" on a GPU where it can run and agrees with XLA
-        (`triton_check`), else "banded" where a window is shorter than T, else "blockwise". With
-        several devices, "triton" can run where each has its own rows (`triton_launch.rows_apart`).
+        (`triton_choice`), else "banded" where a window is shorter than T, else "blockwise". With
+        several devices, "triton" can run where each has its own rows (`triton_choice.rows_apart`).
         "blockwise" takes a block of queries at a time, "banded" (window only) shows each block no
         more keys than its windows reach; both recompute the scores for the gradient, so that
         memory grows linearly with T. "dense" is `jax.nn.dot_product_attention` with a mask: all
@@ -168,7 +168,7 @@ def softmax_attention(
         output = by_form(implementation, *arrays)
     else:
         sizes = query.shape[-1], value.shape[-1], jnp.result_type(query, key, value).name
-        form = triton_launch.choose(
+        form = triton_choice.choose(
             implementation,
             query,
             _unfit_for_triton(query, key, value, memory, fading),
@@ -187,12 +187,12 @@ def softmax_attention(
 @cache
 def _kernels_agree(key_width: int, value_width: int, dtype: str) -> bool:
     """Whether the kernels agree with XLA: all of the past, and a window behind with older keys."""
-    rows = triton_check.BATCH, triton_check.TIME, triton_check.HEADS
+    rows = triton_choice.BATCH, triton_choice.TIME, triton_choice.HEADS
 
     def operation(query: Array, key: Array, value: Array, *, implementation: str) -> Any:
         whole: Implementation = "triton" if implementation == "triton" else "blockwise"
         form: Implementation = "triton" if implementation == "triton" else "banded"
-        ids = triton_check.segment_ids()
+        ids = triton_choice.segment_ids()
         return (
             softmax_attention(query, key, value, segment_ids=ids, implementation=whole),
             softmax_attention(
@@ -207,7 +207,7 @@ def _kernels_agree(key_width: int, value_width: int, dtype: str) -> bool:
         )
 
     shapes = [(*rows, key_width), (*rows, key_width), (*rows, value_width)]
-    return triton_check.agree("softmax attention", operation, shapes, dtype, "XLA's")
+    return triton_choice.agree("softmax attention", operation, shapes, dtype, "XLA's")
 
 
 def _unfit_for_triton(
@@ -223,7 +223,7 @@ def _unfit_for_triton(
     if fading is not None:
         return "it takes no fading"
     widths = {"K": query.shape[-1], "V": value.shape[-1]}
-    return triton_launch.unfit(widths, jnp.result_type(query, key, value))
+    return triton_choice.unfit(widths, jnp.result_type(query, key, value))
 
 
 def _check_shapes(

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from linseqrec import sharding
-from linseqrec.ops.kernels.triton_launch import rows_apart
+from linseqrec.ops.kernels.triton_choice import rows_apart
 from linseqrec.sharding import MeshConfig, make_mesh
 
 ROWS = np.arange(24, dtype=np.float32).reshape(4, 6)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from linseqrec.ops import gated_delta_rule as rule
 from linseqrec.ops.gated_delta_rule import gated_delta_rule
-from linseqrec.ops.kernels import gated_delta_rule_triton, triton_launch
+from linseqrec.ops.kernels import gated_delta_rule_triton, triton_choice
 from linseqrec.ops.segments import Cut
 from tests.ops.closeness import assert_close, projected, relative_rms
 from tests.ops.layouts import LAYOUT, packed, segment_layouts
@@ -535,11 +535,11 @@ def test_triton_runs_or_says_why_not(monkeypatch):
     half = {name: inputs[name].astype(np.float16) for name in ("q", "k", "v")}
     assert "queries, keys and values must be bfloat16 or float32, got float16" in refusal(half)
     with monkeypatch.context() as patch:
-        patch.setattr(triton_launch, "_PACKAGES", ("no_such_package",))
+        patch.setattr(triton_choice, "_PACKAGES", ("no_such_package",))
         assert "no_such_package is not installed: pip install -e '.[cuda]'" in refusal({})
     with monkeypatch.context() as patch:
         # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
-        patch.setattr(triton_launch, "_PACKAGES", ())
+        patch.setattr(triton_choice, "_PACKAGES", ())
         patch.setattr(
             gated_delta_rule_triton,
             "_kernels",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from linseqrec.ops.kernels import linear_attention_triton, triton_launch
+from linseqrec.ops.kernels import linear_attention_triton, triton_choice
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from tests.ops.closeness import assert_close, projected
 from tests.ops.layouts import LAYOUT, packed, segment_layouts
@@ -366,11 +366,11 @@ def test_triton_runs_or_says_why_not(monkeypatch):
     )
     assert "'triton' does not fit causal=False" in refusal({}, causal=False)
     with monkeypatch.context() as patch:
-        patch.setattr(triton_launch, "_PACKAGES", ("no_such_package",))
+        patch.setattr(triton_choice, "_PACKAGES", ("no_such_package",))
         assert "no_such_package is not installed: pip install -e '.[cuda]'" in refusal({})
     with monkeypatch.context() as patch:
         # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
-        patch.setattr(triton_launch, "_PACKAGES", ())
+        patch.setattr(triton_choice, "_PACKAGES", ())
         kernels = types.SimpleNamespace(attend=None)
         patch.setattr(linear_attention_triton, "_kernels", lambda: kernels)
         assert "'triton' runs on CUDA only, not on cpu" in refusal({})

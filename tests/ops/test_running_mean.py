@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.ops.kernels import triton_launch
+from linseqrec.ops.kernels import triton_choice
 from linseqrec.ops.running_mean import running_mean
 from tests.models.reference import jit
 from tests.ops.layouts import LAYOUT
@@ -47,9 +47,9 @@ def test_goes_on_from_its_state():
 
 def test_leaves_triton_alone(monkeypatch):
     """Where linear attention of such inputs would run its kernels."""
-    monkeypatch.setattr(triton_launch, "_PACKAGES", ())
+    monkeypatch.setattr(triton_choice, "_PACKAGES", ())
     monkeypatch.setenv("LINSEQREC_TRITON", "1")
-    monkeypatch.setattr(triton_launch, "rows_apart", lambda x: lambda function: function)
+    monkeypatch.setattr(triton_choice, "rows_apart", lambda x: lambda function: function)
     x, ids = np.ones((2, 9, 3), np.float32), np.ones((2, 9), np.int32)
     program = jax.make_jaxpr(lambda x, ids: running_mean(x, segment_ids=ids))(x, ids)
     assert "triton" not in str(program)

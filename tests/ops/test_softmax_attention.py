@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from linseqrec.ops.kernels import softmax_attention_triton, triton_launch
+from linseqrec.ops.kernels import softmax_attention_triton, triton_choice
 from linseqrec.ops.segments import keep
 from linseqrec.ops.softmax_attention import Fading, MemorySlots, softmax_attention
 from tests.ops.closeness import assert_close
@@ -395,11 +395,11 @@ def test_triton_runs_or_says_why_not(monkeypatch):
     fading = Fading(TIMES, np.ones(HEADS, np.float32))
     assert "it takes no fading" in refusal({"fading": fading})
     with monkeypatch.context() as patch:
-        patch.setattr(triton_launch, "_PACKAGES", ("no_such_package",))
+        patch.setattr(triton_choice, "_PACKAGES", ("no_such_package",))
         assert "no_such_package is not installed: pip install -e '.[cuda]'" in refusal({})
     with monkeypatch.context() as patch:
         # As if all were installed, on a CPU: refused when it is lowered, before Triton is needed.
-        patch.setattr(triton_launch, "_PACKAGES", ())
+        patch.setattr(triton_choice, "_PACKAGES", ())
         kernels = types.SimpleNamespace(attend=None)
         patch.setattr(softmax_attention_triton, "_kernels", lambda: kernels)
         assert "'triton' runs on CUDA only, not on cpu: choose another, or None" in refusal({})

@@ -1,6 +1,6 @@
 """The gated delta rule on an NVIDIA GPU: launches `gated_delta_rule_kernels` from JAX.
 
-Importing this module needs neither Triton nor a GPU; `triton_launch.unfit` says what a call lacks.
+Importing this module needs neither Triton nor a GPU; `triton_choice.unfit` says what a call lacks.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Causal softmax attention on an NVIDIA GPU: launches `softmax_attention_kernels` from JAX.
 
-Importing this module needs neither Triton nor a GPU; `triton_launch.unfit` says what a call lacks.
+Importing this module needs neither Triton nor a GPU; `triton_choice.unfit` says what a call lacks.
 cuDNN's attention takes none of our rows: `jax.nn.dot_product_attention` knows no segments but by a
 [T, T] mask, and its causal mask counts keys and queries from the same slot.
 """

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.ops.kernels import triton_launch
+from linseqrec.ops.kernels import triton_choice, triton_launch
 from tests.ops.closeness import relative_rms
 from tests.ops.kernels import triton_interpreter
 from tests.ops.layouts import LAYOUT
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 def kernels(monkeypatch):
     """Has Triton's interpreter run the kernels where there is no GPU."""
     if not ON_GPU:
-        monkeypatch.setattr(triton_launch, "_PACKAGES", ("triton",))
+        monkeypatch.setattr(triton_choice, "_PACKAGES", ("triton",))
         monkeypatch.setattr(triton_launch, "launch", triton_interpreter.launch)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.ops.kernels import linear_attention_triton, triton_launch
+from linseqrec.ops.kernels import linear_attention_triton, triton_choice, triton_launch
 from linseqrec.ops.linear_attention import LinearAttentionState, linear_attention
 from tests.ops import test_linear_attention as forms
 from tests.ops.closeness import assert_close, projected
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 def kernels(monkeypatch):
     """Has Triton's interpreter run the kernels where there is no GPU."""
     if not ON_GPU:
-        monkeypatch.setattr(triton_launch, "_PACKAGES", ("triton",))
+        monkeypatch.setattr(triton_choice, "_PACKAGES", ("triton",))
         monkeypatch.setattr(triton_launch, "launch", triton_interpreter.launch)
 
 

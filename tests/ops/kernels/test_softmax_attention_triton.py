@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseqrec.ops.kernels import triton_launch
+from linseqrec.ops.kernels import triton_choice, triton_launch
 from linseqrec.ops.softmax_attention import softmax_attention
 from tests.ops import test_softmax_attention as forms
 from tests.ops.closeness import assert_close, projected
@@ -31,7 +31,7 @@ BEHIND = ("triton", 64, 3, 2)
 def kernels(monkeypatch):
     """Has Triton's interpreter run the kernels where there is no GPU."""
     if not ON_GPU:
-        monkeypatch.setattr(triton_launch, "_PACKAGES", ("triton",))
+        monkeypatch.setattr(triton_choice, "_PACKAGES", ("triton",))
         monkeypatch.setattr(triton_launch, "launch", triton_interpreter.launch)
 
 

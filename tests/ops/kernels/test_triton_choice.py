@@ -15,8 +15,7 @@ from linseqrec.ops.kernels import (
     gated_delta_rule_triton,
     linear_attention_triton,
     softmax_attention_triton,
-    triton_check,
-    triton_launch,
+    triton_choice,
 )
 
 
@@ -63,7 +62,7 @@ def gpu(monkeypatch):
     """A machine that says it has a GPU; gpu(kernels) sets what the gated delta rule's compute."""
     monkeypatch.delenv("LINSEQREC_TRITON", raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(triton_launch, "unfit", lambda widths, dtype: None)
+    monkeypatch.setattr(triton_choice, "unfit", lambda widths, dtype: None)
     gated_delta_rule._kernels_agree.cache_clear()
     yield lambda kernels: monkeypatch.setattr(gated_delta_rule_triton, "gated_delta_rule", kernels)
     gated_delta_rule._kernels_agree.cache_clear()
@@ -159,7 +158,7 @@ def test_what_surrounds_a_program_does_not_reach_the_check(gpu, context):
 
     def ask(x):
         agrees.append(
-            triton_check.by_default(lambda: gated_delta_rule._kernels_agree(32, 32, "float32"))
+            triton_choice.by_default(lambda: gated_delta_rule._kernels_agree(32, 32, "float32"))
         )
         return x
 
@@ -176,12 +175,12 @@ def test_what_surrounds_a_program_does_not_reach_the_check(gpu, context):
 def test_only_0_and_1_are_settings(gpu, monkeypatch):
     monkeypatch.setenv("LINSEQREC_TRITON", "true")
     with pytest.raises(ValueError, match="LINSEQREC_TRITON is 'true'.*: it must be 0 or 1"):
-        triton_check.by_default(lambda: True)
+        triton_choice.by_default(lambda: True)
 
 
 def test_nothing_is_checked_where_there_is_no_gpu(monkeypatch):
     monkeypatch.delenv("LINSEQREC_TRITON", raising=False)
-    assert not triton_check.by_default(lambda: pytest.fail("it was asked"))
+    assert not triton_choice.by_default(lambda: pytest.fail("it was asked"))
 
 
 def attention_by_xla(query, key, value, segment_ids, *, reach, behind, scale):

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from linseqrec.analysis.traces import linear_mixers
+from linseqrec.analysis.traces import linear_mixers, trace
 from linseqrec.data.histories import gather_histories
 from linseqrec.events import Events
 from linseqrec.layers.states import MixerTrace
@@ -121,7 +121,7 @@ class Subject:
     @functools.cached_property
     def _trace(self) -> Any:
         merge = self.run.model.merge
-        return jax.jit(lambda variables, events: merge(variables).trace(events))
+        return jax.jit(lambda variables, events: trace(merge(variables), events))
 
     def hidden(self, events: Events, slot: int) -> Float[Array, "B D"]:
         """The hidden vectors at one slot of each row, [B, D], computed in batches."""

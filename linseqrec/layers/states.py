@@ -6,7 +6,7 @@ compiles no code for a past. So training and evaluation do no work for it. A pro
 states as arguments, as serving does, makes them arrays of JAX: the same values, in the general
 program.
 
-A linear mixer reports what it holds while it reads a batch by `record`; see `SequenceModel.trace`.
+A linear mixer reports what it holds while it reads a batch by `record`; see `analysis/traces.py`.
 """
 
 import contextlib

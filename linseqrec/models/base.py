@@ -13,7 +13,6 @@ from linseqrec.config_fields import Config
 from linseqrec.events import Events
 from linseqrec.layers.request_time import RequestTime
 from linseqrec.layers.standard import ItemEmbedding
-from linseqrec.layers.states import MixerTrace, recording
 
 # "auto" is bfloat16 on an accelerator and float32 on a CPU (`ModelConfig.compute_dtype`).
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -162,35 +161,6 @@ class SequenceModel(nnx.Module):
           key: Randomness, this step's own.
         """
         del events, counts, key
-
-    def trace(self, events: Events) -> dict[str, MixerTrace]:
-        """Reads a batch, dropout off, and returns what the linear mixers held.
-
-        Args:
-          events: The batch, [B, T], one history per row.
-
-        Returns:
-          A trace per pass by name, first to last: "blocks/0", and "blocks/0 loop 2" for a second
-          pass through the block.
-
-        Raises:
-          ValueError: If no mixer of the model has a matrix memory.
-        """
-        with recording() as passes:
-            self(events)
-        if not passes:
-            raise ValueError(f"{type(self).__name__} has no matrix memory to look into")
-        names = {
-            id(module): "/".join(map(str, path[:-1])) for path, module in nnx.iter_modules(self)
-        }
-        traces: dict[str, list[MixerTrace]] = {}
-        for mixer, traced in passes:
-            traces.setdefault(names[id(mixer)], []).append(traced)
-        return {
-            name if len(loops) == 1 else f"{name} loop {loop}": traced
-            for name, loops in traces.items()
-            for loop, traced in enumerate(loops, start=1)
-        }
 
 
 class ModelConfig(Config):

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from linseqrec.events import Events
-from linseqrec.layers.states import MixerTrace, empty, past_or_none
+from linseqrec.layers.states import empty, past_or_none
 from linseqrec.models.base import Encoding, SequenceModel
 from linseqrec.ops.decayed_linear_attention import decayed_linear_attention
 
@@ -112,7 +112,3 @@ class OwnItems(SequenceModel):
     def after_step(self, events: Events, counts: Any, key: PRNGKeyArray) -> None:
         """The model's."""
         self.model.after_step(events, counts, key)
-
-    def trace(self, events: Events) -> dict[str, MixerTrace]:
-        """The model's; the means are no memory of its."""
-        return self.model.trace(events)

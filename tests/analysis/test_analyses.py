@@ -12,6 +12,7 @@ from linseqrec.analysis.groups import item_groups, most_frequent_groups
 from linseqrec.analysis.insertion_probe import ProbeConfig, make_probes
 from linseqrec.analysis.state_sink import state_sink
 from linseqrec.analysis.subject import Subject
+from linseqrec.analysis.traces import trace
 from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError
 from linseqrec.data.dataset import Dataset
@@ -292,7 +293,7 @@ def test_the_state_sink_is_of_each_history_and_its_own_groups():
     groups = item_groups(gated.run.source)
     held = np.where(events.segment_ids > 0, groups[events.items], -1)
     frequent, others = most_frequent_groups(held, 3, np.random.default_rng(0))
-    for name, traced in model.trace(events).items():
+    for name, traced in trace(model, events).items():
         read = state_sink(np.asarray(traced.memory), np.asarray(traced.keys), frequent, others)
         for measure, expected in read.summary().items():
             for key, value in expected.items():

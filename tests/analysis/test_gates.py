@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.analysis import gates
+from linseqrec.analysis import gates, traces
 from linseqrec.analysis.figures import gates_figure
 from linseqrec.events import Events
 from linseqrec.models.hytrec import HyTRecConfig
@@ -20,9 +20,7 @@ EVENTS = Events(
 )
 
 
-@nnx.jit
-def trace(model, events):
-    return model.trace(events)
+trace = nnx.jit(traces.trace)
 
 
 def test_gates_are_what_the_rule_was_given():

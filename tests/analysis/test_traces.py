@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linseqrec.analysis.traces import is_recurrent, linear_mixers
+from linseqrec.analysis.traces import is_recurrent, linear_mixers, trace
 from linseqrec.events import Events
 from linseqrec.layers.gated_delta import GatedDelta
 from linseqrec.layers.rela import _attended_alone, _ungated
@@ -13,6 +13,7 @@ from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.models.hytrec import HyTRecConfig
 from linseqrec.models.linrec import LinRecConfig
 from linseqrec.models.mamba2 import Mamba2Config
+from linseqrec.models.own_items import OwnItems
 from linseqrec.models.recgrela import RecGRELAConfig
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.models.sinkrec import SinkRecConfig
@@ -74,7 +75,7 @@ MODELS = {
 
 @nnx.jit
 def read(model, events):
-    return model(events), model.trace(events)
+    return model(events), trace(model, events)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -135,7 +136,7 @@ def test_a_late_memory_names_the_events_that_it_writes(delay):
         ).build(5, rngs=nnx.Rngs(0))
         for question in ("present", "delayed")
     )
-    (traced,), (expected,) = (model.trace(EVENTS).values() for model in (late, in_time))
+    (traced,), (expected,) = (trace(model, EVENTS).values() for model in (late, in_time))
     assert (traced.delay, expected.delay) == (delay, 0)
     for row, events in ((0, 3), (1, 2)):
         for head in range(traced.keys.shape[2]):
@@ -148,7 +149,7 @@ def test_a_late_memory_names_the_events_that_it_writes(delay):
 def test_both_branches_of_recgrela_are_kept(causal):
     config = RecGRELAConfig(width=16, heads=2, num_layers=1, causal=causal)
     model = config.build(5, rngs=nnx.Rngs(0))
-    traced = model.trace(EVENTS)["blocks/0"]
+    traced = trace(model, EVENTS)["blocks/0"]
     attention = model.blocks[0].attention
     assert is_recurrent(attention) == causal
     x = model.blocks[0].attention_norm(model.norm(model.embedding(EVENTS.items)))
@@ -163,10 +164,19 @@ def test_both_branches_of_recgrela_are_kept(causal):
     np.testing.assert_allclose(traced.augmented - traced.attended, local, atol=1e-6)
     assert np.abs(local).max() > 1e-4
     alone = RecGRELAConfig(width=16, heads=2, num_layers=1, shortcut=False)
-    assert alone.build(5, rngs=nnx.Rngs(0)).trace(EVENTS)["blocks/0"].augmented is None
+    model = alone.build(5, rngs=nnx.Rngs(0))
+    assert trace(model, EVENTS)["blocks/0"].augmented is None
 
 
 def test_a_model_without_a_matrix_memory_is_refused():
     model = SASRecConfig(width=16, num_layers=1).build(5, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="SASRec has no matrix memory"):
-        model.trace(EVENTS)
+        trace(model, EVENTS)
+
+
+def test_of_own_items_the_model_inside_is_traced():
+    model = MODELS["mamba2"][0].build(5, rngs=nnx.Rngs(0))
+    traces, expected = trace(OwnItems(model), EVENTS), trace(model, EVENTS)
+    assert list(traces) == list(expected)
+    for name, traced in traces.items():
+        np.testing.assert_array_equal(traced.memory, expected[name].memory)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from linseqrec.analysis.traces import trace
 from linseqrec.layers.standard import ItemEmbedding
 from linseqrec.models.base import Encoding, ModelConfig, NoState, SequenceModel
 from linseqrec.models.fuxi_linear import FuXiLinearConfig
@@ -159,6 +160,6 @@ def test_a_model_of_ones_own_needs_no_more_than_build_and_encode():
     assert encoding.state == NoState() and not model.carries_state
     model.after_step(EVENTS, encoding.counts, jax.random.key(0))
     with pytest.raises(ValueError, match="Own has no matrix memory"):
-        model.trace(EVENTS)
+        trace(model, EVENTS)
     assert config.causal and config.longest_row is None and config.uses("any/kernel") == 1
     assert not (config.reads_timestamps or config.reads_request_times or config.splits_time)

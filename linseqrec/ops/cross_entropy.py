@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.loss_inputs import check_shapes, check_targets, clean
+from linseqrec.ops.loss_inputs import checked
 from linseqrec.sharding import vary_alike
 
 Carry = TypeVar("Carry")
@@ -141,15 +141,11 @@ def catalogue_cross_entropy(
         looked at, such a target makes the loss and the table's gradient NaN, so that it cannot pass
         for a number; `loss_inputs.check_targets` on the batch then names it.
     """
-    rows = check_shapes(hidden, table, targets, weights) + 1
     if (num_items is None) != (axis_name is None):
         raise ValueError("num_items and axis_name belong together: a table split over devices")
-    part = None
-    if num_items is None or axis_name is None:
-        num_items = rows - 1
-    else:
-        part = _Part(axis_name, num_items)
-    check_targets(targets, weights, num_items)
+    hidden, targets, num_items = checked(hidden, table, targets, weights, num_items)
+    part = None if axis_name is None else _Part(axis_name, num_items)
+    rows = table.shape[0]
     chosen = choose_blocks(targets.size, rows - 1)
     blocks = Blocks(
         token=chosen.token if token_block is None else min(token_block, targets.size),
@@ -157,7 +153,6 @@ def catalogue_cross_entropy(
     )
     if min(blocks) < 1:
         raise ValueError(f"blocks hold at least one row: {blocks}")
-    hidden, targets = clean(hidden, targets, weights, num_items)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     weights = jnp.asarray(weights, jnp.float32).reshape(-1)
     hidden, table, weights = vary_alike((hidden, jnp.asarray(table), weights))
@@ -248,7 +243,7 @@ def _run(
 ) -> tuple[Float[Array, "M"], _Gradients | None]:
     """Negative log-likelihood of each token (0 without a weight), and gradients.
 
-    Hidden states without a weight are finite here, and their gradient is not looked at: `clean`,
+    Hidden states without a weight are finite here, and their gradient is not looked at: `checked`,
     which put them there, lets none through.
     """
     tokens, width = hidden.shape

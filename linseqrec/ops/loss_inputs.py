@@ -9,11 +9,30 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def check_shapes(hidden: Array, table: Array, targets: Array, weights: Array) -> int:
-    """The number of items N of arrays that fit together.
+def checked(
+    hidden: Float[Array, "*M D"],
+    table: Float[Array, "N1 D"],
+    targets: Int[Array, "*M"],
+    weights: Float[Array, "*M"],
+    num_items: int | None = None,
+) -> tuple[Float[Array, "*M D"], Int[Array, "*M"], int]:
+    """Makes absent tokens harmless, and tokens that name no item visible.
+
+    Args:
+      hidden: Encodings to score with.
+      table: Item vectors.
+      targets: Item ids.
+      weights: Weight of each token; where it is 0 the token is absent.
+      num_items: N; None for all rows of the table but row 0.
+
+    Returns:
+      The hidden states, 0 where the weight is 0, and otherwise NaN where the target is not in 1..N:
+      a value cannot raise under `jit`, but it can be kept from passing for a loss. The targets,
+      with 1 in both places. N.
 
     Raises:
-      ValueError: They do not: shapes, integer targets, at least one token and one item.
+      ValueError: The arrays do not fit together: shapes, integer targets, at least one token and
+        one item. Or as `check_targets`.
     """
     if table.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != table.shape[1]:
         raise ValueError(
@@ -28,7 +47,13 @@ def check_shapes(hidden: Array, table: Array, targets: Array, weights: Array) ->
         raise ValueError(f"targets are item ids, integers, not {targets.dtype}")
     if targets.size < 1 or table.shape[0] < 2:
         raise ValueError(f"needs a token and an item: hidden {hidden.shape}, table {table.shape}")
-    return table.shape[0] - 1
+    num_items = table.shape[0] - 1 if num_items is None else num_items
+    check_targets(targets, weights, num_items)
+    absent = weights == 0
+    valid = (targets >= 1) & (targets <= num_items)
+    hidden = jnp.where((absent | valid)[..., None], hidden, jnp.nan)
+    hidden = jnp.where(absent[..., None], 0, hidden)
+    return hidden, jnp.where(absent | ~valid, 1, targets), num_items
 
 
 def check_targets(targets: Int[Array, "*M"], weights: Float[Array, "*M"], num_items: int) -> None:
@@ -54,22 +79,3 @@ def check_targets(targets: Int[Array, "*M"], weights: Float[Array, "*M"], num_it
             f"{len(wrong)} targets with a weight are not in 1..{num_items}: the first is "
             f"{ids[first]} at index {first}. Give padding the weight 0"
         )
-
-
-def clean(
-    hidden: Float[Array, "*M D"],
-    targets: Int[Array, "*M"],
-    weights: Float[Array, "*M"],
-    num_items: int,
-) -> tuple[Float[Array, "*M D"], Int[Array, "*M"]]:
-    """Makes absent tokens harmless, and tokens that name no item visible.
-
-    Returns:
-      The hidden states, 0 where the weight is 0, and otherwise NaN where the target is not in 1..N:
-      a value cannot raise under `jit`, but it can be kept from passing for a loss. The targets,
-      with 1 in both places.
-    """
-    absent = weights == 0
-    valid = (targets >= 1) & (targets <= num_items)
-    hidden = jnp.where((absent | valid)[..., None], hidden, jnp.nan)
-    return jnp.where(absent[..., None], 0, hidden), jnp.where(absent | ~valid, 1, targets)

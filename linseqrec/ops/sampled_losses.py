@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from linseqrec.ops.loss_inputs import check_shapes, check_targets, clean
+from linseqrec.ops.loss_inputs import checked
 
 
 def sampled_softmax(
@@ -133,16 +133,13 @@ def _scores(
     num_items: int | None,
 ) -> tuple[Float[Array, "*M"], Float[Array, "*M S"], Array]:
     """Float32 scores of the targets and of the drawn items, and which of these are the target."""
-    fitting = check_shapes(hidden, table, targets, weights)
-    num_items = fitting if num_items is None else num_items
-    check_targets(targets, weights, num_items)
+    hidden, targets, num_items = checked(hidden, table, targets, weights, num_items)
     shared = negatives.ndim == 1
     if not shared and negatives.shape[:-1] != targets.shape or negatives.shape[-1] < 1:
         raise ValueError(
             f"negatives are [S] or [*M, S] with S >= 1: {negatives.shape} for targets "
             f"{targets.shape}"
         )
-    hidden, targets = clean(hidden, targets, weights, num_items)
     if not shared:
         negatives = jnp.where((weights == 0)[..., None], 1, negatives)
     _check_negatives(negatives, num_items)

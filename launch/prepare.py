@@ -17,10 +17,10 @@ from absl import app, flags
 from launch.flags import define_folder
 from launch.program import run_program
 from linseqrec.data import filters
-from linseqrec.data.card import format_card
 from linseqrec.data.prepare import TIED_ORDERS, prepare
 from linseqrec.data.readers import FORMATS, spark
 from linseqrec.data.readers.formats import TIME_UNITS
+from linseqrec.data.writing import format_card
 
 _INPUT = flags.DEFINE_string("input", None, "The log file, or a folder of Parquet.", required=True)
 _OUTPUT = define_folder("output", "The dataset folder to write.", required=True)

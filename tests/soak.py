@@ -33,7 +33,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from linseqrec.data.dataset import Dataset, write_dataset
+from linseqrec.data.dataset import Dataset
+from linseqrec.data.writing import write_dataset
 from linseqrec.training import workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints, saved_steps
 from linseqrec.training.checkpoint_digests import REPLACED

@@ -122,45 +122,6 @@ def make_card(
     }
 
 
-def format_card(card: Mapping[str, Any]) -> str:
-    """The card as lines of text, one name and value per line."""
-    rows = [("source", f"{card['source']}")]
-    reader = card.get("reader")
-    if reader:
-        columns = ", ".join(f"{role} = {column}" for role, column in reader["columns"].items())
-        rows.append(("reader", f"{reader['format']} ({columns})"))
-        if reader["ignored_columns"]:
-            rows.append(("ignored columns", ", ".join(reader["ignored_columns"])))
-        rows.append(("times", reader["times"]))
-        rows.append(("read", _format_counts(card["read"])))
-        rows += [(step["filter"], _format_counts(step["after"])) for step in card["filters"]]
-        if not card["filters"]:
-            rows.append(("filters", "none"))
-    rows.append(("data set", _format_counts(card["counts"])))
-    lengths = (f"{name} {value:,.5g}" for name, value in card["lengths"].items())
-    rows.append(("events per user", ", ".join(lengths)))
-    time = card["time"]
-    if time["order_only"]:
-        rows.append(("time", "order only"))
-    else:
-        days = (time["last"] - time["first"]) / 86_400
-        span = f"{utc(time['first'])} to {utc(time['last'])} UTC"
-        rows.append(("time", f"{span} ({time['first']} to {time['last']} s, {days:,.1f} days)"))
-        ties = card["ties"]
-        text = f"{ties['event_rate']:.1%} of events"
-        if ties["events"] and "ascending_rate" in ties:
-            advice = "; see --tied_order" if ties["ascending_rate"] > 0.9 else ""
-            text += f" ({ties['ascending_rate']:.0%} of them in ascending order of items{advice})"
-        rows.append(("ties", f"{text}, {ties['user_rate']:.1%} of users' last"))
-        rows.append(("duplicates", f"{card['duplicates']['rate']:.2%} of events"))
-    rows.append(("repeats", f"{card['repeats']['rate']:.1%} of events"))
-    if card["folds"]:
-        rows.append(("folds", ", ".join(f"{name} {n:,}" for name, n in card["folds"].items())))
-    rows += [(f"sha256 {name}", digest) for name, digest in card["sha256"].items()]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
-
-
 def utc(seconds: int) -> str:
     """The date and time of seconds since 1970, in UTC: "2024-01-31 23:59:59"."""
     return str(np.datetime64(seconds, "s")).replace("T", " ")
@@ -219,7 +180,3 @@ def _count_distinct(keys: np.ndarray) -> int:
 
 def _rate(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
-
-
-def _format_counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events"))

@@ -12,23 +12,15 @@ card.json         counts, rates and digests (`card.py`)
 """
 
 import dataclasses
-import json
-import os
-import shutil
-import tempfile
 import tokenize
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 
 from linseqrec.data import card as cards
 from linseqrec.errors import UserError, first_line
-from linseqrec.files import check_form, parse_json, sha256_of_array, sha256_of_file, sha256_of_texts
-
-if TYPE_CHECKING:
-    import polars as pl
+from linseqrec.files import check_form, parse_json, sha256_of_array, sha256_of_file
 
 _DTYPES: dict[str, np.dtype] = {
     "items": np.dtype(np.int32),
@@ -46,8 +38,6 @@ _CARD = {
     "sha256": {str: str},
     "time": {"first": int, "last": int, "order_only": bool},
 }
-
-Ids: TypeAlias = "Sequence[str] | pl.Series"
 
 
 class DatasetError(UserError, ValueError):
@@ -221,76 +211,6 @@ class Dataset:
         return ids.to_numpy().astype(np.str_)
 
 
-def write_dataset(
-    folder: str | Path, dataset: Dataset, user_ids: "Ids", item_ids: "Ids"
-) -> Dataset:
-    """Writes a dataset folder atomically: `folder` is complete or does not exist.
-
-    The function writes all files to a hidden folder beside `folder`, syncs them to disk and renames
-    the hidden folder. A killed process leaves at most the hidden folder, `.NAME.partial-*`.
-
-    Args:
-      folder: The new folder. It must not exist, or must be empty.
-      dataset: The data set.
-      user_ids: The log's own user ids [U], by user index.
-      item_ids: The log's own item ids [N], of items 1 to N.
-
-    Returns:
-      The data set, opened from `folder`.
-
-    Raises:
-      DatasetError: The folder is not empty, or the number of ids is wrong.
-    """
-    import polars as pl  # here, because training should not import Polars
-
-    folder = Path(folder).resolve()  # A link to an empty folder stays a link.
-    check_free(folder)
-    for role, ids, expected in (
-        ("user", user_ids, dataset.num_users),
-        ("item", item_ids, dataset.num_items),
-    ):
-        if len(ids) != expected:
-            raise DatasetError(
-                f"{role}_ids holds {len(ids)} ids, but the data set has {expected} {role}s: pass "
-                f"one id per {role}"
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
-        card = {**dataset.card, "sha256": dict(dataset.card["sha256"])}
-        for name in card["arrays"]:
-            np.save(partial / f"{name}.npy", getattr(dataset, name))
-        for name, ids, first in (("user_ids", user_ids, 0), ("item_ids", item_ids, 1)):
-            path = partial / f"{name}.parquet"
-            index, texts = np.arange(first, first + len(ids)), pl.Series(ids, dtype=pl.String)
-            pl.DataFrame({"index": index, "id": texts}).write_parquet(path)
-            # The digest of the file finds damage. The digest of the texts compares two data sets:
-            # another version of Polars may write the same ids in other bytes.
-            card["sha256"][path.name] = sha256_of_file(path)
-            card["sha256"][name] = sha256_of_texts(texts)
-        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-        for path in [*partial.iterdir()]:
-            _sync(path)
-        # The card comes last, so that a partial folder without it is never opened as a data set.
-        (partial / "card.json").write_text(text, encoding="utf-8")
-        _sync(partial / "card.json")
-        _sync(partial)
-        os.rename(partial, folder)
-        _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return Dataset.open(folder, verify=False)
-
-
-def check_free(folder: str | Path) -> None:
-    """Raises `DatasetError` if `folder` exists and is not an empty folder."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DatasetError(f"{folder} already exists. Remove it, or choose another folder.")
-
-
 def _as_integers(name: str, value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
@@ -416,11 +336,3 @@ def _check_sha256(folder: Path, name: str, array: np.ndarray | None, declared: s
 
 def _missing_file(path: Path) -> DatasetError:
     return DatasetError(f"{path} is missing, but card.json names it: {_PREPARE_AGAIN}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

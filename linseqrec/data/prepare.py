@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 
 from linseqrec.data import checks, filters
-from linseqrec.data.dataset import Dataset, check_free, write_dataset
+from linseqrec.data.dataset import Dataset
 from linseqrec.data.readers import Log, read_file, read_frame
 from linseqrec.data.readers.formats import TIME_UNITS
+from linseqrec.data.writing import check_free, write_dataset
 
 TIED_ORDERS = ("log", "random")
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from linseqrec import files
 from linseqrec.data import card as cards
-from linseqrec.data.dataset import Dataset, DatasetError, write_dataset
+from linseqrec.data.dataset import Dataset, DatasetError
+from linseqrec.data.writing import format_card, write_dataset
 
 ITEMS, TIMES, OFFSETS = [3, 1, 1, 2, 3], [7, 7, 9, 5, 5], [0, 3, 5]
 
@@ -304,7 +305,7 @@ def test_digests_cover_the_elements_and_the_texts(folder, tmp_path):
 
 def test_format_card_shows_counts_and_rates():
     dataset = Dataset.from_arrays(ITEMS, TIMES, OFFSETS, source="a test", folds=[0, 0, 2, 0, 1])
-    lines = dict(line.split("  ", 1) for line in cards.format_card(dataset.card).splitlines())
+    lines = dict(line.split("  ", 1) for line in format_card(dataset.card).splitlines())
     lines = {name: text.strip() for name, text in lines.items()}
     assert lines["source"] == "a test"
     assert lines["data set"] == "2 users, 3 items, 5 events"
@@ -315,9 +316,9 @@ def test_format_card_shows_counts_and_rates():
     assert lines["time"] == "1970-01-01 00:00:05 to 1970-01-01 00:00:09 UTC (5 to 9 s, 0.0 days)"
     sorted_by_item = Dataset.from_arrays([1, 2, 3], [7, 7, 7], [0, 3])
     ascending = "100% of them in ascending order of items; see --tied_order"
-    assert f"66.7% of events ({ascending}), " in cards.format_card(sorted_by_item.card)
+    assert f"66.7% of events ({ascending}), " in format_card(sorted_by_item.card)
     order = Dataset.from_arrays([1], [0], [0, 1], order_only=True)
-    assert "order only" in cards.format_card(order.card)
+    assert "order only" in format_card(order.card)
 
 
 @pytest.mark.parametrize("content", ["no Parquet", "too few", "other columns"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from linseqrec.data.dataset import Dataset, write_dataset
+from linseqrec.data.dataset import Dataset
 from linseqrec.data.histories import (
     RequestError,
     find_items,
@@ -13,6 +13,7 @@ from linseqrec.data.histories import (
     request_times,
 )
 from linseqrec.data.splits import from_folds, leave_one_out
+from linseqrec.data.writing import write_dataset
 
 ORIGIN = 1_000_000_000
 

@@ -955,7 +955,7 @@ def test_an_existing_folder_is_refused_before_the_log_is_read(tmp_path):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from linseqrec.data import dataset as module
+from linseqrec.data import writing as module
 from linseqrec.data.prepare import prepare
 
 owner, name, calls = {"save": (np, "save", 2), "sync": (module, "_sync", 4),
@@ -995,7 +995,7 @@ def test_a_failed_write_leaves_no_files(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("linseqrec.data.dataset._sync", fail)
+    monkeypatch.setattr("linseqrec.data.writing._sync", fail)
     with pytest.raises(OSError, match="no space left"):
         prepare(frame_of([(1, 1, 1)]), tmp_path / "sets" / "set")
     assert not any((tmp_path / "sets").iterdir())

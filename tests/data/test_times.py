@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linseqrec.data.card import format_card
 from linseqrec.data.prepare import prepare
 from linseqrec.data.readers import LogError
+from linseqrec.data.writing import format_card
 
 UTC = datetime.UTC
 

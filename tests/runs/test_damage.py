@@ -22,8 +22,8 @@ from absl import logging
 
 from linseqrec.analysis.subject import Subject
 from linseqrec.config import EvaluationConfig, Experiment, TrainingConfig
-from linseqrec.data.dataset import write_dataset
 from linseqrec.data.source import DataConfig
+from linseqrec.data.writing import write_dataset
 from linseqrec.errors import UserError
 from linseqrec.models.gated_deltanet import GatedDeltaNetConfig
 from linseqrec.runs import figures

@@ -15,8 +15,9 @@ from tensorboardX.proto import event_pb2
 
 from linseqrec.config import Experiment
 from linseqrec.config_json import to_json
-from linseqrec.data.dataset import Dataset, DatasetError, write_dataset
+from linseqrec.data.dataset import Dataset, DatasetError
 from linseqrec.data.source import DataConfig
+from linseqrec.data.writing import write_dataset
 from linseqrec.errors import FileError
 from linseqrec.training import workdir
 from linseqrec.training.log import MetricsLog

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -80,6 +81,42 @@ def read_json(path: Path, form: Any = object) -> Any:
     except ValueError as error:
         raise FileError(f"{path} is damaged: {error}") from error
     return value
+
+
+def read_records(path: Path) -> Iterator[dict[str, float]]:
+    """The records of a file of metrics, in order, as `read_json_lines` reads them."""
+    return read_json_lines(path, {"step": int, str: float})
+
+
+def read_json_lines(path: Path, form: Any) -> Iterator[Any]:
+    """The values of a JSON-lines file, in order; none if there is no file.
+
+    Leaves out an incomplete last line, which a killed process may have written. Leaves out damaged
+    lines and prints how many there are: records only inform, so they stop no program.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        print(f"{path} cannot be read: {error.strerror}", file=sys.stderr)
+        return
+    damaged = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = parse_json(line)
+            check_form(record, form)
+        except ValueError as error:
+            if line.endswith(b"\n") or b"\0" in line:
+                damaged.append(f"line {number}: {error}")
+            continue
+        if line.endswith(b"\n"):
+            yield record
+    if damaged:
+        print(
+            f"{path}: {len(damaged)} of {len(lines)} lines are damaged and left out; {damaged[0]}",
+            file=sys.stderr,
+        )
 
 
 def parse_json(text: bytes) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,17 +10,35 @@ from typing import Any
 
 import numpy as np
 
+from linseqrec.config import Experiment
+from linseqrec.config_json import to_json
 from linseqrec.data.worlds import oracle_scores
 from linseqrec.errors import FileError
 from linseqrec.evaluation.baselines import fit_baselines
 from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
-from linseqrec.files import read_json, replacing, write_json
+from linseqrec.files import (
+    read_json,
+    read_json_lines,
+    replacing,
+    sha256_of_file,
+    without_nan,
+    write_json,
+)
 from linseqrec.runs.comparable import shared_title
 from linseqrec.runs.finished import BEST_BASELINE, ORACLE
 from linseqrec.training import distributed, workdir
 from linseqrec.training.checkpoint import newest_progress
 from linseqrec.training.run import Run, SplitName
 from linseqrec.training.step import TrainState
+
+# Files whose digests stand in results.json, besides its own.
+_SEALED = (
+    "card.json",
+    "metrics.jsonl",
+    "ranks/validation.npz",
+    "ranks/test.npz",
+    "ranks/best_baseline.npz",
+)
 
 
 def evaluate_baselines(run: Run, split: SplitName) -> dict[str, EvaluationResult]:
@@ -53,7 +72,7 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
 
     The model's ranks, target by target, go to `ranks/SPLIT.npz`: every metric can be recomputed
     from them. The results carry digests of the run's files and of themselves
-    (`workdir.seal_results`). If `results.json` exists, the function only returns its content, so
+    (`seal_results`). If `results.json` exists, the function only returns its content, so
     that no run reads its test split twice. The workdir is locked. Of several processes, all
     evaluate and the first one writes.
 
@@ -88,7 +107,7 @@ def _write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
         "step": int(state.step),
         "epoch": int(state.step) / run.batches.steps_per_epoch,
         "selected_by": _selection(run, state, folder),
-        "environment": workdir.recorded_environment(folder) or workdir.environment(experiment),
+        "environment": recorded_environment(folder) or workdir.environment(experiment),
         "split": division.description,
     }
     for split in typing.get_args(SplitName):
@@ -100,9 +119,43 @@ def _write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     results["test"] |= {name: result.summary() for name, result in baselines.items()}
     if distributed.is_first():
         write_best_baseline(folder, baselines)
-        results = workdir.seal_results(folder, experiment, results)
+        results = seal_results(folder, experiment, results)
         write_json(path, results)
     return results
+
+
+def recorded_environment(folder: Path) -> dict[str, Any]:
+    """The environment that a run was trained in, as its starts have recorded it.
+
+    Returns:
+      As `workdir.environment`. Where starts differ, the values of all, in their order: "1 x H200,
+      1 x cpu".
+    """
+    merged: dict[str, Any] = {}
+    for start in read_json_lines(folder / "environments.jsonl", dict):
+        _merge(merged, start)
+    return merged
+
+
+def _merge(merged: dict[str, Any], start: Mapping[str, Any]) -> None:
+    for name, value in start.items():
+        if isinstance(value, dict):
+            _merge(merged.setdefault(name, {}), value)
+        elif merged.get(name) is None:
+            merged[name] = value
+        elif value is not None and str(value) not in str(merged[name]).split(", "):
+            merged[name] = f"{merged[name]}, {value}"
+
+
+def seal_results(folder: Path, experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
+    """The results with the configuration, and the digests of the run's files and of themselves."""
+    present = [name for name in _SEALED if (folder / name).exists()]
+    # Through JSON, so that the digest is that of what a reader gets.
+    sealed = json.loads(json.dumps(without_nan(results | {"config": to_json(experiment)})))
+    digests = {name: sha256_of_file(folder / name) for name in present}
+    sealed["sha256"] = digests | {"results.json": ""}
+    sealed["sha256"]["results.json"] = workdir.digest_of_results(sealed)
+    return sealed
 
 
 def write_best_baseline(folder: Path, baselines: Mapping[str, EvaluationResult]) -> None:

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from linseqrec.errors import FileError
 from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
-from linseqrec.files import read_json, replacing, write_json
+from linseqrec.files import read_json, read_records, replacing, write_json
 from linseqrec.training import distributed
 from linseqrec.training.checkpoint import Progress
-from linseqrec.training.workdir import WorkdirError, read_records
+from linseqrec.training.workdir import WorkdirError
 
 
 class TrainingLog(contextlib.ExitStack):

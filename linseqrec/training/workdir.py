@@ -27,9 +27,9 @@ from linseqrec.files import (
     check_form,
     parse_json,
     read_json,
+    read_records,
     sha256_of_file,
     sha256_of_json,
-    without_nan,
     write_json,
 )
 from linseqrec.training.checkpoint import ever_saved, saved_steps
@@ -66,14 +66,6 @@ _RESULTS = {
     "validation": {str: _SUMMARY},
     "test": {str: _SUMMARY},
 }
-# Files whose digests stand in results.json, besides its own.
-_SEALED = (
-    "card.json",
-    "metrics.jsonl",
-    "ranks/validation.npz",
-    "ranks/test.npz",
-    "ranks/best_baseline.npz",
-)
 # Fields that may be edited in config.json when the run has ended: its results stay true.
 _EDITABLE = ("name", "note", "data.folder", "evaluation.", "mesh.")
 # Seconds for which `lock` tries.
@@ -463,7 +455,7 @@ def read_results(workdir: Path) -> dict[str, Any]:
             check_form(results, {"config": dict, "sha256": {"results.json": str, str: str}})
         except ValueError as error:
             raise FileError(f"{path} is damaged: {error}") from error
-        if results["sha256"]["results.json"] != _digest_of_results(results):
+        if results["sha256"]["results.json"] != digest_of_results(results):
             raise FileError(
                 f"{path} is not what the run wrote: it was edited or is damaged. Put the file "
                 "back, or remove it and run launch.train again: it then writes the file anew"
@@ -474,18 +466,8 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return results
 
 
-def seal_results(workdir: Path, experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
-    """The results with the configuration, and the digests of the run's files and of themselves."""
-    present = [name for name in _SEALED if (workdir / name).exists()]
-    # Through JSON, so that the digest is that of what a reader gets.
-    sealed = json.loads(json.dumps(without_nan(results | {"config": to_json(experiment)})))
-    digests = {name: sha256_of_file(workdir / name) for name in present}
-    sealed["sha256"] = digests | {"results.json": ""}
-    sealed["sha256"]["results.json"] = _digest_of_results(sealed)
-    return sealed
-
-
-def _digest_of_results(results: Mapping[str, Any]) -> str:
+def digest_of_results(results: Mapping[str, Any]) -> str:
+    """The digest of a run's results, which stands in them."""
     own = {"sha256": {**results["sha256"], "results.json": ""}}
     return sha256_of_json({**results, **own})
 
@@ -559,63 +541,6 @@ def _revision(root: Path) -> str | None:
         return None
 
 
-def recorded_environment(workdir: Path) -> dict[str, Any]:
-    """The environment that a run was trained in, as its starts have recorded it.
-
-    Returns:
-      As `environment`. Where starts differ, the values of all, in their order: "1 x H200, 1 x cpu".
-    """
-    merged: dict[str, Any] = {}
-    for start in _read_json_lines(workdir / "environments.jsonl", dict):
-        _merge(merged, start)
-    return merged
-
-
-def _merge(merged: dict[str, Any], start: Mapping[str, Any]) -> None:
-    for name, value in start.items():
-        if isinstance(value, dict):
-            _merge(merged.setdefault(name, {}), value)
-        elif merged.get(name) is None:
-            merged[name] = value
-        elif value is not None and str(value) not in str(merged[name]).split(", "):
-            merged[name] = f"{merged[name]}, {value}"
-
-
 def read_metrics(workdir: Path) -> Iterator[dict[str, float]]:
-    """The records of `metrics.jsonl`, in order (see `read_records`)."""
+    """The records of `metrics.jsonl`, in order (see `files.read_records`)."""
     return read_records(workdir / "metrics.jsonl")
-
-
-def read_records(path: Path) -> Iterator[dict[str, float]]:
-    """The records of a file of metrics, in order, as `_read_json_lines` reads them."""
-    return _read_json_lines(path, {"step": int, str: float})
-
-
-def _read_json_lines(path: Path, form: Any) -> Iterator[Any]:
-    """The values of a JSON-lines file, in order; none if there is no file.
-
-    Leaves out an incomplete last line, which a killed process may have written. Leaves out damaged
-    lines and prints how many there are: records only inform, so they stop no program.
-    """
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        _notice(f"{path} cannot be read: {error.strerror}")
-        return
-    damaged = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = parse_json(line)
-            check_form(record, form)
-        except ValueError as error:
-            if line.endswith(b"\n") or b"\0" in line:
-                damaged.append(f"line {number}: {error}")
-            continue
-        if line.endswith(b"\n"):
-            yield record
-    if damaged:
-        _notice(
-            f"{path}: {len(damaged)} of {len(lines)} lines are damaged and left out; {damaged[0]}"
-        )

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from linseqrec.training.workdir import read_experiment, read_results, seal_results
+from linseqrec.runs.results import seal_results
+from linseqrec.training.workdir import read_experiment, read_results
 from tests.launch.programs import ROOT, SMALL, TINY, program
 
 

@@ -16,7 +16,12 @@ from linseqrec.data.worlds import oracle_scores
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.runs import figures, finished
-from linseqrec.runs.results import evaluate_baselines, write_results
+from linseqrec.runs.results import (
+    evaluate_baselines,
+    recorded_environment,
+    seal_results,
+    write_results,
+)
 from linseqrec.runs.tables import results_table
 from linseqrec.training import workdir
 from linseqrec.training.loop import train
@@ -108,7 +113,7 @@ def test_what_cannot_be_drawn_leaves_no_figure(experiment, make_run, tmp_path, s
     with pytest.raises(MetricError, match="no metric 'NDCG@7'"):
         figures.write_figures([tmp_path], tmp_path, metric="NDCG@7")
     held["test"]["Markov"]["buckets"]["all"].pop()
-    held = workdir.seal_results(tmp_path, run.experiment, held)
+    held = seal_results(tmp_path, run.experiment, held)
     (tmp_path / "results.json").write_text(json.dumps(held))
     with pytest.raises(FileError, match="Markov, .* 'all' has 4 length buckets, not 5"):
         figures.write_figures([tmp_path], tmp_path)
@@ -151,3 +156,17 @@ def test_each_split_has_length_buckets_of_its_own(tmp_path):
     results["validation"]["Popularity"]["buckets"]["none"].pop()
     with pytest.raises(FileError, match="validation, Popularity.* has 4 length buckets, not 5"):
         finished._check_summaries(tmp_path, results, protocols[1])
+
+
+def test_what_a_run_was_trained_in_is_what_all_its_starts_recorded(
+    experiment, tmp_path, monkeypatch
+):
+    assert recorded_environment(tmp_path) == {}
+    own = workdir.environment(experiment)
+    card = {"sha256": {"items": "1"}}
+    for device, version in (("1 x cpu", "1.0"), ("8 x TPU", "1.1"), ("1 x cpu", "1.1")):
+        start = own | {"device": device, "packages": {"jax": version}}
+        monkeypatch.setattr(workdir, "environment", lambda _, start=start: start)
+        workdir.claim(tmp_path, experiment, card)
+    expected = own | {"device": "1 x cpu, 8 x TPU", "packages": {"jax": "1.0, 1.1"}}
+    assert recorded_environment(tmp_path) == expected

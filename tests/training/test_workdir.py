@@ -270,20 +270,6 @@ def test_another_environment_is_printed_and_recorded(experiment, tmp_path, monke
     assert len((tmp_path / "environments.jsonl").read_text().splitlines()) == 2
 
 
-def test_what_a_run_was_trained_in_is_what_all_its_starts_recorded(
-    experiment, tmp_path, monkeypatch
-):
-    assert workdir.recorded_environment(tmp_path) == {}
-    own = workdir.environment(experiment)
-    card = {"sha256": {"items": "1"}}
-    for device, version in (("1 x cpu", "1.0"), ("8 x TPU", "1.1"), ("1 x cpu", "1.1")):
-        start = own | {"device": device, "packages": {"jax": version}}
-        monkeypatch.setattr(workdir, "environment", lambda _, start=start: start)
-        workdir.claim(tmp_path, experiment, card)
-    expected = own | {"device": "1 x cpu, 8 x TPU", "packages": {"jax": "1.0, 1.1"}}
-    assert workdir.recorded_environment(tmp_path) == expected
-
-
 def test_the_revision_is_that_of_the_library_s_own_checkout(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]

@@ -39,7 +39,7 @@ from linseqrec.runs.finished import run_names
 from linseqrec.runs.results import evaluate_baselines
 from linseqrec.runs.tables import METRICS, results_table
 from linseqrec.sharding import MeshConfig, make_mesh
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run, SplitName
 
@@ -90,7 +90,7 @@ def main(_: list[str]) -> None:
     folders = list(dict.fromkeys(Path(folder) for folder in _WORKDIRS.value))
     tables: list[_Table] = []
     for folder, name in zip(folders, run_names(folders), strict=True):
-        trained = workdir.read_experiment(folder)
+        trained = saved_run.read_experiment(folder)
         run = _run(folder, trained)
         evaluations = list(_evaluate(run, folder))
         several = len({step for step, _, _ in evaluations}) > 1
@@ -125,7 +125,7 @@ def _run(folder: Path, trained: Experiment) -> Run:
     experiment = override(dataclasses.replace(trained, mesh=MeshConfig(), data=data), given)
     return Run.of(
         experiment,
-        workdir.load_data(folder, _DATA.value),
+        saved_run.load_data(folder, _DATA.value),
         mesh=make_mesh(experiment.mesh),
         trains=False,
         auc=_AUC.value,

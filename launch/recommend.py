@@ -40,7 +40,7 @@ from linseqrec.data.histories import (
 from linseqrec.evaluation.lists import for_spreadsheets, lists_table, recommend_after
 from linseqrec.evaluation.queries import rows_at_once
 from linseqrec.files import replacing
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run
 
@@ -85,8 +85,8 @@ def main(_: list[str]) -> None:
         raise ConfigError("give either --users=ID,ID (or --users=@FILE) or --all")
     requested_ids = [] if _ALL.value else read_ids("users", _USERS.value)
     allowed_ids = set(read_ids("items", _ITEMS.value)) if _ITEMS.value else set()
-    experiment = workdir.read_experiment(folder)
-    run = Run.of(experiment, workdir.load_data(folder, _DATA.value))
+    experiment = saved_run.read_experiment(folder)
+    run = Run.of(experiment, saved_run.load_data(folder, _DATA.value))
     dataset, before = run.source.dataset, cast(Before, _SPLIT.value)
     if _TOP_K.value > dataset.num_items:
         raise ConfigError(

@@ -34,6 +34,10 @@ class FileError(UserError, ValueError):
     """A file cannot be read, or does not hold what it should. The message begins with its path."""
 
 
+class WorkdirError(UserError, RuntimeError):
+    """A folder is not a run's workdir, or the run in it does not fit the call."""
+
+
 class RunsError(UserError, ValueError):
     """Finished runs that cannot be opened, or cannot be compared."""
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.writing import write_dataset
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints, saved_steps
 from linseqrec.training.checkpoint_digests import REPLACED
 from linseqrec.training.preemption import EXIT_CODE
@@ -187,7 +187,7 @@ def sound_steps(folder: Path) -> list[int]:
 
 def outcome(folder: Path) -> dict[str, str]:
     """Digests of all that a run gives."""
-    run = Run.of(workdir.read_experiment(folder))
+    run = Run.of(saved_run.read_experiment(folder))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.sound_steps()[-1]
         state = checkpoints.restore(step, run.step.abstract_state)

@@ -16,7 +16,7 @@ from linseqrec.analysis.traces import linear_mixers, trace
 from linseqrec.data.histories import gather_histories
 from linseqrec.events import Events
 from linseqrec.layers.states import MixerTrace
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run, SplitName
 
@@ -54,8 +54,8 @@ class Subject:
             changed.
           CheckpointError: If there is no such checkpoint.
         """
-        source = workdir.load_data(folder, data)
-        run = Run.of(workdir.read_experiment(folder), source, trains=False)
+        source = saved_run.load_data(folder, data)
+        run = Run.of(saved_run.read_experiment(folder), source, trains=False)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             step = checkpoints.resolve(checkpoint)
             variables = checkpoints.restore_variables(step, run.model, run.experiment.optimizer)

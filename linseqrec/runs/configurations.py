@@ -14,7 +14,7 @@ from linseqrec.config_json import to_json
 from linseqrec.errors import FileError, RunsError
 from linseqrec.evaluation.metrics import make_buckets
 from linseqrec.runs.finished import FinishedRun, distinct_folders
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 
 # The seed, and fields that change no result: speed, devices, logging, remarks. So does the place of
 # the data, because comparable runs have the same.
@@ -84,10 +84,10 @@ class Configuration:
         """
         for run in self.runs:
             try:
-                workdir.check_sealed(run.folder, "metrics.jsonl", run.results)
+                saved_run.check_sealed(run.folder, "metrics.jsonl", run.results)
             except FileError as error:
                 print(f"{error}; its learning curve may be wrong", file=sys.stderr)
-        return [list(workdir.read_metrics(run.folder)) for run in self.runs]
+        return [list(saved_run.read_metrics(run.folder)) for run in self.runs]
 
 
 def group_by_configuration(

@@ -17,7 +17,7 @@ from linseqrec.evaluation.ranks import FilterSeen, Ties
 from linseqrec.evaluation.result import SELECTION_METRIC, selected_by
 from linseqrec.files import check_form, parse_json, read_arrays
 from linseqrec.runs.comparable import Conditions, shared_title
-from linseqrec.training import workdir
+from linseqrec.training import saved_run, workdir
 
 # Holds what a sweep's run prints; a run that failed early leaves nothing else.
 LOG = "log.txt"
@@ -74,15 +74,15 @@ class FinishedRun:
             raise RunsError(f"no folder {folder}")
         if missing := _missing(folder):
             raise RunsError(f"no {' and no '.join(missing)} in {folder}: the run has not ended yet")
-        results = workdir.read_results(folder)
-        workdir.check_sealed(folder, "ranks/test.npz", results)
+        results = saved_run.read_results(folder)
+        saved_run.check_sealed(folder, "ranks/test.npz", results)
         protocol, arrays = _read_ranks(folder / "ranks" / "test.npz")
         _check_summaries(folder / "results.json", results, protocol)
         run = cls(
             folder=folder,
-            experiment=workdir.read_experiment(folder),
+            experiment=saved_run.read_experiment(folder),
             results=results,
-            card=workdir.read_card(folder),
+            card=saved_run.read_card(folder),
             protocol=protocol,
             users=arrays["user"],
             targets=arrays["target"],
@@ -171,7 +171,7 @@ def run_names(workdirs: Sequence[Path]) -> list[str]:
     Raises:
       WorkdirError: If a folder is not the workdir of a run.
     """
-    names = [workdir.read_experiment(folder).name for folder in workdirs]
+    names = [saved_run.read_experiment(folder).name for folder in workdirs]
     return [
         name if names.count(name) == 1 else f"{name} ({folder})"
         for name, folder in zip(names, distinct_folders(workdirs), strict=True)
@@ -215,7 +215,7 @@ def _read_ranks(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays = read_arrays(path)
     try:
         protocol = parse_json(str(arrays["protocol"]).encode())
-        check_form(protocol, workdir.PROTOCOL)
+        check_form(protocol, saved_run.PROTOCOL)
         count, kinds = protocol["targets"], dict(_ARRAYS)
         filters, ties = (typing.get_args(choices) for choices in (FilterSeen, Ties))
         if not protocol["filter_seen"] or not set(protocol["filter_seen"]) <= set(filters):
@@ -286,8 +286,8 @@ def _stage(folder: Path, missing: Sequence[str]) -> str:
         return f"did not begin; its log ends in: {last}"
     if "results.json" not in missing:
         return f"has results, but no {' and no '.join(missing)}"
-    workdir.read_experiment(folder)
-    steps = [record["step"] for record in workdir.read_metrics(folder)]
+    saved_run.read_experiment(folder)
+    steps = [record["step"] for record in saved_run.read_metrics(folder)]
     at = f"at step {steps[-1]:,.0f}" if steps else "nothing logged yet"
     if workdir.is_locked(folder):
         return f"training, {at}"
@@ -316,7 +316,7 @@ def _best_baseline(run: FinishedRun, filter_seen: str) -> tuple[str, np.ndarray]
     try:
         # Earlier versions wrote no digest of it.
         if BEST_BASELINE.as_posix() in run.results.get("sha256", {}):
-            workdir.check_sealed(run.folder, BEST_BASELINE.as_posix(), run.results)
+            saved_run.check_sealed(run.folder, BEST_BASELINE.as_posix(), run.results)
         arrays = read_arrays(path)
         name, ranks = str(arrays[f"name_{filter_seen}"]), arrays[f"rank_{filter_seen}"]
     except (FileError, KeyError) as error:

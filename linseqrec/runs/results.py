@@ -26,7 +26,7 @@ from linseqrec.files import (
 )
 from linseqrec.runs.comparable import shared_title
 from linseqrec.runs.finished import BEST_BASELINE, ORACLE
-from linseqrec.training import distributed, workdir
+from linseqrec.training import distributed, saved_run, workdir
 from linseqrec.training.checkpoint import newest_progress
 from linseqrec.training.run import Run, SplitName
 from linseqrec.training.step import TrainState
@@ -96,7 +96,7 @@ def write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
 def _write_results(run: Run, state: TrainState, folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if path.exists():
-        written = workdir.read_results(folder)
+        written = saved_run.read_results(folder)
         if missing := [name for name in ("step", "epoch", "title") if name not in written]:
             raise FileError(f"{path} is damaged: it has no {missing[0]}")
         return written
@@ -154,7 +154,7 @@ def seal_results(folder: Path, experiment: Experiment, results: dict[str, Any]) 
     sealed = json.loads(json.dumps(without_nan(results | {"config": to_json(experiment)})))
     digests = {name: sha256_of_file(folder / name) for name in present}
     sealed["sha256"] = digests | {"results.json": ""}
-    sealed["sha256"]["results.json"] = workdir.digest_of_results(sealed)
+    sealed["sha256"]["results.json"] = saved_run.digest_of_results(sealed)
     return sealed
 
 

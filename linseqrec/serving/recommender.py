@@ -28,7 +28,7 @@ from linseqrec.serving.states import (
     save_states,
 )
 from linseqrec.sharding import named_leaves
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.model import FunctionalModel, split_model
 
@@ -133,7 +133,7 @@ class Recommender:
           WorkdirError: The folder is not the workdir of a run.
         """
         folder = Path(folder)
-        experiment, card = workdir.read_experiment(folder), workdir.read_card(folder, _CARD)
+        experiment, card = saved_run.read_experiment(folder), saved_run.read_card(folder, _CARD)
         num_items = card["counts"]["items"]
         model = FunctionalModel.of(experiment, num_items, None)
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:

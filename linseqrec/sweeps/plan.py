@@ -10,10 +10,10 @@ from linseqrec.config import Experiment
 from linseqrec.config_fields import ConfigError, field_names, to_text
 from linseqrec.config_json import override
 from linseqrec.data.source import DataConfig, load_source
-from linseqrec.errors import FileError, SweepError
+from linseqrec.errors import FileError, SweepError, WorkdirError
 from linseqrec.sweeps.algebra import Axis
 from linseqrec.sweeps.folders import folder_name
-from linseqrec.training import workdir
+from linseqrec.training import saved_run, workdir
 
 State = Literal["new", "partial", "queued", "running", "finished", "clash"]
 
@@ -91,7 +91,7 @@ def check_no_clash(runs: Sequence[PlannedRun]) -> None:
     """
     clashes = [run.clash for run in runs if run.state == "clash"]
     if clashes:
-        raise workdir.WorkdirError("\n".join([*clashes, "the sweep has started no run"]))
+        raise WorkdirError("\n".join([*clashes, "the sweep has started no run"]))
 
 
 def plan_table(runs: Sequence[PlannedRun]) -> str:
@@ -120,8 +120,8 @@ def _clash(
     if not workdir.has_begun(folder):
         return ""
     try:
-        workdir.check_experiment(folder, experiment)
-        workdir.check_data(folder, card(experiment.data))
-    except (workdir.WorkdirError, ConfigError, FileError) as error:
+        saved_run.check_experiment(folder, experiment)
+        saved_run.check_data(folder, card(experiment.data))
+    except (WorkdirError, ConfigError, FileError) as error:
         return str(error) if str(folder) in str(error) else f"{folder}: {error}"
     return ""

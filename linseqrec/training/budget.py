@@ -13,13 +13,12 @@ import jax
 import numpy as np
 
 from linseqrec.data.pipeline import READ_AHEAD
-from linseqrec.errors import FileError
+from linseqrec.errors import FileError, WorkdirError
 from linseqrec.files import read_json, write_json
 from linseqrec.training import distributed
 from linseqrec.training.run import Run
 from linseqrec.training.step import StepRunner, TrainState
 from linseqrec.training.throughput import StepQueue
-from linseqrec.training.workdir import WorkdirError
 
 FILE = "budget.json"
 # Steps that are timed, at most, and the share of the budget that they may take.

@@ -15,12 +15,11 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from linseqrec.errors import FileError
+from linseqrec.errors import FileError, WorkdirError
 from linseqrec.evaluation.result import SELECTION_METRIC, EvaluationResult, selected_by
 from linseqrec.files import read_json, read_records, replacing, write_json
 from linseqrec.training import distributed
 from linseqrec.training.checkpoint import Progress
-from linseqrec.training.workdir import WorkdirError
 
 
 class TrainingLog(contextlib.ExitStack):

@@ -4,7 +4,7 @@ import os
 import pathlib
 import time
 
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.forked import Program
 
@@ -46,7 +46,7 @@ def program(name, *arguments, devices=1):
 
 def last_step(folder):
     """The last step in a run's metrics; 0 if there is none."""
-    return max((int(record["step"]) for record in workdir.read_metrics(folder)), default=0)
+    return max((int(record["step"]) for record in saved_run.read_metrics(folder)), default=0)
 
 
 def train_and_kill(arguments, folder, moment, number):

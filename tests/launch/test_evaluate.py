@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from linseqrec.config_json import to_json
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run
 from tests.launch.programs import ROOT, program
@@ -105,7 +105,7 @@ def test_a_model_may_read_other_lengths_than_in_training(trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
     step = json.loads((folder / "results.json").read_text())["step"]
-    experiment = workdir.read_experiment(folder)
+    experiment = saved_run.read_experiment(folder)
     # A stride is one of training: no length of an evaluation has to fit it.
     (folder / "results.json").unlink()  # It has a digest of the configuration.
     config = folder / "config.json"
@@ -133,7 +133,7 @@ def test_the_pooled_auc_is_added_where_it_is_asked_for(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "evaluations").glob("*.json")
     written = json.loads(path.read_text())
-    run = Run.of(workdir.read_experiment(folder), trains=False, auc=True)
+    run = Run.of(saved_run.read_experiment(folder), trains=False, auc=True)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         variables = checkpoints.restore_variables(
             written["step"], run.model, run.experiment.optimizer
@@ -245,7 +245,7 @@ def test_runs_of_other_lengths_are_set_against_counting_of_their_own_length(trai
     for folder, length in zip(folders, (3, 5), strict=True):
         shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("evaluations"))
         (folder / "results.json").unlink()  # It has a digest of the configuration.
-        experiment = workdir.read_experiment(folder)
+        experiment = saved_run.read_experiment(folder)
         data = dataclasses.replace(experiment.data, length=length)
         config = to_json(dataclasses.replace(experiment, data=data))
         (folder / "config.json").write_text(json.dumps(config))

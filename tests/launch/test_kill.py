@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.training import workdir
+from linseqrec.training import saved_run, workdir
 from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.run import Run
 from tests.launch.programs import TINY, last_step, program, train_and_kill
@@ -24,7 +24,7 @@ def is_saving(folder):
 
 def read_last_checkpoint(folder):
     """The leaves of the last sound checkpoint's state, the sound steps, and the progress."""
-    run = Run.of(workdir.read_experiment(folder))
+    run = Run.of(saved_run.read_experiment(folder))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.sound_steps()
         state = checkpoints.restore(steps[-1], run.step.initial_state())

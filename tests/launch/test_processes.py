@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from linseqrec.training import distributed, workdir
+from linseqrec.training import distributed, saved_run
 from linseqrec.training.distributed import DistributedError
 from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import TINY, program, start
@@ -57,7 +57,7 @@ def test_two_stopped_and_resumed_processes_equal_one_process(prepared, tmp_path)
     arguments = [*base, "--config.mesh.model=2", "--config.training.save_minutes=0.01"]
     arguments += [f"--workdir={two_processes}"]
     processes = start_both(arguments)
-    while not any(record["step"] >= 10 for record in workdir.read_metrics(two_processes)):
+    while not any(record["step"] >= 10 for record in saved_run.read_metrics(two_processes)):
         assert all(process.runs() for process in processes), wait_for(processes)
         time.sleep(0.01)
     # Only one process receives the signal, but both must save and end.
@@ -73,7 +73,7 @@ def test_two_stopped_and_resumed_processes_equal_one_process(prepared, tmp_path)
     assert "NDCG@10" in outputs[0][0] and "NDCG@10" not in outputs[1][0], "process 0 prints"
 
     records, expected = (
-        list(workdir.read_metrics(folder)) for folder in (two_processes, one_process)
+        list(saved_run.read_metrics(folder)) for folder in (two_processes, one_process)
     )
     assert [record.keys() for record in records] == [record.keys() for record in expected]
     for one, other in zip(records, expected, strict=True):

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from linseqrec.runs.results import seal_results
-from linseqrec.training.workdir import read_experiment, read_results
+from linseqrec.training.saved_run import read_experiment, read_results
 from tests.launch.programs import ROOT, SMALL, TINY, program
 
 

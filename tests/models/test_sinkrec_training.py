@@ -11,7 +11,7 @@ from flax import nnx
 from linseqrec.models.weights import parameter_arrays
 from linseqrec.training import loop
 from linseqrec.training.checkpoint import Checkpoints
-from linseqrec.training.workdir import read_metrics
+from linseqrec.training.saved_run import read_metrics
 from tests.models.reference import run
 from tests.models.small_sinkrec import SMALL, by_name, out_of_use, ragged, small_run
 from tests.ops.closeness import assert_close

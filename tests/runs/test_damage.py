@@ -31,7 +31,7 @@ from linseqrec.runs.figures import write_figures
 from linseqrec.runs.report import make_report, to_markdown
 from linseqrec.runs.results import write_results
 from linseqrec.serving.recommender import Recommender
-from linseqrec.training import workdir
+from linseqrec.training import saved_run, workdir
 from linseqrec.training.loop import train
 from linseqrec.training.run import Run
 
@@ -151,7 +151,7 @@ def drawn(root, folder):
 
 
 def resumed(root, folder):
-    run = Run.of(workdir.read_experiment(folder), workdir.load_data(folder))
+    run = Run.of(saved_run.read_experiment(folder), saved_run.load_data(folder))
     state = train(run, folder)
     step = int(state.step)
     if (folder / "results.json").exists():

@@ -18,7 +18,7 @@ from linseqrec.runs.comparisons import num_samples
 from linseqrec.runs.figures import run_figures
 from linseqrec.runs.report import make_report, to_markdown, write_report
 from linseqrec.runs.results import seal_results
-from linseqrec.training import workdir
+from linseqrec.training import saved_run, workdir
 from tests.runs.conftest import EXPERIMENT, TARGETS, changed
 
 RATES = (0.01, 0.001, 0.0001)
@@ -379,8 +379,8 @@ def test_a_damaged_file_of_baseline_ranks_is_named(save_run, tmp_path, content):
 
 def test_baseline_ranks_that_have_changed_since_the_run_ended_are_named(save_run, tmp_path):
     folder = save_run("run", counting={"Markov": both(np.ones(TARGETS))})
-    results = workdir.read_results(folder)
-    sealed = seal_results(folder, workdir.read_experiment(folder), results)
+    results = saved_run.read_results(folder)
+    sealed = seal_results(folder, saved_run.read_experiment(folder), results)
     write_json(folder / "results.json", sealed)
     make_report([tmp_path])
     arrays = read_arrays(folder / "ranks" / "best_baseline.npz")

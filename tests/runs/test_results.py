@@ -13,7 +13,7 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.data.worlds import oracle_scores
-from linseqrec.errors import FileError, RunsError
+from linseqrec.errors import FileError, RunsError, WorkdirError
 from linseqrec.evaluation.metrics import MetricError
 from linseqrec.runs import figures, finished
 from linseqrec.runs.results import (
@@ -46,7 +46,7 @@ def test_runs_of_one_seed_are_told_apart_by_their_folders(experiment, make_run, 
     state = train(run, tmp_path / "first")
     with workdir.lock(tmp_path / "first"):
         # The test split is read once: nobody else evaluates the run in the meantime.
-        with pytest.raises(workdir.WorkdirError, match="first is in use by process"):
+        with pytest.raises(WorkdirError, match="first is in use by process"):
             write_results(run, state, tmp_path / "first")
     write_results(run, state, tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "second")

@@ -5,6 +5,7 @@ import pytest
 
 from linseqrec.config import Experiment
 from linseqrec.data.source import DataConfig, load_source
+from linseqrec.errors import WorkdirError
 from linseqrec.files import write_json
 from linseqrec.models.sasrec import SASRecConfig
 from linseqrec.sweeps.plan import check_no_clash, make_plan, plan_table
@@ -60,7 +61,7 @@ def test_a_folder_says_what_is_left_to_do(folder):
     assert [run.state for run in waits][:3] == ["queued", "partial", "finished"]
     assert make_plan(EXPERIMENT, AXIS, folder)[1].state == "partial"
     check_no_clash(plan[:3])
-    with pytest.raises(workdir.WorkdirError) as caught:
+    with pytest.raises(WorkdirError) as caught:
         check_no_clash(plan)
     message = str(caught.value)
     assert "seed=3 holds a run of another configuration" in message

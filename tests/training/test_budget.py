@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.training import budget, distributed, workdir
+from linseqrec.errors import WorkdirError
+from linseqrec.training import budget, distributed, saved_run
 from linseqrec.training.budget import Costs, measure
 from linseqrec.training.loop import train
 from linseqrec.training.optimizer import learning_rate
 from linseqrec.training.step import CompiledStep
-from linseqrec.training.workdir import WorkdirError
 from tests.training.test_loop import Stopped, records, stop_at
 
 COSTS = Costs(spent=10.0, compilation=5.0, step=0.5, validation=15.0)
@@ -96,7 +96,7 @@ def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, m
     assert len(costs) == 2
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert list(workdir.read_metrics(tmp_path / "broken")) == records(tmp_path / "whole")
+    assert list(saved_run.read_metrics(tmp_path / "broken")) == records(tmp_path / "whole")
 
     (tmp_path / "broken" / budget.FILE).write_text("{")
     with pytest.raises(WorkdirError, match="budget.json does not say how many steps"):

@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from linseqrec.training import checkpoint_digests, workdir
+from linseqrec.errors import WorkdirError
+from linseqrec.training import checkpoint_digests, saved_run, workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints, Progress
 from linseqrec.training.loop import train
 
@@ -88,7 +89,7 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
     damage, fault, run, train_once, run_copy, capfd
 ):
     folder, steps = run_copy
-    metrics = list(workdir.read_metrics(folder))
+    metrics = list(saved_run.read_metrics(folder))
     damage(folder / "checkpoints" / str(steps[-1]))
     state = train(run, folder)
     notice = capfd.readouterr().err
@@ -98,7 +99,7 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
     expected = train_once(run)[1]
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert list(workdir.read_metrics(folder)) == metrics
+    assert list(saved_run.read_metrics(folder)) == metrics
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.sound_steps() == steps
 
@@ -267,7 +268,7 @@ def test_a_kill_while_a_step_is_saved_again_loses_no_checkpoint(
         pass
     assert left[0] <= 0
     monkeypatch.undo()
-    with pytest.raises(workdir.WorkdirError, match="other"):
+    with pytest.raises(WorkdirError, match="other"):
         workdir.claim(folder.parent, dataclasses.replace(experiment, name="other"), card)
     workdir.claim(folder.parent, experiment, card)
     with Checkpoints(folder) as checkpoints:

@@ -11,9 +11,10 @@ from linseqrec.config_json import from_json, to_json
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import Source
 from linseqrec.data.splits import SplitError, from_folds
+from linseqrec.errors import WorkdirError
 from linseqrec.runs.figures import write_figures
 from linseqrec.runs.results import evaluate_baselines, write_results
-from linseqrec.training import loop, workdir
+from linseqrec.training import loop, saved_run, workdir
 from linseqrec.training.checkpoint import CheckpointError, Checkpoints, Progress
 from linseqrec.training.loop import NonFiniteError, Schedule, train
 from linseqrec.training.preemption import Preempted, Preemption
@@ -22,7 +23,7 @@ from linseqrec.training.step import StepRunner
 
 
 def records(folder):
-    return list(workdir.read_metrics(folder))
+    return list(saved_run.read_metrics(folder))
 
 
 class Stopped(Exception):
@@ -235,13 +236,13 @@ def test_a_workdir_belongs_to_one_configuration_and_one_log(experiment, make_run
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     workdir.claim(tmp_path, experiment, card)
     changed = make_run(experiment, optimizer={"learning_rate": 0.5}).experiment
-    with pytest.raises(workdir.WorkdirError, match="optimizer.learning_rate: 0.001 -> 0.5"):
+    with pytest.raises(WorkdirError, match="optimizer.learning_rate: 0.001 -> 0.5"):
         workdir.claim(tmp_path, changed, card)
     other = card | {"sha256": card["sha256"] | {"items": "0"}}
-    with pytest.raises(workdir.WorkdirError, match=r"other data \(items differ\)"):
+    with pytest.raises(WorkdirError, match=r"other data \(items differ\)"):
         workdir.claim(tmp_path, experiment, other)
-    with pytest.raises(workdir.WorkdirError, match="not the workdir of a run"):
-        workdir.read_experiment(tmp_path / "elsewhere")
+    with pytest.raises(WorkdirError, match="not the workdir of a run"):
+        saved_run.read_experiment(tmp_path / "elsewhere")
 
 
 def test_another_model_does_not_take_the_checkpoint(experiment, make_run, tmp_path):
@@ -274,7 +275,7 @@ def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_p
         assert metrics[name]["HR@10"] == np.mean(ranks <= 10)
         gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
         assert metrics[name]["NDCG@10"] == pytest.approx(gains.mean(), abs=1e-15)
-    fresh = make_run(from_json(to_json(workdir.read_experiment(tmp_path)), Experiment))
+    fresh = make_run(from_json(to_json(saved_run.read_experiment(tmp_path)), Experiment))
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(best, fresh.step.initial_state())
     assert fresh.evaluate(restored.params, "test").summary()["metrics"] == metrics

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from linseqrec.training import workdir
+from linseqrec.training import saved_run
 from linseqrec.training.loop import train
 from linseqrec.training.preemption import EXIT_CODE, Preempted, Preemption
 from linseqrec.training.step import StepRunner
@@ -118,7 +118,7 @@ def train_once(tmp_path_factory):
         if not cache:
             folder = tmp_path_factory.mktemp("whole")
             state = train(run, folder)
-            cache.append((state, int(state.step), list(workdir.read_metrics(folder))))
+            cache.append((state, int(state.step), list(saved_run.read_metrics(folder))))
         return cache[0]
 
     return train_or_reuse
@@ -156,7 +156,7 @@ def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(
     assert int(resumed.step) == best
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert list(workdir.read_metrics(tmp_path)) == records
+    assert list(saved_run.read_metrics(tmp_path)) == records
 
 
 def test_a_process_in_a_call_that_no_signal_interrupts_exits_after_the_grace():

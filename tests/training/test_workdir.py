@@ -15,11 +15,9 @@ from tensorboardX.proto import event_pb2
 
 from linseqrec.config import Experiment
 from linseqrec.config_json import to_json
-from linseqrec.data.dataset import Dataset, DatasetError
-from linseqrec.data.source import DataConfig
 from linseqrec.data.writing import write_dataset
-from linseqrec.errors import FileError
-from linseqrec.training import workdir
+from linseqrec.errors import WorkdirError
+from linseqrec.training import saved_run, workdir
 from linseqrec.training.log import MetricsLog
 from linseqrec.training.loop import train
 
@@ -28,10 +26,10 @@ def test_readers_skip_an_incomplete_last_line_and_the_log_replaces_it(tmp_path):
     records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}]
     lines = [json.dumps(record) + "\n" for record in records]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "lo')
-    assert list(workdir.read_metrics(tmp_path)) == records
+    assert list(saved_run.read_metrics(tmp_path)) == records
     with MetricsLog(tmp_path, 1) as log:
         log.write(2, {"loss": 1.25})
-    assert list(workdir.read_metrics(tmp_path)) == [records[0], {"step": 2, "loss": 1.25}]
+    assert list(saved_run.read_metrics(tmp_path)) == [records[0], {"step": 2, "loss": 1.25}]
 
 
 def test_metrics_are_mirrored_to_tensorboard(tmp_path):
@@ -104,7 +102,7 @@ def test_a_resumed_run_has_the_same_id_in_wandb_and_other_runs_have_other_ids(
 
 def test_a_missing_wandb_library_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(workdir.WorkdirError, match=r"W&B is not installed.*\[wandb\]"):
+    with pytest.raises(WorkdirError, match=r"W&B is not installed.*\[wandb\]"):
         MetricsLog(tmp_path, 0, wandb_project="p")
 
 
@@ -176,8 +174,8 @@ def test_a_new_run_replaces_a_start_that_saved_no_checkpoint(
     assert "replaces an earlier start that saved no checkpoint\n  " in notice
     assert ("gone.recgrela" if unreadable else "name: 'recgrela' -> 'longer'") in notice
     assert "\n  other data\n" in notice
-    assert workdir.read_experiment(tmp_path) == renamed(experiment)
-    assert workdir.read_card(tmp_path) == other_card
+    assert saved_run.read_experiment(tmp_path) == renamed(experiment)
+    assert saved_run.read_card(tmp_path) == other_card
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json",
         "card.json",
@@ -196,9 +194,9 @@ def test_another_run_cannot_use_a_workdir_with_a_checkpoint(checkpoint, experime
     card = {"sha256": {"items": "1"}}
     workdir.claim(tmp_path, experiment, card)
     (tmp_path / checkpoint).mkdir(parents=True)
-    with pytest.raises(workdir.WorkdirError, match="'recgrela' -> 'longer'"):
+    with pytest.raises(WorkdirError, match="'recgrela' -> 'longer'"):
         workdir.claim(tmp_path, renamed(experiment), card)
-    with pytest.raises(workdir.WorkdirError, match="on other data"):
+    with pytest.raises(WorkdirError, match="on other data"):
         workdir.claim(tmp_path, experiment, {"sha256": {"items": "2"}})
 
 
@@ -207,16 +205,16 @@ def test_an_allowed_change_is_recorded(experiment, tmp_path):
     workdir.claim(tmp_path, experiment, card)
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     longer = renamed(experiment)
-    with pytest.raises(workdir.WorkdirError, match="change with --allow_config_change="):
+    with pytest.raises(WorkdirError, match="change with --allow_config_change="):
         workdir.claim(tmp_path, longer, card)
     with pytest.raises(
-        workdir.WorkdirError, match="--allow_config_change=data.lenght: the experiment has no such"
+        WorkdirError, match="--allow_config_change=data.lenght: the experiment has no such"
     ):
         workdir.claim(tmp_path, longer, card, allowed_changes=["name", "data.lenght"])
     # The same command works a second time, though nothing differs any more.
     for _ in range(2):
         workdir.claim(tmp_path, longer, card, allowed_changes=["name", "data.length"])
-    assert workdir.read_experiment(tmp_path) == longer
+    assert saved_run.read_experiment(tmp_path) == longer
     (change,) = (tmp_path / "config_changes.jsonl").read_text().splitlines()
     assert "-> 'longer'" in json.loads(change)["name"]
 
@@ -227,9 +225,9 @@ def test_the_configuration_of_a_run_with_results_cannot_change(experiment, tmp_p
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     workdir.claim(tmp_path, experiment, card)
-    with pytest.raises(workdir.WorkdirError, match="or set these fields back\n  name"):
+    with pytest.raises(WorkdirError, match="or set these fields back\n  name"):
         workdir.claim(tmp_path, renamed(experiment), card)
-    with pytest.raises(workdir.WorkdirError, match="has ended and has results on the test split"):
+    with pytest.raises(WorkdirError, match="has ended and has results on the test split"):
         workdir.claim(tmp_path, renamed(experiment), card, allowed_changes=["name"])
 
 
@@ -244,8 +242,8 @@ def test_the_same_data_may_stand_in_another_folder(ended, experiment, tmp_path):
     moved = dataclasses.replace(experiment, data=data)
     workdir.claim(tmp_path, moved, card)
     # What has ended stays as it is.
-    assert workdir.read_experiment(tmp_path) == (experiment if ended else moved)
-    with pytest.raises(workdir.WorkdirError, match="on other data"):
+    assert saved_run.read_experiment(tmp_path) == (experiment if ended else moved)
+    with pytest.raises(WorkdirError, match="on other data"):
         workdir.claim(tmp_path, moved, {"sha256": {"items": "2"}})
 
 
@@ -254,7 +252,7 @@ def test_a_dataset_folder_is_no_workdir(experiment, source, make_run, tmp_path):
     users, items = (list(map(str, range(n))) for n in (dataset.num_users, dataset.num_items))
     write_dataset(tmp_path / "data", dataset, users, items)
     before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
-    with pytest.raises(workdir.WorkdirError, match="data is a dataset folder: choose another"):
+    with pytest.raises(WorkdirError, match="data is a dataset folder: choose another"):
         train(make_run(experiment), tmp_path / "data")
     assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
 
@@ -297,30 +295,6 @@ def test_who_looks_whether_a_workdir_is_locked_keeps_nobody_out(tmp_path, monkey
         assert len(tries) == 3
 
 
-def test_load_data_finds_the_data_set_of_a_run_and_no_other(tmp_path):
-    dataset = Dataset.from_arrays([1, 2, 3, 2, 1, 3], [1, 2, 3, 4, 5, 6], [0, 3, 6])
-    write_dataset(tmp_path / "data", dataset, ["a", "b"], ["x", "y", "z"])
-    experiment = Experiment(data=DataConfig(folder=str(tmp_path / "data")))
-    workdir.claim(tmp_path / "run", experiment, Dataset.open(tmp_path / "data").card)
-    assert workdir.load_data(tmp_path / "run").dataset.folder == tmp_path / "data"
-    (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(
-        workdir.WorkdirError, match=r"data, but that folder does not exist .* with --data=FOLDER"
-    ):
-        workdir.load_data(tmp_path / "run")
-    moved = str(tmp_path / "moved")
-    assert workdir.load_data(tmp_path / "run", moved).dataset.user_ids().tolist() == ["a", "b"]
-    write_dataset(tmp_path / "data", dataset, ["a", "c"], ["x", "y", "z"])
-    with pytest.raises(workdir.WorkdirError, match=r"on other data \(user_ids differ\)"):
-        workdir.load_data(tmp_path / "run")
-    with pytest.raises(DatasetError, match="elsewhere is no dataset folder"):
-        workdir.load_data(tmp_path / "run", str(tmp_path / "elsewhere"))
-
-    workdir.claim(tmp_path / "world", Experiment(), dataset.card)
-    with pytest.raises(workdir.WorkdirError, match="generated world 'quick', which has no folder"):
-        workdir.load_data(tmp_path / "world", moved)
-
-
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]\n", b"\xff\n", bytes(40)])
 def test_a_damaged_environment_stops_no_run(content, experiment, tmp_path, capsys):
     card = {"sha256": {"items": "1"}}
@@ -341,14 +315,14 @@ def test_damaged_records_are_counted_and_kept(tmp_path, capsys):
     lines = [b'{"step": 1, "loss": 2.0}\n', b'{"step": 2, "lo\n', b"\xff\xfe\n", b'{"loss": 1}\n']
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"".join(lines))
-    assert list(workdir.read_metrics(tmp_path)) == [{"step": 1, "loss": 2.0}]
+    assert list(saved_run.read_metrics(tmp_path)) == [{"step": 1, "loss": 2.0}]
     assert f"{path}: 3 of 4 lines are damaged and left out; line 2: " in capsys.readouterr().err
     with MetricsLog(tmp_path, 1):
         pass
     assert path.read_bytes() == lines[0]
     assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == b"".join(lines)
     path.write_bytes(bytes(40))
-    assert list(workdir.read_metrics(tmp_path)) == []
+    assert list(saved_run.read_metrics(tmp_path)) == []
     assert "1 of 1 lines are damaged" in capsys.readouterr().err
 
 
@@ -361,26 +335,6 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys)
         assert "this file system has no locks" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["config.json", "card.json"])
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "it is empty"),
-        (bytes(9), "it holds only zeros or spaces"),
-        (b'{"a": ', "Expecting value"),
-        (b"\xff", "invalid start byte"),
-        (b"[]", "it is a list, not an object"),
-        (b"[" * 100_000, "its values nest too deeply"),
-    ],
-)
-def test_a_damaged_file_is_named(name, content, reason, experiment, tmp_path):
-    workdir.claim(tmp_path, experiment, {"sha256": {"items": "1"}})
-    (tmp_path / name).write_bytes(content)
-    read = workdir.read_card if name == "card.json" else workdir.read_experiment
-    with pytest.raises(FileError, match=f"{name} is damaged: .*{reason}"):
-        read(tmp_path)
-
-
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_run_whose_checkpoints_are_gone_does_not_train_again(ended, experiment, tmp_path):
     card = {"sha256": {"items": "1"}}
@@ -390,7 +344,5 @@ def test_a_run_whose_checkpoints_are_gone_does_not_train_again(ended, experiment
     else:
         (tmp_path / "checkpoints" / "sha256").mkdir(parents=True)
         (tmp_path / "checkpoints" / "sha256" / "8.json").write_text("{}")
-    with pytest.raises(
-        workdir.WorkdirError, match="checkpoints has no.*back, or choose another --workdir"
-    ):
+    with pytest.raises(WorkdirError, match="checkpoints has no.*back, or choose another --workdir"):
         workdir.claim(tmp_path, experiment, card)

@@ -213,7 +213,7 @@ def test_a_late_event_gets_the_time_of_the_last_event(recommender):
 def test_recommendations_equal_a_sort_and_ties_put_the_lower_id_first(model):
     """Two items of each vector, so that every score ties."""
     graphdef, params, rest = split_model(model)
-    tied_model = nnx.merge(graphdef, params, rest)
+    tied_model = nnx.merge(graphdef, params, rest, copy=True)
     table = np.asarray(model.item_table())
     table = np.concatenate([100 * table[:1], np.repeat(table[1:21], 2, axis=0)])
     tied_model.embedding.table[...] = table

@@ -33,8 +33,8 @@ def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
     if known and not experiment.model.reads_request_times:
         raise ConfigError(
             f"data.request_time is 'known', but {type(experiment.model).__name__} has "
-            "reads_request_times=False: the model cannot be told request times. Let its build make "
-            "the layer of linseqrec.layers.request_time and set reads_request_times = True, or set "
+            "reads_request_times=False: the model cannot be told request times. Let its build call "
+            "linseqrec.models.base.request_layer and set reads_request_times = True, or set "
             "data.request_time to 'hidden'"
         )
     rngs = nnx.Rngs(experiment.training.seed)

@@ -20,7 +20,7 @@ from tests.training.conftest import source  # noqa: F401  a fixture
 # Rows of 32 slots hold several histories each, which go on across devices and end within them.
 EXPERIMENT = Experiment(
     model=GatedDeltaNetConfig(
-        width=8, num_layers=2, key_width=4, value_width=4, chunk_size=4, dropout=0.1
+        width=8, num_layers=1, key_width=4, value_width=4, chunk_size=4, dropout=0.1
     ),
     data=DataConfig(plan="packed", length=32, batch_size=4),
     training=TrainingConfig(num_epochs=4),

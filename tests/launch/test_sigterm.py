@@ -14,7 +14,7 @@ import pytest
 
 from launch import sigterm
 from linseqrec.training.preemption import EXIT_CODE
-from tests.launch.programs import ROOT, TINY
+from tests.launch.programs import ROOT, TINY, program
 
 # For a long test, set LINSEQREC_SIGTERMS=100.
 SIGTERMS = int(os.environ.get("LINSEQREC_SIGTERMS", 3))
@@ -69,8 +69,8 @@ def test_a_sigterm_at_any_moment_ends_with_75_and_changes_nothing(prepared, tmp_
         assert process.returncode in (0, EXIT_CODE), said
         assert "Traceback" not in output, said
         assert (process.returncode == 0) == ("written to" in output), said
-        resumed = start(arguments, folder)
-        assert b"written to" in resumed.communicate()[0] and resumed.returncode == 0, said
+        resumed = program("train", *arguments, f"--workdir={folder}")
+        assert "written to" in resumed.stdout and resumed.returncode == 0, said
         assert outcome(folder) == outcome(whole), said
         assert len(list((folder / "figures").iterdir())) == 2, said
 

@@ -112,8 +112,7 @@ def test_the_hidden_states_are_the_equations(fields):
 # ---------------------------------------------------------------------------- the decomposition
 
 
-@pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("branches", ["short", "long", "both"])
+@pytest.mark.parametrize("branches, layers", [("short", 2), ("short", 3), ("long", 2), ("both", 2)])
 @pytest.mark.parametrize(
     "convolution",
     [{}, dict(attention_convolution=True, kernel=2)],

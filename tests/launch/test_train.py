@@ -49,14 +49,14 @@ def test_evaluate_reproduces_the_reported_metrics(arguments, devices, trained):
         assert written[system]["buckets"] == summary["buckets"], system
 
 
-def test_runs_share_what_was_compiled_outside_of_their_workdirs(tmp_path):
+def test_runs_share_what_was_compiled_outside_of_their_workdirs(prepared, tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     del environment["JAX_COMPILATION_CACHE_DIR"]
     held = []
     for name in ("a", "b"):
         done = subprocess.run(
             [sys.executable, "-m", "launch.train", *TINY, f"--workdir={tmp_path / name}"]
-            + ["--config.training.num_epochs=0.01"],
+            + ["--config.training.num_epochs=0.1", f"--config.data.folder={prepared}"],
             cwd=ROOT,
             env=environment,
             capture_output=True,

@@ -210,6 +210,20 @@ class CompiledStep(States):
             out_shardings=(self._shardings, None if mesh is None else sharding.replicated(mesh)),
         )
 
+    @functools.cached_property
+    def update_arrays(self) -> Callable[[Any], Any]:
+        """From the structure of a state to `update` for its arrays alone, compiled once."""
+
+        @functools.cache
+        def of(structure: Any) -> Any:
+            def step(arrays: list[Array], batch: Batch) -> tuple[list[Array], dict[str, Array]]:
+                state, metrics = self.update(jax.tree.unflatten(structure, arrays), batch)
+                return jax.tree.leaves(state), metrics
+
+            return jax.jit(step, donate_argnums=0)
+
+        return of
+
     def place(self, batch: Batch) -> Batch:
         """The batch of all processes on the devices, made from this process's rows."""
         return batch if self.model.mesh is None else sharding.place_batch(batch, self.model.mesh)
@@ -352,15 +366,9 @@ class StepRunner:
 
     def __init__(self, compiled: CompiledStep, state: TrainState):
         """Args: `compiled` is the step; `state` is the state to begin with, which it consumes."""
-        self._compiled, update = compiled, compiled.update
-        self._arrays, structure = jax.tree.flatten(state)
-        self._structure = structure
-
-        def step(arrays: list[Array], batch: Batch) -> tuple[list[Array], dict[str, Array]]:
-            state, metrics = update(jax.tree.unflatten(structure, arrays), batch)
-            return jax.tree.leaves(state), metrics
-
-        self._step = jax.jit(step, donate_argnums=0)
+        self._compiled = compiled
+        self._arrays, self._structure = jax.tree.flatten(state)
+        self._step = compiled.update_arrays(self._structure)
 
     def step(self, batch: Batch) -> dict[str, Array]:
         """Updates the state by a batch, and returns the step's metrics."""

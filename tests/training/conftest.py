@@ -12,6 +12,7 @@ from linseqrec.data.dataset import Dataset
 from linseqrec.data.source import DataConfig, Source
 from linseqrec.data.splits import leave_one_out
 from linseqrec.models.recgrela import RecGRELAConfig
+from linseqrec.training import throughput
 from linseqrec.training.model import FunctionalModel
 from linseqrec.training.run import Run
 from linseqrec.training.step import CompiledStep
@@ -46,10 +47,11 @@ def experiment() -> Experiment:
 def steps() -> Iterator[dict[Experiment, CompiledStep]]:
     """The steps by experiment. Meanwhile, each experiment's model is built and traced once.
 
-    Both are functions without a state.
+    Both are functions without a state. The speed of the machine is measured once, too.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FunctionalModel, "of", functools.cache(FunctionalModel.of))
+        patch.setattr(throughput, "peak_flops", functools.cache(throughput.peak_flops))
         yield {}
 
 

@@ -9,6 +9,7 @@ from linseqrec.training import budget, distributed, saved_run
 from linseqrec.training.budget import Costs, measure
 from linseqrec.training.loop import train
 from linseqrec.training.optimizer import learning_rate
+from linseqrec.training.run import Run
 from linseqrec.training.step import CompiledStep
 from tests.training.test_loop import Stopped, records, stop_at
 
@@ -37,8 +38,9 @@ def test_the_steps_and_their_validations_fit(seconds, every):
     assert needed(steps + 1) > seconds
 
 
-def test_the_costs_of_a_run_are_measured(experiment, make_run):
-    costs = measure(make_run(experiment), seconds=10.0)
+def test_the_costs_of_a_run_are_measured(experiment, source):
+    # A step of its own, which no other test has compiled.
+    costs = measure(Run.of(experiment, source), seconds=10.0)
     assert 0 < costs.step < costs.compilation < costs.spent and 0 < costs.validation < costs.spent
 
 

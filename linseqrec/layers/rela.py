@@ -217,7 +217,7 @@ class LookupRELA(RELA):
         self.key_taps = nnx.Param(jnp.stack([jnp.ones(width), jnp.zeros(width)]))
         query = _SHARPNESS / width**0.5 * jax.random.normal(rngs.params(), (width, width))
         self.query_key.kernel[...] = jnp.concatenate([query, query], axis=1)
-        self.query_key.bias = nnx.Param(jnp.full(2 * width, -_SPARSITY, jnp.float32))
+        self.query_key.bias = nnx.Param(jnp.full(2 * width, -_SPARSITY))
         for layer, gain in ((self.input_gate, 1.0), (self.value, 1.0), (self.output, _GAIN)):
             if isinstance(layer, Dense):
                 layer.kernel[...] = gain * jnp.eye(width)

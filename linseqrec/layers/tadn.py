@@ -148,7 +148,7 @@ class TADN(GatedDelta):
         self.late = NoDelay() if delay == 0 else Delay(delay)
         self.spike_gate = NoSpikeGate() if gate == "none" else SpikeGate(width, heads, rngs=rngs)
         if isinstance(self.spike_gate, SpikeGate) and gate == "retention":
-            self.spike_gate.bias = nnx.Param(jnp.full((heads,), _TRUST, jnp.float32))
+            self.spike_gate.bias = nnx.Param(jnp.full((heads,), _TRUST))
         self.log_horizon = nnx.Param(initial_log_horizon(heads, rngs=rngs)) if timed else math.inf
 
     def initial_state(self, batch_size: int) -> TADNState:

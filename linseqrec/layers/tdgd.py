@@ -250,4 +250,4 @@ class Zeros(nnx.Module):
 
 
 def _nearly_shut(heads: int) -> nnx.Param:
-    return nnx.Param(jnp.full((heads,), -2.0, jnp.float32))
+    return nnx.Param(jnp.full((heads,), -2.0))

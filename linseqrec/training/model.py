@@ -41,7 +41,15 @@ def build_model(experiment: Experiment, num_items: int) -> SequenceModel:
     # A model that reads no request times may have a build without the argument.
     request_time = {"request_time": True} if known else {}
     model = experiment.model.build(num_items, rngs=rngs, **request_time)
-    return OwnItems(model) if experiment.own_items else model
+    model = OwnItems(model) if experiment.own_items else model
+    # A step returns no weakly typed array, as `jnp.full(3, 1.0)` is: it would compile again for its
+    # own results.
+    nnx.update(model, jax.tree.map(_strongly_typed, nnx.state(model)))
+    return model
+
+
+def _strongly_typed(array: Array) -> Array:
+    return array.astype(array.dtype) if array.weak_type else array
 
 
 def split_model(model: SequenceModel) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -211,18 +211,19 @@ class CompiledStep(States):
         )
 
     @functools.cached_property
-    def update_arrays(self) -> Callable[[Any], Any]:
-        """From the structure of a state to `update` for its arrays alone, compiled once."""
+    def structure(self) -> Any:
+        """The structure of all training states; between the steps of a run, arrays are enough."""
+        return jax.tree.structure(self.abstract_state)
 
-        @functools.cache
-        def of(structure: Any) -> Any:
-            def step(arrays: list[Array], batch: Batch) -> tuple[list[Array], dict[str, Array]]:
-                state, metrics = self.update(jax.tree.unflatten(structure, arrays), batch)
-                return jax.tree.leaves(state), metrics
+    @functools.cached_property
+    def update_arrays(self) -> Any:
+        """`update` for the arrays of a state alone, compiled."""
 
-            return jax.jit(step, donate_argnums=0)
+        def step(arrays: list[Array], batch: Batch) -> tuple[list[Array], dict[str, Array]]:
+            state, metrics = self.update(jax.tree.unflatten(self.structure, arrays), batch)
+            return jax.tree.leaves(state), metrics
 
-        return of
+        return jax.jit(step, donate_argnums=0)
 
     def place(self, batch: Batch) -> Batch:
         """The batch of all processes on the devices, made from this process's rows."""
@@ -366,19 +367,17 @@ class StepRunner:
 
     def __init__(self, compiled: CompiledStep, state: TrainState):
         """Args: `compiled` is the step; `state` is the state to begin with, which it consumes."""
-        self._compiled = compiled
-        self._arrays, self._structure = jax.tree.flatten(state)
-        self._step = compiled.update_arrays(self._structure)
+        self._compiled, self._arrays = compiled, jax.tree.leaves(state)
 
     def step(self, batch: Batch) -> dict[str, Array]:
         """Updates the state by a batch, and returns the step's metrics."""
-        self._arrays, metrics = self._step(self._arrays, batch)
+        self._arrays, metrics = self._compiled.update_arrays(self._arrays, batch)
         return metrics
 
     @property
     def state(self) -> TrainState:
         """The state as it is now. The next step consumes it."""
-        return jax.tree.unflatten(self._structure, self._arrays)
+        return jax.tree.unflatten(self._compiled.structure, self._arrays)
 
     def catch_up(self) -> None:
         """Brings all item rows up to date (`States.up_to_date`)."""

@@ -17,6 +17,7 @@ from linseqrec.training.checkpoint import Checkpoints
 from linseqrec.training.loop import train
 from linseqrec.training.model import build_model
 from linseqrec.training.run import Run
+from linseqrec.training.step import StepRunner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Centered(SequenceModel):
         self.embedding = ItemEmbedding(num_items, 4, dtype=jnp.float32, rngs=rngs)
         self.mean = nnx.BatchStat(jnp.zeros(4))
         self.calls = nnx.Variable(jnp.zeros(()))
+        self.shift = nnx.Param(jnp.full(4, 0.0))
 
     def encode(self, events, state, *, dropout_key):
         self.calls[...] += 1
         x, real = self.embedding(events.items), events.items[..., None] > 0
         counts = {"sum": (x * real).sum((0, 1)), "events": real.sum()}
-        return Encoding(x - self.mean[...], counts=counts)
+        return Encoding(x - self.mean[...] + self.shift[...], counts=counts)
 
     def after_step(self, events, counts, key):
         batch_mean = counts["sum"] / jnp.maximum(counts["events"], 1)
@@ -78,12 +80,21 @@ def test_a_running_mean_is_trained(parts, centered_run):
     assert state.buffers["calls"][...] == 0
 
 
+def test_a_step_is_compiled_once(centered_run):
+    """Also where fresh variables are weakly typed, as those of `jnp.full(4, 0.0)` are."""
+    run = centered_run()
+    runner = StepRunner(run.step, run.step.initial_state())
+    for index in range(3):
+        runner.step(run.batches[index])
+    assert run.step.update_arrays._cache_size() == 1
+
+
 def test_the_optimizer_has_no_moments_of_a_buffer(centered_run):
     state = centered_run().step.initial_state()
     for moment in ("mu", "nu"):
         moments = optax.tree.get(state.optimizer, moment)
         assert jax.tree.structure(moments) == jax.tree.structure(state.params)
-    assert set(state.params) == {"embedding"}
+    assert set(state.params) == {"embedding", "shift"}
     assert set(state.buffers) == {"mean", "calls"}
 
 

@@ -70,7 +70,7 @@ def train(
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------- the workdir is ours
         preemption = preemption or stack.enter_context(Preemption())
-        distributed.on_first(lambda: _claim(stack, run, folder, allowed_changes))
+        changes = distributed.on_first(lambda: _claim(stack, run, folder, allowed_changes))
 
         # ---------------------------------------------------------------- state: saved, or fresh
         checkpoints = stack.enter_context(
@@ -85,6 +85,8 @@ def train(
             iterator.set_state(progress.iterator)
         else:
             state, progress = run.step.initial_state(), Progress(iterator.get_state())
+        # The saved state fits: only now does the workdir hold the changed configuration.
+        distributed.on_first(lambda: workdir.record_changes(folder, experiment, changes))
         progress = dataclasses.replace(progress, num_steps=run.num_steps)
         step, runner = int(state.step), StepRunner(run.step, state)
         # The runner consumes the state; these names would keep its arrays.
@@ -181,11 +183,11 @@ def train(
 
 def _claim(
     stack: contextlib.ExitStack, run: Run, folder: Path, allowed_changes: Collection[str]
-) -> None:
-    """Locks the workdir for the length of `stack`, and writes or checks what it holds."""
+) -> dict[str, str]:
+    """Locks the workdir for the length of `stack`; the rest is as in `workdir.claim`."""
     stack.enter_context(workdir.lock(folder))
     card = run.source.dataset.card
-    workdir.claim(folder, run.experiment, card, allowed_changes=allowed_changes)
+    return workdir.claim(folder, run.experiment, card, allowed_changes=allowed_changes)
 
 
 def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:

@@ -112,7 +112,7 @@ def claim(
     card: dict[str, Any],
     *,
     allowed_changes: Collection[str] = (),
-) -> None:
+) -> dict[str, str]:
     """Prepares a workdir for a new run, or checks that the run in it can be continued.
 
     In a new workdir the function writes `config.json` and `card.json`. If the workdir already has a
@@ -130,8 +130,11 @@ def claim(
       experiment: The configuration.
       card: The card of the data set.
       allowed_changes: Fields, by dotted name, that may differ from the configuration in the
-        workdir. The function then writes the new configuration to `config.json` and the changes
-        to `config_changes.jsonl`.
+        workdir.
+
+    Returns:
+      A line of text for each field that differs. Give them to `record_changes` when it is sure that
+      the run can go on with them.
 
     Raises:
       WorkdirError: The workdir has a run of another configuration (lists the differences) or on
@@ -141,7 +144,7 @@ def claim(
       FileError: `config.json` or `card.json` of the run is damaged.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    config_path = workdir / "config.json"
+    config_path, changes = workdir / "config.json", dict[str, str]()
     if has_begun(workdir):
         changes = check_experiment(workdir, experiment, allowed_changes=allowed_changes)
         check_data(workdir, card)
@@ -154,15 +157,26 @@ def claim(
                     "configuration cannot change: train in another --workdir\n  "
                     + "\n  ".join(changes.values())
                 )
-        elif changes:
-            _append_json(workdir / "config_changes.jsonl", changes)
-            write_json(config_path, to_json(experiment))
     else:
         if config_path.exists():
             _clear_other_start(workdir, experiment, card)
         write_json(workdir / "card.json", card)
         write_json(config_path, to_json(experiment))
     _record_environment(workdir, environment(experiment))
+    return changes
+
+
+def record_changes(workdir: Path, experiment: Experiment, changes: dict[str, str]) -> None:
+    """Replaces the configuration in a workdir, and appends the changes to `config_changes.jsonl`.
+
+    Args:
+      workdir: The run's folder, locked.
+      experiment: The new configuration.
+      changes: What `claim` returned; if it is empty, nothing is written.
+    """
+    if changes:
+        _append_json(workdir / "config_changes.jsonl", changes)
+        write_json(workdir / "config.json", to_json(experiment))
 
 
 def has_begun(workdir: Path) -> bool:

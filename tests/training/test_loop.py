@@ -254,6 +254,10 @@ def test_another_model_does_not_take_the_checkpoint(experiment, make_run, tmp_pa
             match=r"does not fit.*\n.*optimizer/0/mu/.*\(16,\) saved, \(32,\) wanted",
         ):
             checkpoints.restore(checkpoints.resolve("best"), wider.step.initial_state())
+    # A change that is allowed and does not fit leaves the workdir as it is.
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(wider, tmp_path, allowed_changes=["model.width"])
+    assert saved_run.read_experiment(tmp_path) == experiment
 
 
 def test_results_can_be_recomputed_and_are_read_once(experiment, make_run, tmp_path, monkeypatch):

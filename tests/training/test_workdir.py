@@ -213,7 +213,8 @@ def test_an_allowed_change_is_recorded(experiment, tmp_path):
         workdir.claim(tmp_path, longer, card, allowed_changes=["name", "data.lenght"])
     # The same command works a second time, though nothing differs any more.
     for _ in range(2):
-        workdir.claim(tmp_path, longer, card, allowed_changes=["name", "data.length"])
+        changes = workdir.claim(tmp_path, longer, card, allowed_changes=["name", "data.length"])
+        workdir.record_changes(tmp_path, longer, changes)
     assert saved_run.read_experiment(tmp_path) == longer
     (change,) = (tmp_path / "config_changes.jsonl").read_text().splitlines()
     assert "-> 'longer'" in json.loads(change)["name"]
@@ -240,7 +241,7 @@ def test_the_same_data_may_stand_in_another_folder(ended, experiment, tmp_path):
         (tmp_path / "results.json").write_text("{}")
     data = dataclasses.replace(experiment.data, folder="moved")
     moved = dataclasses.replace(experiment, data=data)
-    workdir.claim(tmp_path, moved, card)
+    workdir.record_changes(tmp_path, moved, workdir.claim(tmp_path, moved, card))
     # What has ended stays as it is.
     assert saved_run.read_experiment(tmp_path) == (experiment if ended else moved)
     with pytest.raises(WorkdirError, match="on other data"):

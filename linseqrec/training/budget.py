@@ -55,7 +55,7 @@ class Costs:
         return max(1, int(left / (self.step + self.validation / evaluate_every)))
 
 
-def within_budget(run: Run, folder: Path, *, resumed: bool) -> Run:
+def within_budget(run: Run, folder: Path, *, keeps_length: bool) -> Run:
     """The run with as many steps as fit into `training.max_minutes`, which it must have.
 
     All processes of a run call this together. The first one's clock decides.
@@ -63,13 +63,13 @@ def within_budget(run: Run, folder: Path, *, resumed: bool) -> Run:
     Args:
       run: The run. `training.num_epochs` is its longest length.
       folder: The workdir.
-      resumed: Whether the run has a checkpoint: it then keeps the length that it began with.
+      keeps_length: Whether the run has the length that it began with; else it is measured.
 
     Raises:
       WorkdirError: The length that the run began with cannot be read.
     """
     minutes = run.experiment.training.max_minutes
-    num_steps = distributed.on_first(lambda: _read(folder / FILE, minutes)) if resumed else None
+    num_steps = distributed.on_first(lambda: _read(folder / FILE, minutes)) if keeps_length else None
     if num_steps is None:
         costs = measure(run, 60 * minutes)
 

@@ -77,8 +77,10 @@ def train(
             Checkpoints(folder / "checkpoints", shapes=run.step.shapes)
         )
         if experiment.training.max_minutes:
+            # Under another budget than before, the run's length is measured anew.
+            kept = bool(checkpoints.steps()) and "training.max_minutes" not in changes
             with preemption.interruptible():
-                run = within_budget(run, folder, resumed=bool(checkpoints.steps()))
+                run = within_budget(run, folder, keeps_length=kept)
         iterator = iter(run.batches.to_iter_dataset(READ_AHEAD))
         if (restored := checkpoints.restore_latest(run.step.abstract_state)) is not None:
             state, progress = restored

@@ -105,13 +105,27 @@ def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, m
         train(make_run(experiment, **changes), tmp_path / "broken")
 
 
+def test_a_run_may_get_a_budget_when_it_goes_on(
+    experiment, make_run, tmp_path, costs, monkeypatch
+):
+    unlimited = make_run(experiment, training={"num_epochs": 20})
+    with monkeypatch.context() as patch:
+        stop_at(patch, unlimited.batches.steps_per_epoch + 2)
+        with pytest.raises(Stopped):
+            train(unlimited, tmp_path)
+    limited = make_run(experiment, training={"num_epochs": 20, "max_minutes": 1.0})
+    train(limited, tmp_path, allowed_changes=["training.max_minutes"])
+    assert costs == [60.0]
+    assert records(tmp_path)[-1]["step"] == SLOW.steps_within(60, limited.evaluate_every)
+
+
 def test_a_budget_that_is_long_enough_changes_nothing(experiment, make_run, tmp_path, costs):
     run = make_run(experiment, training={"num_epochs": 1, "max_minutes": 1_000.0})
-    assert budget.within_budget(run, tmp_path, resumed=False) is run
+    assert budget.within_budget(run, tmp_path, keeps_length=False) is run
     saved = json.loads((tmp_path / budget.FILE).read_text())
     assert saved["num_steps"] == run.num_steps
     assert len(costs) == 1
     # Resumed with fewer epochs, it is as short as these.
     shorter = make_run(experiment, training={"num_epochs": 0.5, "max_minutes": 1_000.0})
-    resumed = budget.within_budget(shorter, tmp_path, resumed=True)
+    resumed = budget.within_budget(shorter, tmp_path, keeps_length=True)
     assert resumed.num_steps == shorter.num_steps < run.num_steps and len(costs) == 1

@@ -69,7 +69,9 @@ def within_budget(run: Run, folder: Path, *, keeps_length: bool) -> Run:
       WorkdirError: The length that the run began with cannot be read.
     """
     minutes = run.experiment.training.max_minutes
-    num_steps = distributed.on_first(lambda: _read(folder / FILE, minutes)) if keeps_length else None
+    num_steps = (
+        distributed.on_first(lambda: _read(folder / FILE, minutes)) if keeps_length else None
+    )
     if num_steps is None:
         costs = measure(run, 60 * minutes)
 

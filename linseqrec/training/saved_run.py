@@ -35,6 +35,14 @@ _RESULTS = {
     "validation": {str: _SUMMARY},
     "test": {str: _SUMMARY},
 }
+# Fields, beside the first filter, without which the validations of a run do not compare.
+_SELECTING = (
+    "evaluation.ties",
+    "data.split",
+    "data.validation_quantile",
+    "data.test_quantile",
+    "data.temporal_targets",
+)
 # Fields that may be edited in config.json when the run has ended: its results stay true.
 _EDITABLE = ("name", "note", "data.folder", "evaluation.", "mesh.")
 
@@ -53,8 +61,8 @@ def check_experiment(
       A line of text for each field that differs, by field.
 
     Raises:
-      WorkdirError: A field differs that is not allowed to (lists the differences), or a field in
-        `allowed_changes` does not exist.
+      WorkdirError: A field differs that is not allowed to (lists the differences), or by which
+        validations choose the best checkpoint. Or a field in `allowed_changes` does not exist.
       ConfigError: The configuration in the workdir cannot be read.
     """
     previous = read_experiment(workdir)
@@ -66,6 +74,14 @@ def check_experiment(
         raise WorkdirError(
             f"--allow_config_change={','.join(unknown)}: the experiment has no such field; give "
             "dotted names, such as training.num_epochs"
+        )
+    filters = (each.evaluation.filter_seen[0] for each in (previous, experiment))
+    fixed = {*_SELECTING, *(["evaluation.filter_seen"] if len({*filters}) > 1 else [])}
+    if chosen_otherwise := [line for field, line in changes.items() if field in fixed]:
+        raise WorkdirError(
+            f"{workdir} holds a run whose best checkpoint is chosen by other validations, which do "
+            "not compare with new ones: choose another --workdir, or set these fields back\n  "
+            + "\n  ".join(chosen_otherwise)
         )
     # The digests tell whether the data are the same (`check_data`), wherever they are now.
     allowed = {*allowed_changes, "data.folder"}

@@ -105,9 +105,7 @@ def test_a_stopped_run_keeps_its_length(experiment, make_run, tmp_path, costs, m
         train(make_run(experiment, **changes), tmp_path / "broken")
 
 
-def test_a_run_may_get_a_budget_when_it_goes_on(
-    experiment, make_run, tmp_path, costs, monkeypatch
-):
+def test_a_run_may_get_a_budget_when_it_goes_on(experiment, make_run, tmp_path, costs, monkeypatch):
     unlimited = make_run(experiment, training={"num_epochs": 20})
     with monkeypatch.context() as patch:
         stop_at(patch, unlimited.batches.steps_per_epoch + 2)

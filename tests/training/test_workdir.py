@@ -14,7 +14,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from linseqrec.config import Experiment
-from linseqrec.config_json import to_json
+from linseqrec.config_json import override, to_json
 from linseqrec.data.writing import write_dataset
 from linseqrec.errors import WorkdirError
 from linseqrec.training import saved_run, workdir
@@ -218,6 +218,22 @@ def test_an_allowed_change_is_recorded(experiment, tmp_path):
     assert saved_run.read_experiment(tmp_path) == longer
     (change,) = (tmp_path / "config_changes.jsonl").read_text().splitlines()
     assert "-> 'longer'" in json.loads(change)["name"]
+
+
+def test_what_chooses_the_best_checkpoint_cannot_change(experiment, tmp_path):
+    """NDCG@10 without a filter and with one do not compare."""
+    card, field = {"sha256": {"items": "1"}}, "evaluation.filter_seen"
+    workdir.claim(tmp_path, experiment, card)
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    other = override(experiment, {field: ("all", "none")})
+    with pytest.raises(WorkdirError, match=rf"chosen by other validations.*\n  {field}"):
+        workdir.claim(tmp_path, other, card, allowed_changes=[field])
+    other = override(experiment, {"evaluation.ties": "pessimistic"})
+    with pytest.raises(WorkdirError, match=r"chosen by other validations.*\n  evaluation.ties"):
+        workdir.claim(tmp_path, other, card, allowed_changes=["evaluation.ties"])
+    # The first of two filters has chosen it.
+    other = override(experiment, {field: ("none",)})
+    assert [*workdir.claim(tmp_path, other, card, allowed_changes=[field])] == [field]
 
 
 def test_the_configuration_of_a_run_with_results_cannot_change(experiment, tmp_path):

@@ -331,15 +331,18 @@ def test_every_kind_of_frame_gives_the_same_data_set(tmp_path):
         "polars-category": polars.with_columns(pl.col("item").cast(pl.Categorical)),
         "pyarrow": polars.to_arrow(),
         "duckdb": relation,
+        "duckdb-dated": duckdb.from_df(dated),
     }
     for name, frame in frames.items():
         dataset = prepare(frame, tmp_path / name, **arguments)
         assert dataset.card["sha256"].items() <= expected.card["sha256"].items(), name
         assert dataset.card["filters"] == expected.card["filters"], name
     # With a row column, the whole preparation runs in the frame's own engine.
-    shuffled = duckdb.from_df(table.sample(frac=1, random_state=0))
-    dataset = prepare(shuffled, tmp_path / "sql", columns={"row": "number"}, **arguments)
-    assert dataset.card["sha256"].items() <= expected.card["sha256"].items()
+    for name, frame in (("numbers", table), ("dates", dated)):
+        shuffled = duckdb.from_df(frame.sample(frac=1, random_state=0))
+        columns = {"row": "number"}
+        dataset = prepare(shuffled, tmp_path / f"sql-{name}", columns=columns, **arguments)
+        assert dataset.card["sha256"].items() <= expected.card["sha256"].items(), name
 
 
 EVENT = '{"user": "u", "item": "i", "ts": 1}\n'

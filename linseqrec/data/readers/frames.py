@@ -73,6 +73,10 @@ def read_frame(
         if isinstance(dtype, nw.Date | nw.Datetime):
             if native.implementation.is_pyspark():  # narwhals has no dt.timestamp for Spark
                 native = nw.from_native(spark.datetimes_to_microseconds(nw.to_native(native), name))
+            elif native.implementation.is_duckdb():  # nor for DuckDB
+                quoted = '"' + name.replace('"', '""') + '"'
+                microseconds = f"* REPLACE (epoch_us({quoted}) AS {quoted})"
+                native = nw.from_native(nw.to_native(native).project(microseconds))
             else:
                 if isinstance(dtype, nw.Date):
                     time = time.cast(nw.Datetime("us"))

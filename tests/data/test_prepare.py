@@ -865,6 +865,38 @@ def test_events_without_a_time_or_a_rating_are_dropped_by_reason(tmp_path):
         prepare(path, tmp_path / "no", min_rating=4)
 
 
+def test_a_rating_in_text_that_is_no_number_is_missed_only_by_a_min_rating(tmp_path):
+    """A column may bear the name of a rating and hold something else."""
+    pandas, duckdb = pytest.importorskip("pandas"), pytest.importorskip("duckdb")
+    table = pl.DataFrame(
+        {"user": ["u"] * 3, "item": ["i", "j", "k"], "ts": [7, 8, 9], "stars": ["5", "", "4.5"]}
+    )
+    films = table.with_columns(stars=pl.Series(["5", "PG-13", None]))
+    refused = re.escape("row 1: the rating 'PG-13' must be a finite number")
+    for name, convert in {
+        "csv": lambda frame: frame.write_csv(tmp_path / "a.csv") or tmp_path / "a.csv",
+        "parquet": lambda frame: frame.write_parquet(tmp_path / "a.p") or tmp_path / "a.p",
+        "polars": lambda frame: frame,
+        "polars-lazy": lambda frame: frame.lazy(),
+        "polars-category": lambda frame: frame.cast({"stars": pl.Categorical}),
+        "pandas": lambda frame: frame.to_pandas(),
+        "pandas-objects": lambda frame: frame.to_pandas().astype({"stars": object}),
+        "pandas-mixed": lambda frame: pandas.DataFrame(
+            frame.to_dict(as_series=False) | {"stars": [5, *frame["stars"][1:]]}
+        ),
+        "pyarrow": lambda frame: frame.to_arrow(),
+        "duckdb": lambda frame: duckdb.from_arrow(frame.to_arrow()),
+    }.items():
+        arguments = {"min_rating": 4.5, "drop_missing": True}
+        dataset = prepare(convert(table), tmp_path / f"numbers of {name}", **arguments)
+        assert histories(dataset) == {"u": [("i", 7), ("k", 9)]}, name
+        dataset = prepare(convert(films), tmp_path / f"films of {name}")
+        assert dataset.num_events == 3, name
+        row = "line 3: .*'PG-13'" if name == "csv" else refused
+        with pytest.raises(LogError, match=row):
+            prepare(convert(films), tmp_path / "no", min_rating=1)
+
+
 def test_paths_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypatch):
     (tmp_path / "log.csv").write_text(GOOD)
     (tmp_path / "link.csv").symlink_to(tmp_path / "gone.csv")

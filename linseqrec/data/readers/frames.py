@@ -64,6 +64,8 @@ def read_frame(
             values[role] = _whole_text(values[role], limit)
         else:
             values[role] = values[role].cast(nw.String())
+    texts = (nw.String, nw.Categorical, nw.Enum, nw.Object)
+    rated_in_text = "rating" in values and schema[str(column_of["rating"])] in texts
     is_text = False
     if "timestamp" in values:
         name = str(column_of["timestamp"])
@@ -94,7 +96,8 @@ def read_frame(
             )
         elif dtype.is_integer():
             values["timestamp"] = times.whole_microseconds(time)
-    types = {"rating": nw.Float64(), "behaviour": nw.String(), "fold": nw.String()}
+    rating = nw.String() if rated_in_text else nw.Float64()
+    types = {"rating": rating, "behaviour": nw.String(), "fold": nw.String()}
     if not is_text:
         types["timestamp"] = nw.Float64()
     values = {
@@ -106,6 +109,10 @@ def read_frame(
     events = _with_row(selected, where)
     if is_text:
         events = times.with_microseconds(events, "timestamp")
+    if rated_in_text:
+        is_number = nw.col("rating").str.contains(rf"^{times.NUMBER}\z")
+        number = nw.when(is_number).then(nw.col("rating")).cast(nw.Float64())
+        events = events.with_columns(number.alias("rating"))
     return Log(
         events,
         where,

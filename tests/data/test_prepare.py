@@ -929,6 +929,20 @@ def test_bad_frames_are_refused_with_row_and_reason(tmp_path, case):
     assert not (tmp_path / "set").exists()
 
 
+def test_frames_whose_columns_are_not_named_apart_are_refused(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    repeated = pandas.DataFrame([[1, 2, 3]], columns=["user", "item", "item"])
+    numbered = pandas.DataFrame([[1, 2, 3]])  # of `read_csv(..., header=None)`
+    advice = re.escape('such as 0. Name all columns: frame.columns = ["user", "item", ...]')
+    for frame, message in (
+        (repeated, "the frame repeats a column: each name must be unique"),
+        (numbered, advice),
+    ):
+        for columns in ({}, {"user": 0, "item": 1, "timestamp": 2}):
+            with pytest.raises(LogError, match=message):
+                prepare(frame, tmp_path / "set", columns=columns)
+
+
 def test_bad_arguments_are_refused(tmp_path):
     rows = frame_of([(1, 1, 1)])
     for arguments, message in (

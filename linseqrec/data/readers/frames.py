@@ -31,16 +31,26 @@ def read_frame(
       The log; lazy if the frame is lazy.
 
     Raises:
-      LogError: A column is missing, or its type does not fit its role.
+      LogError: A column is missing, its type does not fit its role, or the names of the columns
+        repeat or are no text.
     """
     columns = dict(columns or {})
     named = time_unit is not None
     check_arguments(where, columns, time_unit)
     try:
         native = nw.from_native(frame)
+        schema = native.collect_schema()
     except TypeError as error:
         raise LogError(where, f"is neither a file nor a frame: {error}") from None
-    schema = native.collect_schema()
+    except nw.exceptions.DuplicateError:
+        raise LogError(where, "the frame repeats a column: each name must be unique.") from None
+    not_text = [name for name in schema if not isinstance(name, str)]
+    if not_text:
+        raise LogError(
+            where,
+            f"the frame has columns whose names are no text, such as {not_text[0]!r}. Name all "
+            'columns: frame.columns = ["user", "item", ...].',
+        )
     column_of = find_columns(where, list(schema), columns, {}, time_unit)
     values = {role: nw.col(str(name)) for role, name in column_of.items()}
     if "row" in column_of and not (dtype := schema[str(column_of["row"])]).is_integer():

@@ -281,11 +281,11 @@ def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
                 "holds exactly. Ids must be integers or text: cast the column.",
             )
         return ids
-    is_float = ids.str.contains(r"^[0-9]+\.0$")
-    if not is_float.any() or not ids.str.contains(r"^[0-9]+(\.0)?$").all():
+    is_float = ids.str.contains(r"^-?[0-9]+\.0$")
+    if not is_float.any() or not ids.str.contains(r"^-?[0-9]+(\.0)?$").all():
         return ids
     if not is_float.all():
-        ((row, _),) = _find(log.frame, [column.str.contains(r"^[0-9]+\.0$")])
+        ((row, _),) = _find(log.frame, [column.str.contains(r"^-?[0-9]+\.0$")])
         raise log.error(
             row,
             f"the {role} id ends with .0, but other {role} ids, such as "

@@ -752,7 +752,7 @@ BAD_FRAMES = {
 def test_whole_numbers_written_as_floats_are_integers(tmp_path, name, missing):
     """pandas makes floats of integers as soon as one of them is missing."""
     pandas = pytest.importorskip("pandas")
-    user = [17850.0, 20000000.0, 17850.0, *([float("nan")] * missing)]
+    user = [17850.0, -20000000.0, 17850.0, *([float("nan")] * missing)]
     table = pandas.DataFrame({"user": user, "item": "i", "ts": range(1000, 1003 + missing)})
     if name == "a.csv":
         table.to_csv(tmp_path / name, index=False)
@@ -766,7 +766,7 @@ def test_whole_numbers_written_as_floats_are_integers(tmp_path, name, missing):
         dataset = prepare(log, folder, drop_missing=missing)
         assert histories(dataset) == {
             "17850": [("i", 1000), ("i", 1002)],
-            "20000000": [("i", 1001)],
+            "-20000000": [("i", 1001)],
         }
         counts = {"users": 2, "items": 1, "events": 3}
         assert dataset.card["read"] == counts | {"events": 3 + missing}

@@ -203,6 +203,17 @@ def test_the_caller_names_the_separator(tmp_path, separator):
         assert events(read_file(path, separator=separator)) == [("u", f"i{separator}j", 1)]
 
 
+def test_an_unnamed_rating_may_share_its_column(tmp_path):
+    for name, text, column in (
+        ("log.csv", "user,item,ts,stars\nu,i,1,5\n", "stars"),
+        ("ratings.dat", "u::i::5::1\n", 2),
+    ):
+        (tmp_path / name).write_text(text)
+        arguments = {"format": "movielens-dat"} if name == "ratings.dat" else {}
+        log = read_file(tmp_path / name, columns={"behaviour": column}, **arguments)
+        assert log.columns["rating"] == log.columns["behaviour"] == column
+
+
 def test_the_caller_s_column_overrides_the_format_s(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(LOGS["kuairand"][0])
@@ -340,6 +351,22 @@ REFUSED = {
         "a,b,1\n",
         {"columns": {"user": 0, "item": 1}},
         "--columns names no position for the timestamp. Add timestamp=POSITION, from 0 to 2",
+    ),
+    "one column for two roles": (
+        "user,item,ts\n1,2,3\n",
+        {"columns": {"user": "user", "item": "user"}},
+        "column 'user' is both the user and the item. Name another column for one of them: "
+        "--columns=user=COLUMN,item=COLUMN.",
+    ),
+    "the column of a common name for another role": (
+        "user,item,ts\n1,2,3\n",
+        {"columns": {"user": "item"}},
+        "column 'item' is both the user and the item",
+    ),
+    "one position for two roles": (
+        "a,b,1\n",
+        {"columns": {"user": 0, "item": 1, "timestamp": 2, "behaviour": 1}},
+        "column 1 is both the item and the behaviour",
     ),
     "text as Parquet": (
         "a,b,1\n",

@@ -13,7 +13,14 @@ import polars as pl
 from linseqrec.data.readers import detection, raw_lines, spark, times
 from linseqrec.data.readers.formats import MISSING, Format
 from linseqrec.data.readers.frames import read_frame
-from linseqrec.data.readers.log import REQUIRED, WRITTEN, Log, check_arguments, find_columns
+from linseqrec.data.readers.log import (
+    REQUIRED,
+    WRITTEN,
+    Log,
+    check_arguments,
+    check_distinct,
+    find_columns,
+)
 from linseqrec.errors import LogError, first_line
 
 
@@ -114,6 +121,7 @@ def _read_text(
     else:
         num_fields = log_format.num_fields or len(first_fields)
         positions = _find_positions(where, {**log_format.columns, **columns}, num_fields, unit)
+        check_distinct(where, positions, columns)
         column_of = {**positions}
         names = [str(position) for position in range(num_fields)]
     shape = raw_lines.check_shape(head.path, log_format, num_fields)

@@ -151,7 +151,8 @@ def find_columns(
       time_unit: A key of `TIME_UNITS`; "order" needs no timestamp column. None: not known yet.
 
     Raises:
-      LogError: The log lacks a column that is required or that the caller names.
+      LogError: The log lacks a column that is required or that the caller names, or a column has
+        two roles.
     """
     columns: dict[str, str | int] = {}
     requested = {**from_format, **from_caller}
@@ -173,4 +174,30 @@ def find_columns(
                 f"no column {missing}for the {role} among {', '.join(names)}. Name it: "
                 f"--columns={role}=COLUMN{hint}.",
             )
+    check_distinct(where, columns, from_caller)
     return columns
+
+
+def check_distinct(
+    where: str, columns: Mapping[str, str | int], from_caller: Mapping[str, str | int]
+) -> None:
+    """Raises `LogError` if two roles have one column.
+
+    A rating that nobody named may share its column, and a row too: times can number the rows.
+
+    Args:
+      where: The file name, or a name for the frame; for error messages.
+      columns: The column of each role.
+      from_caller: The caller's column of each role.
+    """
+    role_of: dict[str | int, str] = {}
+    for role, column in columns.items():
+        if role == "row" or (role not in REQUIRED and role not in from_caller):
+            continue
+        other = role_of.setdefault(column, role)
+        if other != role:
+            raise LogError(
+                where,
+                f"column {column!r} is both the {other} and the {role}. Name another column for "
+                f"one of them: --columns={other}=COLUMN,{role}=COLUMN.",
+            )

@@ -182,7 +182,7 @@ def from_folds(dataset: Dataset) -> Split:
 
     Raises:
       SplitError: The data set has no folds, or the folds of a user decrease: his events must be
-        training, then validation, then test events.
+        training, then validation, then test events. The message names the user by the log's id.
     """
     if dataset.folds is None:
         raise SplitError(
@@ -196,8 +196,9 @@ def from_folds(dataset: Dataset) -> Split:
     if len(decreases):
         event = int(decreases[0])
         user = int(np.searchsorted(dataset.offsets, event, side="right")) - 1
+        user_id = dataset.user_ids()[user]
         raise SplitError(
-            f"user {user}: event {event} has fold {folds[event]} after an event with fold "
+            f"user {user_id}: event {event} has fold {folds[event]} after an event with fold "
             f"{folds[event - 1]}. In time order, a user's events must be train, then validation, "
             f"then test. The folds decrease at {len(decreases)} events in all"
         )

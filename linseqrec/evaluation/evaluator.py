@@ -156,7 +156,8 @@ class Evaluator:
             result. None: the table is on one device.
 
         Raises:
-          NonFiniteScoreError: Some scores are NaN or infinite; names the users.
+          NonFiniteScoreError: Some scores are NaN or infinite; names the users by the log's
+            ids.
           ValueError: The number of table rows is not that of the data set's catalogue.
         """
         num_rows = self.dataset.num_items + 1
@@ -213,7 +214,8 @@ class Evaluator:
             is called for few rows at a time. A `SparseScorer` need not compute all scores.
 
         Raises:
-          NonFiniteScoreError: Some scores are NaN or infinite; names the users.
+          NonFiniteScoreError: Some scores are NaN or infinite; names the users by the log's
+            ids.
           ValueError: The scores have another shape.
         """
 
@@ -282,7 +284,8 @@ class Evaluator:
         self, rows: np.ndarray, num_real: int, counts: ranks.Counts
     ) -> tuple[np.ndarray, ranks.Counts]:
         """A part's rows and counts as NumPy arrays, without the rows that fill the batch up."""
-        counts, num_real = counts.fetch("users", self.users[rows]), max(num_real, 0)
+        counts = counts.fetch("users", lambda bad: self.dataset.user_ids()[self.users[rows[bad]]])
+        num_real = max(num_real, 0)
         return rows[:num_real], jax.tree.map(lambda leaf: leaf[:num_real], counts)
 
     def _seen(self, rows: np.ndarray) -> np.ndarray | None:

@@ -76,7 +76,7 @@ def recommend_after(
         request times; None for other models.
 
     Raises:
-      NonFiniteScoreError: Some scores are NaN or infinite; names the users.
+      NonFiniteScoreError: Some scores are NaN or infinite; names the users by the log's ids.
       ValueError: `top_k` is not in 1..N, or the number of table rows is not that of the catalogue.
     """
     if table.shape[0] != dataset.num_items + 1:
@@ -102,7 +102,8 @@ def recommend_after(
                 np.asarray, catalogue_top_k(hidden[part], table, top_k, seen, allowed=allowed)
             )
             if not finite.all():
-                raise NonFiniteScoreError(np.unique(users[own][~finite]), "users")
+                bad_users = np.unique(users[own][~finite])
+                raise NonFiniteScoreError(dataset.user_ids()[bad_users], "users")
             # Rows beyond `num_real` only fill the batch up.
             real = slice(0, max(num_real - part.start, 0))
             items[own[real]], scores[own[real]] = best_items[real], best_scores[real]

@@ -14,6 +14,7 @@ Axis letters: B batch, D width, N catalogue, S seen items, K length of the recom
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -98,12 +99,15 @@ class Counts:
     top: Int[Array, "B K"] | None = None
     top_unseen: Int[Array, "B K"] | None = None
 
-    def fetch(self, what: str = "rows", names: np.ndarray | None = None) -> "Counts":
+    def fetch(
+        self, what: str = "rows", names: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> "Counts":
         """The same counts as NumPy arrays. Waits for the device.
 
         Args:
           what: What a row is, in the plural, for the error message.
-          names: [B], the rows' names for the error message; by default their indices.
+          names: Gives the names of rows by their indices, for the error message; by default the
+            indices. Called only for an error.
 
         Raises:
           NonFiniteScoreError: Some scores are NaN or infinite.
@@ -111,7 +115,7 @@ class Counts:
         counts = jax.tree.map(np.asarray, self)
         bad = np.flatnonzero(~counts.finite)
         if bad.size:
-            raise NonFiniteScoreError(bad if names is None else np.asarray(names)[bad], what)
+            raise NonFiniteScoreError(bad if names is None else names(bad), what)
         return counts
 
     def ranks(self, filter_seen: FilterSeen = "none", ties: Ties = "mean") -> np.ndarray:

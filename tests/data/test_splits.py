@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import from_folds, global_temporal, leave_one_out
+from linseqrec.data.writing import write_dataset
 
 
 def make(times_of_users, folds=None, **options):
@@ -177,14 +178,18 @@ def test_events_of_folds_1_and_2_are_targets(users):
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        ([0, 1, 2, 0, 1, 0, 0], "user 1: event 5 has fold 0 after an event with fold 1"),
-        ([0, 2, 1, 0, 0, 1, 2], "user 0: event 2 has fold 1 after an event with fold 2"),
+        ([0, 1, 2, 0, 1, 0, 0], "user 0: event 5 has fold 0 after an event with fold 1"),
+        ([0, 2, 1, 0, 0, 1, 2], "user ann: event 2 has fold 1 after an event with fold 2"),
     ],
     ids=["train after validation", "validation after test"],
 )
-def test_folds_that_decrease_are_refused_with_user_and_event(folds, message):
+def test_folds_that_decrease_are_refused_with_user_and_event(tmp_path, folds, message):
+    """The log's ids of users, of which the second is "0"."""
+    items = [f"i{item}" for item in range(7)]
+    in_memory = make([range(3), range(4)], folds)
+    dataset = write_dataset(tmp_path / "set", in_memory, ["ann", "0"], items)
     with pytest.raises(ValueError, match=message):
-        from_folds(make([range(3), range(4)], folds))
+        from_folds(dataset)
 
 
 def test_missing_folds_are_refused():

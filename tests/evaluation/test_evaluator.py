@@ -9,6 +9,7 @@ import pytest
 
 from linseqrec.data.dataset import Dataset
 from linseqrec.data.splits import Targets, leave_one_out
+from linseqrec.data.writing import write_dataset
 from linseqrec.evaluation import queries
 from linseqrec.evaluation.baselines import PersonalMarkov
 from linseqrec.evaluation.evaluator import Evaluator
@@ -27,6 +28,12 @@ def make_dataset(users=45, seed=0):
     items = rng.integers(1, ITEMS + 1, offsets[-1]).astype(np.int32)
     times = np.concatenate([np.sort(rng.integers(10**9, 10**9 + 10**6, n)) for n in lengths])
     return Dataset.from_arrays(items, times, offsets, num_items=ITEMS)
+
+
+def with_names(dataset, folder):
+    """The data set with user ids that are other users' numbers: the last user is "0"."""
+    users = [str(user) for user in reversed(range(dataset.num_users))]
+    return write_dataset(folder, dataset, users, [f"i{item}" for item in range(ITEMS)])
 
 
 TABLE = np.random.default_rng(7).integers(-2, 3, (ITEMS + 1, WIDTH)).astype(np.float32)
@@ -262,8 +269,8 @@ def test_each_target_of_one_user_has_its_own_history():
     assert (result.protocol["users"], result.protocol["targets"]) == (1, len(positions))
 
 
-def test_nan_scores_are_an_error_that_names_the_users():
-    dataset = make_dataset()
+def test_nan_scores_are_an_error_that_names_the_users(tmp_path):
+    dataset = with_names(make_dataset(), tmp_path / "set")
     split = leave_one_out(dataset)
     bad_targets = [3, 31]
     last_items = dataset.items[split.test.positions - 1]
@@ -278,7 +285,7 @@ def test_nan_scores_are_an_error_that_names_the_users():
     evaluation = Evaluator(dataset, split.test, max_length=50, batch_size=64)
     with pytest.raises(NonFiniteScoreError, match="for users") as caught:
         evaluation.run(diverged, TABLE)
-    assert set(caught.value.rows) == set(bad_users)
+    assert set(caught.value.rows) == set(dataset.user_ids()[bad_users])
 
 
 def test_coverage_and_popularity_equal_the_definition():

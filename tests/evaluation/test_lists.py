@@ -23,6 +23,7 @@ from tests.evaluation.test_evaluator import (
     make_dataset,
     make_long_dataset,
     slow_evaluation,
+    with_names,
 )
 
 
@@ -152,14 +153,14 @@ def test_lists_after_all_events_have_no_target_rank():
     np.testing.assert_array_equal(lists.items, again.items)
 
 
-def test_nan_scores_and_a_table_of_another_catalogue_are_errors():
-    dataset = make_dataset(users=5)
+def test_nan_scores_and_a_table_of_another_catalogue_are_errors(tmp_path):
+    dataset = with_names(make_dataset(users=5), tmp_path / "set")
     users, ends = np.arange(5), dataset.offsets[1:]
     settings = {"top_k": 3, "max_length": 30, "batch_size": 2}
     broken = TABLE.copy()
     broken[7] = np.nan
-    with pytest.raises(NonFiniteScoreError, match="for users"):
-        recommend_after(dataset, users, ends, encode, broken, **settings)
+    with pytest.raises(NonFiniteScoreError, match="for users 4, which"):
+        recommend_after(dataset, users[:1], ends[:1], encode, broken, **settings)
     with pytest.raises(ValueError, match="table has 90 rows, but .* of 90 items needs 91"):
         recommend_after(dataset, users, ends, encode, TABLE[:-1], **settings)
 

@@ -187,7 +187,7 @@ def test_nan_and_infinite_scores_are_errors(bad):
     with pytest.raises(NonFiniteScoreError, match="for rows 3"):
         score_ranks(scores, np.ones(5, int))
     with pytest.raises(NonFiniteScoreError, match="for users 103"):
-        count_scores(scores, np.ones(5, int)).fetch("users", np.arange(100, 105))
+        count_scores(scores, np.ones(5, int)).fetch("users", lambda rows: rows + 100)
 
 
 def test_one_nan_item_is_an_error_in_any_block_but_not_at_padding():

@@ -528,7 +528,7 @@ def _checked_rows(history: Events) -> tuple[np.ndarray, np.ndarray]:
 
 def _integers(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iu" and array.size:  # an empty list has no integers to show
         hint = (
             ": find_items (data/histories.py) gives those of ids" if array.dtype.kind == "U" else ""
         )

@@ -387,6 +387,15 @@ def test_updates_with_invalid_events_are_errors(recommender, items, times, messa
         recommender.update(recommender.start(histories([4, 2])), items, times)
 
 
+def test_empty_lists_of_items_are_no_error(recommender):
+    states = recommender.start(histories([4, 2]))
+    ids, scores = recommender.recommend(states, 3, items=[])
+    assert not ids.any() and np.isneginf(scores).all()
+    unfiltered = recommender.recommend(states, 3)
+    for found, expected in zip(recommender.recommend(states, 3, [[], []]), unfiltered, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_invalid_requests_are_errors(model, recommender):
     states = recommender.start(histories([4, 2]))
     with pytest.raises(ValueError, match="k is 41, but the catalogue has 40 items"):

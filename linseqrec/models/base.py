@@ -31,7 +31,8 @@ class Encoding:
 
     Attributes:
       hidden: [B, T, D]; position t predicts the event after t. Its scores are `hidden @ table.T`.
-      losses: Auxiliary losses by name, already weighted, to add to the prediction loss; scalars.
+      losses: Auxiliary losses by name, already weighted, to add to the prediction loss; scalars,
+        means over events. They must be finite for a part of a batch that holds no event, too.
       state: What to pass to the next call to go on from here.
       metrics: Scalars to log with the losses; they train nothing.
       counts: What `SequenceModel.after_step` reads of the batch: sums over its events, so that the
@@ -152,8 +153,8 @@ class SequenceModel(nnx.Module):
 
         For running statistics and other state that no gradient moves. Make it an `nnx.BatchStat`
         (any variable but `nnx.Param` will do): the run saves and restores it, and the optimizer
-        leaves it alone. What `encode` writes into a variable is lost; it returns what a statistic
-        needs as counts.
+        leaves it alone. `encode` returns what a statistic needs as counts; a training step refuses
+        a model whose `encode` writes into a variable.
 
         Args:
           events: The step's batch.

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from linseqrec import sharding
 from linseqrec.data.rows import Batch
 from linseqrec.events import Events
+from linseqrec.models.base import SequenceModel
 from linseqrec.training import item_rows
 from linseqrec.training.loss import PredictionLoss
 from linseqrec.training.model import FunctionalModel
@@ -317,6 +318,7 @@ class CompiledStep(States):
         model = nnx.merge(self.model.graphdef, params, buffers, copy=True)
         with sharding.while_tracing(self.model.mesh):
             encoding = model(part.batch.events, dropout_key=part.dropout_key)
+        _check_unchanged(model, params, buffers)
         table = model.item_table()
         summed = self.prediction_loss(encoding.hidden, table, part.batch, part.negatives, rows)
         # The model's own losses and metrics are means over events.
@@ -356,6 +358,23 @@ class CompiledStep(States):
         # bits of all devices on each.
         on_one = jax.default_backend() != "cpu" and self.model.mesh is None
         return "rbg" if on_one else "threefry2x32"
+
+
+def _check_unchanged(model: SequenceModel, params: nnx.State, buffers: nnx.State) -> None:
+    """Refuses a model whose `encode` has written into its variables: the step drops that."""
+    before = jax.tree_util.tree_leaves_with_path(nnx.merge_state(params, buffers))
+    after = jax.tree.leaves(nnx.state(model))
+    written = [
+        sharding.parameter_path(path)
+        for (path, old), new in zip(before, after, strict=True)
+        if new is not old
+    ]
+    if written:
+        raise ValueError(
+            f"{type(model).__name__}.encode wrote to {', '.join(written)}, which a step drops: "
+            "return what a statistic needs as Encoding.counts and write it in after_step, and draw "
+            "random numbers from dropout_key (nnx.BatchNorm and nnx.Dropout do neither)"
+        )
 
 
 class StepRunner:

@@ -34,11 +34,9 @@ class Centered(SequenceModel):
     def __init__(self, num_items, *, rngs):
         self.embedding = ItemEmbedding(num_items, 4, dtype=jnp.float32, rngs=rngs)
         self.mean = nnx.BatchStat(jnp.zeros(4))
-        self.calls = nnx.Variable(jnp.zeros(()))
         self.shift = nnx.Param(jnp.full(4, 0.0))
 
     def encode(self, events, state, *, dropout_key):
-        self.calls[...] += 1
         x, real = self.embedding(events.items), events.items[..., None] > 0
         counts = {"sum": (x * real).sum((0, 1)), "events": real.sum()}
         return Encoding(x - self.mean[...] + self.shift[...], counts=counts)
@@ -76,8 +74,19 @@ def test_a_running_mean_is_trained(parts, centered_run):
         state, _ = run.step.update(state, batch)
         expected = 0.5 * expected + 0.5 * batch_mean
         np.testing.assert_allclose(state.buffers["mean"][...], expected, rtol=1e-5)
-    # What `encode` wrote into a variable is lost, as its docstring says.
-    assert state.buffers["calls"][...] == 0
+
+
+def test_a_model_that_writes_while_it_encodes_is_refused(centered_run, monkeypatch):
+    """As `nnx.BatchNorm` and `nnx.Dropout` do: a step would drop what they write."""
+    run, encode = centered_run(), Centered.encode
+
+    def counting(model, events, state, *, dropout_key):
+        model.mean[...] += 1
+        return encode(model, events, state, dropout_key=dropout_key)
+
+    monkeypatch.setattr(Centered, "encode", counting)
+    with pytest.raises(ValueError, match="Centered.encode wrote to mean, which a step drops"):
+        run.step.update(run.step.initial_state(), run.batches[0])
 
 
 def test_a_step_is_compiled_once(centered_run):
@@ -95,7 +104,7 @@ def test_the_optimizer_has_no_moments_of_a_buffer(centered_run):
         moments = optax.tree.get(state.optimizer, moment)
         assert jax.tree.structure(moments) == jax.tree.structure(state.params)
     assert set(state.params) == {"embedding", "shift"}
-    assert set(state.buffers) == {"mean", "calls"}
+    assert set(state.buffers) == {"mean"}
 
 
 def test_a_run_resumes_and_is_evaluated_with_its_buffers(centered_run, tmp_path):

@@ -202,7 +202,8 @@ def _check_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None
     optimizer = run.experiment.optimizer
     other = f"raise optimizer.warmup_steps (it is {optimizer.warmup_steps})"
     if not optimizer.clip_norm:
-        other = "set optimizer.clip_norm, for instance to 1.0"
+        # The saved state of the optimizer has no place for it.
+        other = "train in another --workdir with optimizer.clip_norm, for instance 1.0"
     raise NonFiniteError(
         f"the loss, gradient or update of step {good + 1} is not finite; the step was not applied, "
         f"and the last good checkpoint is {sound[-1] if sound else 'none'}. Its batch holds users "

@@ -219,7 +219,7 @@ def test_non_finite_loss_stops_the_run_with_its_step(
 @pytest.mark.parametrize(
     ("clip_norm", "advice"),
     [
-        (0.0, "set optimizer.clip_norm, for instance to 1.0"),
+        (0.0, "train in another --workdir with optimizer.clip_norm, for instance 1.0"),
         (0.5, r"raise optimizer.warmup_steps \(it is 3\)"),
     ],
 )

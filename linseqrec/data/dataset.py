@@ -202,7 +202,7 @@ class Dataset:
         path = cast(Path, self.folder) / f"{name}.parquet"
         expected = self.num_users if name == "user_ids" else self.num_items
         try:
-            ids = pl.read_parquet(path).sort("index")["id"].cast(pl.String, strict=True)
+            ids = pl.read_parquet(path, glob=False).sort("index")["id"].cast(pl.String, strict=True)
         except (pl.exceptions.PolarsError, OSError) as error:
             reason = first_line(error)
             raise DatasetError(f"{path} cannot be read ({reason}): {_PREPARE_AGAIN}") from error

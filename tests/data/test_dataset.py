@@ -39,6 +39,15 @@ def test_open_returns_the_written_data_set(folder):
     assert {entry.name for entry in folder.parent.iterdir()} == {"set"}
 
 
+def test_a_folder_s_name_is_no_pattern_for_the_names_of_others(folder):
+    own = folder.rename(folder.with_name("set[1]"))
+    others = Dataset.from_arrays(ITEMS, TIMES, OFFSETS)
+    write_dataset(folder.with_name("set1"), others, ["c", "d"], ["p", "q", "r"])
+    dataset = Dataset.open(own)
+    assert dataset.user_ids().tolist() == ["a", "b"]
+    assert dataset.item_ids().tolist() == ["", "x", "y", "z"]
+
+
 def test_a_folder_holds_the_documented_files(folder):
     assert {entry.name for entry in folder.iterdir()} == {
         "items.npy",

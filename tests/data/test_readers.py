@@ -245,6 +245,14 @@ def test_a_byte_order_mark_before_json_is_named(tmp_path, compressed):
         read_file(path)
 
 
+@pytest.mark.parametrize("name", ["log[1].json", "log*.json", "log?.json"])
+def test_a_json_log_s_name_is_no_pattern_for_the_names_of_others(tmp_path, name):
+    line = '{"user": "u", "item": 2, "timestamp": 3}\n'
+    (tmp_path / name).write_text(line)
+    (tmp_path / "log1.json").write_text(line.replace('"u"', '"other"'))
+    assert events(read_file(tmp_path / name)) == [("u", "2", 3)]
+
+
 def test_ids_keep_their_text(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp\n007,1.0,1\n7,1,2\n+7, 1,3\n")

@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import glob
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -281,7 +282,8 @@ def _read_json(
     if exact or isinstance(first_time, str) or unit == "iso":
         numbers.discard(names.get("timestamp", ""))
     schema = {name: pl.Float64 if name in numbers else pl.String for name in names.values()}
-    scan = pl.scan_ndjson(head.path, schema=schema, row_index_name=spark.ROW)
+    # Polars takes the path for a pattern.
+    scan = pl.scan_ndjson(glob.escape(where), schema=schema, row_index_name=spark.ROW)
     frame = _parse_columns(scan, names, unit, exact=exact)
     return Log(
         _finish_times(frame, unit, exact=exact),

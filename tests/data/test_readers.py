@@ -142,6 +142,48 @@ def test_a_folder_of_parquet_leaves_no_file_out(tmp_path):
         read_file(tmp_path / "log")
 
 
+@pytest.mark.parametrize("second", [[], ["extra"]], ids=["same columns", "one more column"])
+@pytest.mark.parametrize("types", [(pl.Int64, pl.Int32), (pl.Int32, pl.Int64, pl.UInt32)])
+def test_parquet_files_may_differ_in_integers_and_in_columns_without_a_role(
+    tmp_path, types, second
+):
+    expected = []
+    for part, dtype in enumerate(types):
+        frame = pl.DataFrame({"user": ["u"], "item": [part], "timestamp": [5 + part], "more": [1]})
+        frame = frame.with_columns(pl.col("item", "timestamp").cast(dtype))
+        frame = frame.with_columns(pl.lit(0).alias(name) for name in second if part)
+        frame.write_parquet(tmp_path / f"{part}.parquet")
+        expected.append(("u", str(part), 5 + part))
+    assert events(read_file(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pl.col("item").cast(pl.String), r"2.parquet holds 'item' as String, but .*1.parquet as"),
+        (pl.col("item").cast(pl.UInt64), "2.parquet holds 'item' as UInt64, but .* as Int64"),
+        (pl.col("item").alias("product"), "2.parquet has no column 'item', but .*1.parquet has"),
+    ],
+    ids=["text", "large integers", "no column"],
+)
+def test_parquet_files_that_do_not_fit_together_are_named(tmp_path, change, message):
+    frame = pl.DataFrame({"user": ["u"], "item": [2], "timestamp": [5]})
+    frame.write_parquet(tmp_path / "1.parquet")
+    frame.select("user", "timestamp", change).write_parquet(tmp_path / "2.parquet")
+    with pytest.raises(LogError, match=f"{message}.*: write all files with the same") as caught:
+        events(read_file(tmp_path))
+    assert "download" not in str(caught.value)
+
+
+def test_a_damaged_parquet_file_of_a_folder_is_named(tmp_path):
+    pl.DataFrame({"user": ["u"], "item": [2], "timestamp": [5]}).write_parquet(
+        tmp_path / "1.parquet"
+    )
+    (tmp_path / "2.parquet").write_bytes(b"PAR1")
+    with pytest.raises(LogError, match="2.parquet: cannot be read: .* download it again"):
+        events(read_file(tmp_path))
+
+
 def test_a_parquet_file_gives_its_events_in_order(tmp_path):
     path = tmp_path / "log.parquet"
     pl.DataFrame(

@@ -87,7 +87,8 @@ def _read_parquet(
     engine_errors: tuple[type[Exception], ...] = (nw.exceptions.NarwhalsError, *spark.errors())
     try:
         if session is None:
-            frame = pl.scan_parquet(files, glob=False)
+            schemas = [_schema_of(file) for file in files]
+            frame = _scan_parquet(files, schemas)
         else:
             frame = spark.scan_parquet(session, files)
             columns = {**columns, "row": spark.ROW}
@@ -97,8 +98,62 @@ def _read_parquet(
             str(path),
             f"cannot be read: {first_line(error)}. If the file is damaged, download it again.",
         ) from None
+    if session is None:
+        _check_same_types(path, files, schemas, [str(name) for name in log.columns.values()])
     columns_of_file = {role: name for role, name in log.columns.items() if role != "row"}
     return dataclasses.replace(log, format="parquet", columns=columns_of_file, sha256=digest)
+
+
+def _schema_of(file: Path) -> pl.Schema:
+    try:
+        return pl.scan_parquet(file, glob=False).collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LogError(
+            str(file),
+            f"cannot be read: {first_line(error)}. If the file is damaged, download it again.",
+        ) from None
+
+
+def _scan_parquet(files: list[Path], schemas: list[pl.Schema]) -> pl.LazyFrame:
+    """The columns of the first file; one whose integers differ in size between files as int64."""
+    schema = {**schemas[0]}
+    for name in schema:
+        types = {other[name] for other in schemas if name in other}
+        if len(types) > 1 and all(map(_fits_int64, types)):
+            schema[name] = pl.Int64()
+    return pl.scan_parquet(
+        files,
+        glob=False,
+        schema=schema,
+        extra_columns="ignore",
+        cast_options=pl.ScanCastOptions(integer_cast="upcast"),
+    )
+
+
+def _fits_int64(dtype: pl.DataType) -> bool:
+    return dtype in (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
+
+
+def _check_same_types(
+    path: Path, files: list[Path], schemas: list[pl.Schema], names: list[str]
+) -> None:
+    """Raises `LogError` for a file whose columns do not fit those of the first."""
+    for file, schema in zip(files, schemas, strict=True):
+        for name in names:
+            expected, found = schemas[0][name], schema.get(name)
+            if found is None:
+                reason = f"{file.name} has no column {name!r}, but {files[0].name} has one"
+            elif not _fit_together(expected, found):
+                reason = f"{file.name} holds {name!r} as {found}, but {files[0].name} as {expected}"
+            else:
+                continue
+            raise LogError(str(path), f"{reason}: write all files with the same columns and types.")
+
+
+def _fit_together(first: pl.DataType, second: pl.DataType) -> bool:
+    if isinstance(first, pl.Datetime) and isinstance(second, pl.Datetime):
+        return first.time_unit == second.time_unit  # whatever their zones, Parquet holds UTC
+    return first == second or (_fits_int64(first) and _fits_int64(second))
 
 
 def _read_text(

@@ -295,6 +295,18 @@ def test_a_json_log_s_name_is_no_pattern_for_the_names_of_others(tmp_path, name)
     assert events(read_file(tmp_path / name)) == [("u", "2", 3)]
 
 
+def test_a_key_that_the_first_event_lacks_is_a_column(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text('{"user": 1, "item": 2}\n{"item": 3, "more": 4, "user": 1, "ts": 5}\n')
+    log = read_file(path)
+    assert log.columns == {"user": "user", "item": "item", "timestamp": "ts"}
+    assert log.ignored == ["more"]
+    rows = log.frame.collect().to_native().select("item", "timestamp").rows()
+    assert rows == [("2", None), ("3", 5.0)]
+    path.write_text('{"asin": "x"}\n' + LOGS["amazon-json"][0])
+    assert read_file(path).format == "amazon-json"
+
+
 def test_ids_keep_their_text(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item,timestamp\n007,1.0,1\n7,1,2\n+7, 1,3\n")

@@ -278,11 +278,28 @@ def _matches_most(
     return 2 * matches > len(lines)
 
 
+def json_keys(head: Head) -> list[str]:
+    """The keys of all first lines of a JSON log, in the order in which they appear.
+
+    Raises:
+      LogError: The first line is not a JSON object.
+    """
+    keys: dict[str, None] = {}
+    for line, text in enumerate(head.lines, start=1):
+        reason = "."
+        try:
+            event = json.loads(text)
+        except ValueError as error:
+            event, reason = None, f": {error}."
+        if isinstance(event, dict):
+            keys |= dict.fromkeys(event)
+        elif line == 1:  # `check_json` names a later line
+            raise LogError(str(head.path), f"the line is not a JSON object{reason}", line=1)
+    return list(keys)
+
+
 def _detect_json(head: Head) -> Format:
-    try:
-        keys = set(json.loads(head.lines[0]))
-    except ValueError as error:
-        raise LogError(str(head.path), f"the line is not a JSON object: {error}.", line=1) from None
+    keys = set(json_keys(head))
     for name in ("amazon-json", "amazon-2023-json"):
         columns = FORMATS[name].columns
         if {columns[role] for role in ("user", "item", "timestamp")} <= keys:

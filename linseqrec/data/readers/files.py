@@ -319,13 +319,8 @@ def _read_json(
         if file.read(3) == codecs.BOM_UTF8:  # Polars takes it for a part of the first event.
             advice = "Remove it: sed '1s/^\\xEF\\xBB\\xBF//' FILE > NEW."
             raise LogError(where, f"the file begins with a byte-order mark. {advice}", line=1)
-    try:
-        first = json.loads(head.lines[0])
-    except ValueError as error:
-        raise LogError(where, f"the line is not a JSON object: {error}.", line=1) from None
-    if not isinstance(first, dict):
-        raise LogError(where, "the line is not a JSON object.", line=1)
-    column_of = find_columns(where, list(first), columns, log_format.columns, unit)
+    keys = detection.json_keys(head)
+    column_of = find_columns(where, keys, columns, log_format.columns, unit)
     names = {role: str(name) for role, name in column_of.items()}
     first_time = _first_json_value(head, names.get("timestamp"))
     exact = times.needs_exact(str(first_time))
@@ -345,7 +340,7 @@ def _read_json(
         where,
         log_format.name,
         column_of,
-        [name for name in first if name not in names.values()],
+        [name for name in keys if name not in names.values()],
         unit,
         shape.sha256,
         first_line=1,

@@ -7,7 +7,7 @@ import narwhals as nw
 import polars as pl
 import pytest
 
-from linseqrec.data.readers import FORMATS, LogError, read_file
+from linseqrec.data.readers import FORMATS, LogError, raw_lines, read_file
 from linseqrec.data.readers.formats import TIME_UNITS
 
 # For each format, a small file and its events (user, item, seconds) in the order of the file.
@@ -277,6 +277,19 @@ def test_a_byte_order_mark_and_a_missing_last_line_end_are_accepted(tmp_path):
     log = read_file(path)
     assert events(log) == [("u", "é", 1), ("v", "j", 2)]
     assert log.columns["user"] == "user"
+
+
+@pytest.mark.parametrize("header", ['"date, local",user,item\n', ""], ids=["header", "no header"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_byte_order_mark_before_a_quote_is_accepted(tmp_path, compressed, header):
+    path = tmp_path / "log.csv"
+    data = f'\ufeff{header}"1970-01-01T00:00:05","a, b",i\n'.encode()
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    names = ["date, local", "user", "item"] if header else [0, 1, 2]
+    columns = dict(zip(["timestamp", "user", "item"], names, strict=True))
+    log = read_file(path, format="csv", columns=columns)
+    assert events(log) == [("a, b", "i", 5)]
+    raw_lines.check_quotes(path, ",")
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -1,5 +1,6 @@
 """The bytes of a log file: its beginning, its digest, and checks of every line."""
 
+import codecs
 import csv
 import dataclasses
 import gzip
@@ -60,6 +61,12 @@ def is_gzip(path: Path) -> bool:
 def open_bytes(path: Path) -> IO[bytes]:
     """Opens a file for reading its uncompressed bytes."""
     return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip(path) else open(path, "rb")
+
+
+def _skip_mark(file: IO[bytes]) -> None:
+    """Moves a file that has just been opened past its byte-order mark, if it has one."""
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -126,7 +133,7 @@ def read_head(path: Path) -> Head:
         if data.startswith(first_bytes):
             raise LogError(str(path), f"this is {kind_and_advice}.")
     _check_zeros(path, data, 1)
-    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
+    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace")
     if not text.strip():
         raise LogError(str(path), "the file is empty.")
     if text.lstrip().startswith("<"):
@@ -243,6 +250,7 @@ def check_quotes(path: Path, separator: str) -> None:
     field = rf'("([^"]|"")*"|[^"{separator}]*)'
     proper = re.compile(f"{field}({separator}{field})*")
     with open_bytes(path) as file:
+        _skip_mark(file)
         for line, text in enumerate(file, start=1):
             if b'"' in text and not proper.fullmatch(text.decode("utf-8").rstrip("\r\n")):
                 raise LogError(
@@ -254,10 +262,11 @@ def check_quotes(path: Path, separator: str) -> None:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Blocks of complete lines; each line, also the last one, ends with a line end."""
+    """Blocks of complete lines, without byte-order mark; each line ends with a line end."""
     incomplete = b""
     try:
         with open_bytes(path) as file:
+            _skip_mark(file)
             while block := file.read(_BLOCK):
                 block = incomplete + block
                 end = block.rfind(b"\n") + 1

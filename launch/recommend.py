@@ -141,7 +141,7 @@ def read_ids(flag: str, value: str) -> list[str]:
     """
     if value.startswith("@"):
         try:
-            parts = Path(value[1:]).read_text(encoding="utf-8-sig").splitlines()
+            parts = Path(value[1:]).read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
             raise ConfigError(f"--{flag}={value}: {error.strerror}") from error
         except UnicodeDecodeError as error:

@@ -160,6 +160,9 @@ def test_a_file_of_ids_is_text_in_utf_8(trained, tmp_path):
     ids.write_bytes("caf\xe9".encode("latin-1"))
     refused = program("recommend", *arguments)
     assert refused.returncode == 1 and "ids.txt: the file is no UTF-8 text" in refused.stderr
+    ids.write_bytes(b"u3\r\nno\x0cbody\r\n")
+    refused = program("recommend", *arguments)
+    assert "no such users in the data set: no?body\n" in refused.stderr
     # Editors of Windows begin a text with a mark of its encoding.
     ids.write_text("u3\n", encoding="utf-8-sig")
     assert program("recommend", *arguments).returncode == 0

@@ -58,8 +58,8 @@ def prepare(
         user did, such as pv or buy. A `fold` column holds train, validation or test.
       time_unit: "s", "ms", "us", "ns", "iso" (text), or "order" if the log has no times and its
         lines are in time order. None: the unit of the format, or detected from the values. Numbers
-        that look like something else than times are then refused. Times become whole seconds after
-        the sort.
+        that look like something else than times are then refused. The sort compares times to the
+        microsecond. Then they become whole seconds.
       separator: The text between two fields of a CSV file: one ASCII character, possibly repeated.
         None: a comma, tab, semicolon or pipe, as the first line has it.
       drop_missing: Drop events without a user id, an item id or a time; with `min_rating`, also

@@ -262,14 +262,22 @@ def check_ids(log: Log, role: str, ids: pl.Series) -> pl.Series:
       ids: The distinct ids of that role.
 
     Raises:
-      LogError: An id is missing, is an object or array of JSON, or is not a whole number in a
-        column of floats; or only some ids are written as floats. Names the first row.
+      LogError: An id is missing, is an object or array of JSON, has a zero character, or is not a
+        whole number in a column of floats; or only some ids are written as floats. Names the first
+        row.
     """
     column = nw.col(role)
     if (ids.is_null() | ids.is_in(MISSING)).any():
         raise _missing(log, role)
     if ids.str.contains(r"^[\[{]").any():
         log.check_nested(role)
+    if ids.str.contains("\0", literal=True).any():
+        ((row, _),) = _find(log.frame, [column.str.contains("\0", literal=True)])
+        raise log.error(
+            row,
+            f"the {role} id has a zero character, or in JSON a lone surrogate, \\ud800 to \\udfff. "
+            "NumPy would cut the id there: remove the character.",
+        )
     if role in log.float_ids:
         is_whole = r"^-?[0-9]+$"
         if not ids.str.contains(is_whole).all():

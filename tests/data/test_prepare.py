@@ -677,6 +677,18 @@ BAD_LOGS = {
         {},
         'line 2: user is ["u", 1]: an id must be text or a number',
     ),
+    "json zero character in an id": (
+        "a.json",
+        EVENT + EVENT.replace('"u"', r'"u\u0000"'),
+        {},
+        "line 2: the user id has a zero character",
+    ),
+    "json lone surrogate in an id": (
+        "a.json",
+        EVENT + EVENT.replace('"u"', r'"\ud800"'),
+        {},
+        "line 2: the user id has a zero character, or in JSON a lone surrogate",
+    ),
     "some ids as floats": (
         "a.csv",
         GOOD.replace("u", "17", 2).replace("17ser", "user").replace("v", "18.0"),

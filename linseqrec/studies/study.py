@@ -81,6 +81,10 @@ class Table:
         labels = [arm.label for arm in self.arms]
         if len(set(labels)) < len(labels):
             raise StudyError(f"table {self.name}: two of its arms have the same label")
+        if seeded := [arm.label for arm in self.arms if "training.seed" in arm.overrides]:
+            raise StudyError(
+                f"table {self.name}: arm {seeded[0]!r} sets training.seed: give the table's seeds"
+            )
         for metric in self.metrics:
             check_metric(metric)
         if SELECTION_METRIC not in self.metrics:

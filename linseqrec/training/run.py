@@ -101,7 +101,8 @@ class Run:
             process_index=process_index,
             process_count=process_count,
         )
-        num_steps = max(1, round(training.num_epochs * batches.steps_per_epoch))
+        # A state counts its steps in 32 bits.
+        num_steps = min(max(1, round(training.num_epochs * batches.steps_per_epoch)), 2**31 - 1)
 
         model = FunctionalModel.of(experiment, source.dataset.num_items, mesh)
         return cls(experiment, source, batches, model, num_steps, auc)

@@ -44,6 +44,10 @@ def test_a_field_that_an_experiment_does_not_have_is_refused(tmp_path):
     ("make", "message"),
     [
         (lambda: Table("t", "", (ARMS[0], ARMS[0])), "two of its arms have the same label"),
+        (
+            lambda: Table("t", "", (Arm("a", "x.py:y", {"training.seed": 7}),)),
+            "arm 'a' sets training.seed: give the table's seeds",
+        ),
         (lambda: Study("n", "", "", (TABLES[0], TABLES[0])), "two of its tables have the same"),
         (
             lambda: Study("n", "", "", TABLES, (Claim("x", "other", "SASRec", ("wide",)),)),
@@ -62,6 +66,7 @@ def test_a_field_that_an_experiment_does_not_have_is_refused(tmp_path):
     ],
     ids=[
         "two arms",
+        "arm of one seed",
         "two tables",
         "claim's table",
         "claim's arm",

@@ -138,3 +138,10 @@ def test_a_log_without_times_trains_no_model_that_reads_them(experiment):
     ):
         make(HyTRecConfig(**fields))
     make(SinkRecConfig(temporal_addressing=False, temporal_decay=False))
+
+
+def test_a_run_of_endless_epochs_has_a_number_of_steps(make_run, experiment):
+    """`training.max_minutes` may end it long before."""
+    optimizer = {"schedule": "late_decay", "learning_rate": 0.25}
+    run = make_run(experiment, training={"num_epochs": 1e12}, optimizer=optimizer)
+    assert float(run.learning_rate(1000)) == 0.25

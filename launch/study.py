@@ -34,6 +34,7 @@ from linseqrec.studies.record import make_record, read_record, run_names
 from linseqrec.studies.study import Study, StudyError, StudyRun, load_study, study_runs
 from linseqrec.sweeps.local import GRACE_SECONDS, Interrupted, run_local
 from linseqrec.sweeps.task import train_task
+from linseqrec.training import workdir
 from linseqrec.training.preemption import EXIT_CODE
 
 _STUDY = flags.DEFINE_string("study", "", "File of the study, in experiments/studies.")
@@ -73,11 +74,14 @@ def main(argv: list[str]) -> None:
     path = output / f"{study.name}.json"
     earlier = _earlier(path)
     record = _make_record(study, runs, earlier, path)
-    left = _left(study, runs, run_names(record))
+    lacking = _left(study, runs, run_names(record))
+    left = [run for run in lacking if not workdir.is_locked(run.folder)]
     if not _RENDER.value:
         for run in left:
             print(f"{run.name}  {run.folder}")
-        print(f"{len(runs)} runs, {len(left)} to train", flush=True)
+        elsewhere = len(lacking) - len(left)
+        busy = f", {elsewhere} train elsewhere now" if elsewhere else ""
+        print(f"{len(runs)} runs, {len(left)} to train{busy}", flush=True)
     if _DRY_RUN.value:
         return
     code = 0

@@ -4,9 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from linseqrec.training import workdir
 from linseqrec.training.preemption import EXIT_CODE
 from tests.launch.programs import ROOT, program
 
@@ -67,6 +69,15 @@ def test_the_same_command_trains_what_is_left(studied):
     assert study(folder, "--render").returncode == 0
     (table,) = json.loads((folder / "results" / "tiny.json").read_text())["tables"]
     assert table["missing"] == {"SASRec": [1]}
+
+
+def test_a_run_that_trains_elsewhere_is_left_alone(tmp_path):
+    (tmp_path / "tiny.py").write_text(STUDY.replace("SEEDS", "(0,)"))
+    name, folder = study(tmp_path, "--dry_run").stdout.splitlines()[0].split("  ")
+    with workdir.lock(Path(folder)):
+        done = study(tmp_path, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "1 runs, 0 to train, 1 train elsewhere now" in done.stdout and name not in done.stdout
 
 
 def test_the_end_of_the_minutes_is_named_with_the_command_that_goes_on(tmp_path):
